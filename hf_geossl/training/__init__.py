@@ -1,0 +1,1 @@
+"""Views with geometry, exact streams, and teacher-student training."""

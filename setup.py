@@ -1,0 +1,41 @@
+"""Packaging of hf_geossl; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "scikit-image>=0.22", "scikit-learn>=1.4", "timm>=1.0", "torchdata>=0.11"]
+EVAL = ["evaluate>=0.4.6", "scikit-learn>=1.4"]
+
+setup(
+    name="hf_geossl",
+    version="0.1.0",
+    description="Self-supervised vision transformers that keep geometry (GTSA, LOCA, EquiCoherent) for the Hugging Face stack",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["hf_geossl", "hf_geossl.*"]),
+    package_data={"hf_geossl": ["py.typed", "training/recipes/*.yaml", "publishing/*.jinja"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers>=5.17",
+        "huggingface_hub>=1.31",
+        "datasets>=5.2",
+        "accelerate>=1.10",
+        "numpy>=1.26",
+        "pillow>=10.1",
+        "pyyaml>=6",
+        "jinja2>=3.1",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2,<3", "types-PyYAML"],
+        "eval": EVAL,
+        "space": ["gradio>=5"],
+        "timm": ["timm>=1.0"],
+    },
+    entry_points={"console_scripts": ["geossl=hf_geossl.cli:main"]},
+)
