@@ -1,3 +1,41 @@
-"""Self-supervised vision transformers that keep geometry, for the Hugging Face stack."""
+"""
+Self-supervised vision transformers that keep geometry, for the Hugging Face stack.
+
+Importing the package registers its models with transformers' Auto classes; everything else is imported when first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from .auto import register_auto_classes
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "modeling.configuration_gtsa": ["GTSAConfig"],
+    "modeling.modeling_gtsa": ["GTSABackbone", "GTSAForImageClassification", "GTSAForSemanticSegmentation", "GTSAModel"],
+    "modeling.pretraining_gtsa": ["GTSAForPreTraining", "GTSAForPreTrainingOutput"],
+    "training.arguments": ["GTSATrainingArguments", "TeacherStudentTrainingArguments"],
+    "training.streams": ["ImageStream", "load_stream"],
+    "training.trainer": ["TeacherStudentTrainer"],
+    "training.trainer_gtsa": ["GTSATrainer"],
+    "training.views_gtsa": ["GTSAViews"],
+    "data": ["load_scenes"],
+    "publishing.export": ["load_backbone"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'hf_geossl' has no attribute {name!r}")
+    return getattr(import_module(f"hf_geossl.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+register_auto_classes()

@@ -1,1 +1,5 @@
 """Checkpoint conversion and exports."""
+
+from .convert import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint, to_timm
+
+__all__ = ["convert_dino_checkpoint", "convert_gtsa_checkpoint", "convert_timm_checkpoint", "to_timm"]

@@ -1,0 +1,31 @@
+"""Registration with transformers' Auto classes: by `model_type`, and as code that travels with saved weights."""
+
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, ViTImageProcessor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from hf_geossl.modeling import modeling_gtsa, pretraining_gtsa
+from hf_geossl.modeling.configuration_gtsa import GTSAConfig
+
+
+def _register(config_class: Any, *modules: Any) -> None:
+    """Registers a configuration and every class that its models' `_auto_map` names."""
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    config_class.register_for_auto_class("AutoConfig")
+    processors = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
+    AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
+    by_name = {name: getattr(module, name) for module in modules for name in module.__all__}
+    base = next(cls for cls in by_name.values() if getattr(cls, "_auto_map", None))
+    for auto_name, reference in base._auto_map.items():
+        if auto_name == "AutoConfig":
+            continue
+        model_class = by_name[reference.partition(".")[2]]
+        getattr(transformers, auto_name).register(config_class, model_class, exist_ok=True)
+        model_class.register_for_auto_class(auto_name)
+
+
+def register_auto_classes() -> None:
+    """Makes every Auto class of transformers open this library's models; called on `import hf_geossl`."""
+    _register(GTSAConfig, modeling_gtsa, pretraining_gtsa)

@@ -1,0 +1,89 @@
+"""Configuration of the vision transformer trunk that all methods share."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Fields of the pre-norm ViT trunk; each method's configuration adds its own.
+
+    Args:
+        hidden_size (`int`, defaults to 384): Width of the tokens.
+        num_hidden_layers (`int`, defaults to 12): Number of transformer layers.
+        num_attention_heads (`int`, defaults to 6): Heads of each attention layer; must divide `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of the MLP; four times `hidden_size` when not given.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP; `"gelu"` is the exact (erf) one.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the trunk's layer norms.
+        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels that the position table is made for.
+        patch_size (`int`, defaults to 16): Side of a patch in pixels.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        qkv_bias (`bool`, defaults to `True`): Whether queries, keys and values have a bias.
+        drop_path_rate (`float`, defaults to 0.0): Stochastic depth of the last layer; grows linearly from 0.
+        apply_layernorm (`bool`, defaults to `True`): Whether a backbone normalises its feature maps.
+        reshape_hidden_states (`bool`, defaults to `True`): Whether a backbone returns maps `(batch, channels, height,
+            width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them.
+        semantic_loss_ignore_index (`int`, defaults to 255): Label that the segmentation loss leaves out.
+        out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
+
+    Raises:
+        ValueError: If sizes are not positive, or heads do not divide the width, or the patch not the image.
+    """
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    drop_path_rate: float | int = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        kwargs.pop("stage_names", None)  # always follows num_hidden_layers, whatever a saved file says
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Height and width in pixels that the position table is made for."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
+
+    def validate_trunk(self) -> None:
+        """Part of `@strict` validation."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}; change num_attention_heads"
+            )
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_height_width):
+            raise ValueError(
+                f"image_size must be a positive multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")

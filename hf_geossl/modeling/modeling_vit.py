@@ -1,0 +1,247 @@
+"""The vision transformer trunk that all methods share: embeddings, attention, layer, encoder."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vit import GeometricViTConfig
+
+
+def resample_positions(positions: torch.Tensor, height: int, width: int, offset: float = 0.0) -> torch.Tensor:
+    """
+    Resamples a table of position embeddings to another grid, bicubically and in float32.
+
+    Args:
+        positions (`torch.Tensor` of shape `(grid_height, grid_width, hidden_size)`): The table.
+        height, width (`int`): The new grid, in patches.
+        offset (`float`, defaults to 0.0): Added to `height` and `width` where the sampling step is computed, as DINO
+            and GTSA do with 0.1; 0 resamples to the exact size.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width, hidden_size)`, in the dtype of `positions`.
+    """
+    grid_height, grid_width, _ = positions.shape
+    if (height, width) == (grid_height, grid_width):
+        return positions
+    target: dict[str, Any] = {"size": (height, width)}
+    if offset:
+        target = {"scale_factor": ((height + offset) / grid_height, (width + offset) / grid_width)}
+    table = positions.float().permute(2, 0, 1)[None]  # (1, D, grid_height, grid_width)
+    table = nn.functional.interpolate(table, mode="bicubic", align_corners=False, antialias=False, **target)
+    return table[0].permute(1, 2, 0).to(positions.dtype)
+
+
+class ViTPatchEmbeddings(nn.Conv2d):
+    """Cuts an image into patches and maps each to a token; keeps PyTorch's own initialisation."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.patch_size = config.patch_size
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Maps `pixel_values (batch, channels, height, width)` to tokens `(batch, rows, columns, hidden_size)`."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.in_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.in_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}"
+            )
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size or width % self.patch_size or not height or not width:
+            raise ValueError(
+                f"height and width of pixel_values must be multiples of the patch size {self.patch_size}, "
+                f"got {height} x {width}; resize or pad the images"
+            )
+        return super().forward(pixel_values.to(self.weight.dtype)).permute(0, 2, 3, 1)
+
+
+class ViTEmbeddings(nn.Module):
+    """Class token and patch tokens with their position embeddings, for any image size divisible by the patch."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__()
+        height, width = config.image_height_width
+        self.grid_size = (height // config.patch_size, width // config.patch_size)
+        self.position_interpolation_offset = getattr(config, "position_interpolation_offset", 0.0)
+        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        num_positions = 1 + self.grid_size[0] * self.grid_size[1]
+        self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Maps `pixel_values (batch, channels, height, width)` to `(batch, 1 + patches, hidden_size)`."""
+        tokens = self.patch_embeddings(pixel_values)  # (B, h, w, D)
+        table = self.position_embeddings[0, 1:].unflatten(0, self.grid_size)
+        positions = resample_positions(table, tokens.shape[1], tokens.shape[2], self.position_interpolation_offset)
+        tokens = (tokens + positions).flatten(1, 2)
+        cls_token = self.cls_token + self.position_embeddings[:, :1]
+        return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for `attn_implementation="eager"`, which alone returns the weights."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class ViTAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface; queries, keys and values in one product."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
+        batch_size, num_tokens, hidden_size = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_attention_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of (B, heads, T, head_dim)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **kwargs)
+        return self.projection(output.reshape(batch_size, num_tokens, hidden_size)), weights
+
+
+class ViTMLP(nn.Module):
+    """Two linear layers with the activation between them."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch, tokens, hidden_size)` to the same shape."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class ViTDropPath(nn.Module):
+    """Stochastic depth, per sample, scaled by the inverse of the share kept (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Zeroes whole samples of a residual branch `(batch, tokens, hidden_size)` in training."""
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = torch.empty(len(hidden_states), 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
+        return hidden_states * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """Shows the rate where the module is printed."""
+        return f"rate={self.rate:.3f}"
+
+
+class ViTLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: GeometricViTConfig, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ViTAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViTMLP(config)
+        self.drop_path = ViTDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Maps `(batch, tokens, hidden_size)` to the same shape."""
+        hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), **kwargs)[0])
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+
+
+class GeometricViTPreTrainedModel(PreTrainedModel):
+    """What all models of this library share: initialisation of the trunk, and folders that open with any Auto class."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["ViTEmbeddings", "ViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": ViTLayer, "attentions": ViTAttention}
+    _input_embed_layer = "patch_embeddings"
+    _auto_map: ClassVar[dict[str, str]] = {}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal for linear layers, class token and positions; PyTorch's own for the patch convolution."""
+        if isinstance(module, ViTPatchEmbeddings):
+            init_like_torch(module)
+        elif isinstance(module, ViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As transformers', but the folder names every Auto class, whichever class it was saved from."""
+        if self.is_remote_code():
+            self.config.auto_map = dict(self._auto_map)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
+    """Gives a layer PyTorch's default initialisation, through transformers' functions that respect loaded weights."""
+    bound = module.weight[0].numel() ** -0.5  # kaiming uniform with a = sqrt(5)
+    init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
+        init.uniform_(module.bias, -bound, bound)
+
+
+class ViTEncoder(GeometricViTPreTrainedModel):
+    """The stack of layers, without the final norm."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        last = max(config.num_hidden_layers - 1, 1)
+        rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
+        self.layer = nn.ModuleList([ViTLayer(config, rate) for rate in rates])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
+        """Runs the layers over `hidden_states (batch, tokens, hidden_size)`."""
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
