@@ -32,7 +32,7 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
 
     Raises:
-        ValueError: If sizes are not positive, or heads do not divide the width, or the patch not the image.
+        ValueError: If sizes are not positive or the patch does not divide the image.
     """
 
     hidden_size: int = 384
@@ -76,11 +76,6 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
-                f"{self.num_attention_heads}; change num_attention_heads"
-            )
         if any(side < self.patch_size or side % self.patch_size for side in self.image_height_width):
             raise ValueError(
                 f"image_size must be a positive multiple of patch_size, got {self.image_size} and {self.patch_size}"

@@ -110,6 +110,11 @@ class ViTAttention(nn.Module):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {config.hidden_size} and "
+                f"{config.num_attention_heads}; change num_attention_heads in the configuration"
+            )
         self.config = config
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
