@@ -1,0 +1,178 @@
+"""Safe decoding: whatever a data set holds becomes an 8-bit RGB image, or one clear error."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+DEFAULT_MAX_PIXELS = 2**26
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+
+# EXIF orientation -> what brings the pixels upright (TIFF 6.0, tag 274)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be used: truncated, too large, of an unknown format, or without pixels.
+
+    Args:
+        reason (`str`): what is wrong, in one sentence without the place on the machine.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Decodes an image of a data set to RGB, refusing what is broken or too large before its pixels are touched.
+
+    Encoded images are opened with Pillow's readers for JPEG, PNG, WebP, BMP, TIFF and GIF (of which the first frame is
+    taken) and no others. The EXIF orientation is applied; one that cannot be read counts as upright. Grey, palette and
+    CMYK are converted, 16-bit grey is scaled by 1 / 257 and rounded (0..65535 -> 0..255), transparent pixels are laid
+    over white, as a browser shows them. 32-bit integer and floating point pixels have no fixed range and are refused.
+    A string is always the path of a local file: addresses are never followed.
+
+    Args:
+        source (`bytes`, `str`, `pathlib.Path`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`):
+            The encoded file, its path, or pixels: an image or uint8 of shape `(height, width)` or
+            `(height, width, channels)` with 1, 3 or 4 channels.
+        max_pixels (`int`, *optional*, defaults to 2**26): the largest width x height that is decoded.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, at least 1 x 1 pixel.
+
+    Raises:
+        BrokenImageError: if the image cannot be used; its `reason` says why.
+        TypeError: if `source` is of another kind.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) == 0:
+            raise BrokenImageError("the file is empty")
+        return _decode_file(io.BytesIO(source), max_pixels)
+    if isinstance(source, (str, Path)):
+        try:
+            with open(source, "rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise BrokenImageError("the file is empty")
+                return _decode_file(file, max_pixels)
+        except OSError as error:
+            raise BrokenImageError(f"the file cannot be read ({error.strerror or type(error).__name__})") from error
+    if not isinstance(source, Image.Image):
+        source = _from_array(source)
+    return _convert(source, max_pixels)
+
+
+def _decode_file(file: Any, max_pixels: int) -> Image.Image:
+    _refuse_large_webp(file, max_pixels)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BrokenImageError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError as error:
+        raise BrokenImageError(f"Pillow refuses its size: {error} See PIL.Image.MAX_IMAGE_PIXELS") from error
+    except Exception as error:
+        raise BrokenImageError(f"its header cannot be read ({_describe(error)})") from error
+    with image:
+        return _convert(image, max_pixels)
+
+
+def _convert(image: Image.Image, max_pixels: int) -> Image.Image:
+    _check_size(image.width, image.height, max_pixels)
+    try:
+        image.load()
+    except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files
+        raise BrokenImageError(f"its pixels cannot be decoded ({_describe(error)})") from error
+    transpose = _UPRIGHT.get(_orientation(image))
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "integer" if image.mode == "I" else "floating point"
+        raise BrokenImageError(f"32-bit {kind} pixels have no fixed range; convert them to 8 or 16 bits first")
+    try:
+        image = _to_rgb(image)
+    except Exception as error:
+        raise BrokenImageError(f"mode {image.mode} cannot be converted to RGB ({_describe(error)})") from error
+    image = image if transpose is None else image.transpose(transpose)
+    image.info = {}  # the orientation has been applied: nobody may apply it again
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()  # detached from the file and from the owner's image
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block is no reason to lose the pixels
+        return 1
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BrokenImageError(f"it has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise BrokenImageError(
+            f"{width} x {height} is {width * height} pixels, more than max_pixels={max_pixels}; "
+            "scale it down, or raise max_pixels"
+        )
+
+
+def _refuse_large_webp(file: Any, max_pixels: int) -> None:
+    """Pillow's WebP reader allocates the canvas when it opens the file; the size is read from the container first."""
+    head = file.read(30)
+    file.seek(0)
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return
+    kind, number = head[12:16], int.from_bytes(head[21:30], "little")
+    if kind == b"VP8X":  # canvas - 1, twice 24 bits from byte 24
+        size = (number >> 24 & 0xFFFFFF) + 1, (number >> 48 & 0xFFFFFF) + 1
+    elif kind == b"VP8L":  # size - 1, twice 14 bits from byte 21
+        size = (number & 0x3FFF) + 1, (number >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":  # twice 14 bits, each in two bytes, from byte 26
+        size = number >> 40 & 0x3FFF, number >> 56 & 0x3FFF
+    else:
+        return
+    _check_size(*size, max_pixels)
+
+
+def _from_array(source: Any) -> Image.Image:
+    if not isinstance(source, np.ndarray):
+        if not hasattr(source, "__array__"):
+            raise TypeError(
+                f"an image must be bytes, a path, a PIL image, a numpy array or a tensor, got {type(source).__name__}"
+            )
+        source = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
+    if source.ndim == 3 and source.shape[2] == 1:
+        source = source[:, :, 0]
+    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))):
+        raise TypeError(
+            "an image given as an array must be uint8 of shape (height, width) or (height, width, channels) "
+            f"with 1, 3 or 4 channels, got {source.dtype} of shape {source.shape}; turn the data set's tensors off"
+        )
+    return Image.fromarray(np.ascontiguousarray(source))
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error).split("\n")[0]
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

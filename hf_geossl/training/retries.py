@@ -1,0 +1,109 @@
+"""Patience with the network: what is worth trying again, and how long to wait."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+logger = logging.getLogger(__name__)
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+sleep = time.sleep
+
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+# of the HTTP clients that huggingface_hub (httpx, httpx2) and fsspec (aiohttp) may use; none is imported for its names
+_TRANSIENT_CLASSES = frozenset({"TransportError", "ClientConnectionError", "ClientPayloadError"})
+_Result = TypeVar("_Result")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tells whether an error, or one that caused it, comes from a network or server that may work again in a moment.
+
+    Args:
+        error (`BaseException`): what was raised.
+
+    Returns:
+        `bool`: True for lost connections, timeouts, and the HTTP states 408, 425, 429 and 5xx.
+    """
+    for link in _causes(error):
+        if isinstance(link, OfflineModeIsEnabled):
+            return False
+        if isinstance(link, HfHubHTTPError):
+            response = getattr(link, "response", None)
+            return response is None or response.status_code in _TRANSIENT_STATUS
+        if isinstance(link, (ConnectionError, TimeoutError)):
+            return True
+        if not _TRANSIENT_CLASSES.isdisjoint(kind.__name__ for kind in type(link).__mro__):
+            return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+class Patience:
+    """Counts the failures in a row of one thing and waits longer after each.
+
+    Args:
+        what (`str`): what is being done, for the log and the error ("reading unit 3 of user/photos").
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.failures = 0
+
+    def wait(self, error: BaseException) -> None:
+        """Sleeps before the next attempt, after 1, 2, 4, ... seconds.
+
+        Args:
+            error (`BaseException`): the failure; raised again as it is if it is not a transient one.
+
+        Raises:
+            ConnectionError: when the pauses are used up.
+        """
+        if not is_transient(error):
+            raise error
+        if self.failures == len(PAUSES):
+            raise ConnectionError(
+                f"{self.what} failed {self.failures + 1} times in a row, the last time with "
+                f"{type(error).__name__}: {error}. Check the network and resume from the last checkpoint"
+            ) from error
+        pause = PAUSES[self.failures]
+        self.failures += 1
+        logger.warning(
+            "%s failed (%s: %s); attempt %d of %d follows in %g s",
+            self.what, type(error).__name__, error, self.failures + 1, len(PAUSES) + 1, pause,
+        )  # fmt: skip
+        sleep(pause)
+
+    def succeeded(self) -> None:
+        """Starts the count again."""
+        self.failures = 0
+
+
+def with_patience(what: str, action: Callable[[], _Result]) -> _Result:
+    """Calls `action` until it succeeds, at most `len(PAUSES) + 1` times.
+
+    Args:
+        what (`str`): what is being done, for the log and the error.
+        action (`Callable`): takes nothing; may be called several times.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        ConnectionError: when every attempt failed with a transient error. Other errors are raised at once.
+    """
+    patience = Patience(what)
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            patience.wait(error)

@@ -1,0 +1,154 @@
+"""A dataset of the Hugging Face Hub as a source, pinned to the commit it was opened at."""
+
+import posixpath
+from functools import partial
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_geossl.training.images import EXTENSIONS
+from hf_geossl.training.retries import with_patience
+from hf_geossl.training.sources import (
+    MIN_UNITS,
+    Source,
+    encoded_image,
+    iterable_source,
+    named_rows,
+    rows_from,
+    units_for,
+)
+
+
+def hub_source(
+    repository: str,
+    split: str,
+    *,
+    config_name: str | None,
+    image_column: str,
+    shuffle_block: int,
+    revision: str | None,
+    token: str | bool | None,
+) -> Source:
+    """Opens a Hub dataset for streaming; nothing is downloaded beforehand but what describes it.
+
+    The revision is resolved to a commit first, so that a run and all that resume it see the same data.
+
+    Args:
+        repository (`str`): the dataset's id, "user/name".
+        split (`str`), config_name (`str`, *optional*), image_column (`str`): as in [`load_stream`].
+        shuffle_block (`int`): rows that are shuffled together.
+        revision (`str`, *optional*): branch, tag or commit.
+        token (`str` or `bool`, *optional*): for private and gated datasets.
+
+    Returns:
+        `Source`: a folder of images becomes rows of file names; anything else is read by its shards.
+
+    Raises:
+        FileNotFoundError: if there is no such dataset or revision, or it is private.
+        PermissionError: if it is gated and the token does not open it.
+        ValueError: if the configuration, split or column is not there.
+        ConnectionError: if the Hub cannot be reached.
+    """
+
+    def describe() -> str | None:
+        return HfApi(token=token).dataset_info(repository, revision=revision).sha
+
+    def build() -> datasets.DatasetBuilder:
+        return datasets.load_dataset_builder(repository, config_name, revision=commit, token=token)
+
+    try:
+        commit = with_patience(f"asking the Hub for {repository}", describe)
+        builder = with_patience(f"opening {repository}", build)
+        paths = _image_files(builder, split)
+        identity = {"repository": repository, "revision": commit}
+        if paths is not None:
+            _check_split(repository, split, list(builder.config.data_files or {}))
+            return _hub_folder(repository, paths, image_column, shuffle_block, identity, token)
+
+        def stream() -> datasets.IterableDataset:
+            streams = builder.as_streaming_dataset()
+            _check_split(repository, split, list(streams))
+            rows = streams[split]
+            return rows if rows.num_shards >= MIN_UNITS else rows.reshard()
+
+        rows = with_patience(f"opening {repository}", stream)
+        return iterable_source(rows, image_column, kind="hub", name=repository, identity=identity, token=token)
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError(
+            f"{repository} is on the Hub, but offline mode is on (HF_HUB_OFFLINE); turn it off, or pass local files"
+        ) from error
+    except GatedRepoError as error:
+        raise _gated(repository) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"the Hub dataset {repository} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise _unknown(repository) from error
+    except (DatasetNotFoundError, EntryNotFoundError) as error:
+        raise _gated(repository) if "gated" in str(error) else _unknown(repository) from error
+
+
+def _unknown(repository: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{repository!r} is neither a file or folder here nor a dataset on the Hub that can be seen; check the name, "
+        "and if the dataset is private pass token=... or log in with `hf auth login`"
+    )
+
+
+def _gated(repository: str) -> PermissionError:
+    return PermissionError(
+        f"the Hub dataset {repository} is gated; accept its terms on its page, then pass token=... or log in with "
+        "`hf auth login`"
+    )
+
+
+def _check_split(repository: str, split: str, splits: list[str]) -> None:
+    if split not in splits:
+        raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
+
+
+def _image_files(builder: datasets.DatasetBuilder, split: str) -> list[str] | None:
+    """The addresses of a repository's plain image files, which `datasets` would stream as a single shard."""
+    files = builder.config.data_files
+    if type(builder).__name__ != "ImageFolder" or not files:
+        return None
+    paths = [str(path) for path in files.get(split, [])]
+    images = [path for path in paths if path.lower().endswith(EXTENSIONS)]
+    archives = any(path.lower().endswith((".zip", ".tar", ".gz", ".tgz")) for path in paths)
+    return None if archives or (split in files and not images) else sorted(images)
+
+
+def _hub_folder(
+    repository: str,
+    paths: list[str],
+    image_column: str,
+    shuffle_block: int,
+    identity: dict[str, Any],
+    token: str | bool | None,
+) -> Source:
+    if image_column != "image":
+        raise ValueError(f"{repository} is a folder of images, whose column is 'image'; got {image_column!r}")
+    root = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
+    root = paths[0][: len(root)] if paths else ""
+    names = [path[len(root) :].lstrip("/") for path in paths]
+    units = units_for(len(names), shuffle_block)
+    return Source(
+        kind="hub",
+        name=repository,
+        rows=rows_from(named_rows, units=[names[unit::units] for unit in range(units)]),
+        units=units,
+        read=partial(_read_from, root, token),
+        identity=identity,
+    )
+
+
+def _read_from(root: str, token: str | bool | None, row: dict) -> Any:
+    return encoded_image({"path": f"{root}/{row['value']}"}, token)
