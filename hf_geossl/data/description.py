@@ -1,0 +1,239 @@
+"""What a scene is: its classes and its description, free of pixels. The same description renders at any size and time.
+
+Coordinates. Image plane: x to the right and y down in units of the image width (the image is the square [0, 1] x [0, 1]).
+World of the side views: X right, Y up from the ground, Z away from the camera, metres; the focal length is one image width.
+World of the plan views: X right, Y up in the image, metres; the view is `altitude` metres wide.
+Angles are radians, counter-clockwise as seen in the image, 0 = the thing's own y axis points up in the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCENES_VERSION = "1.0.0"
+
+SCENE_CLASSES = ("meadow", "beach", "street", "forest", "harbour", "village", "park", "desert")
+STUFF_CLASSES = ("sky", "grass", "sand", "water", "paving", "wall", "foliage")
+THING_CLASSES = ("tree", "rock", "person", "car", "house", "lamp", "boat", "animal", "sign", "kite")
+SEMANTIC_CLASSES = STUFF_CLASSES + THING_CLASSES
+
+# The positions are the integers that seed the generator: append, never reorder.
+SPLITS = ("train", "validation", "test")
+MODES = ("scene", "topdown", "object")
+
+FARTHEST = 80.0
+CAMERA_HEIGHT = 1.7
+NEAREST = 0.8  # metres; what comes nearer is behind the camera's near plane and is not drawn
+
+Color = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """What a region looks like.
+
+    Attributes:
+        stuff (`int`): index into `STUFF_CLASSES`.
+        color (`tuple[float, float, float]`): RGB in [0, 1].
+        tile (`int`): row of the texture bank.
+        scale (`float`): texels per unit of the plane it lies on (metres on the ground, image widths elsewhere).
+        turn (`float`): rotation of the texture, radians.
+        contrast (`float`): strength of the texture, 0.12 to 0.4.
+        offset (`tuple[float, float]`): texels by which the texture is moved.
+    """
+
+    stuff: int
+    color: Color
+    tile: int
+    scale: float
+    turn: float
+    contrast: float
+    offset: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A winding strip of the ground (road, river), or all that lies beyond a shore line when `half_width` is infinite.
+
+    Attributes:
+        surface (`Surface`): its look.
+        normal (`tuple[float, float]`): unit vector across the strip in ground coordinates.
+        offset (`float`): distance of the middle line (of the shore) from the origin, along `normal`, metres.
+        half_width (`float`): metres; `math.inf` for everything beyond the line.
+        swing (`float`): amplitude of the winding, metres.
+        period (`float`): length of one winding, metres.
+        phase (`float`): 0 to 1.
+    """
+
+    surface: Surface
+    normal: tuple[float, float]
+    offset: float
+    half_width: float
+    swing: float
+    period: float
+    phase: float
+
+    def contains(self, p: Any, q: Any) -> Any:
+        """Whether ground points lie in the strip; numbers or arrays of one shape."""
+        across = self.normal[0] * p + self.normal[1] * q - self.offset
+        along = (self.normal[0] * q - self.normal[1] * p) * (1 / self.period) + self.phase
+        # A smooth periodic curve of products alone: unlike a sine it has the same bits on every processor.
+        triangle = 4 * abs(along - np.floor(along) - 0.5) - 1
+        across = across - self.swing * triangle * (1.5 - 0.5 * triangle * triangle)
+        if math.isinf(self.half_width):
+            return across > 0
+        return abs(across) < self.half_width
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A pond (ellipse) or a field (rectangle) on the ground.
+
+    Attributes:
+        surface (`Surface`): its look.
+        center (`tuple[float, float]`): ground coordinates, metres.
+        radii (`tuple[float, float]`): half sides along its own axes, metres.
+        turn (`float`): rotation of its axes, radians.
+        rectangular (`bool`): a rectangle instead of an ellipse.
+    """
+
+    surface: Surface
+    center: tuple[float, float]
+    radii: tuple[float, float]
+    turn: float
+    rectangular: bool
+
+    def contains(self, p: Any, q: Any) -> Any:
+        """Whether ground points lie in the patch; numbers or arrays of one shape."""
+        cosine, sine = math.cos(self.turn), math.sin(self.turn)
+        p, q = p - self.center[0], q - self.center[1]
+        a = (cosine * p + sine * q) * (1 / self.radii[0])
+        b = (cosine * q - sine * p) * (1 / self.radii[1])
+        if self.rectangular:
+            return np.maximum(abs(a), abs(b)) < 1
+        return a * a + b * b < 1
+
+
+Region = Band | Patch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backdrop:
+    """A silhouette across the far end: hills, a row of houses, leaves.
+
+    Attributes:
+        depth (`float`): its distance, metres.
+        surface (`Surface`): its class and texture, over the image plane.
+        polygons (`tuple` of arrays of shape `(corners, 2)`): X and Y in metres at that distance, drawn in order.
+        colors (`tuple` of `Color`): one for each polygon.
+    """
+
+    depth: float
+    surface: Surface
+    polygons: tuple[npt.NDArray[np.float64], ...]
+    colors: tuple[Color, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Thing:
+    """One instance, at time 0, and how it moves.
+
+    Attributes:
+        id (`int`): 1 to 255, the value in the instance map, the same at all times.
+        category (`int`): index into `THING_CLASSES`.
+        x, y, z (`float`): position of its local origin in the world, metres (plan views: z is the height of its top).
+        angle (`float`): radians, counter-clockwise from upright (plan views: from up in the image).
+        mirror (`bool`): whether its local x axis is mirrored, before it is turned.
+        velocity (`tuple[float, float, float]`): metres a second along X and Z (plan views: X and Y), radians a second.
+        polygons (`tuple` of arrays of shape `(corners, 2)`): its parts in local metres, drawn in order.
+        colors (`tuple` of `Color`): one for each part.
+        extent (`tuple[float, float, float, float]`): left, bottom, right, top of its parts, local metres.
+        tile, scale, contrast, offset: its texture, as in `Surface`, over its local axes.
+    """
+
+    id: int
+    category: int
+    x: float
+    y: float
+    z: float
+    angle: float
+    mirror: bool
+    velocity: tuple[float, float, float]
+    polygons: tuple[npt.NDArray[np.float64], ...]
+    colors: tuple[Color, ...]
+    extent: tuple[float, float, float, float]
+    tile: int
+    scale: float
+    contrast: float
+    offset: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """Light, air and sensor.
+
+    Attributes:
+        gain (`tuple[float, float, float]`): factor for each channel, 0.7 to 1.15 with a tint of 6 %.
+        direction (`tuple[float, float]`): unit vector towards the light in the image plane (x right, y down).
+        shading (`float`): how much darker the far side of a thing is, 0 to 1.
+        shadow (`float`): factor of the ground in shadow.
+        fog (`float`): extinction for each metre; 0 in half of the scenes.
+        fog_color (`tuple[float, float, float]`): RGB in [0, 1].
+        blur (`float`): standard deviation in pixels, 0.3 to 0.8.
+        noise (`float`): standard deviation on the scale of [0, 1], 0 to 0.035.
+        noise_seed (`int`): seed of the noise.
+    """
+
+    gain: Color
+    direction: tuple[float, float]
+    shading: float
+    shadow: float
+    fog: float
+    fog_color: Color
+    blur: float
+    noise: float
+    noise_seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A whole scene; `render` draws it.
+
+    Attributes:
+        mode (`str`): one of `MODES`.
+        split (`str`): one of `SPLITS`.
+        index (`int`): number in the split.
+        seed (`int`): seed of the distribution.
+        label (`int`): index into `SCENE_CLASSES`; with `mode="object"` the thing's index into `THING_CLASSES`.
+        horizon (`float`): image height of the horizon in image widths (0.5 where there is none).
+        altitude (`float`): plan views: width of the view and distance to the ground, metres; else 0.
+        far (`Surface`): the sky; the plain backdrop with `mode="object"`.
+        far_depth (`float`): its depth, metres.
+        ground (`Surface` or `None`): the ground; none with `mode="object"`.
+        regions (`tuple` of `Band` or `Patch`): what lies on the ground, later ones on top.
+        backdrops (`tuple` of `Backdrop`): silhouettes.
+        things (`tuple` of `Thing`): ordered by id.
+        light (`Light`): light, air and sensor.
+        pan (`tuple[float, float]`): image widths a second by which the world moves through the image, x right and y down.
+    """
+
+    mode: str
+    split: str
+    index: int
+    seed: int
+    label: int
+    horizon: float
+    altitude: float
+    far: Surface
+    far_depth: float
+    ground: Surface | None
+    regions: tuple[Region, ...]
+    backdrops: tuple[Backdrop, ...]
+    things: tuple[Thing, ...]
+    light: Light
+    pan: tuple[float, float]
