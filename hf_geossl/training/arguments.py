@@ -1,0 +1,120 @@
+"""Training arguments: transformers', with what teacher-student pretraining adds and other defaults."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class TeacherStudentTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` for teacher-student pretraining on streams. Defaults that differ from transformers': AdamW with
+    weight decay 0.04, warm-up over a tenth of the run and a cosine (`lr_scheduler_type="cosine"`, which here ends at
+    `min_learning_rate`; any other type is transformers' own), clipping at 3, a log line every 10 steps.
+
+    Args:
+        base_learning_rate (`float` or `None`): Learning rate for a global batch of 256; the peak is this times the
+            global batch / 256. None uses `learning_rate` as it is.
+        min_learning_rate (`float`): Learning rate that the cosine ends at.
+        weight_decay_end (`float`): Weight decay at the end of the run; a cosine from `weight_decay`.
+        teacher_momentum (`float`): Share of the teacher that stays at the first step, in [0, 1].
+        teacher_momentum_end (`float`): The same at the end of the run; a cosine between them.
+        clip_mode (`str`): `"tensor"` clips each parameter tensor to `max_grad_norm`, `"global"` all of them together.
+        num_streams (`int` or `None`): Logical streams that the data is read in; a multiple of the processes and of the
+            workers of each. None takes one a worker (or the checkpoint's). More streams let a run be resumed with
+            other numbers of processes and workers, for more memory.
+        probe_every_steps (`int`): Steps between two measurements of the spread of features; 0 turns them off.
+        picture (`bool`): Whether to make a picture of patch features before and after training.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run: checkpoints and the model."})
+    weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the first step."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Steps of linear warm-up; below 1 it is a share of the run."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine",
+        metadata={"help": "'cosine' is warm-up and cosine to min_learning_rate; others are transformers' own."},
+    )
+    max_grad_norm: float = field(default=3.0, metadata={"help": "Norm that gradients are clipped to; 0 turns it off."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines; below 1 a share."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: views have keys of their own."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Off: a loss that is not finite stops the run."}
+    )
+    ignore_data_skip: bool = field(
+        default=True, metadata={"help": "Must stay on: a checkpoint holds the position of the stream."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Off: every trained parameter gets a gradient in every step."}
+    )
+    base_learning_rate: float | None = field(
+        default=5e-4,
+        metadata={"help": "Learning rate for a global batch of 256, scaled linearly; 'none' uses learning_rate."},
+    )
+    min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate that the cosine ends at."})
+    weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end of the run."})
+    teacher_momentum: float = field(default=0.996, metadata={"help": "Teacher momentum at the first step."})
+    teacher_momentum_end: float = field(default=1.0, metadata={"help": "Teacher momentum at the end of the run."})
+    clip_mode: str = field(
+        default="tensor",
+        metadata={"help": "'tensor' clips each parameter tensor by itself, 'global' all together."},
+    )
+    num_streams: int | None = field(
+        default=None, metadata={"help": "Logical streams of the data; by default one for each worker."}
+    )
+    probe_every_steps: int = field(
+        default=50, metadata={"help": "Steps between two measurements of the spread of features; 0 is never."}
+    )
+    picture: bool = field(default=True, metadata={"help": "Make a picture of features before and after training."})
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_momentum", "teacher_momentum_end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.clip_mode not in ("tensor", "global"):
+            raise ValueError(f"clip_mode must be 'tensor' or 'global', got {self.clip_mode!r}")
+        for name in ("base_learning_rate", "num_streams"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, or left out, got {getattr(self, name)}")
+        if self.probe_every_steps < 0:
+            raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
+        if self.remove_unused_columns or not self.ignore_data_skip:
+            raise ValueError("remove_unused_columns must stay off and ignore_data_skip on: streams resume by position")
+        super().__post_init__()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one optimizer step, over all processes and accumulation."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+@dataclass
+class GTSATrainingArguments(TeacherStudentTrainingArguments):
+    """
+    Training arguments of GTSA; the defaults are the authors' recipe `gtsa_small` (arXiv 2304.08014).
+
+    Args:
+        correspondence_weight (`float` or `None`): Weight of the patch-correspondence loss; None takes the model's.
+        correspondence_start (`float`): Step from which that loss counts; below 1 a share of the run. The authors' code
+            starts with the twelfth of 100 epochs.
+        rotation_weight (`float` or `None`): Weight of the rotation loss; None takes the model's.
+    """
+
+    correspondence_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the patch-correspondence loss; the model's by default (0.5)."}
+    )
+    correspondence_start: float = field(
+        default=0.11, metadata={"help": "Step from which the correspondence loss counts; below 1 a share of the run."}
+    )
+    rotation_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the rotation loss; the model's by default (0.5)."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.correspondence_start < 0:
+            raise ValueError(f"correspondence_start must be 0 or more, got {self.correspondence_start}")
+        super().__post_init__()

@@ -1,0 +1,181 @@
+"""Callbacks of teacher-student training; each acts once per optimizer step and holds no state that a run depends on."""
+
+import math
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import logging
+
+if TYPE_CHECKING:
+    from hf_geossl.training.trainer import TeacherStudentTrainer
+
+logger = logging.getLogger(__name__)
+
+COLLAPSED_SPREAD = 0.01
+STUCK_TOLERANCE = 0.005
+STUCK_LOGS = 20
+
+
+class TeacherCallback(TrainerCallback):
+    """Moves the teacher and the weight decay, once per optimizer step, as functions of the step."""
+
+    def __init__(self, trainer: "TeacherStudentTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Puts back what a checkpoint's unfinished log line had gathered."""
+        self.trainer.restore_run_state()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gives the decayed parameter groups this step's weight decay."""
+        for group in kwargs["optimizer"].param_groups:
+            if group.get("decayed"):
+                group["weight_decay"] = self.trainer.weight_decay_at(state.global_step)
+        self.trainer.begin_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops the run before a loss that is not finite can reach the weights."""
+        self.trainer.check_finite()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the teacher after the student has moved; not where the gradient scaler skipped the step.
+
+        The original moves the teacher before the optimizer step, with that step's momentum. Moving it after the step
+        with the next step's momentum is the same sequence (spec of GTSA, section 2.6).
+        """
+        if not self.trainer.accelerator.optimizer_step_was_skipped:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            model.update_teacher(self.trainer.teacher_momentum_at(state.global_step + 1))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Counts the step for the log line, before it is written."""
+        self.trainer.count_step()
+        state.epoch = state.global_step / state.max_steps  # transformers counts from the resume on
+
+
+class CollapseCallback(TrainerCallback):
+    """Warns, once each, where features lose their spread or a loss stays at the value of knowing nothing."""
+
+    def __init__(self, chance_levels: dict[str, float]) -> None:
+        self.chance_levels = chance_levels
+        self.logs_at_chance = dict.fromkeys(chance_levels, 0)
+        self.warned: set[str] = set()
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            logger.warning(message)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Looks at the logged values."""
+        logs = logs or {}
+        if logs.get("feature_spread", 1.0) < COLLAPSED_SPREAD:
+            self._warn(
+                "feature_spread",
+                f"collapse: at step {state.global_step} the teacher gives nearly the same features for all images "
+                f"(spread {logs['feature_spread']:.4f}, 1 is even). Lower the learning rate, raise teacher_momentum, "
+                "or lengthen the warm-up; going on is unlikely to help.",
+            )
+        if state.global_step < args.get_warmup_steps(max(state.max_steps, 1)):
+            return
+        for name, chance in self.chance_levels.items():
+            at_chance = name in logs and math.isclose(logs[name], chance, rel_tol=STUCK_TOLERANCE)
+            self.logs_at_chance[name] = self.logs_at_chance[name] + 1 if at_chance else 0
+            if self.logs_at_chance[name] >= STUCK_LOGS:
+                self._warn(
+                    name,
+                    f"{name} has stayed at {chance:.4f}, the value of knowing nothing, for {STUCK_LOGS} log lines up to "
+                    f"step {state.global_step}: that part is not learning. Raise the learning rate or its weight, or "
+                    "check that the images have an orientation.",
+                )
+
+
+class PauseCallback(TrainerCallback):
+    """Lets Ctrl-C (or SIGTERM) end a run after its current step, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def _request(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        logger.warning("stopping after this step with a checkpoint; once more stops at once")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listens, where this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Asks for a checkpoint and the end of the run."""
+        if self.signal is not None and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def stop_listening(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class ImagesProgressCallback(ProgressCallback):
+    """transformers' progress bar, with the loss and images a second beside it."""
+
+    def __init__(self, images_per_step: int) -> None:
+        super().__init__()
+        self.images_per_step = images_per_step
+        self.loss = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the bar at the step that the run goes on from."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("pretraining")
+            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
+            self.training_bar.unit = " steps"
+            self.training_bar.refresh()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self.training_bar is not None:
+            rate = self.training_bar.format_dict["rate"]
+            speed = f"{rate * self.images_per_step:.1f} images/s" if rate else ""
+            self.training_bar.set_postfix_str(", ".join(part for part in (self.loss, speed) if part), refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remembers the loss, and prints the line as transformers does."""
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}"
+        super().on_log(args, state, control, logs=logs, **kwargs)

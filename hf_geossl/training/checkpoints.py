@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or absent, and the choice of the one to resume from."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "COMPLETE.json"
+STAGING = ".staging"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be resumed from; the message says why and what to do."""
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
+    """
+    Makes a staged folder a checkpoint in one step: writes the list of its files, flushes all to disk and renames it.
+
+    Args:
+        staged (`Path`): Folder that all processes have finished writing.
+        final (`Path`): The checkpoint's place, on the same file system. One that lies there is replaced.
+        world_size (`int`): Processes whose files must be there.
+
+    Raises:
+        CheckpointError: If a process's file is missing.
+    """
+    sizes = _sizes(staged)
+    missing = [name for rank in range(world_size) if (name := f"run_state_{rank}.json") not in sizes]
+    if missing:
+        raise CheckpointError(f"{final.name} was not saved: {', '.join(missing)} did not arrive from their processes")
+    (staged / MANIFEST).write_text(json.dumps({"world_size": world_size, "files": sizes}, indent=1))
+    for path in [*staged.rglob("*"), staged]:
+        _sync(path)
+    replaced = final.with_name(f"{STAGING}-replaced-{final.name}")
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(staged, final)
+    _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def why_not_whole(checkpoint: Path) -> str | None:
+    """
+    Compares a checkpoint with its list of files.
+
+    Args:
+        checkpoint (`Path`): The folder.
+
+    Returns:
+        `str` or `None`: What is wrong, or None where the checkpoint is whole.
+    """
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was never finished"
+    except (ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    sizes = _sizes(checkpoint)
+    wrong = [name for name, size in files.items() if sizes.get(name) != size]
+    return f"{wrong[0]} has {sizes.get(wrong[0], 'no')} bytes of {files[wrong[0]]}" if wrong else None
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders `checkpoint-N` of a run, newest first."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return []
+    found = [(int(match.group(1)), path) for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """
+    Finds where a run can be resumed.
+
+    Args:
+        output_dir (`str` or `Path`): Folder of the run.
+
+    Returns:
+        `Path` or `None`: The newest whole checkpoint. Damaged ones are passed over with a warning.
+    """
+    for checkpoint in list_checkpoints(output_dir):
+        wrong = why_not_whole(checkpoint)
+        if wrong is None:
+            return checkpoint
+        logger.warning(f"{checkpoint.name} is passed over: {wrong}")
+    return None
+
+
+def check_checkpoint(checkpoint: str | Path, model_type: str) -> Path:
+    """
+    Makes sure that a checkpoint can be resumed from with this model.
+
+    Args:
+        checkpoint (`str` or `Path`): The folder.
+        model_type (`str`): `config.model_type` of the model to train.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        CheckpointError: If it does not exist, is not whole, or is another method's.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint {folder.name!r}: give a checkpoint-N folder, or true for the newest")
+    wrong = why_not_whole(folder)
+    if wrong is not None:
+        raise CheckpointError(f"{folder.name} is not whole: {wrong}; resume from another, or true for the newest whole one")
+    try:
+        saved: Any = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder.name} has no readable config.json") from error
+    if saved != model_type:
+        raise CheckpointError(f"{folder.name} is a checkpoint of {saved!r}, and the model to train is {model_type!r}")
+    return folder

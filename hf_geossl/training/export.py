@@ -1,0 +1,171 @@
+"""The folder that a run leaves: trunk weights, configuration, code, image processor and model card."""
+
+import copy
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import ViTImageProcessor
+
+from hf_geossl.training.views import Views
+
+if TYPE_CHECKING:
+    from hf_geossl.training.trainer import TeacherStudentTrainer
+
+PICTURE = "features.png"
+
+# what a card says of each method: name, paper, what it is for, what pooler_output is
+METHODS = {
+    "gtsa": (
+        "GTSA",
+        "[arXiv 2304.08014](https://arxiv.org/abs/2304.08014)",
+        "The teacher's targets are pooled where two crops overlap and turned with them, so features keep the geometry of "
+        "images that are not centred on an object. The class token is not trained directly.",
+        "the mean of the patch tokens",
+    )
+}
+_TRUNK_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "patch_size",
+    "image_size",
+    "drop_path_rate",
+)
+
+
+def make_image_processor(views: Views) -> ViTImageProcessor:
+    """
+    The image processor that fits a model trained on these views.
+
+    Args:
+        views (`Views`): Their `global_size`, `mean` and `std` are taken over.
+
+    Returns:
+        `ViTImageProcessor`: Resizes to a square of `global_size`, bilinearly, and normalises.
+    """
+    size = {"height": views.global_size, "width": views.global_size}
+    return ViTImageProcessor(size=size, image_mean=list(views.mean), image_std=list(views.std), resample=2)
+
+
+def export_model(
+    model: Any,
+    output_dir: str | Path,
+    *,
+    weights: str = "teacher",
+    image_processor: Any = None,
+    run: "TeacherStudentTrainer | None" = None,
+) -> Path:
+    """
+    Writes the trunk of a pretraining model as a folder that every Auto class opens.
+
+    Files are written beside the folder first and then moved in one by one; files of other names stay.
+
+    Args:
+        model (`PreTrainedModel`): A `...ForPreTraining` model, with `teacher`.
+        output_dir (`str` or `Path`): The folder.
+        weights (`"teacher"` or `"student"`): Whose trunk.
+        image_processor (*optional*): Saved beside the model.
+        run (`TeacherStudentTrainer`, *optional*): The run to describe on the model card; no card without one.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        ValueError: For other `weights`.
+    """
+    if weights not in ("teacher", "student"):
+        raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
+    prefix = model.base_model_prefix
+    source = getattr(model.teacher, prefix) if weights == "teacher" else getattr(model, prefix)
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("use_cache", None)  # the Trainer's, meant for text
+    trunk = type(source)(config)
+    trunk.load_state_dict(source.state_dict())
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        trunk.save_pretrained(temporary)
+        if image_processor is not None:
+            image_processor.save_pretrained(temporary)
+        if run is not None:
+            card = render_card(run, folder, weights)
+            (Path(temporary) / "README.md").write_text(card, encoding="utf-8")
+        for path in sorted(Path(temporary).iterdir()):
+            if path.is_file():
+                os.replace(path, folder / path.name)
+            else:
+                shutil.rmtree(path)
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("hf_geossl", "torch", "transformers", "datasets", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _measured_losses(history: list[dict[str, Any]], lines: int = 8) -> list[dict[str, float]]:
+    """Evenly spread log lines, the first and the last among them."""
+    logged = [entry for entry in history if "loss" in entry]
+    if not logged:
+        return []
+    names = [name for name in logged[-1] if name == "loss" or name.endswith("_loss")]
+    chosen = sorted({round(index * (len(logged) - 1) / max(lines - 1, 1)) for index in range(lines)})
+    return [{"step": logged[i]["step"], **{n: logged[i][n] for n in names if n in logged[i]}} for i in chosen]
+
+
+def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str:
+    """
+    The model card of a run: data, steps, configuration, versions and measured losses; nothing that was not measured.
+
+    Args:
+        run (`TeacherStudentTrainer`): The run.
+        folder (`Path`): Where the model lies; its name is the model's on the card.
+        weights (`str`): Whose trunk.
+
+    Returns:
+        `str`: The card, in Markdown.
+    """
+    args, config, state = run.args, run.model.config, run.state
+    method, paper, about, pooled = METHODS[config.model_type]
+    environment = Environment(
+        loader=PackageLoader("hf_geossl.training", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    stream = run.train_dataset
+    return environment.get_template("card.md.jinja").render(
+        method=method,
+        model_type=config.model_type,
+        paper=paper,
+        about=about,
+        pooled=pooled,
+        weights=weights,
+        name=folder.name,
+        config=config,
+        trunk={name.replace("_", " "): getattr(config, name) for name in _TRUNK_FIELDS},
+        picture=PICTURE if (folder / PICTURE).is_file() else None,
+        data=stream.description if stream is not None else "none",
+        dataset_id=stream.hub_id if stream is not None else None,
+        steps=state.global_step,
+        images=f"{state.global_step * args.global_batch_size:,}",
+        global_batch=args.global_batch_size,
+        views=run.views.describe(),
+        learning_rate=f"{args.learning_rate:.3g}",
+        weight_decay=f"{args.weight_decay:g} to {args.weight_decay_end:g}",
+        teacher_momentum=f"{args.teacher_momentum:g} to {args.teacher_momentum_end:g}",
+        seed=args.seed,
+        losses=_measured_losses(state.log_history),
+        versions=_versions(),
+    )

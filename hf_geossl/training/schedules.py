@@ -1,0 +1,50 @@
+"""Schedules: pure functions of the optimizer step, counted from 0."""
+
+import math
+
+
+def cosine(step: int, total_steps: int, start: float, end: float) -> float:
+    """
+    Half a cosine from `start` at step 0 to `end` at step `total_steps`; constant before and after.
+
+    Args:
+        step (`int`): Optimizer steps done.
+        total_steps (`int`): Length of the run, at least 1.
+        start, end (`float`): Values at both ends.
+
+    Returns:
+        `float`: The value of this step.
+    """
+    progress = min(max(step / total_steps, 0.0), 1.0)
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, end: float) -> float:
+    """
+    Linear from 0 to `peak` over `warmup_steps` steps, both ends included, then half a cosine to `end`.
+
+    The peak appears twice and `end` belongs to step `total_steps`, as in the DINO and GTSA authors' schedules.
+
+    Args:
+        step (`int`): Optimizer steps done.
+        total_steps, warmup_steps (`int`): Length of the run and of its warm-up.
+        peak, end (`float`): Values at the end of the warm-up and of the run.
+
+    Returns:
+        `float`: The value of this step.
+    """
+    if step < warmup_steps:
+        return peak * step / max(warmup_steps - 1, 1)
+    return cosine(step - warmup_steps, max(total_steps - warmup_steps, 1), peak, end)
+
+
+def from_step(step: int, first_step: int, value: float) -> float:
+    """0 before `first_step` and `value` from there on."""
+    return value if step >= first_step else 0.0
+
+
+def steps_of(steps_or_share: float, total_steps: int) -> int:
+    """A number of steps: as given, or where it is below 1 that share of `total_steps`, rounded up."""
+    if steps_or_share >= 1:
+        return int(steps_or_share)
+    return math.ceil(round(steps_or_share * total_steps, 6))

@@ -1,0 +1,484 @@
+"""`TeacherStudentTrainer`: transformers' Trainer for a student, its momentum teacher, and streams that resume exactly."""
+
+import copy
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import rotate_checkpoints
+import logging
+
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.callbacks import (
+    CollapseCallback,
+    ImagesProgressCallback,
+    PauseCallback,
+    TeacherCallback,
+)
+from hf_geossl.training.checkpoints import (
+    STAGING,
+    CheckpointError,
+    check_checkpoint,
+    newest_whole_checkpoint,
+    publish_checkpoint,
+)
+from hf_geossl.training.export import export_model, make_image_processor
+from hf_geossl.training.loading import StreamBatches
+from hf_geossl.training.pictures import PictureCallback
+from hf_geossl.training.schedules import cosine, warmup_cosine
+from hf_geossl.training.streams import ImageStream
+from hf_geossl.training.views import Views
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became infinite or not a number; the message names the step, the images and the last checkpoint."""
+
+
+class TeacherStudentTrainer(Trainer):
+    """
+    Base of the methods' trainers; use `GTSATrainer`. Everything not named here is transformers' `Trainer`.
+
+    Args:
+        model (`PreTrainedModel`): A `...ForPreTraining` model.
+        args (`TeacherStudentTrainingArguments`): The training arguments. They are not changed.
+        train_dataset (`ImageStream` or dataset): A stream from `load_stream`, a `datasets` dataset, or any dataset
+            whose samples hold an `image`.
+        eval_dataset (the same, *optional*): Images to measure the pretraining loss on, one pass each time.
+        views (`Views`, *optional*): Makes the views of an image; the method's own with its defaults if absent.
+        **kwargs: As `Trainer`.
+
+    Raises:
+        ValueError: If the views do not fit the model, or the length of the run is not known.
+    """
+
+    args: TeacherStudentTrainingArguments
+    chance_levels: ClassVar[dict[str, float]] = {}
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        views: Views | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = copy.copy(args)
+        self.views = self.default_views() if views is None else views
+        self.check_views(model)
+        if train_dataset is not None and args.max_steps <= 0:
+            args.max_steps = self._steps_of_epochs(args, train_dataset)
+        if args.base_learning_rate is not None:
+            args.learning_rate = args.base_learning_rate * args.global_batch_size / 256
+        train_dataset = _as_stream(train_dataset, args.seed)
+        kwargs.setdefault("processing_class", make_image_processor(self.views))
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, eval_dataset=_as_stream(eval_dataset, 0), **kwargs
+        )
+        self._batches: StreamBatches | None = None
+        self._resume: list[dict[str, Any]] | None = None
+        self._staging: Path | None = None
+        self._parts: dict[str, torch.Tensor] = {}
+        self._keys: list[str] = []
+        self._finite: torch.Tensor | None = None
+        self._micro_batch = 0
+        self._steps_since_log = 0
+        self._wait = self._since = 0.0
+        self._feature_spread: float | None = None
+        self.pause = PauseCallback()
+        for callback in (
+            TeacherCallback(self),
+            CollapseCallback(self.chance_levels),
+            self.pause,
+        ):
+            self.add_callback(callback)
+        if args.picture:
+            self.add_callback(PictureCallback(self))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ImagesProgressCallback(args.global_batch_size))
+        else:
+            self.remove_callback(PrinterCallback)
+            self.add_callback(PrinterCallback)
+
+    # ---- What a method says about itself ----
+
+    def default_views(self) -> Views:
+        """The method's views with the paper's settings."""
+        raise TypeError(f"{type(self).__name__} has no views of its own: use a method's trainer, or give views=")
+
+    def check_views(self, model: Any) -> None:
+        """Raises a ValueError where the views do not fit the model."""
+
+    def model_arguments(self, step: int) -> dict[str, Any]:
+        """Arguments of the model's forward that follow a schedule."""
+        return {}
+
+    def probe_features(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Features `(images, channels)` of the teacher, one row an image, to measure their spread."""
+        raise TypeError(f"{type(self).__name__} does not say which features to probe")
+
+    # ---- Schedules, functions of the step ----
+
+    def weight_decay_at(self, step: int) -> float:
+        """Weight decay of the decayed parameters at optimizer step `step`."""
+        return cosine(step, self.state.max_steps, self.args.weight_decay, self.args.weight_decay_end)
+
+    def teacher_momentum_at(self, step: int) -> float:
+        """Momentum of the teacher at optimizer step `step`."""
+        return cosine(step, self.state.max_steps, self.args.teacher_momentum, self.args.teacher_momentum_end)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Warm-up and cosine to `min_learning_rate`; for another `lr_scheduler_type` transformers' own."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
+        end = self.args.min_learning_rate / peak if peak else 0.0
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: warmup_cosine(step, num_training_steps, warmup, 1.0, end)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers' optimizer, its decayed parameter groups marked for the schedule."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if created:
+            trained = self.model if model is None else model
+            names = set(self.get_decay_parameter_names(trained))
+            decayed = {id(parameter) for name, parameter in trained.named_parameters() if name in names}
+            for group in optimizer.param_groups:
+                group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
+        return optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Trained tensors of two or more dimensions that are no bias: class token and positions too (GTSA, 2.7)."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter.ndim >= 2 and not name.endswith(".bias")
+        ]
+
+    # ---- Data ----
+
+    def _steps_of_epochs(self, args: Any, dataset: Any) -> int:
+        if not hasattr(dataset, "__len__"):
+            raise ValueError("a stream has no end, so the length of the run must be given: set max_steps in args")
+        return max(math.ceil(args.num_train_epochs * len(dataset) / args.global_batch_size), 1)
+
+    def get_train_dataloader(self) -> Any:
+        """The stream's own loader: it knows processes, workers and, after a resume, its position."""
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset: load_stream(...) makes one")
+        args = self.args
+        saved = [rank["stream"] for rank in self._resume] if self._resume else None
+        self._batches = StreamBatches(
+            self.train_dataset,
+            self.views,
+            args.train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_streams=args.num_streams or (saved[0]["num_streams"] if saved else None),
+            num_workers=args.dataloader_num_workers,
+        )
+        if saved:
+            self._batches.load_state_dict(saved)
+        generator = torch.Generator().manual_seed(args.seed)  # the loader's own: the global generator stays untouched
+        return self._batches.loader(
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            generator=generator,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches of one pass over the evaluation images; each process takes its share."""
+        dataset = self.eval_dataset if eval_dataset is None else _as_stream(eval_dataset, 0)
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
+        return _EvaluationBatches(dataset, self.views, self.args)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
+        """As transformers', timed: what the step waits for its data."""
+        start = time.perf_counter()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._wait += time.perf_counter() - start
+        return samples
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves a batch to the device and makes its colours, blur and quarter turns there, from a seed of the step."""
+        inputs = dict(inputs)
+        if "evaluation_batch" in inputs:
+            entropy = (1, inputs.pop("evaluation_batch"))
+        else:
+            if self._batches is None:
+                raise ValueError("batches come from get_train_dataloader")
+            self._keys += self._batches.advance(inputs)
+            entropy = (0, self.state.global_step, self._micro_batch)
+            self._micro_batch += 1
+        seed = np.random.SeedSequence((self.args.seed, self.args.process_index, *entropy)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+        return self.views.augment(super()._prepare_inputs(inputs), generator)
+
+    # ---- The step ----
+
+    def begin_step(self) -> None:
+        """Forgets what belongs to the last optimizer step."""
+        self._micro_batch, self._keys, self._finite = 0, [], None
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """As transformers', and notes whether the loss is finite, without waiting for the device."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        finite = torch.isfinite(loss)
+        self._finite = finite if self._finite is None else self._finite & finite
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss; its parts are added up for the log."""
+        outputs = model(**inputs, **self.model_arguments(self.state.global_step))
+        if model.training:
+            for name, value in outputs.items():
+                if name.endswith("_loss"):
+                    part = value.detach().float() / self.current_gradient_accumulation_steps
+                    self._parts[name] = self._parts[name] + part if name in self._parts else part
+            every = self.args.probe_every_steps
+            if every and self.state.global_step % every == 0 and self._micro_batch == 1:
+                self._probe(inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    @torch.no_grad()
+    def _probe(self, inputs: dict[str, Any]) -> None:
+        features = self.probe_features(self.accelerator.unwrap_model(self.model), inputs).float()
+        if len(features) > 1:
+            features = F.normalize(features, dim=-1)
+            self._feature_spread = (features.std(dim=0).norm()).item()
+
+    def check_finite(self) -> None:
+        """
+        Raises:
+            NonFiniteLossError: If the loss of this optimizer step was not finite; weights have not moved.
+        """
+        if self._finite is None or bool(self._finite):
+            return
+        step = self.state.global_step
+        record = Path(self.args.output_dir) / f"nonfinite_step_{step}_rank_{self.args.process_index}.json"
+        record.write_text(json.dumps({"step": step, "keys": self._keys}, indent=1))
+        last = newest_whole_checkpoint(self.args.output_dir)
+        kept = f"{last.name} is kept" if last else "there is no checkpoint yet"
+        raise NonFiniteLossError(
+            f"the loss of step {step} is not finite; its images are {', '.join(self._keys[:4])}"
+            f"{' ...' if len(self._keys) > 4 else ''} (all in {record.name}); the weights did not move and {kept}. "
+            "Lower base_learning_rate, lengthen warmup_steps or train in bf16 instead of fp16, then resume."
+        )
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clips to `max_grad_norm`: all gradients together, or each tensor by itself; returns the norm before."""
+        if self.args.clip_mode == "global":
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norms = torch._foreach_norm(gradients)
+        factors = [(self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+        torch._foreach_mul_(gradients, factors)
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, None, None]:
+        """The pretraining loss of an evaluation batch."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: transformers' estimate is made for text."""
+        return 0
+
+    # ---- The log ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds loss parts (means over accumulation, steps and processes), schedules and speed to the log line."""
+        if "loss" in logs and self._steps_since_log:
+            parts = torch.stack(list(self._parts.values())) / self._steps_since_log
+            parts = self.accelerator.gather(parts[None]).mean(dim=0)
+            logs.update(zip(self._parts, parts.tolist(), strict=True))
+            step = max(self.state.global_step - 1, 0)
+            logs["weight_decay"] = self.weight_decay_at(step)
+            logs["teacher_momentum"] = self.teacher_momentum_at(step + 1)
+            if self._feature_spread is not None:
+                logs["feature_spread"] = self._feature_spread
+            if self._batches is not None:
+                logs["skipped_images"] = self._batches.skipped_images
+            elapsed = time.perf_counter() - self._since
+            logs["images_per_second"] = self._steps_since_log * self.args.global_batch_size / elapsed
+            logs["data_wait"] = self._wait / elapsed
+            self.reset_log()
+        super().log(logs, start_time)
+
+    def reset_log(self) -> None:
+        """Starts a new log line."""
+        self._parts, self._steps_since_log, self._feature_spread = {}, 0, None
+        self._wait, self._since = 0.0, time.perf_counter()
+
+    # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        Trains; with `resume_from_checkpoint` goes on bit for bit from a checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A `checkpoint-N` folder, or True for the newest whole
+                one in `args.output_dir`.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, it is not whole, or it does not fit model or data.
+            NonFiniteLossError: If the loss becomes infinite or not a number.
+        """
+        checkpoint = None
+        if resume_from_checkpoint is True:
+            checkpoint = newest_whole_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise CheckpointError("the output folder holds no whole checkpoint: start without resume_from_checkpoint")
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+        self._resume = None
+        if checkpoint is not None:
+            checkpoint = check_checkpoint(checkpoint, self.model.config.model_type)
+            world_size = len(list(checkpoint.glob("run_state_*.json")))
+            self._resume = [
+                json.loads((checkpoint / f"run_state_{rank}.json").read_text()) for rank in range(world_size)
+            ]
+            logger.info(f"resuming from {checkpoint.name}")
+        try:
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        finally:
+            self.pause.stop_listening()
+
+    def restore_run_state(self) -> None:
+        """Puts back what a log line had gathered when the checkpoint was saved."""
+        self.reset_log()
+        if not self._resume:
+            return
+        rank = min(self.args.process_index, len(self._resume) - 1)
+        state, device = self._resume[rank]["log"], self.args.device
+        self._tr_loss = torch.tensor(state["loss"], device=device)
+        self._globalstep_last_logged = state["last_logged_step"]
+        self._parts = {name: torch.tensor(value, device=device) for name, value in state["parts"].items()}
+        self._steps_since_log = state["steps"]
+        self._feature_spread = state["feature_spread"]
+
+    def count_step(self) -> None:
+        """Counts an optimizer step for the log line."""
+        self._steps_since_log += 1
+
+    def _run_state(self) -> dict[str, Any]:
+        if self._batches is None:
+            raise ValueError("a checkpoint is saved during training")
+        return {
+            "stream": self._batches.state_dict(),
+            "log": {
+                "loss": self._tr_loss.item(),
+                "last_logged_step": self._globalstep_last_logged,
+                "parts": {name: value.item() for name, value in self._parts.items()},
+                "steps": self._steps_since_log,
+                "feature_spread": self._feature_spread,
+            },
+        }
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes the checkpoint beside its place and moves it there when it is whole."""
+        run_dir = Path(super()._get_output_dir(trial))
+        staging, name = run_dir / STAGING, f"checkpoint-{self.state.global_step}"
+        push, limit = self.args.push_to_hub, self.args.save_total_limit
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / name).mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        state_file = staging / name / f"run_state_{self.args.process_index}.json"
+        state_file.write_text(json.dumps(self._run_state()))
+        best = self.state.best_global_step
+        try:
+            self._staging, self.args.push_to_hub, self.args.save_total_limit = staging, False, None
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging, self.args.push_to_hub, self.args.save_total_limit = None, push, limit
+        self.accelerator.wait_for_everyone()
+        final = run_dir / name
+        if self.args.should_save:
+            if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
+                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
+                self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            publish_checkpoint(staging / name, final, self.args.world_size)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=str(run_dir), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
+        self.accelerator.wait_for_everyone()
+        if push:
+            self._push_from_checkpoint(str(final))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False, weights: str = "teacher") -> None:
+        """
+        Exports the trunk as a folder that `AutoModel` opens, with image processor, code and model card.
+
+        Args:
+            output_dir (`str`, *optional*): The folder; `args.output_dir` by default.
+            weights (`"teacher"` or `"student"`): Whose trunk.
+
+        Raises:
+            ValueError: For other `weights`.
+        """
+        if _internal_call:  # a checkpoint holds the whole pretraining model
+            super().save_model(output_dir, _internal_call=True)
+            return
+        if self.args.should_save:
+            export_model(
+                self.accelerator.unwrap_model(self.model),
+                output_dir or self.args.output_dir,
+                weights=weights,
+                image_processor=self.processing_class,
+                run=self,
+            )
+
+
+def _as_stream(dataset: Any, seed: int) -> ImageStream | None:
+    if dataset is None or isinstance(dataset, ImageStream):
+        return dataset
+    return ImageStream.from_dataset(dataset, seed=seed)
+
+
+class _EvaluationBatches:
+    """One pass over a stream in batches, each process its share; views are seeded by the images alone."""
+
+    def __init__(self, stream: ImageStream, views: Views, args: TeacherStudentTrainingArguments) -> None:
+        self.stream, self.views = stream, views
+        self.batch_size = args.eval_batch_size
+        self.rank, self.world_size = args.process_index, args.world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        samples: list[dict[str, Any]] = []
+        batch = 0
+        for index, sample in enumerate(self.stream.one_epoch()):
+            if index % self.world_size == self.rank:
+                samples.append(self.views(sample["image"], seed=sample["seed"]))
+            if len(samples) == self.batch_size:
+                yield {**self.views.collate(samples), "evaluation_batch": batch}
+                samples, batch = [], batch + 1
+        if samples:
+            yield {**self.views.collate(samples), "evaluation_batch": batch}

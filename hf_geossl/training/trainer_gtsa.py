@@ -1,0 +1,62 @@
+"""`GTSATrainer`: GTSA pretraining (arXiv 2304.08014)."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+
+from hf_geossl.training.arguments import GTSATrainingArguments
+from hf_geossl.training.schedules import from_step, steps_of
+from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.training.views_gtsa import GTSAViews
+
+
+class GTSATrainer(TeacherStudentTrainer):
+    """
+    Trains a `GTSAForPreTraining` on a stream.
+
+    Args:
+        model (`GTSAForPreTraining`): The model.
+        args (`GTSATrainingArguments`): The training arguments; loss weights given there replace the model's.
+        train_dataset, eval_dataset, views, **kwargs: As `TeacherStudentTrainer`; `views` defaults to `GTSAViews()`.
+
+    Example:
+        ```python
+        from hf_geossl import GTSAConfig, GTSAForPreTraining, GTSATrainer, GTSATrainingArguments, load_stream
+
+        args = GTSATrainingArguments(output_dir="run", max_steps=1000, per_device_train_batch_size=64)
+        trainer = GTSATrainer(GTSAForPreTraining(GTSAConfig()), args, train_dataset=load_stream("my/images"))
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    args: GTSATrainingArguments
+    chance_levels: ClassVar[dict[str, float]] = {"rotation_loss": math.log(4)}
+
+    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any) -> None:
+        super().__init__(model, args, *positional, **kwargs)
+        for name in ("correspondence_weight", "rotation_weight"):
+            if getattr(self.args, name) is not None:
+                setattr(self.model.config, name, getattr(self.args, name))
+
+    def default_views(self) -> GTSAViews:
+        """Two global views of 224 pixels and eight local ones of 96."""
+        return GTSAViews()
+
+    def check_views(self, model: Any) -> None:
+        """Raises a ValueError where the patch does not divide a view."""
+        for name in ("global_size", "local_size"):
+            size, patch_size = getattr(self.views, name), model.config.patch_size
+            if size % patch_size and not (name == "local_size" and self.views.num_local == 0):
+                raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
+
+    def model_arguments(self, step: int) -> dict[str, Any]:
+        """The weight of the correspondence loss, 0 until `correspondence_start`."""
+        first = steps_of(self.args.correspondence_start, self.state.max_steps)
+        return {"correspondence_weight": from_step(step, first, self.model.config.correspondence_weight)}
+
+    def probe_features(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Mean patch tokens of the teacher on each image's first global view."""
+        with self.compute_loss_context_manager():
+            return model.teacher.gtsa(inputs["global_pixel_values"][:, 0]).pooler_output
