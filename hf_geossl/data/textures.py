@@ -52,12 +52,10 @@ def texture_bank() -> npt.NDArray[np.uint8]:
     for family_number, family in enumerate(TEXTURE_FAMILIES):
         for number in range(TILES_PER_FAMILY):
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_BANK_SEED, family_number, number])))
-            level = _standardise(_FAMILIES[family](rng), 0.2 if family == "plain" else 0.42)
+            level = np.clip(_standardise(_FAMILIES[family](rng), 0.2 if family == "plain" else 0.42), -1, 1)
             row = bank[tile_index(family, number)]
             for mip in range(MIP_LEVELS):
-                row[LEVEL_OFFSETS[mip] : LEVEL_OFFSETS[mip + 1]] = np.rint(
-                    127.5 + 127.5 * np.clip(level, -1, 1)
-                ).ravel()
+                row[LEVEL_OFFSETS[mip] : LEVEL_OFFSETS[mip + 1]] = np.rint(127.5 + 127.5 * level).ravel()
                 if mip + 1 < MIP_LEVELS:
                     half = level.shape[0] // 2
                     level = level.reshape(half, 2, half, 2).mean(axis=(1, 3))
