@@ -13,7 +13,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "modeling.configuration_gtsa": ["GTSAConfig"],
-    "modeling.modeling_gtsa": ["GTSABackbone", "GTSAForImageClassification", "GTSAForSemanticSegmentation", "GTSAModel"],
+    "modeling.modeling_gtsa": [
+        "GTSABackbone",
+        "GTSAForImageClassification",
+        "GTSAForSemanticSegmentation",
+        "GTSAModel",
+    ],
     "modeling.pretraining_gtsa": ["GTSAForPreTraining", "GTSAForPreTrainingOutput"],
     "training.arguments": ["GTSATrainingArguments", "TeacherStudentTrainingArguments"],
     "training.streams": ["ImageStream", "load_stream"],
@@ -21,11 +26,11 @@ _HOMES = {
     "training.trainer_gtsa": ["GTSATrainer"],
     "training.views_gtsa": ["GTSAViews"],
     "data": ["load_scenes"],
-    "publishing.export": ["load_backbone"],
+    "auto": ["load_backbone"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

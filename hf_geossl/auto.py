@@ -3,7 +3,8 @@
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, ViTImageProcessor
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, ViTImageProcessor
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_geossl.modeling import modeling_gtsa, pretraining_gtsa
@@ -29,3 +30,17 @@ def _register(config_class: Any, *modules: Any) -> None:
 def register_auto_classes() -> None:
     """Makes every Auto class of transformers open this library's models; called on `import hf_geossl`."""
     _register(GTSAConfig, modeling_gtsa, pretraining_gtsa)
+
+
+def load_backbone(path: str, **kwargs: Any) -> Any:
+    """
+    `AutoBackbone.from_pretrained` for local folders too (transformers 5 asks the Hub for every path).
+
+    Args:
+        path (`str`): A folder, or a Hub repository.
+        **kwargs: As `from_pretrained`, such as `out_indices=[2, 5, 8, 11]`.
+
+    Returns:
+        The backbone, in eval mode.
+    """
+    return _BaseAutoModelClass.from_pretrained.__func__(AutoBackbone, path, **kwargs)

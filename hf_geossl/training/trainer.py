@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import shutil
 import time
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import rotate_checkpoints
-import logging
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
@@ -103,8 +103,9 @@ class TeacherStudentTrainer(Trainer):
             self.pause,
         ):
             self.add_callback(callback)
-        if args.picture:
-            self.add_callback(PictureCallback(self))
+        self._picture = PictureCallback(self) if args.picture else None
+        if self._picture is not None:
+            self.add_callback(self._picture)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImagesProgressCallback(args.global_batch_size))
         else:
@@ -227,6 +228,8 @@ class TeacherStudentTrainer(Trainer):
             self._keys += self._batches.advance(inputs)
             entropy = (0, self.state.global_step, self._micro_batch)
             self._micro_batch += 1
+            if self._picture is not None and entropy == (0, 0, 0) and self.is_world_process_zero():
+                self._picture.draw_before(inputs["global_crops"][:, 0])
         seed = np.random.SeedSequence((self.args.seed, self.args.process_index, *entropy)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
         return self.views.augment(super()._prepare_inputs(inputs), generator)
@@ -351,7 +354,9 @@ class TeacherStudentTrainer(Trainer):
         if resume_from_checkpoint is True:
             checkpoint = newest_whole_checkpoint(self.args.output_dir)
             if checkpoint is None:
-                raise CheckpointError("the output folder holds no whole checkpoint: start without resume_from_checkpoint")
+                raise CheckpointError(
+                    "the output folder holds no whole checkpoint: start without resume_from_checkpoint"
+                )
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
         self._resume = None
