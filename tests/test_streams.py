@@ -16,6 +16,7 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
+from hf_geossl.data import scene_image
 from hf_geossl.training import retries
 from hf_geossl.training.images import BrokenImageError, decode_image
 from hf_geossl.training.streams import BrokenStreamError, ImageStream, load_stream
@@ -174,6 +175,37 @@ def test_order_is_the_one_that_a_slow_literal_computation_gives(tmp_path):
                     words = np.random.SeedSequence([3, 2, epoch, unit, row]).generate_state(1, np.uint64)
                     expected.append((units[unit][row], int(words[0]) >> 1))
     assert [(key, seed) for key, seed, _ in first(stream, 2 * ROWS)] == expected
+
+
+def test_state_is_right_between_iter_and_the_first_sample(tmp_path):
+    stream = make_stream("parquet", tmp_path)
+    first(stream, 9)
+    state = stream.state_dict()
+    beginning = make_stream("parquet", tmp_path).state_dict()
+    samples = iter(stream)  # from the beginning again, since nothing was loaded
+    assert stream.state_dict() == beginning
+    next(samples)
+    stream.load_state_dict(state)
+    iter(stream)
+    assert stream.state_dict() == state
+    assert stream.state_dict() is not stream.state_dict()
+
+
+def test_scenes_resume_and_are_named_by_their_index():
+    def scenes() -> ImageStream:
+        return load_stream("scenes", "validation", config_name="16", shuffle_block=5)
+
+    undisturbed = first(scenes(), 30)
+    stream = scenes()
+    begun = first(stream, 12)
+    resumed = scenes()
+    resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert begun + first(resumed, 18) == undisturbed
+    name, split, index = undisturbed[0][0].split("/")
+    assert (name, split) == ("scenes", "validation")
+    assert np.asarray(scene_image("validation", int(index), "16")).tobytes() == undisturbed[0][2]
+    with pytest.raises(ValueError, match="split must be one of"):
+        load_stream("scenes", "nowhere")
 
 
 def test_two_iterators_of_one_stream_do_not_disturb_each_other(tmp_path):

@@ -41,6 +41,13 @@ class _WorkerFailure:
     message: str
     details: str | None
 
+    def rebuild(self) -> Exception:
+        """Returns the error, with the worker's traceback as a note where that helps."""
+        error = self.error(self.message)
+        if self.details:
+            error.add_note(self.details)
+        return error
+
 
 class StreamBatches(IterableDataset):
     """The batches of one process ("rank"), endless, divided among the workers of a `DataLoader`.
@@ -279,9 +286,10 @@ class StreamBatches(IterableDataset):
             details = f"In worker {worker} of {workers}:\n{traceback.format_exc()}"
             kind = next((kind for kind in _CLEAR_ERRORS if isinstance(error, kind)), None)
             if kind is None:
-                yield _WorkerFailure(RuntimeError, f"{type(error).__name__}: {error}", details)
+                failure = _WorkerFailure(RuntimeError, f"{type(error).__name__}: {error}", details)
             else:
-                yield _WorkerFailure(kind, str(error), details if kind in (ValueError, TypeError) else None)
+                failure = _WorkerFailure(kind, str(error), details if kind in (ValueError, TypeError) else None)
+            yield failure
 
     def _check_workers(self, num_workers: int) -> None:
         streams = len(self._owned)
@@ -303,10 +311,8 @@ class _ClearErrorLoader(DataLoader):
 def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
         if isinstance(batch, _WorkerFailure):
-            error = batch.error(batch.message)
-            if batch.details:
-                error.add_note(batch.details)
-            raise error
+            # no name for it here: a frame that holds its own error would keep the workers alive
+            raise batch.rebuild()
         yield batch
 
 

@@ -29,6 +29,7 @@ class Source:
         read (`Callable`): row -> what `decode_image` takes; raises `BrokenImageError`.
         identity (`dict`): plain values that name the data; two sources with equal identities give equal rows.
         columns (`tuple[str, ...]`): the columns a stream keeps of each row.
+        label (`str`): how a row is called, as a format string of its columns; empty for "unit 3 row 17".
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Source:
     read: Callable[[dict], Any] = field(repr=False)
     identity: dict[str, Any]
     columns: tuple[str, ...] = ("key", "value", "error")
+    label: str = "{key}"
 
     def unit(self, index: int) -> datasets.IterableDataset:
         """Returns unit `index` as a dataset of its own; a copy, since shallow ones share their position."""
@@ -127,7 +129,7 @@ def _read_item(dataset: Any, image_column: str, row: dict) -> Any:
 
 def scenes_source(split: str, config_name: str | None) -> Source:
     """Opens the embedded dataset: rows that hold an index, drawn when a sample is needed."""
-    from hf_geossl.data import scene_image, stream_scenes
+    from hf_geossl.data import SCENES_VERSION, scene_image, stream_scenes
 
     rows = stream_scenes(split, config_name=config_name, num_shards=MIN_UNITS)
     return Source(
@@ -136,8 +138,9 @@ def scenes_source(split: str, config_name: str | None) -> Source:
         rows=rows,
         units=rows.num_shards,
         read=partial(_draw_scene, scene_image, split, config_name),
-        identity={"version": str(rows.info.version) if rows.info.version else None},
+        identity={"version": SCENES_VERSION},
         columns=("index",),
+        label=f"scenes/{split}/{{index}}",
     )
 
 
@@ -194,6 +197,7 @@ def iterable_source(
         read=partial(_read_value, image_column, token),
         identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
         columns=(image_column,),
+        label="",
     )
 
 

@@ -1,11 +1,11 @@
 """A dataset of the Hugging Face Hub as a source, pinned to the commit it was opened at."""
 
-import posixpath
 from functools import partial
 from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -26,6 +26,8 @@ from hf_geossl.training.sources import (
     rows_from,
     units_for,
 )
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2", ".7z", ".rar")
 
 
 def hub_source(
@@ -68,11 +70,18 @@ def hub_source(
     try:
         commit = with_patience(f"asking the Hub for {repository}", describe)
         builder = with_patience(f"opening {repository}", build)
-        paths = _image_files(builder, split)
         identity = {"repository": repository, "revision": commit}
-        if paths is not None:
-            _check_split(repository, split, list(builder.config.data_files or {}))
-            return _hub_folder(repository, paths, image_column, shuffle_block, identity, token)
+        if image_column == "image" and (names := _image_files(builder, split, f"@{commit}/")) is not None:
+            root, paths = names
+            units = units_for(len(paths), shuffle_block)
+            return Source(
+                kind="hub",
+                name=repository,
+                rows=rows_from(named_rows, units=[paths[unit::units] for unit in range(units)]),
+                units=units,
+                read=partial(_read_below, root, token),
+                identity=identity,
+            )
 
         def stream() -> datasets.IterableDataset:
             streams = builder.as_streaming_dataset()
@@ -115,40 +124,20 @@ def _check_split(repository: str, split: str, splits: list[str]) -> None:
         raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
 
 
-def _image_files(builder: datasets.DatasetBuilder, split: str) -> list[str] | None:
-    """The addresses of a repository's plain image files, which `datasets` would stream as a single shard."""
-    files = builder.config.data_files
-    if type(builder).__name__ != "ImageFolder" or not files:
+def _image_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> tuple[str, list[str]] | None:
+    """Where the plain image files of a repository lie, which `datasets` would stream as a single shard, and their names.
+
+    None for any other layout, for archives and for an unknown split, which are left to `datasets`.
+    """
+    addresses = [str(address) for address in (builder.config.data_files or {}).get(split, [])]
+    if not isinstance(builder, ImageFolder) or any(address.lower().endswith(_ARCHIVES) for address in addresses):
         return None
-    paths = [str(path) for path in files.get(split, [])]
-    images = [path for path in paths if path.lower().endswith(EXTENSIONS)]
-    archives = any(path.lower().endswith((".zip", ".tar", ".gz", ".tgz")) for path in paths)
-    return None if archives or (split in files and not images) else sorted(images)
+    images = sorted(address for address in addresses if address.lower().endswith(EXTENSIONS) and mark in address)
+    if not images:
+        return None
+    root = images[0][: images[0].index(mark) + len(mark)]
+    return root, [address.removeprefix(root) for address in images]
 
 
-def _hub_folder(
-    repository: str,
-    paths: list[str],
-    image_column: str,
-    shuffle_block: int,
-    identity: dict[str, Any],
-    token: str | bool | None,
-) -> Source:
-    if image_column != "image":
-        raise ValueError(f"{repository} is a folder of images, whose column is 'image'; got {image_column!r}")
-    root = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
-    root = paths[0][: len(root)] if paths else ""
-    names = [path[len(root) :].lstrip("/") for path in paths]
-    units = units_for(len(names), shuffle_block)
-    return Source(
-        kind="hub",
-        name=repository,
-        rows=rows_from(named_rows, units=[names[unit::units] for unit in range(units)]),
-        units=units,
-        read=partial(_read_from, root, token),
-        identity=identity,
-    )
-
-
-def _read_from(root: str, token: str | bool | None, row: dict) -> Any:
-    return encoded_image({"path": f"{root}/{row['value']}"}, token)
+def _read_below(root: str, token: str | bool | None, row: dict) -> Any:
+    return encoded_image({"path": root + row["value"]}, token)

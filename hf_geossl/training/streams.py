@@ -198,7 +198,8 @@ class ImageStream:
 
         Args:
             dataset (`datasets.IterableDataset`, `datasets.Dataset` or any map-style dataset): the last has `__len__`
-                and a `__getitem__` that gives dicts. Whole and unshuffled: the stream splits and shuffles it.
+                and a `__getitem__` that gives dicts. Whole and unshuffled: the stream splits and shuffles it. An
+                iterable one of few shards is shuffled within its blocks only; raise `shuffle_block` there.
             image_column (`str`, *optional*, defaults to `"image"`): PIL images, encoded bytes, or uint8 arrays or
                 tensors of shape `(height, width, channels)`.
             shuffle_block, seed, skip_broken, max_broken_share, max_pixels: as in [`load_stream`].
@@ -331,7 +332,7 @@ class ImageStream:
                     at.taken += 1
                     at.rows += 1
                     number = at.row + chosen
-                    key = row.get("key") or f"unit {unit} row {number}"
+                    key = self.source.label.format(**row) or f"unit {unit} row {number}"
                     try:
                         image = decode_image(self.source.read(row), self.max_pixels)
                     except BrokenImageError as error:

@@ -1,0 +1,176 @@
+"""Streams from a Hub that speaks HTTP: a local server, read by the real client in a process of its own."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_reader import COMMIT, HubReader
+from PIL import Image
+
+ROWS = 37
+
+CHILD = """
+import itertools, json, logging, sys, time, urllib.request
+
+time.sleep = lambda pause: None  # the client itself waits between its attempts
+import torch
+from hf_geossl.training import retries
+from hf_geossl.training.loading import StreamBatches
+from hf_geossl.training.streams import load_stream
+
+pauses = []
+retries.sleep = pauses.append
+server, results = sys.argv[1], {}
+
+
+class Views:
+    def __call__(self, image, *, seed):
+        return {"seed": torch.tensor(seed)}
+
+    def collate(self, samples):
+        return {"seed": torch.stack([sample["seed"] for sample in samples])}
+
+
+def first(stream, count):
+    return [(sample["key"], sample["seed"], list(sample["image"].getpixel((0, 0)))) for sample in itertools.islice(stream, count)]
+
+
+for name, options in (("user/parquet", {}), ("user/folder", {}), ("user/tars", {"image_column": "png"})):
+    open_stream = lambda: load_stream(name, shuffle_block=4, **options)
+    stream = open_stream()
+    samples = first(stream, 60)
+    begun = open_stream()
+    head = first(begun, 23)
+    resumed = open_stream()
+    resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+    resumed_samples = head + first(resumed, 37)
+    failing = iter(open_stream())
+    failed = first(failing, 6)
+    urllib.request.urlopen(f"{server}/fail/8")
+    failed += first(failing, 54)
+    urllib.request.urlopen(f"{server}/fail/0")
+    batches = StreamBatches(open_stream(), Views(), 3, num_streams=2)
+    keys = [[batches.advance(batch) for batch in itertools.islice(batches.loader(workers), 12)] for workers in (2,)]
+    alone = StreamBatches(open_stream(), Views(), 3, num_streams=2)
+    keys.append([alone.advance(batch) for batch in itertools.islice(alone.loader(0), 12)])
+    results[name] = {
+        "samples": samples, "resumed": resumed_samples, "failed": failed, "keys": keys,
+        "units": stream.source.units, "revision": stream.fingerprint["revision"], "pauses": list(pauses),
+    }
+    pauses.clear()
+
+for name, options in (
+    ("user/parquet", {"split": "validation"}), ("user/folder", {"split": "test"}), ("user/parquet", {"image_column": "photo"}),
+    ("user/parquet", {"revision": "nowhere"}), ("user/parquet", {"config_name": "other"}), ("user/nothing", {}), ("user/gated", {}),
+):
+    try:
+        load_stream(name, **options)
+    except Exception as error:
+        results[f"{name} {options}"] = f"{type(error).__name__}: {error}"
+results["with token"] = first(load_stream("user/gated", token="hf_secret"), 1)[0][0]
+print("RESULTS" + json.dumps(results))
+"""
+
+
+def encoded(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 3), (number, 1, 2), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def parquet(numbers: range) -> bytes:
+    file = io.BytesIO()
+    table = pa.table({"label": list(numbers), "image": [{"bytes": encoded(n), "path": f"{n}.png"} for n in numbers]})
+    pq.write_table(table, file, row_group_size=5)
+    return file.getvalue()
+
+
+def tar(numbers: range) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in numbers:
+            member = tarfile.TarInfo(f"{number:03d}.png")
+            member.size = len(encoded(number))
+            archive.addfile(member, io.BytesIO(encoded(number)))
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    card = b"---\nlicense: mit\n---\n"
+    hub = HubReader(
+        {
+            "user/parquet": {
+                "README.md": card,
+                "data/train-00000-of-00002.parquet": parquet(range(20)),
+                "data/train-00001-of-00002.parquet": parquet(range(20, ROWS)),
+                "data/test-00000-of-00001.parquet": parquet(range(3)),
+            },
+            "user/folder": {
+                **{f"train/class_{n % 3}/{n:03d}.png": encoded(n) for n in range(ROWS)},
+                **{f"validation/class_0/{n}.png": encoded(n) for n in range(3)},
+            },
+            "user/tars": {f"train/{part}.tar": tar(range(ROWS)[part::3]) for part in range(3)},
+            "user/gated": {"data/train-00000-of-00001.parquet": parquet(range(5))},
+        },
+        gated=frozenset({"user/gated"}),
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, hub.url],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    hub.server.shutdown()
+    assert "RESULTS" in child.stdout, child.stderr[-3000:]
+    assert "hf_secret" not in child.stdout + child.stderr
+    return json.loads(child.stdout.split("RESULTS")[1])
+
+
+@pytest.mark.parametrize("name", ["user/parquet", "user/folder", "user/tars"])
+def test_hub_datasets_are_whole_pinned_and_resume(results, name):
+    got = results[name]
+    assert sorted(pixel[0] for _, _, pixel in got["samples"][:ROWS]) == list(range(ROWS))
+    assert got["resumed"] == got["samples"]
+    assert got["revision"] == COMMIT
+    assert got["keys"][0] == got["keys"][1]
+    assert len({key for batch in got["keys"][0] for key in batch}) >= 30
+
+
+@pytest.mark.parametrize("name", ["user/parquet", "user/folder", "user/tars"])
+def test_a_failing_hub_is_retried_and_nothing_is_lost_or_repeated(results, name):
+    assert results[name]["pauses"][:1] == [1.0]  # after the client's own six attempts
+    assert results[name]["failed"] == results[name]["samples"]
+
+
+def test_files_and_row_groups_become_units(results):
+    assert results["user/parquet"]["units"] == 8  # row groups of 5
+    assert results["user/tars"]["units"] == 3
+    assert results["user/folder"]["units"] == ROWS  # one each: not the single shard of `datasets`
+    assert results["user/folder"]["samples"][0][0].startswith("train/class_")
+
+
+def test_what_is_not_on_the_hub_is_named(results):
+    for key, message in (
+        ("user/parquet {'split': 'validation'}", "ValueError: user/parquet has no split 'validation'; its splits are train, test"),
+        ("user/folder {'split': 'test'}", "ValueError: user/folder has no split 'test'; its splits are train, validation"),
+        ("user/parquet {'image_column': 'photo'}", "ValueError: user/parquet has no column 'photo'; its columns are label, image"),
+        ("user/parquet {'revision': 'nowhere'}", "FileNotFoundError: the Hub dataset user/parquet has no revision 'nowhere'"),
+        ("user/parquet {'config_name': 'other'}", "ValueError: BuilderConfig 'other' not found. Available: ['default']"),
+        ("user/nothing {}", "FileNotFoundError: 'user/nothing' is neither a file or folder here nor a dataset on the Hub"),
+        ("user/gated {}", "PermissionError: the Hub dataset user/gated is gated; accept its terms on its page, then pass token"),
+    ):  # fmt: skip
+        assert results[key].startswith(message), results[key]
+    assert results["with token"].startswith("unit ")
