@@ -1,0 +1,299 @@
+"""Colour, blur and normalisation of a batch of views, on the device that holds it.
+
+The same draws (`ColorParameters`) have two renderings: `affine_color`, which folds the whole colour chain of a view and
+the normalisation into one 3x4 matrix, and `exact_color`, which follows torchvision's float operations one by one. Both
+take uint8 and give normalised float32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hf_geossl.training.color_recipe import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorParameters, ColorRecipe
+
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CPU_PIECE = 600_000  # numbers; 2.4 MB as float32
+
+
+def render_color(
+    images: torch.Tensor,
+    parameters: ColorParameters | None,
+    *,
+    recipe: ColorRecipe,
+    mean: Sequence[float],
+    std: Sequence[float],
+    exact: bool = False,
+) -> torch.Tensor:
+    """Colour, blur and normalisation of a batch of views.
+
+    Args:
+        images (`torch.Tensor` of shape `(views, 3, height, width)`): uint8, RGB.
+        parameters (`ColorParameters`, *optional*): what to do to each view, on any device; None only normalises. The
+            host waits for the device only if they lie on an accelerator (for the number of blurred views).
+        recipe (`ColorRecipe`): what the parameters were drawn from; it knows how far the blur reaches.
+        mean, std (`Sequence[float]`): of each channel, for images in [0, 1].
+        exact (`bool`): `exact_color` instead of `affine_color`.
+
+    Returns:
+        `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised, on the images' device.
+
+    Raises:
+        TypeError: images that are not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}; give the crops that views() made")
+    images = images.contiguous()
+    if parameters is None:
+        return normalize_(_to_unit_range(images), mean, std)
+    color = exact_color if exact else affine_color
+    colored = color(images, parameters, mean=mean, std=std)
+    chosen = parameters.blur.nonzero().flatten()
+    if len(chosen):
+        sigma = parameters.blur_sigma[chosen].to(images.device, non_blocking=True)
+        chosen = chosen.to(images.device, non_blocking=True)
+        # The kernel sums to 1, so that blurring before or after normalisation is the same.
+        colored.index_copy_(0, chosen, gaussian_blur(colored.index_select(0, chosen), sigma, recipe.blur_radius))
+    return colored
+
+
+def normalize_(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Subtracts the mean of each channel and divides by its standard deviation, in place.
+
+    Args:
+        images (`torch.Tensor` of shape `(views, 3, height, width)`): float, in [0, 1].
+        mean, std (`Sequence[float]`): one number a channel.
+
+    Returns:
+        `torch.Tensor`: the same tensor.
+    """
+    return images.sub_(images.new_tensor(mean)[:, None, None]).div_(images.new_tensor(std)[:, None, None])
+
+
+def affine_color(
+    images: torch.Tensor, parameters: ColorParameters, *, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """The colour chain of each view as one affine map of its pixels, then clamped to [0, 1] and normalised.
+
+    Differs from `exact_color` in two ways: values are clamped once, at the end of the chain, and the hue turns linearly
+    (`hue_matrices`). With GTSA's recipe on crops of six photographs the mean absolute difference is 0.010 where the
+    colour change itself is 0.146; over many draws the means of the channels agree to 0.004 and their standard deviations
+    to 2 % (values in [0, 1]). On a CPU it takes a quarter of the time.
+
+    Args:
+        images (`torch.Tensor` of shape `(views, 3, height, width)`): uint8, RGB.
+        parameters (`ColorParameters`): of these views, on any device; blur is not done here.
+        mean, std (`Sequence[float]`): normalisation of each channel, for images in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised.
+    """
+    parameters = parameters.to(images.device)
+    # In pieces that stay in a CPU's cache and below malloc's threshold for fresh pages: twice as fast there.
+    piece = max(1, CPU_PIECE // images[0].numel()) if images.device.type == "cpu" else len(images)
+    statistics = [_color_statistics(images[i : i + piece]) for i in range(0, len(images), piece)]
+    mean_color, coherence = (torch.cat(parts) for parts in zip(*statistics, strict=True))
+    mean_map, deviation_map = color_matrices(parameters, hue_matrices(parameters.hue, mean_color, coherence))
+    channel_mean, channel_std = torch.tensor([mean, std], device=images.device)[:, :, None]
+    # mean_map @ mean + deviation_map @ (pixel - mean) = deviation_map @ pixel + offset
+    offset = (mean_map - deviation_map) @ mean_color[:, :, None]  # (views, 3, 1)
+    offset = (offset / 255 - channel_mean) / channel_std
+    matrix = deviation_map / (255 * channel_std)
+    out = torch.empty(images.shape, device=images.device)
+    for i in range(0, len(images), piece):
+        part = slice(i, i + piece)
+        pixels, rendered = images[part].float().flatten(2), out[part].flatten(2)
+        torch.baddbmm(offset[part], matrix[part], pixels, out=rendered)
+        for channel in range(3):  # the clamp to [0, 1], carried into normalised values
+            rendered[:, channel].clamp_(-mean[channel] / std[channel], (1 - mean[channel]) / std[channel])
+    return out
+
+
+def _color_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean colour (`(views, 3)`, 0..255) and coherence of hue (`(views,)`, see `hue_matrices`) of uint8 `images`."""
+    pixels = images.float()
+    thinned = pixels[:, :, ::4, ::4]  # a sixteenth of the pixels tells well enough how much one hue prevails
+    chroma = thinned - thinned.mean(dim=1, keepdim=True)
+    spread = chroma.square().sum(dim=1).mean(dim=(1, 2))
+    return pixels.mean(dim=(2, 3)), chroma.mean(dim=(2, 3)).square().sum(dim=1) / spread.clamp_min(1e-6)
+
+
+def color_matrices(parameters: ColorParameters, hue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The colour chain of each view as two linear maps: of its mean colour, and of deviations from the mean.
+
+    Brightness, saturation, hue and grey treat both alike. Contrast about the mean grey level of the image *as it stands
+    in the chain* scales deviations by its factor and blends the mean colour with its own grey level: linear in each. So
+    the chain without clamps is `mean_map @ mean + deviation_map @ (pixel - mean)`, exactly and in any order.
+
+    Args:
+        parameters (`ColorParameters`): of `views` views.
+        hue (`torch.Tensor` of shape `(views, 3, 3)`): what stands for the turn of hue, see `hue_matrices`.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: `mean_map` and `deviation_map`, each of shape `(views, 3, 3)`, float32.
+    """
+    identity = torch.eye(3, device=hue.device)
+    gray = torch.tensor(GRAY_WEIGHTS, device=hue.device).expand(3, 3)
+
+    def blend(factor: torch.Tensor) -> torch.Tensor:
+        return factor[:, None, None] * identity + (1 - factor[:, None, None]) * gray
+
+    brightness = parameters.brightness[:, None, None] * identity
+    contrast = parameters.contrast[:, None, None] * identity
+    saturation = blend(parameters.saturation)
+    mean_steps = torch.stack([brightness, blend(parameters.contrast), saturation, hue], dim=1)
+    deviation_steps = torch.stack([brightness, contrast, saturation, hue], dim=1)
+    steps = torch.stack([mean_steps, deviation_steps])  # (2, views, 4, 3, 3)
+    index = parameters.order[None, :, :, None, None].expand_as(steps)
+    first, second, third, fourth = steps.gather(2, index).unbind(2)
+    maps = fourth @ third @ second @ first
+    maps = torch.where(parameters.jitter[:, None, None], maps, identity)
+    maps = torch.where(parameters.grayscale[:, None, None], gray @ maps, maps)
+    return maps[0], maps[1]
+
+
+def hue_matrices(turns: torch.Tensor, mean_color: torch.Tensor, coherence: torch.Tensor) -> torch.Tensor:
+    """Linear stand-in for HSV's turn of hue, for each view.
+
+    HSV moves colours along a hexagon; the turn is linear within a piece of it. A view in which one hue prevails gets
+    the linear map of the piece that holds its mean colour (exact for all pixels there); a view of mixed hues gets the
+    rotation about the grey axis of RGB (the average over the circle; exact for thirds of a turn); in between both are
+    weighted by the coherence. Brightness, contrast and saturation change neither the mean's hue nor the coherence, so
+    that the matrix is the same wherever in the chain it stands.
+
+    Args:
+        turns (`torch.Tensor` of shape `(views,)`): in full turns.
+        mean_color (`torch.Tensor` of shape `(views, 3)`): mean of the view's pixels, in any unit.
+        coherence (`torch.Tensor` of shape `(views,)`): squared length of the mean chroma over the mean squared length of
+            chroma, in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(views, 3, 3)`: float32; every row sums to 1, so grey stays grey.
+    """
+    # Row 0 of the circulant matrix that turns about (1, 1, 1); the others are its cyclic shifts.
+    thirds = torch.arange(3, device=turns.device) / 3
+    row = (1 + 2 * torch.cos(2 * math.pi * (turns[:, None] + thirds))) / 3
+    rotation = torch.stack([row.roll(shift, dims=1) for shift in range(3)], dim=1)
+
+    sixths = _hue_sixths(mean_color)[0]
+    top = mean_color.argmax(dim=1)
+    highest, lowest = F.one_hot(top, 3).float()[:, None], F.one_hot(mean_color.argmin(dim=1), 3).float()[:, None]
+    # sixths = 2 * top + slant . color / chroma
+    slant = (F.one_hot((top + 1) % 3, 3) - F.one_hot((top + 2) % 3, 3)).float()[:, None]
+    k = (sixths[:, None] + _hue_channels(turns) + 6 * turns[:, None]) % 6
+    depth = torch.minimum(k, 4 - k).clamp(0, 1)  # output = largest - chroma * depth
+    slope = (k < 1).float() - ((k > 3) & (k < 4)).float()
+    constant = depth - slope * (sixths - 2 * top)[:, None]
+    piece = highest - constant[:, :, None] * (highest - lowest) - slope[:, :, None] * slant
+    return torch.lerp(rotation, piece, coherence[:, None, None].clamp(0, 1))
+
+
+def exact_color(
+    images: torch.Tensor, parameters: ColorParameters, *, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """The colour chain of each view by torchvision's float operations: one by one, clamped after each, hue in HSV.
+
+    Args:
+        images (`torch.Tensor` of shape `(views, 3, height, width)`): uint8, RGB.
+        parameters (`ColorParameters`): of these views, on any device; blur is not done here.
+        mean, std (`Sequence[float]`): normalisation of each channel, for images in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised.
+
+    Source: torchvision `transforms.v2.functional`: adjust_brightness, _contrast, _saturation, _hue, rgb_to_grayscale.
+    """
+    out = _to_unit_range(images)
+    operations = {
+        BRIGHTNESS: (adjust_brightness, parameters.brightness),
+        CONTRAST: (adjust_contrast, parameters.contrast),
+        SATURATION: (adjust_saturation, parameters.saturation),
+        HUE: (adjust_hue, parameters.hue),
+    }
+    for step in range(4):
+        for code, (operation, amount) in operations.items():
+            chosen = (parameters.jitter & (parameters.order[:, step] == code)).nonzero().flatten()
+            if len(chosen):
+                where = chosen.to(images.device)
+                out.index_copy_(0, where, operation(out.index_select(0, where), amount[chosen].to(images.device)))
+    chosen = parameters.grayscale.nonzero().flatten().to(images.device)
+    out.index_copy_(0, chosen, _gray_level(out.index_select(0, chosen)).expand(-1, 3, -1, -1))
+    return normalize_(out, mean, std)
+
+
+def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Scales `images` (`(views, 3, height, width)`, in [0, 1]) by a factor a view (`(views,)`); clamped to [0, 1]."""
+    return (images * factor[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Scales `images` (`(views, 3, height, width)`, in [0, 1]) about their mean grey level by a factor a view (`(views,)`); clamped to [0, 1]."""
+    return torch.lerp(_gray_level(images).mean(dim=(2, 3), keepdim=True), images, factor[:, None, None, None]).clamp_(
+        0, 1
+    )
+
+
+def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Scales `images` (`(views, 3, height, width)`, in [0, 1]) about each pixel's grey level by a factor a view (`(views,)`); clamped to [0, 1]."""
+    return torch.lerp(_gray_level(images), images, factor[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turns the HSV hue of `images` (`(views, 3, height, width)`, in [0, 1]) by `turns` (`(views,)`, in full turns)."""
+    sixths, largest, chroma = _hue_sixths(images)
+    start = _hue_channels(turns) + 6 * turns[:, None]
+    k = (sixths[:, None] + start[:, :, None, None]) % 6
+    return largest[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
+    """Gaussian blur with a width of its own for each view; the border pixel continues outside, as in Pillow.
+
+    Pillow's `GaussianBlur(sigma)`, which GTSA uses, approximates this by three box blurs of whole grey levels; the mean
+    absolute difference is 0.002 of the range for sigma 0.3 to 2.
+
+    Args:
+        images (`torch.Tensor` of shape `(views, channels, height, width)`): float.
+        sigma (`torch.Tensor` of shape `(views,)`): standard deviation in pixels, above 0.
+        radius (`int`): of the kernel in pixels.
+
+    Returns:
+        `torch.Tensor`: blurred images, same shape.
+    """
+    # A sum of shifted copies: the number of views changes from call to call, and convolution libraries would prepare
+    # themselves anew for each number, which costs more than the blur.
+    distance = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.softmax(-0.5 * (distance / sigma[:, None]).square(), dim=1)
+    for axis, border in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+        padded, size = F.pad(images, border, "replicate"), images.shape[axis]
+        images = torch.zeros_like(images)
+        for tap in range(2 * radius + 1):
+            images.addcmul_(padded.narrow(axis, tap, size), kernel[:, tap, None, None, None])
+    return images
+
+
+def _to_unit_range(images: torch.Tensor) -> torch.Tensor:
+    return images.float().div_(255)
+
+
+def _gray_level(images: torch.Tensor) -> torch.Tensor:
+    red, green, blue = images.unbind(1)
+    return (GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue)[:, None]
+
+
+def _hue_sixths(colors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """HSV hue (in sixths of a turn, -1 to 5), value and chroma of `colors` (`(views, 3, ...)`), each `(views, ...)`."""
+    red, green, blue = colors.unbind(1)
+    largest = colors.amax(dim=1)
+    chroma = largest - colors.amin(dim=1)
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    from_green = torch.where(largest == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
+    return torch.where(largest == red, (green - blue) / divisor, from_green), largest, chroma
+
+
+def _hue_channels(like: torch.Tensor) -> torch.Tensor:
+    """Phase of red, green and blue on the hue circle, in sixths of a turn: channel = value - chroma * trapezoid(phase + hue)."""
+    return torch.tensor([[5.0, 3.0, 1.0]], device=like.device)
