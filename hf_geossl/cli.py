@@ -53,7 +53,8 @@ class DataArguments:
         metadata={"help": "Hub dataset, folder or glob of images, parquet, WebDataset tars, or 'scenes'."},
     )
     dataset_config: str | None = dataclasses.field(
-        default=None, metadata={"help": "Configuration of a Hub dataset; of scenes, such as 'scene-128' or 'topdown-96'."}
+        default=None,
+        metadata={"help": "Configuration of a Hub dataset; of scenes, such as 'scene-128' or 'topdown-96'."},
     )
     split: str = dataclasses.field(default="train", metadata={"help": "Which part of the dataset."})
     image_column: str = dataclasses.field(default="image", metadata={"help": "The column with the images."})
@@ -99,7 +100,9 @@ def _described(*classes: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in classes:
         text = re.sub(r"\s+", " ", inspect.getdoc(cls) or "")
-        for match in re.finditer(r"((?:\w+, )*\w+) \(([^()]*(?:\([^()]*\)[^()]*)*)\): (.*?)(?= (?:\w+, )*\w+ \(`| Raises:| Source:|$)", text):
+        for match in re.finditer(
+            r"((?:\w+, )*\w+) \(([^()]*(?:\([^()]*\)[^()]*)*)\): (.*?)(?= (?:\w+, )*\w+ \(`| Raises:| Source:|$)", text
+        ):
             for name in match.group(1).split(", "):
                 found[name] = match.group(3).replace("%", "%%").strip()
     return found
@@ -305,7 +308,9 @@ def pretrain(argv: Sequence[str]) -> int:
     )
     trainer.train(resume_from_checkpoint=resume)
     if trainer.pause.signal is not None:
-        print(f"stopped at step {trainer.state.global_step}. Go on with:\n  geossl pretrain {' '.join(argv)} --resume_from_checkpoint true")
+        print(
+            f"stopped at step {trainer.state.global_step}. Go on with:\n  geossl pretrain {' '.join(argv)} --resume_from_checkpoint true"
+        )
         return 128 + trainer.pause.signal
     trainer.save_model()
     print(f"\nThe model lies in {args.output_dir} (trained {trainer.state.global_step} steps). Load it anywhere:\n")

@@ -1,5 +1,6 @@
 """GTSA pretraining: student, teacher, heads and loss (arXiv 2304.08014)."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,7 @@ class GTSARotationHead(nn.Module):
         super().__init__()
         widths = [config.hidden_size, *config.rotation_hidden_sizes]
         self.linears = nn.ModuleList(
-            GTSARotationLinear(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
+            GTSARotationLinear(before, after) for before, after in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for width in widths[1:])
         self.classifier = GTSARotationLinear(widths[-1], 4)
@@ -193,8 +194,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         teachers, students = self._teacher_pairs()
-        torch._foreach_mul_(teachers, momentum)
-        torch._foreach_add_(teachers, [student.to(torch.float32) for student in students], alpha=1.0 - momentum)
+        torch._foreach_lerp_(teachers, [student.to(torch.float32) for student in students], 1.0 - momentum)
 
     def _check_views(
         self,

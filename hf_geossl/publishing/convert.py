@@ -247,20 +247,18 @@ def convert_timm_checkpoint(source: Any, config: GTSAConfig | None = None) -> GT
         source = source.state_dict()
         if config is None and heads is not None and "patch_embed.proj.weight" in source:
             hidden_size = source["patch_embed.proj.weight"].shape[0]
-            config = GTSAConfig(
-                hidden_size=hidden_size, num_attention_heads=heads, position_interpolation_offset=0.0
-            )
+            config = GTSAConfig(hidden_size=hidden_size, num_attention_heads=heads, position_interpolation_offset=0.0)
     elif not isinstance(source, Mapping):
         name = Path(source).name
         source = read_torch_file(source)
     content = source.get("state_dict", source.get("model", source))
-    state = {key: value for key, value in _tensors(content, name).items() if not key.startswith(("head.", "head_drop."))}
+    state = {
+        key: value for key, value in _tensors(content, name).items() if not key.startswith(("head.", "head_drop."))
+    }
     return _convert_plain(state, config, 0.0, name)
 
 
-def convert_dino_checkpoint(
-    path: str | Path, weights: str = "teacher", config: GTSAConfig | None = None
-) -> GTSAModel:
+def convert_dino_checkpoint(path: str | Path, weights: str = "teacher", config: GTSAConfig | None = None) -> GTSAModel:
     """
     Takes over a ViT of the DINO authors' program.
 

@@ -41,7 +41,9 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     )
     max_grad_norm: float = field(default=3.0, metadata={"help": "Norm that gradients are clipped to; 0 turns it off."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines; below 1 a share."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: views have keys of their own."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: views have keys of their own."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Off: a loss that is not finite stops the run."}
     )

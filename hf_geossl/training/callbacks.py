@@ -1,12 +1,12 @@
 """Callbacks of teacher-student training; each acts once per optimizer step and holds no state that a run depends on."""
 
+import logging
 import math
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-import logging
 
 if TYPE_CHECKING:
     from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -125,7 +125,9 @@ class PauseCallback(TrainerCallback):
     ) -> None:
         """Listens, where this is the main thread."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks for a checkpoint and the end of the run."""

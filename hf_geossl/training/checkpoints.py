@@ -1,13 +1,12 @@
 """Checkpoints that are whole or absent, and the choice of the one to resume from."""
 
 import json
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
-
-import logging
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,11 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     folder = Path(output_dir)
     if not folder.is_dir():
         return []
-    found = [(int(match.group(1)), path) for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
+    found = [
+        (int(match.group(1)), path)
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -126,10 +129,14 @@ def check_checkpoint(checkpoint: str | Path, model_type: str) -> Path:
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint {folder.name!r}: give a checkpoint-N folder, or true for the newest")
+        raise CheckpointError(
+            f"there is no checkpoint {folder.name!r}: give a checkpoint-N folder, or true for the newest"
+        )
     wrong = why_not_whole(folder)
     if wrong is not None:
-        raise CheckpointError(f"{folder.name} is not whole: {wrong}; resume from another, or true for the newest whole one")
+        raise CheckpointError(
+            f"{folder.name} is not whole: {wrong}; resume from another, or true for the newest whole one"
+        )
     try:
         saved: Any = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError) as error:

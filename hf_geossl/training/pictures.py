@@ -85,14 +85,18 @@ class PictureCallback(TrainerCallback):
             Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"input_{index}.png")
             features.save(folder / f"before_{index}.png")
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Puts inputs, features before and features after under one another."""
         folder = Path(self.trainer.args.output_dir) / _PARTS
         inputs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("input_*.png"))]
         before = [Image.open(path).convert("RGB") for path in sorted(folder.glob("before_*.png"))]
         if not inputs or not state.is_world_process_zero:
             return
-        crops = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(*p.size[::-1], 3) for p in inputs])
+        crops = torch.stack(
+            [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(*p.size[::-1], 3) for p in inputs]
+        )
         views = self.trainer.views
         after = feature_row(self._trunk(), crops.permute(0, 3, 1, 2), views.mean, views.std)
         shown = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]

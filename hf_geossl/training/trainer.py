@@ -251,7 +251,8 @@ class TeacherStudentTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's loss; its parts are added up for the log."""
-        outputs = model(**inputs, **self.model_arguments(self.state.global_step))
+        # evaluation takes the final weights, so that its losses can be compared over the run
+        outputs = model(**inputs, **(self.model_arguments(self.state.global_step) if model.training else {}))
         if model.training:
             for name, value in outputs.items():
                 if name.endswith("_loss"):
@@ -267,7 +268,7 @@ class TeacherStudentTrainer(Trainer):
         features = self.probe_features(self.accelerator.unwrap_model(self.model), inputs).float()
         if len(features) > 1:
             features = F.normalize(features, dim=-1)
-            self._feature_spread = (features.std(dim=0).norm()).item()
+            self._feature_spread = (features.std(dim=0, correction=0).norm()).item()
 
     def check_finite(self) -> None:
         """
