@@ -15,7 +15,7 @@ def _register(config_class: Any, *modules: Any) -> None:
     """Registers a configuration and every class that its models' `_auto_map` names."""
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     config_class.register_for_auto_class("AutoConfig")
-    processors = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
+    processors: dict[str, type] = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
     AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
     by_name = {name: getattr(module, name) for module in modules for name in module.__all__}
     base = next(cls for cls in by_name.values() if getattr(cls, "_auto_map", None))
@@ -43,4 +43,5 @@ def load_backbone(path: str, **kwargs: Any) -> Any:
     Returns:
         The backbone, in eval mode.
     """
-    return _BaseAutoModelClass.from_pretrained.__func__(AutoBackbone, path, **kwargs)
+    open_path: Any = _BaseAutoModelClass.from_pretrained
+    return open_path.__func__(AutoBackbone, path, **kwargs)

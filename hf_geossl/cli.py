@@ -8,6 +8,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -76,11 +77,11 @@ class DataArguments:
 class Method:
     """What `geossl pretrain` needs to know of a method."""
 
-    config: type
-    model: type
-    views: type
-    arguments: type
-    trainer: type
+    config: Any
+    model: Any
+    views: Any
+    arguments: Any
+    trainer: Any
 
 
 METHODS = {"gtsa": Method(GTSAConfig, GTSAForPreTraining, GTSAViews, GTSATrainingArguments, GTSATrainer)}
@@ -114,7 +115,7 @@ def _dataclass_of(name: str, fields: dict[str, tuple[Any, Any]], help_texts: dic
     for key, (annotation, default) in fields.items():
         metadata = {"help": help_texts.get(key, "")}
         if isinstance(default, (tuple, list)):
-            entry = dataclasses.field(default_factory=lambda value=list(default): list(value), metadata=metadata)
+            entry: Any = dataclasses.field(default_factory=partial(list, list(default)), metadata=metadata)
         else:
             entry = dataclasses.field(default=default, metadata=metadata)
         made.append((key, _simple_type(annotation, default), entry))
@@ -184,7 +185,7 @@ def _tokens(key: str, value: Any) -> list[str]:
 
 
 def _parser(method: Method) -> _Parser:
-    types = [DataArguments, _model_arguments(method.config), _view_arguments(method.views), method.arguments]
+    types: list[Any] = [DataArguments, _model_arguments(method.config), _view_arguments(method.views), method.arguments]
     parser = _Parser(
         types,
         prog="geossl pretrain RECIPE_OR_YAML",

@@ -1,5 +1,6 @@
 """Training: the teacher, schedules, clipping, logs, alarms, checkpoints and what a run leaves."""
 
+import itertools
 import json
 import logging
 import math
@@ -137,7 +138,7 @@ def test_teacher_stays_where_the_gradient_scaler_skips_the_step(images: Any, tmp
     skipping.trainer = trainer
     trainer.train()
     teachers = [{n: v for n, v in state.items() if n.startswith("teacher.")} for state in recorder.after]
-    changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in zip(teachers, teachers[1:], strict=False)]
+    changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in itertools.pairwise(teachers)]
     assert changed == [False, True, False]  # step 1 skipped, step 2 moved; the last momentum is 1
 
 

@@ -49,8 +49,15 @@ class GTSAConfig(GeometricViTConfig):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 1:
                 raise ValueError(f"{name} must be two positive integers (global, local), got {value}")
-        if len(self.rotation_hidden_sizes) < 1:
-            raise ValueError("rotation_hidden_sizes must name at least one width, got none")
+        for name in ("projector_hidden_size", "projection_size", "predictor_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if len(self.rotation_hidden_sizes) < 1 or min(self.rotation_hidden_sizes) < 1:
+            raise ValueError(f"rotation_hidden_sizes must be one or more widths, got {self.rotation_hidden_sizes}")
+        if not 0 <= self.position_interpolation_offset < 1:  # from 1 on, the resampled grid would be larger than asked
+            raise ValueError(
+                f"position_interpolation_offset must be in [0, 1), got {self.position_interpolation_offset}"
+            )
 
 
 __all__ = ["GTSAConfig"]

@@ -115,12 +115,14 @@ class GTSABackbone(BackboneMixin, GTSAPreTrainedModel):
 class GTSAForImageClassification(GTSAPreTrainedModel):
     """Mean of the patch tokens, layer norm, linear classifier."""
 
+    accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
+
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.gtsa = GTSAModel(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -147,11 +149,13 @@ class GTSAForImageClassification(GTSAPreTrainedModel):
 class GTSAForSemanticSegmentation(GTSAPreTrainedModel):
     """A linear decoder on the patch tokens, resized bilinearly to the input."""
 
+    accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
+
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.gtsa = GTSAModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple

@@ -1,7 +1,7 @@
 """The vision transformer trunk that all methods share: embeddings, attention, layer, encoder."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -140,9 +140,10 @@ class ViTMLP(nn.Module):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        intermediate_size = cast(int, config.intermediate_size)  # the configuration has filled it in
+        self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
@@ -189,15 +190,15 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
     """What all models of this library share: initialisation of the trunk, and folders that open with any Auto class."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["ViTEmbeddings", "ViTLayer"]
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": ViTLayer, "attentions": ViTAttention}
+    _can_record_outputs = {"hidden_states": ViTLayer, "attentions": ViTAttention}
     _input_embed_layer = "patch_embeddings"
     _auto_map: ClassVar[dict[str, str]] = {}
 
@@ -217,11 +218,11 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but the folder names every Auto class, whichever class it was saved from."""
         if self.is_remote_code():
             self.config.auto_map = dict(self._auto_map)
-        super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def init_like_torch(module: nn.Linear | nn.Conv2d) -> None:

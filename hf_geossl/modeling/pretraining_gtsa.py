@@ -104,9 +104,7 @@ class GTSARotationHead(nn.Module):
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__()
         widths = [config.hidden_size, *config.rotation_hidden_sizes]
-        self.linears = nn.ModuleList(
-            GTSARotationLinear(before, after) for before, after in itertools.pairwise(widths)
-        )
+        self.linears = nn.ModuleList(GTSARotationLinear(before, after) for before, after in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for width in widths[1:])
         self.classifier = GTSARotationLinear(widths[-1], 4)
 
@@ -138,7 +136,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
 
     main_input_name = "global_pixel_values"
     accepts_loss_kwargs = False
-    _keep_in_fp32_modules_strict = ("teacher",)
+    _keep_in_fp32_modules_strict = ["teacher"]
 
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__(config)
@@ -154,7 +152,8 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, GTSAConvolution):
             init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, GTSARotationLinear):
             init_like_torch(module)
         else:
@@ -163,14 +162,15 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As transformers'. From a checkpoint without a teacher (an exported trunk) the teacher starts as the student."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if any(key.startswith("teacher.") for key in info["missing_keys"]):
             model.copy_student_to_teacher()
         return (model, info) if output_loading_info else model
 
     def _teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        teachers = [*self.teacher.gtsa.parameters(), *self.teacher.projector.parameters()]
-        students = [*self.gtsa.parameters(), *self.projector.parameters()]
+        teachers: list[torch.Tensor] = [*self.teacher.gtsa.parameters(), *self.teacher.projector.parameters()]
+        students: list[torch.Tensor] = [*self.gtsa.parameters(), *self.projector.parameters()]
         return teachers, students
 
     @torch.no_grad()

@@ -63,15 +63,17 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # what is no checkpoint makes torch's reader fail in any way, KeyError 101 for a text
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"the object {refused.group(1)}" if refused else "content that is no plain checkpoint"
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise ValueError(
+                f"{path.name} holds the object {refused.group(1)}, which could run code; only tensors, containers and "
+                "argparse.Namespace are read: save it again with its state_dict alone"
+            ) from error
         raise ValueError(
-            f"{path.name} holds {what}, which could run code; only tensors, containers and argparse.Namespace are "
-            "read: save it again with its state_dict alone"
+            f"{path.name} is not a readable PyTorch checkpoint, it is damaged or of another kind "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path.name} is not a readable PyTorch checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path.name} holds a {type(content).__name__}, expected a mapping from names to tensors")
     return dict(content)
@@ -79,9 +81,13 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
 
 def _tensors(content: Mapping[str, Any], name: str) -> State:
     """The tensors of a mapping, without the prefix that DistributedDataParallel leaves."""
-    state = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    state = {
+        key.removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
     if not state:
-        raise ValueError(f"{name} holds no tensors under the expected names, got the keys {sorted(content)[:8]}")
+        raise ValueError(f"{name} holds no tensors under the expected names, got the keys {list(content)[:8]}")
     return state
 
 
@@ -103,15 +109,20 @@ def _rename_trunk(state: State) -> State:
 
 def _trunk_config(state: State, config: GTSAConfig, name: str) -> GTSAConfig:
     """A copy of `config` in which everything that the trunk's tensors tell is as they tell it."""
-    missing = [key for key in ("cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight") if key not in state]
+    dimensions = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
+    dimensions["blocks.0.mlp.fc1.weight"] = 2
+    missing = [key for key in dimensions if key not in state]
     if missing:
         raise ValueError(f"{name} is no plain ViT checkpoint: it lacks {', '.join(missing)}; is it another method's?")
+    for key, expected in dimensions.items():
+        if state[key].ndim != expected or not state[key].numel():
+            raise ValueError(f"{name}: {key} must have {expected} dimensions, got shape {tuple(state[key].shape)}")
     hidden_size, num_channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
     positions = state["pos_embed"].shape[1] - 1
     height, width = (side // patch_size for side in config.image_height_width)
     if height * width != positions:
         height = width = round(positions**0.5)
-    if height * width != positions or patch_size != patch_width:
+    if height * width != positions or positions < 1 or patch_size != patch_width:
         raise ValueError(
             f"{name} has {positions} positions for patches of {patch_size} x {patch_width}, which is no square grid; "
             "give a config with its image_size"
@@ -224,6 +235,31 @@ def _convert_plain(state: State, config: GTSAConfig | None, offset: float, name:
     return model.eval()
 
 
+def _timm_config(model: Any, config: GTSAConfig | None) -> GTSAConfig:
+    """A copy of `config`, or of the default, with what a timm model tells beside its tensors."""
+    try:
+        block, (height, width), patch_size = (
+            model.blocks[0],
+            model.patch_embed.grid_size,
+            model.patch_embed.patch_size[0],
+        )
+        heads, activation = block.attn.num_heads, block.mlp.act
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"the timm model must be a plain VisionTransformer, got {type(model).__name__}") from error
+    probe = torch.linspace(-4, 4, 33)
+    if not torch.allclose(activation(probe), torch.nn.functional.gelu(probe), atol=1e-6):
+        raise ValueError(f"the timm model must have exact GELU in its MLPs, got {activation}")
+    fields = {
+        "hidden_size": model.embed_dim,
+        "num_attention_heads": heads,
+        "patch_size": patch_size,
+        "image_size": (height * patch_size, width * patch_size),
+        "layer_norm_eps": getattr(model.norm, "eps", 1e-6),
+    }
+    given = {"position_interpolation_offset": 0.0} if config is None else config.to_dict()
+    return GTSAConfig(**{**given, **fields})
+
+
 def convert_timm_checkpoint(source: Any, config: GTSAConfig | None = None) -> GTSAModel:
     """
     Takes over a timm `VisionTransformer` with class token and without layer scale or registers.
@@ -231,8 +267,8 @@ def convert_timm_checkpoint(source: Any, config: GTSAConfig | None = None) -> GT
     Args:
         source (`str`, `Path`, `torch.nn.Module` or mapping): A `.safetensors` or `.pth` file, a timm model or its
             state dict. A classification head is left out.
-        config (`GTSAConfig`, *optional*): What the tensors cannot tell; by default heads of 64 channels, and positions
-            resampled to the exact size.
+        config (`GTSAConfig`, *optional*): What the tensors (and a timm model's own attributes) cannot tell; by default
+            heads of 64 channels, and positions resampled to the exact size.
 
     Returns:
         `GTSAModel` in eval mode: `last_hidden_state` equals timm's `forward_features` at the size the file is made
@@ -243,11 +279,8 @@ def convert_timm_checkpoint(source: Any, config: GTSAConfig | None = None) -> GT
     """
     name = "the timm model"
     if isinstance(source, torch.nn.Module):
-        heads = source.blocks[0].attn.num_heads if hasattr(source, "blocks") else None
+        config = _timm_config(source, config)
         source = source.state_dict()
-        if config is None and heads is not None and "patch_embed.proj.weight" in source:
-            hidden_size = source["patch_embed.proj.weight"].shape[0]
-            config = GTSAConfig(hidden_size=hidden_size, num_attention_heads=heads, position_interpolation_offset=0.0)
     elif not isinstance(source, Mapping):
         name = Path(source).name
         source = read_torch_file(source)
@@ -326,7 +359,7 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
         embed_dim=config.hidden_size,
         depth=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
-        mlp_ratio=config.intermediate_size / config.hidden_size,
+        mlp_ratio=(config.intermediate_size + 0.5) / config.hidden_size,  # timm rounds the product down
         qkv_bias=config.qkv_bias,
         norm_layer=lambda width: torch.nn.LayerNorm(width, eps=config.layer_norm_eps),
     )

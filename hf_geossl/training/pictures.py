@@ -1,7 +1,6 @@
 """What the patch features of some images look like, before and after training."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +76,7 @@ class PictureCallback(TrainerCallback):
 
     def draw_before(self, crops: torch.Tensor) -> None:
         """Keeps the crops `(images, 3, side, side)` and what the untrained teacher sees in them."""
-        folder = Path(self.trainer.args.output_dir) / _PARTS
+        folder = self.trainer.run_dir / _PARTS
         folder.mkdir(parents=True, exist_ok=True)
         crops = crops[:IMAGES].cpu()
         before = feature_row(self._trunk(), crops, self.trainer.views.mean, self.trainer.views.std)
@@ -89,7 +88,7 @@ class PictureCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Puts inputs, features before and features after under one another."""
-        folder = Path(self.trainer.args.output_dir) / _PARTS
+        folder = self.trainer.run_dir / _PARTS
         inputs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("input_*.png"))]
         before = [Image.open(path).convert("RGB") for path in sorted(folder.glob("before_*.png"))]
         if not inputs or not state.is_world_process_zero:
@@ -109,6 +108,6 @@ class PictureCallback(TrainerCallback):
             draw.text((GAP, top + 3), title, fill="black")
             for column, picture in enumerate(pictures):
                 sheet.paste(picture, (GAP + column * step, top + head))
-        path = Path(self.trainer.args.output_dir) / PICTURE
+        path = self.trainer.run_dir / PICTURE
         sheet.save(path.with_suffix(".tmp"), format="PNG")
         os.replace(path.with_suffix(".tmp"), path)

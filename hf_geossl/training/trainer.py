@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ class TeacherStudentTrainer(Trainer):
     """
 
     args: TeacherStudentTrainingArguments
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
     chance_levels: ClassVar[dict[str, float]] = {}
 
     def __init__(
@@ -112,6 +115,11 @@ class TeacherStudentTrainer(Trainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(PrinterCallback)
 
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.args.output_dir or ".")
+
     # ---- What a method says about itself ----
 
     def default_views(self) -> Views:
@@ -146,7 +154,8 @@ class TeacherStudentTrainer(Trainer):
         warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
         end = self.args.min_learning_rate / peak if peak else 0.0
         self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: warmup_cosine(step, num_training_steps, warmup, 1.0, end)
+            cast(torch.optim.Optimizer, optimizer or self.optimizer),
+            lambda step: warmup_cosine(step, num_training_steps, warmup, 1.0, end),
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -221,7 +230,7 @@ class TeacherStudentTrainer(Trainer):
         """Moves a batch to the device and makes its colours, blur and quarter turns there, from a seed of the step."""
         inputs = dict(inputs)
         if "evaluation_batch" in inputs:
-            entropy = (1, inputs.pop("evaluation_batch"))
+            entropy: tuple[int, ...] = (1, inputs.pop("evaluation_batch"))
         else:
             if self._batches is None:
                 raise ValueError("batches come from get_train_dataloader")
@@ -278,9 +287,9 @@ class TeacherStudentTrainer(Trainer):
         if self._finite is None or bool(self._finite):
             return
         step = self.state.global_step
-        record = Path(self.args.output_dir) / f"nonfinite_step_{step}_rank_{self.args.process_index}.json"
+        record = self.run_dir / f"nonfinite_step_{step}_rank_{self.args.process_index}.json"
         record.write_text(json.dumps({"step": step, "keys": self._keys}, indent=1))
-        last = newest_whole_checkpoint(self.args.output_dir)
+        last = newest_whole_checkpoint(self.run_dir)
         kept = f"{last.name} is kept" if last else "there is no checkpoint yet"
         raise NonFiniteLossError(
             f"the loss of step {step} is not finite; its images are {', '.join(self._keys[:4])}"
@@ -353,7 +362,7 @@ class TeacherStudentTrainer(Trainer):
         """
         checkpoint = None
         if resume_from_checkpoint is True:
-            checkpoint = newest_whole_checkpoint(self.args.output_dir)
+            checkpoint = newest_whole_checkpoint(self.run_dir)
             if checkpoint is None:
                 raise CheckpointError(
                     "the output folder holds no whole checkpoint: start without resume_from_checkpoint"
@@ -456,7 +465,7 @@ class TeacherStudentTrainer(Trainer):
         if self.args.should_save:
             export_model(
                 self.accelerator.unwrap_model(self.model),
-                output_dir or self.args.output_dir,
+                output_dir or self.run_dir,
                 weights=weights,
                 image_processor=self.processing_class,
                 run=self,

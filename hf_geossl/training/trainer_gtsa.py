@@ -32,6 +32,7 @@ class GTSATrainer(TeacherStudentTrainer):
     """
 
     args: GTSATrainingArguments
+    views: GTSAViews
     chance_levels: ClassVar[dict[str, float]] = {"rotation_loss": math.log(4)}
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any) -> None:
