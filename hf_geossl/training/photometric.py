@@ -46,7 +46,6 @@ def render_color(
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}; give the crops that views() made")
-    images = images.contiguous()
     if parameters is None:
         return normalize_(_to_unit_range(images), mean, std)
     color = exact_color if exact else affine_color

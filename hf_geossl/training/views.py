@@ -99,7 +99,7 @@ class Views(ABC):
                     f"samples must have the same keys: sample 0 has {sorted(samples[0])}, "
                     f"sample {position} has {sorted(sample)}"
                 )
-        return {key: _stack([sample[key] for sample in samples]) for key in samples[0]}
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def read_pixels(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -220,7 +220,7 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
         exact (`bool`): resize with Pillow, bit for bit.
 
     Returns:
-        `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8, in channels-last memory.
+        `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8.
     """
     if not boxes:
         return torch.empty(0, 3, size, size, dtype=torch.uint8)
@@ -230,12 +230,11 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
         if image is not None:
             # Not `resize(box=...)`: that one reads across the edges of the box.
             resized = image.crop((x1, y1, x2, y2)).resize((size, size), Image.Resampling.BILINEAR)
-            crops.append(torch.from_numpy(np.array(resized)))
+            crops.append(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
         else:
             crop = pixels[y1:y2, x1:x2].permute(2, 0, 1)[None]
-            crop = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True)
-            crops.append(crop[0].permute(1, 2, 0))
-    return torch.stack(crops).permute(0, 3, 1, 2)
+            crops.append(F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True))
+    return torch.cat(crops)
 
 
 def quarter_turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -268,11 +267,4 @@ def _gather_turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     raster = torch.arange(size * size, device=images.device).view(size, size)
     sources = torch.stack([raster.rot90(turn).flatten() for turn in range(4)])
     index = sources[turns][:, None].expand(-1, images.shape[1], -1)
-    return images.contiguous().flatten(2).gather(2, index).view(images.shape)
-
-
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """`torch.stack` that keeps crops in channels-last memory, where stacking is a plain copy."""
-    if tensors[0].ndim == 4:
-        return torch.stack([tensor.permute(0, 2, 3, 1) for tensor in tensors]).permute(0, 1, 4, 2, 3)
-    return torch.stack(tensors)
+    return images.flatten(2).gather(2, index).view(images.shape)
