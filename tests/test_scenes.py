@@ -36,7 +36,8 @@ from hf_geossl.data import (
     scene_image,
     stream_scenes,
 )
-from hf_geossl.data.textures import LEVEL_OFFSETS, TILE_SIZE, texture_bank
+from hf_geossl.data.description import Band, Patch
+from hf_geossl.data.textures import LEVEL_OFFSETS, TILE_SIZE, texture_bank, tile_index
 
 MODES = ("scene", "topdown", "object")
 # sha256 over image, semantic, instance and depth of the scenes below, 64 px, t = 0; a change needs a new SCENES_VERSION.
@@ -267,7 +268,9 @@ def test_texture_turns_with_the_thing() -> None:
     # About the middle of the view, where a quarter turn maps pixels to pixels.
     polygons = tuple(polygon - ((left + right) / 2, (bottom + top) / 2) for polygon in scene.things[0].polygons)
     half = ((left - right) / 2, (bottom - top) / 2, (right - left) / 2, (top - bottom) / 2)
-    thing = replace(scene.things[0], x=0.0, y=0.0, angle=0.0, polygons=polygons, extent=half, contrast=0.4)
+    grey = ((0.5, 0.5, 0.5),) * len(polygons)  # nothing to see but the texture
+    look = {"colors": grey, "tile": tile_index("leaf", 0), "contrast": 0.4}
+    thing = replace(scene.things[0], x=0.0, y=0.0, angle=0.0, polygons=polygons, extent=half, **look)
     upright = render(replace(scene, things=(thing,)), 96)
     turned = render(replace(scene, things=(replace(thing, angle=math.pi / 2),)), 96)
     expected, both = np.rot90(upright.image), np.rot90(upright.instance > 0) & (turned.instance > 0)
@@ -363,7 +366,7 @@ def test_object_mode_fills_35_to_70_percent_of_a_plain_view() -> None:
     assert len(labels) == len(THING_CLASSES)
 
 
-def test_topdown_headings_are_uniform() -> None:
+def test_topdown_headings_and_everything_else_are_uniform() -> None:
     scenes = [sample_scene("train", index, mode="topdown") for index in range(250)]
     by_category: dict[int, list[float]] = {}
     for scene in scenes:
@@ -371,10 +374,25 @@ def test_topdown_headings_are_uniform() -> None:
             by_category.setdefault(thing.category, []).append(thing.angle)
     assert len(by_category) == len(THING_CLASSES)
     for angles in [*by_category.values(), list(chain(*by_category.values()))]:
-        ordered = np.sort(angles) / (2 * math.pi) + 0.5
-        ranks = np.arange(len(ordered) + 1) / len(ordered)
-        distance = max((ranks[1:] - ordered).max(), (ordered - ranks[:-1]).max())
-        assert distance < 1.63 / math.sqrt(len(ordered))  # Kolmogorov-Smirnov, 1 %
+        assert_uniform(angles)
+    # Nor does anything else prefer a direction: light, ground texture, drift of the view, roads and shores, fields.
+    assert_uniform([math.atan2(scene.light.direction[1], scene.light.direction[0]) for scene in scenes])
+    assert_uniform([math.atan2(scene.pan[1], scene.pan[0]) for scene in scenes])
+    assert_uniform([scene.ground.turn for scene in scenes if scene.ground])
+    # One of a scene: its roads and fields share the base rotation.
+    bands = [next((region for region in scene.regions if isinstance(region, Band)), None) for scene in scenes]
+    patches = [next((region for region in scene.regions if isinstance(region, Patch)), None) for scene in scenes]
+    assert_uniform([math.atan2(band.normal[1], band.normal[0]) for band in bands if band])
+    assert_uniform([patch.turn for patch in patches if patch])
+    assert_uniform([region.surface.turn for region in chain(bands, patches) if region])
+
+
+def assert_uniform(angles: list[float]) -> None:
+    """Kolmogorov-Smirnov test of angles against the uniform distribution on the circle, level 0.1 %."""
+    assert len(angles) > 50
+    ordered = np.sort(np.mod(angles, 2 * math.pi)) / (2 * math.pi)
+    ranks = np.arange(len(ordered) + 1) / len(ordered)
+    assert max((ranks[1:] - ordered).max(), (ordered - ranks[:-1]).max()) < 1.95 / math.sqrt(len(ordered))
 
 
 def anisotropy(mode: str, count: int) -> tuple[float, float]:
