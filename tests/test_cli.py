@@ -1,0 +1,281 @@
+"""The command line: recipes, every argument, errors of one line, and the main job on real input in three formats."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from photographs import pieces, write_folder
+from transformers import AutoModel
+
+from hf_geossl.cli import main, parse_pretrain, recipes
+
+SMALL = {
+    "method": "gtsa",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "projector_hidden_size": 16,
+    "projection_size": 16,
+    "predictor_hidden_size": 16,
+    "rotation_hidden_sizes": [16, 8],
+    "roi_output_sizes": [3, 2],
+    "num_matches": [8, 2],
+    "global_size": 32,
+    "local_size": 16,
+    "num_local": 2,
+    "per_device_train_batch_size": 8,
+    "max_steps": 4,
+    "logging_steps": 2,
+    "save_steps": 2,
+    "shuffle_block": 8,
+    "base_learning_rate": 0.1,
+    "use_cpu": True,
+}
+
+OPEN_ELSEWHERE = """
+import sys
+sys.modules["hf_geossl"] = None  # not importable
+import torch
+from transformers import AutoImageProcessor, AutoModel
+from PIL import Image
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = AutoImageProcessor.from_pretrained(folder)(Image.new("RGB", (50, 40), "red"), return_tensors="pt")
+    print(model(**inputs).last_hidden_state.double().abs().sum().item())
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "output_dir": str(tmp_path / "run")}))
+    return path
+
+
+def _error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_main_job_on_photographs_in_three_formats(tmp_path: Path, recipe: Path) -> None:
+    """A folder of JPEG, a parquet and a WebDataset of the same photographs; then AutoModel without the package."""
+    folder = write_folder(tmp_path / "jpeg", 40)
+    files = sorted(folder.iterdir())
+    table = pa.table({"picture": [{"bytes": path.read_bytes(), "path": path.name} for path in files]})
+    pq.write_table(table, tmp_path / "photos.parquet", row_group_size=10)
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for path in files:
+            archive.add(path, arcname=path.name)
+    runs = {"jpeg": "jpeg", "parquet": "photos.parquet", "tar": "photos.tar"}
+    for name, data in runs.items():
+        arguments = ["--dataset", str(tmp_path / data), "--output_dir", str(tmp_path / f"run-{name}")]
+        arguments += ["--image_column", "picture"] if name == "parquet" else []
+        assert main(["pretrain", str(recipe), *arguments]) == 0
+    folders = [tmp_path / f"run-{name}" for name in runs]
+    expected = []
+    for path in folders:
+        from PIL import Image
+        from transformers import AutoImageProcessor
+
+        inputs = AutoImageProcessor.from_pretrained(path)(Image.new("RGB", (50, 40), "red"), return_tensors="pt")
+        expected.append(AutoModel.from_pretrained(path)(**inputs).last_hidden_state.double().abs().sum().item())
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", OPEN_ELSEWHERE, *map(str, folders)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert [float(line) for line in process.stdout.split()] == pytest.approx(expected, rel=1e-6)
+    assert len({round(value, 3) for value in expected}) == 3  # other orders, other weights
+
+
+def test_run_ends_with_the_model_two_lines_and_a_picture(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", str(recipe), "--dataset", "scenes", "--dataset_config", "scene-48"]) == 0
+    out = capsys.readouterr().out
+    assert f'model = AutoModel.from_pretrained("{tmp_path / "run"}", trust_remote_code=True)' in out
+    assert "from transformers import AutoModel" in out
+    from PIL import Image
+
+    with Image.open(tmp_path / "run" / "features.png") as picture:
+        assert picture.size == (6 + 6 * 174, 6 + 3 * 194)
+        assert len(picture.getcolors(1 << 20)) > 500
+    assert torch.isfinite(AutoModel.from_pretrained(tmp_path / "run")(torch.zeros(1, 3, 32, 32)).pooler_output).all()
+
+
+def test_folder_that_holds_a_run_is_refused_and_resumed_on_request(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photographs = ["--dataset", str(write_folder(tmp_path / "jpeg", 20))]
+    assert main(["pretrain", str(recipe), *photographs]) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    message = _error(capsys, "pretrain", str(recipe), *photographs)
+    assert "is not empty: choose another --output_dir, or go on with the run in it" in message
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert main(["pretrain", str(recipe), *photographs, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "crop_loss" in entry] == [2, 4, 6]
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photographs = ["--dataset", str(write_folder(tmp_path / "jpeg", 20)), "--max_steps", "1"]
+    assert main(["pretrain", str(recipe), *photographs, "--resume_from_checkpoint", "true"]) == 0
+    assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
+
+
+def test_interrupt_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "hf_geossl.cli", "pretrain", str(recipe), "--max_steps", "100000"]
+    command += ["--dataset", str(write_folder(tmp_path / "jpeg", 20)), "--save_steps", "100000"]
+    command += ["--dataloader_num_workers", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((run / ".features").glob("before_*.png")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.2)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err[-2000:]
+    assert "Traceback" not in err
+    assert "--resume_from_checkpoint true" in out
+    assert "stopped at step" in out
+    assert (run / f"checkpoint-{out.split('stopped at step ')[1].split('.')[0]}" / "COMPLETE.json").is_file()
+
+
+def test_help_shows_every_argument_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    from hf_geossl import GTSATrainingArguments
+
+    for name in [*GTSATrainingArguments.__dataclass_fields__, "dataset", "image_column", "hidden_size", "global_size"]:
+        assert f"--{name}" in text, name
+    for piece in ("(default: 0.996)", "(default: 384)", "(default: scenes)", "quickstart"):
+        assert piece in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pieces_of_the_message"),
+    [
+        (["--max_stesp", "3"], ["--max_stesp", "did you mean 'max_steps'?"]),
+        (["--max_steps", "many"], ["--max_steps", "'many'"]),
+        (["--hiden_size", "3"], ["did you mean 'hidden_size'?"]),
+        (["--optim", "adamw_torhc"], ["--optim", "did you mean 'adamw_torch'?"]),
+        (["--clip_mode", "tensors"], ["clip_mode must be 'tensor' or 'global', got 'tensors'"]),
+        (["--teacher_momentum", "2"], ["teacher_momentum must be in [0, 1], got 2.0"]),
+        (["--local_size", "20"], ["local_size of the views must be a multiple of the patch size 8, got 20"]),
+        (["--num_attention_heads", "3"], ["hidden_size must be a multiple of num_attention_heads, got 32 and 3"]),
+        (["--dataset", "no/where/at/all"], ["no/where/at/all"]),
+        (["--image_column", "picture", "--dataset", "PARQUET"], ["picture", "image"]),
+        (["--dataset", "EMPTY"], ["EMPTY"]),
+        (["--dataset_config", "sceen-48"], ["sceen-48"]),
+    ],
+)
+def test_wrong_arguments_give_one_line(
+    arguments: list[str],
+    pieces_of_the_message: list[str],
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    pq.write_table(pa.table({"image": pieces(4)}), tmp_path / "PARQUET.parquet")
+    replaced = {"EMPTY": str(tmp_path / "EMPTY"), "PARQUET": str(tmp_path / "PARQUET.parquet")}
+    message = _error(capsys, "pretrain", str(recipe), *(replaced.get(word, word) for word in arguments))
+    for piece in pieces_of_the_message:
+        assert piece in message
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'quickstart'?" in _error(capsys, "pretrain", "quikstart")
+    assert "did you mean 'pretrain'?" in _error(capsys, "pretran", "quickstart")
+    assert "the recipe comes first" in _error(capsys, "pretrain", "--max_steps", "3")
+    (tmp_path / "a.yaml").write_text("hidden_sise: 3")
+    assert "unknown key 'hidden_sise'; did you mean 'hidden_size'?" in _error(
+        capsys, "pretrain", str(tmp_path / "a.yaml")
+    )
+    (tmp_path / "b.yaml").write_text("- 1\n- 2")
+    assert "must hold lines 'key: value', got list" in _error(capsys, "pretrain", str(tmp_path / "b.yaml"))
+    (tmp_path / "c.yaml").write_text("a: [1")
+    assert "is no valid YAML" in _error(capsys, "pretrain", str(tmp_path / "c.yaml"))
+    (tmp_path / "d.yaml").write_text("method: gsta")
+    assert "method 'gsta' is unknown; did you mean 'gtsa'?" in _error(capsys, "pretrain", str(tmp_path / "d.yaml"))
+    assert "cannot be read" in _error(capsys, "pretrain", str(tmp_path / "e.yaml"))
+
+
+def test_every_recipe_reads_and_the_command_line_wins() -> None:
+    assert set(recipes()) == {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k"}
+    for name in ("gtsa_small_coco", "gtsa_small_ade20k"):
+        # 16-bit floats want a GPU; all else is as published
+        method, _, (data, model, views, args) = parse_pretrain([name, "--fp16", "false", "--use_cpu", "true"])
+        config = method.config(**model.__dict__)
+        assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (384, 12, 6)
+        assert (config.projector_hidden_size, config.projection_size, config.drop_path_rate) == (384, 768, 0.1)
+        assert (views.global_size, views.local_size, views.num_global, views.num_local) == (224, 96, 2, 8)
+        epoch = {"gtsa_small_coco": 118287, "gtsa_small_ade20k": 20210}[name] // 512
+        assert args.max_steps == 100 * epoch
+        assert args.get_warmup_steps(args.max_steps) == 10 * epoch
+        assert args.correspondence_start == 11 * epoch
+        assert (args.base_learning_rate, args.weight_decay, args.weight_decay_end) == (5e-4, 0.04, 0.4)
+        assert (args.clip_mode, args.max_grad_norm, args.teacher_momentum) == ("tensor", 3.0, 0.996)
+        assert data.dataset != "scenes"
+    _, name, (_, _, _, args) = parse_pretrain(["quickstart", "--max_steps=7", "--base_learning_rate", "none"])
+    assert (args.max_steps, args.base_learning_rate, args.output_dir) == (7, None, "geossl-quickstart")
+
+
+def test_convert_writes_a_folder_that_auto_model_opens(
+    authors_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "converted"
+    message = _error(capsys, "convert", "gtsa", str(authors_file), str(out))
+    assert "48 wide, which is no multiple of 64" in message
+    assert "--num_attention_heads" in message
+    assert main(["convert", "gtsa", str(authors_file), str(out), "--num_attention_heads", "3"]) == 0
+    from hf_geossl import GTSAConfig
+    from hf_geossl.publishing import convert_gtsa_checkpoint
+
+    pixels = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    expected = convert_gtsa_checkpoint(authors_file, GTSAConfig(num_attention_heads=3))
+    assert torch.equal(
+        AutoModel.from_pretrained(out)(pixels).last_hidden_state, expected.gtsa(pixels).last_hidden_state
+    )
+    teacher = tmp_path / "teacher"
+    assert (
+        main(["convert", "gtsa", str(authors_file), str(teacher), "--num_attention_heads", "3", "--weights", "teacher"])
+        == 0
+    )
+    features = AutoModel.from_pretrained(teacher)(pixels).last_hidden_state
+    assert torch.equal(features, expected.teacher.gtsa(pixels).last_hidden_state)
+    assert "exists and is not empty" in _error(capsys, "convert", "gtsa", str(authors_file), str(out))
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(io.BytesIO(b"no checkpoint").getvalue())
+    assert "broken.pth" in _error(capsys, "convert", "timm", str(broken), str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
