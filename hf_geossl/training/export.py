@@ -165,6 +165,7 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
         learning_rate=f"{args.learning_rate:.3g}",
         weight_decay=f"{args.weight_decay:g} to {args.weight_decay_end:g}",
         teacher_momentum=f"{args.teacher_momentum:g} to {args.teacher_momentum_end:g}",
+        precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         seed=args.seed,
         losses=_measured_losses(state.log_history),
         versions=_versions(),
