@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
                 f"{path.name} holds the object {refused.group(1)}, which could run code; only tensors, containers and "
                 "argparse.Namespace are read: save it again with its state_dict alone"
             ) from error
+        # what torch says of a refused pickle advises to load it with weights_only=False: not passed on
+        detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:120]})"
         raise ValueError(
-            f"{path.name} is not a readable PyTorch checkpoint, it is damaged or of another kind "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            f"{path.name} is not a readable PyTorch checkpoint: it is damaged or of another kind{detail}"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path.name} holds a {type(content).__name__}, expected a mapping from names to tensors")
@@ -151,7 +153,7 @@ def _with_heads(config: GTSAConfig | None, state: State, name: str) -> GTSAConfi
     if hidden_size % 64:
         raise ValueError(
             f"{name} is {hidden_size} wide, which is no multiple of 64, so the number of heads cannot be told; "
-            "give config=GTSAConfig(hidden_size=..., num_attention_heads=...)"
+            "give config=GTSAConfig(hidden_size=..., num_attention_heads=...) (geossl convert: --num_attention_heads)"
         )
     return GTSAConfig(hidden_size=hidden_size, num_attention_heads=hidden_size // 64)
 
@@ -238,12 +240,8 @@ def _convert_plain(state: State, config: GTSAConfig | None, offset: float, name:
 def _timm_config(model: Any, config: GTSAConfig | None) -> GTSAConfig:
     """A copy of `config`, or of the default, with what a timm model tells beside its tensors."""
     try:
-        block, (height, width), patch_size = (
-            model.blocks[0],
-            model.patch_embed.grid_size,
-            model.patch_embed.patch_size[0],
-        )
-        heads, activation = block.attn.num_heads, block.mlp.act
+        heads, activation = model.blocks[0].attn.num_heads, model.blocks[0].mlp.act
+        (height, width), patch_size = model.patch_embed.grid_size, model.patch_embed.patch_size[0]
     except (AttributeError, IndexError, TypeError) as error:
         raise ValueError(f"the timm model must be a plain VisionTransformer, got {type(model).__name__}") from error
     probe = torch.linspace(-4, 4, 33)
@@ -361,7 +359,7 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
         num_heads=config.num_attention_heads,
         mlp_ratio=(config.intermediate_size + 0.5) / config.hidden_size,  # timm rounds the product down
         qkv_bias=config.qkv_bias,
-        norm_layer=lambda width: torch.nn.LayerNorm(width, eps=config.layer_norm_eps),
+        norm_layer=partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
     )
     state = {}
     for key, value in trunk.state_dict().items():
