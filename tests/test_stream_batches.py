@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_streams import KINDS, first, make_stream
 
 from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.streams import BrokenStreamError, load_stream
@@ -100,6 +101,15 @@ def test_the_number_of_workers_does_not_change_the_batches_and_may_change_on_res
         got += take(batches, count, num_workers=workers)
         state = batches.state_dict()
     assert got == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_source_gives_workers_and_the_main_process_the_same(kind, tmp_path):
+    first(make_stream(kind, tmp_path), 10)  # what has read here before, with its threads, does not hinder the workers
+    alone, shared = (StreamBatches(make_stream(kind, tmp_path), Crops(), 3, num_streams=4) for _ in range(2))
+    expected = take(alone, 26)
+    assert take(shared, 11, num_workers=2) + take(shared, 15, num_workers=4) == expected
+    assert alone.state_dict() == shared.state_dict()
 
 
 def test_iterating_again_goes_on_after_the_batch_advanced_last(photos):
@@ -249,12 +259,23 @@ def test_spawned_workers_deliver_the_same(photos):
     assert take(make(photos), 3, num_workers=1, multiprocessing_context="spawn") == expected
 
 
-def test_interrupt_ends_the_workers_quietly(photos):
+def test_interrupt_reaches_the_main_process_alone_and_ends_the_workers_quietly(photos):
     program = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import itertools, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_stream_batches import make
-for number, batch in enumerate(make({photos!r}, num_streams=2).loader(2)):
-    if number == 3: print("ready", flush=True)
+batches = iter(make({photos!r}, num_streams=2).loader(2))
+next(batches)
+interrupts = []
+signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))  # as a trainer that finishes its step does
+print("ready", flush=True)
+while not interrupts:
+    next(batches)
+for _ in range(50):
+    next(batches)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("went on", flush=True)
+for batch in batches: pass
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -264,8 +285,9 @@ for number, batch in enumerate(make({photos!r}, num_streams=2).loader(2)):
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends: to the main process and to its workers
+    for expected in ("ready\n", "went on\n"):
+        assert process.stdout.readline() == expected
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal sends: to the main process and to its workers
     _, errors = process.communicate(timeout=30)
     assert errors.count("Traceback") == 1
     assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -301,6 +301,21 @@ def test_all_broken_data_stop_with_the_share_and_the_reasons(rows, tmp_path):
         next(iter(load_stream(str(tmp_path), max_broken_share=1.0)))
 
 
+def test_data_that_turn_empty_or_broken_after_a_resume_stop(tmp_path):
+    write_folder(tmp_path / "photos", 6)
+    stream = load_stream(str(tmp_path / "photos"), max_broken_share=1.0)
+    first(stream, 20)
+    resumed = load_stream(str(tmp_path / "photos"), max_broken_share=1.0)
+    resumed.load_state_dict(stream.state_dict())
+    for file in (tmp_path / "photos").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(BrokenStreamError, match=r"a whole pass gave no image.*the file cannot be read"):
+        next(iter(resumed))
+    rows = datasets.IterableDataset.from_generator(iterable_rows, gen_kwargs={"numbers": []})
+    with pytest.raises(BrokenStreamError, match="the dataset holds no rows"):
+        next(iter(ImageStream.from_dataset(rows)))
+
+
 def test_a_share_above_the_limit_stops_and_one_below_does_not(tmp_path):
     write_folder(tmp_path / "photos", 90)
     for number in range(10):
@@ -410,8 +425,8 @@ FAILURES: list[int] = []
 ANY = -1
 
 
-def flaky_rows(numbers: list[int]):
-    for number in numbers:
+def flaky_rows(spans: list[tuple[int, int]]):
+    for number in itertools.chain.from_iterable(range(*span) for span in spans):
         if FAILURES and FAILURES[0] in (number, ANY):
             FAILURES.pop(0)
             raise ConnectionResetError("the server went away")
@@ -419,18 +434,18 @@ def flaky_rows(numbers: list[int]):
 
 
 def flaky_stream() -> ImageStream:
-    rows = datasets.IterableDataset.from_generator(flaky_rows, gen_kwargs={"numbers": list(range(ROWS))})
-    return ImageStream.from_dataset(rows.reshard(), shuffle_block=10)
+    rows = datasets.IterableDataset.from_generator(flaky_rows, gen_kwargs={"spans": [(0, ROWS)]})
+    return ImageStream.from_dataset(rows, shuffle_block=10)
 
 
 def test_a_lost_connection_is_retried_at_the_exact_row_with_growing_pauses(monkeypatch, caplog):
     undisturbed = first(flaky_stream(), 2 * ROWS)
     pauses: list[float] = []
     monkeypatch.setattr(retries, "sleep", pauses.append)
-    FAILURES[:] = [7, 7, 7, 20]
+    FAILURES[:] = [7, 7, 7, 15, 15, 20]
     with caplog.at_level(logging.WARNING):
         assert first(flaky_stream(), 2 * ROWS) == undisturbed
-    assert pauses == [1.0, 2.0, 4.0, 1.0]
+    assert pauses == [1.0, 2.0, 4.0, 1.0, 2.0, 1.0]
     assert "ConnectionResetError: the server went away" in caplog.text
 
 

@@ -320,7 +320,9 @@ class ImageStream:
 
     def _walk(self, at: _Position, end: int | None = None) -> Iterator[dict[str, Any]]:
         units = self.source.units
+        barren = 0  # units in a row without a usable image
         while end is None or at.units_done < end:
+            barren += 1
             epoch, place = divmod(self.index + at.units_done * self.num_streams, units)
             unit = int(unit_order(self.seed, epoch, units)[place])
             reader = UnitReader(self.source, unit, at.unit_state)
@@ -338,14 +340,16 @@ class ImageStream:
                     except BrokenImageError as error:
                         self._count_broken(at, key, error.reason)
                         continue
+                    broken = at.broken
                     yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
+                    barren = barren if at.broken > broken else 0
                 at.block, at.row, at.taken = at.block + 1, at.row + length, 0
                 at.unit_state = reader.state
                 if length < self.shuffle_block:
                     break
             at.units_done += 1
             at.block, at.row, at.taken, at.unit_state = 0, 0, 0, None
-            self._check_broken(at)
+            self._check_broken(at, nothing=barren >= units)
 
     def _count_broken(self, at: _Position, key: str, reason: str) -> None:
         if not self.skip_broken:
@@ -360,15 +364,16 @@ class ImageStream:
             )  # fmt: skip
         self._check_broken(at)
 
-    def _check_broken(self, at: _Position) -> None:
-        whole_pass = at.units_done >= self.source.units
-        if whole_pass and at.rows == 0:
-            raise BrokenStreamError(f"{self.source.name} holds no rows")
+    def _check_broken(self, at: _Position, nothing: bool = False) -> None:
         too_many = at.broken > self.max_broken_share * at.rows
-        if (too_many and (whole_pass or at.broken >= _BROKEN_BEFORE_JUDGING)) or (whole_pass and at.broken == at.rows):
+        enough = at.broken >= _BROKEN_BEFORE_JUDGING or at.units_done >= self.source.units
+        if nothing and not self._last_broken:
+            raise BrokenStreamError(f"{self.source.name} holds no rows")
+        if nothing or (too_many and enough):
             raise BrokenStreamError(
                 f"{at.broken} of the {at.rows} rows read from {self.source.name} are broken "
-                f"({at.broken / at.rows:.0%}, allowed max_broken_share={self.max_broken_share:.0%}). "
+                f"({at.broken / at.rows:.0%}, allowed max_broken_share={self.max_broken_share:.0%}"
+                f"{'; a whole pass gave no image' if nothing else ''}). "
                 f"The last: {' | '.join(self._last_broken)}. Mend the data, or raise max_broken_share"
             )
 
