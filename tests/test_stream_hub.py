@@ -43,22 +43,20 @@ def first(stream, count):
 
 
 for name, options in (("user/parquet", {}), ("user/folder", {}), ("user/tars", {"image_column": "png"})):
-    open_stream = lambda: load_stream(name, shuffle_block=4, **options)
-    stream = open_stream()
+    stream = load_stream(name, shuffle_block=4, **options)
     samples = first(stream, 60)
-    begun = open_stream()
-    head = first(begun, 23)
-    resumed = open_stream()
-    resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+    head = first(stream, 23)
+    resumed = load_stream(name, shuffle_block=4, **options)
+    resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
     resumed_samples = head + first(resumed, 37)
-    failing = iter(open_stream())
+    failing = iter(stream)
     failed = first(failing, 6)
     urllib.request.urlopen(f"{server}/fail/8")
     failed += first(failing, 54)
     urllib.request.urlopen(f"{server}/fail/0")
-    batches = StreamBatches(open_stream(), Views(), 3, num_streams=2)
-    keys = [[batches.advance(batch) for batch in itertools.islice(batches.loader(workers), 12)] for workers in (2,)]
-    alone = StreamBatches(open_stream(), Views(), 3, num_streams=2)
+    batches = StreamBatches(stream, Views(), 3, num_streams=2)
+    alone = StreamBatches(stream, Views(), 3, num_streams=2)
+    keys = [[batches.advance(batch) for batch in itertools.islice(batches.loader(2), 12)]]
     keys.append([alone.advance(batch) for batch in itertools.islice(alone.loader(0), 12)])
     results[name] = {
         "samples": samples, "resumed": resumed_samples, "failed": failed, "keys": keys,

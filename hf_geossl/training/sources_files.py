@@ -196,6 +196,10 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
 
 
 def _parquet_rows(groups: list[tuple[str, int, int]], root: str, column: str) -> Iterator[tuple[int, dict]]:
+    unreadable = (
+        OSError,
+        pa.ArrowException,
+    )  # a local name: at the interpreter's end, pa may be gone before the stream
     for name, group, row in groups:
         try:
             with pq.ParquetFile(os.path.join(root, name)) as file:
@@ -203,7 +207,7 @@ def _parquet_rows(groups: list[tuple[str, int, int]], root: str, column: str) ->
                     for value in batch.column(0).to_pylist():
                         yield row, {"key": f"{name}:{row}", "value": value}
                         row += 1
-        except (OSError, pa.ArrowException) as error:
+        except unreadable as error:
             reason = f"the rest of row group {group} cannot be read ({type(error).__name__})"
             yield row, {"key": f"{name}:{row}", "error": reason}
 
@@ -246,6 +250,7 @@ def webdataset_source(files: Files, name: str, image_column: str) -> Source:
 
 
 def _tar_rows(tars: list[str], root: str, wanted: str) -> Iterator[tuple[int, dict]]:
+    unreadable = (OSError, EOFError, tarfile.TarError, zlib.error)
     for name in tars:
         row = 0
         try:
@@ -253,7 +258,7 @@ def _tar_rows(tars: list[str], root: str, wanted: str) -> Iterator[tuple[int, di
                 value = next(iter(fields.values()), None)
                 yield row, {"key": f"{name}:{sample}", "value": value}
                 row += 1
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        except unreadable as error:
             yield row, {"key": f"{name}:{row}", "error": f"the rest of the archive cannot be read ({error})"}
 
 

@@ -1,6 +1,7 @@
 """Endless streams of images, shuffled by unit and by block, that resume bit for bit."""
 
 import logging
+import os
 from collections import deque
 from collections.abc import Iterator
 from copy import copy, deepcopy
@@ -26,7 +27,7 @@ class BrokenStreamError(RuntimeError):
 
 
 def load_stream(
-    path_or_id: str,
+    path_or_id: str | os.PathLike[str],
     split: str = "train",
     *,
     config_name: str | None = None,
@@ -47,8 +48,8 @@ def load_stream(
     Lower `shuffle_block` where that is too much.
 
     Args:
-        path_or_id (`str`): a folder (searched to its depths) or glob of images, parquet files or WebDataset tars, one
-            such file, the id of a Hub dataset, or "scenes".
+        path_or_id (`str` or path): a folder (searched to its depths) or glob of images, parquet files or WebDataset
+            tars, one such file, the id of a Hub dataset, or "scenes" (a folder of that name is "./scenes").
         split (`str`, *optional*, defaults to `"train"`): files are divided by folders called train, validation, test.
         config_name (`str`, *optional*): configuration of the Hub dataset, or mode of the scenes.
         image_column (`str`, *optional*, defaults to `"image"`): column with the images; in tars the ending of the
@@ -72,6 +73,7 @@ def load_stream(
     """
     _check_positive("shuffle_block", shuffle_block)
     if path_or_id == "scenes":
+        _check_unused("scenes", image_column=(image_column, "image"), revision=(revision, None))
         source = scenes_source(split, config_name)
     elif (path := as_path(str(path_or_id))) is None:
         source = hub_source(
@@ -84,12 +86,14 @@ def load_stream(
             token=token,
         )
     else:
+        _check_unused("local files", config_name=(config_name, None), revision=(revision, None))
         files = find_files(path, split)
         if files.kind == "parquet":
             source = parquet_source(files, str(path_or_id), image_column, shuffle_block)
         elif files.kind == "webdataset":
             source = webdataset_source(files, str(path_or_id), image_column)
         else:
+            _check_unused("a folder of images", image_column=(image_column, "image"))
             source = folder_source(files, str(path_or_id), shuffle_block)
     return ImageStream(
         source,
@@ -386,6 +390,12 @@ def refuse_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
         raise ValueError(
             f"the saved position belongs to another stream: {values}; open it as it was, or start without the state"
         )
+
+
+def _check_unused(what: str, **options: tuple[Any, Any]) -> None:
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ValueError(f"{name} means nothing for {what}, got {value!r}; leave it out")
 
 
 def _check_positive(name: str, value: int) -> None:
