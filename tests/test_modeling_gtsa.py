@@ -332,6 +332,22 @@ def test_from_pretrained_loads_every_weight(kind: Any, tmp_path: Path) -> None:
         assert torch.equal(state[name], value), name
 
 
+def test_a_missing_weight_is_made_and_its_neighbours_are_loaded(tmp_path: Path) -> None:
+    model = _randomise(GTSAForPreTraining(_config()), std=1.0)
+    state = model.state_dict()
+    missing = {
+        "gtsa.encoder.layer.0.mlp.fc1.bias": 0.0,
+        "gtsa.layernorm.weight": 1.0,
+        "projector.blocks.0.convolution.bias": 0.0,
+    }
+    model.save_pretrained(tmp_path, state_dict={name: value for name, value in state.items() if name not in missing})
+    loaded, info = GTSAForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set(missing)
+    for name, value in loaded.state_dict().items():
+        expected = torch.full_like(value, missing[name]) if name in missing else state[name]
+        assert torch.equal(value, expected), name
+
+
 def test_continuing_from_an_exported_trunk_starts_the_teacher_as_the_student(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GTSAForPreTraining(_config(hidden_size=96, rotation_hidden_sizes=(64, 48)))
@@ -737,7 +753,17 @@ def test_losses_are_float32_under_bf16_autocast() -> None:
     for name in ("loss", "crop_loss", "correspondence_loss", "rotation_loss"):
         assert found[name].dtype == torch.float32, name
         assert found[name].item() == pytest.approx(expected[name].item(), abs=0.02), name
-        assert found[name].item() != found[name].bfloat16().item(), f"{name} was rounded on the way"
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # what the losses see, and then the losses without autocast
+        groups = [model._encode(batch[f"{group}_pixel_values"])[0] for group in ("global", "local")]
+        teacher = model._encode_teacher(batch["global_pixel_values"])
+    crop, correspondence = model._pair_losses(
+        groups, teacher, batch["crop_boxes"], batch["quarter_turns"], [32, 32, 16, 16], 2
+    )
+    rotation = F.cross_entropy(found.rotation_logits.float().flatten(0, 1), batch["quarter_turns"].flatten())
+    assert found.crop_loss.item() == pytest.approx(crop.item(), abs=1e-6)
+    assert found.correspondence_loss.item() == pytest.approx(correspondence.item(), abs=1e-6)
+    assert found.rotation_loss.item() == pytest.approx(rotation.item(), abs=1e-6)
+    assert found.loss.item() == pytest.approx((crop + 0.5 * correspondence + 0.5 * rotation).item(), abs=1e-6)
 
 
 def test_hidden_states_of_pretraining_are_the_students_on_the_global_views() -> None:
