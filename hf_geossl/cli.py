@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 import typing
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser, set_seed
@@ -24,6 +26,7 @@ from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 from hf_geossl.publishing import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint
 from hf_geossl.training.arguments import GTSATrainingArguments
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
+from hf_geossl.training.color_recipe import ColorRecipe
 from hf_geossl.training.export import PICTURE, export_model, make_image_processor
 from hf_geossl.training.images import DEFAULT_MAX_PIXELS
 from hf_geossl.training.streams import BrokenStreamError, load_stream
@@ -135,8 +138,6 @@ def _model_arguments(config: type) -> type:
 def _view_arguments(views: type) -> type:
     parameters = list(inspect.signature(views).parameters.values())
     fields = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
-    from hf_geossl.training.photometric import ColorRecipe
-
     return _dataclass_of("ViewArguments", fields, _described(ColorRecipe, views))
 
 
@@ -278,6 +279,8 @@ def pretrain(argv: Sequence[str]) -> int:
     """`geossl pretrain`: trains as a recipe says and leaves a folder that `AutoModel` opens."""
     method, _, (data, model_arguments, view_arguments, args) = parse_pretrain(argv)
     resume = _resume_from(args)
+    if args.device.type == "cpu":  # workers and threads that contend for a core slow each other down many times over
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - args.dataloader_num_workers)))
     set_seed(args.seed)
     stream = load_stream(
         data.dataset,

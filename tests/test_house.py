@@ -94,7 +94,20 @@ def test_every_public_name_is_there() -> None:
     for name in hf_geossl.__all__:
         assert getattr(hf_geossl, name).__name__ == name
         assert getattr(hf_geossl, name).__doc__, f"{name} has no docstring"
-    for name in ["GTSAConfig", "GTSAModel", "GTSABackbone", "GTSAForImageClassification", "GTSAForSemanticSegmentation", "GTSAForPreTraining", "GTSATrainer", "GTSATrainingArguments", "TeacherStudentTrainer", "GTSAViews", "load_stream", "load_scenes"]:
+    for name in [
+        "GTSAConfig",
+        "GTSAModel",
+        "GTSABackbone",
+        "GTSAForImageClassification",
+        "GTSAForSemanticSegmentation",
+        "GTSAForPreTraining",
+        "GTSATrainer",
+        "GTSATrainingArguments",
+        "TeacherStudentTrainer",
+        "GTSAViews",
+        "load_stream",
+        "load_scenes",
+    ]:
         assert name in hf_geossl.__all__
     with pytest.raises(AttributeError, match="has no attribute 'GTSA'"):
         _ = hf_geossl.GTSA

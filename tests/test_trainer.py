@@ -216,6 +216,7 @@ def test_losses_fall_and_features_keep_their_spread(images: Any, tmp_path: Path)
     lines = [entry for entry in trainer.state.log_history if "crop_loss" in entry]
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
     assert lines[-1]["feature_spread"] > 0.05
+    assert lines[-1]["target_spread"] > 0.05
 
 
 def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(images: Any, tmp_path: Path) -> None:
@@ -255,11 +256,13 @@ def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: P
         for _ in range(STUCK_LOGS):
             callback.on_log(args, State, None, {"rotation_loss": 1.3863})
         callback.on_log(args, State, None, {"feature_spread": 0.0001})
-        callback.on_log(args, State, None, {"feature_spread": 0.0001})
+        callback.on_log(args, State, None, {"feature_spread": 0.0001, "target_spread": 0.051})
+        callback.on_log(args, State, None, {"target_spread": 0.049})
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
+    assert len(messages) == 3
     assert "rotation_loss has stayed at 1.3863" in messages[0]
-    assert "same features for all images" in messages[1]
+    assert "the same features for all images (feature_spread 0.0001" in messages[1]
+    assert "the same targets for all patches (target_spread 0.0490" in messages[2]
 
 
 def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
@@ -269,6 +272,7 @@ def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
         trainer.model.teacher.gtsa.layernorm.bias.fill_(1.0)
     trainer.train()
     assert trainer.state.log_history[0]["feature_spread"] == pytest.approx(0.0, abs=1e-6)
+    assert trainer.state.log_history[0]["target_spread"] < 0.5  # differs only by the position in the map
 
 
 def test_interrupted_save_leaves_the_checkpoint_before(images: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED_SPREAD = 0.01
+COLLAPSED_SPREAD = 0.05
 STUCK_TOLERANCE = 0.005
 STUCK_LOGS = 20
 
@@ -86,13 +86,14 @@ class CollapseCallback(TrainerCallback):
     ) -> None:
         """Looks at the logged values."""
         logs = logs or {}
-        if logs.get("feature_spread", 1.0) < COLLAPSED_SPREAD:
-            self._warn(
-                "feature_spread",
-                f"collapse: at step {state.global_step} the teacher gives nearly the same features for all images "
-                f"(spread {logs['feature_spread']:.4f}, 1 is even). Lower the learning rate, raise teacher_momentum, "
-                "or lengthen the warm-up; going on is unlikely to help.",
-            )
+        for name, what in (("feature_spread", "features for all images"), ("target_spread", "targets for all patches")):
+            if logs.get(name, 1.0) < COLLAPSED_SPREAD:
+                self._warn(
+                    name,
+                    f"collapse: at step {state.global_step} the teacher gives nearly the same {what} ({name} "
+                    f"{logs[name]:.4f}; 1 is even, 0 the same). Lower the learning rate, raise teacher_momentum or "
+                    "lengthen the warm-up; going on is unlikely to help.",
+                )
         if state.global_step < args.get_warmup_steps(max(state.max_steps, 1)):
             return
         for name, chance in self.chance_levels.items():

@@ -98,7 +98,7 @@ class TeacherStudentTrainer(Trainer):
         self._micro_batch = 0
         self._steps_since_log = 0
         self._wait = self._since = 0.0
-        self._feature_spread: float | None = None
+        self._spreads: dict[str, float] = {}
         self.pause = PauseCallback()
         for callback in (
             TeacherCallback(self),
@@ -133,8 +133,8 @@ class TeacherStudentTrainer(Trainer):
         """Arguments of the model's forward that follow a schedule."""
         return {}
 
-    def probe_features(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Features `(images, channels)` of the teacher, one row an image, to measure their spread."""
+    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Features `(rows, channels)` whose spread tells collapse, by the name that their spread is logged under."""
         raise TypeError(f"{type(self).__name__} does not say which features to probe")
 
     # ---- Schedules, functions of the step ----
@@ -274,10 +274,10 @@ class TeacherStudentTrainer(Trainer):
 
     @torch.no_grad()
     def _probe(self, inputs: dict[str, Any]) -> None:
-        features = self.probe_features(self.accelerator.unwrap_model(self.model), inputs).float()
-        if len(features) > 1:
-            features = F.normalize(features, dim=-1)
-            self._feature_spread = (features.std(dim=0, correction=0).norm()).item()
+        for name, features in self.probe_features(self.accelerator.unwrap_model(self.model), inputs).items():
+            if len(features) > 1:
+                deviations = F.normalize(features.float(), dim=-1).std(dim=0, correction=0)
+                self._spreads[name] = deviations.norm().item()  # 0 where all are the same, 1 where they are even
 
     def check_finite(self) -> None:
         """
@@ -331,8 +331,7 @@ class TeacherStudentTrainer(Trainer):
             step = max(self.state.global_step - 1, 0)
             logs["weight_decay"] = self.weight_decay_at(step)
             logs["teacher_momentum"] = self.teacher_momentum_at(step + 1)
-            if self._feature_spread is not None:
-                logs["feature_spread"] = self._feature_spread
+            logs.update(self._spreads)
             if self._batches is not None:
                 logs["skipped_images"] = self._batches.skipped_images
             elapsed = time.perf_counter() - self._since
@@ -343,7 +342,7 @@ class TeacherStudentTrainer(Trainer):
 
     def reset_log(self) -> None:
         """Starts a new log line."""
-        self._parts, self._steps_since_log, self._feature_spread = {}, 0, None
+        self._parts, self._steps_since_log, self._spreads = {}, 0, {}
         self._wait, self._since = 0.0, time.perf_counter()
 
     # ---- Checkpoints ----
@@ -393,7 +392,7 @@ class TeacherStudentTrainer(Trainer):
         self._globalstep_last_logged = state["last_logged_step"]
         self._parts = {name: torch.tensor(value, device=device) for name, value in state["parts"].items()}
         self._steps_since_log = state["steps"]
-        self._feature_spread = state["feature_spread"]
+        self._spreads = state["spreads"]
 
     def count_step(self) -> None:
         """Counts an optimizer step for the log line."""
@@ -409,7 +408,7 @@ class TeacherStudentTrainer(Trainer):
                 "last_logged_step": self._globalstep_last_logged,
                 "parts": {name: value.item() for name, value in self._parts.items()},
                 "steps": self._steps_since_log,
-                "feature_spread": self._feature_spread,
+                "spreads": self._spreads,
             },
         }
 

@@ -57,7 +57,9 @@ class GTSATrainer(TeacherStudentTrainer):
         first = steps_of(self.args.correspondence_start, self.state.max_steps)
         return {"correspondence_weight": from_step(step, first, self.model.config.correspondence_weight)}
 
-    def probe_features(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Mean patch tokens of the teacher on each image's first global view."""
+    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Of the teacher, on each image's first global view: mean patch tokens, and the targets of all patches."""
         with self.compute_loss_context_manager():
-            return model.teacher.gtsa(inputs["global_pixel_values"][:, 0]).pooler_output
+            outputs = model.teacher.gtsa(inputs["global_pixel_values"][:, 0])
+            targets = model.teacher.projector(outputs.last_hidden_state[:, 1:])  # (B, C, side, side)
+        return {"feature_spread": outputs.pooler_output, "target_spread": targets.transpose(0, 1).flatten(1).T}
