@@ -164,7 +164,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
         """As transformers'. From a checkpoint without a teacher (an exported trunk) the teacher starts as the student."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if any(key.startswith("teacher.") for key in info["missing_keys"]):
+        if all(key in info["missing_keys"] for key in model.state_dict() if key.startswith("teacher.")):
             model.copy_student_to_teacher()
         return (model, info) if output_loading_info else model
 
