@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
@@ -392,6 +393,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands[arguments[0]](arguments[1:])
     except (UsageError, CheckpointError, BrokenStreamError, NonFiniteLossError) as error:
         print(f"geossl: {error}", file=sys.stderr)
+        return 2
+    except StrictDataclassError as error:
+        print(f"geossl: {' '.join(str(error.__cause__ or error).split())}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"geossl: {' '.join(str(error).split())}", file=sys.stderr)

@@ -142,3 +142,15 @@ def test_turning_the_teacher_the_wrong_way_would_be_seen() -> None:
     model, batch = _model(), _batch(2, 2)
     flipped = {**batch, "quarter_turns": (4 - batch["quarter_turns"]) % 4}
     assert abs(model(**batch).crop_loss.item() - model(**flipped).crop_loss.item()) > 1e-3
+
+
+def test_degrees_instead_of_quarter_turns_are_refused() -> None:
+    model, batch = _model(), _batch(2, 1)
+    with pytest.raises(ValueError, match="quarter_turns must be 0, 1, 2 or 3, got 0 to 270; divide degrees by 90"):
+        model(**{**batch, "quarter_turns": torch.tensor([[0, 90, 270]] * 3)})
+
+
+def test_teacher_in_half_precision_is_refused() -> None:
+    model = _model().to(torch.bfloat16)
+    with pytest.raises(ValueError, match="the teacher must be in float32.*got torch.bfloat16"):
+        model.update_teacher(0.996)

@@ -32,7 +32,7 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
 
     Raises:
-        ValueError: If sizes are not positive or the patch does not divide the image.
+        StrictDataclassError (of `huggingface_hub`): If a value is of another type or out of its range.
     """
 
     hidden_size: int = 384

@@ -189,11 +189,16 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
             momentum (`float`): In [0, 1].
 
         Raises:
-            ValueError: If `momentum` is outside [0, 1].
+            ValueError: If `momentum` is outside [0, 1], or the teacher is not in float32.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         teachers, students = self._teacher_pairs()
+        if other := {teacher.dtype for teacher in teachers} - {torch.float32}:
+            raise ValueError(
+                f"the teacher must be in float32, where small steps are not rounded away, got {other.pop()}; train with "
+                "bf16=True (autocast) instead of moving the model to another dtype"
+            )
         torch._foreach_lerp_(teachers, [student.to(torch.float32) for student in students], 1.0 - momentum)
 
     def _check_views(
@@ -224,6 +229,11 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
         ):
             if value.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, globals first, got {tuple(value.shape)}")
+        if quarter_turns.device.type == "cpu" and not bool(((quarter_turns >= 0) & (quarter_turns <= 3)).all()):
+            raise ValueError(
+                f"quarter_turns must be 0, 1, 2 or 3, got {quarter_turns.min().item()} to {quarter_turns.max().item()}; "
+                "divide degrees by 90"
+            )
 
     def _encode(self, views: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Predictions `(B, V, N, C)` and rotation logits `(B, V, 4)` of one group of views, and the trunk's outputs."""

@@ -231,7 +231,7 @@ def convert_gtsa_checkpoint(path: str | Path, config: GTSAConfig | None = None) 
 def _convert_plain(state: State, config: GTSAConfig | None, offset: float, name: str) -> GTSAModel:
     default = _with_heads(config, state, name)
     if config is None:
-        default.position_interpolation_offset = offset
+        default.position_interpolation_offset, default.drop_path_rate = offset, 0.0
     model = GTSAModel(_trunk_config(state, default, name))
     _load_strictly(model, _rename_trunk(state), name)
     return model.eval()
@@ -254,7 +254,7 @@ def _timm_config(model: Any, config: GTSAConfig | None) -> GTSAConfig:
         "image_size": (height * patch_size, width * patch_size),
         "layer_norm_eps": getattr(model.norm, "eps", 1e-6),
     }
-    given = {"position_interpolation_offset": 0.0} if config is None else config.to_dict()
+    given = {"position_interpolation_offset": 0.0, "drop_path_rate": 0.0} if config is None else config.to_dict()
     return GTSAConfig(**{**given, **fields})
 
 
