@@ -18,7 +18,8 @@ import yaml
 from photographs import pieces, write_folder
 from transformers import AutoModel
 
-from hf_geossl.cli import main, parse_pretrain, recipes
+from hf_geossl.cli import main
+from hf_geossl.recipes import parse_pretrain, recipes
 
 SMALL = {
     "method": "gtsa",

@@ -158,7 +158,8 @@ class ImagesProgressCallback(ProgressCallback):
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("pretraining")
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
+            self.current_step = state.global_step
+            self.training_bar.initial = self.training_bar.n = self.training_bar.last_print_n = state.global_step
             self.training_bar.unit = " steps"
             self.training_bar.refresh()
 
@@ -178,7 +179,15 @@ class ImagesProgressCallback(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Remembers the loss, and prints the line as transformers does."""
-        if logs and "loss" in logs:
-            self.loss = f"loss {logs['loss']:.3f}"
-        super().on_log(args, state, control, logs=logs, **kwargs)
+        """Prints one short line; `report_to` and `trainer_state.json` have all of it."""
+        if not logs or "loss" not in logs or self.training_bar is None:
+            super().on_log(args, state, control, logs=logs, **kwargs)
+            return
+        self.loss = f"loss {logs['loss']:.3f}"
+        parts = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in logs.items() if name.endswith("_loss")]
+        spreads = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
+        speed = [f"{logs['images_per_second']:.1f} images/s"] if "images_per_second" in logs else []
+        skipped = [f"{logs['skipped_images']} images skipped"] if logs.get("skipped_images") else []
+        rate = [f"learning rate {logs['learning_rate']:.2e}"]
+        line = ", ".join([self.loss, *parts, *rate, *spreads, *speed, *skipped])
+        self.training_bar.write(f"step {state.global_step}: {line}")

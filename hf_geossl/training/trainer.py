@@ -96,7 +96,7 @@ class TeacherStudentTrainer(Trainer):
         self._keys: list[str] = []
         self._finite: torch.Tensor | None = None
         self._micro_batch = 0
-        self._steps_since_log = 0
+        self._steps_since_log = self._steps_timed = 0
         self._wait = self._since = 0.0
         self._spreads: dict[str, float] = {}
         self.pause = PauseCallback()
@@ -335,7 +335,7 @@ class TeacherStudentTrainer(Trainer):
             if self._batches is not None:
                 logs["skipped_images"] = self._batches.skipped_images
             elapsed = time.perf_counter() - self._since
-            logs["images_per_second"] = self._steps_since_log * self.args.global_batch_size / elapsed
+            logs["images_per_second"] = self._steps_timed * self.args.global_batch_size / elapsed
             logs["data_wait"] = self._wait / elapsed
             self.reset_log()
         super().log(logs, start_time)
@@ -343,7 +343,7 @@ class TeacherStudentTrainer(Trainer):
     def reset_log(self) -> None:
         """Starts a new log line."""
         self._parts, self._steps_since_log, self._spreads = {}, 0, {}
-        self._wait, self._since = 0.0, time.perf_counter()
+        self._steps_timed, self._wait, self._since = 0, 0.0, time.perf_counter()
 
     # ---- Checkpoints ----
 
@@ -397,6 +397,7 @@ class TeacherStudentTrainer(Trainer):
     def count_step(self) -> None:
         """Counts an optimizer step for the log line."""
         self._steps_since_log += 1
+        self._steps_timed += 1
 
     def _run_state(self) -> dict[str, Any]:
         if self._batches is None:
