@@ -62,7 +62,7 @@ class DataArguments:
         default=DEFAULT_MAX_PIXELS, metadata={"help": "Images of more pixels are refused, not decoded."}
     )
     model_name_or_path: str | None = dataclasses.field(
-        default=None, metadata={"help": "Checkpoint to start the weights from; otherwise they are random."}
+        default=None, metadata={"help": "Checkpoint to start from; its configuration replaces the model arguments."}
     )
 
 
@@ -179,7 +179,8 @@ def _parser(method: Method) -> _Parser:
     types: list[Any] = [DataArguments, _model_arguments(method.config), _view_arguments(method.views), method.arguments]
     parser = _Parser(
         types,
-        prog="geossl pretrain RECIPE_OR_YAML",
+        prog="geossl pretrain",
+        usage="geossl pretrain RECIPE_OR_YAML [--key value ...]",
         allow_abbrev=False,
         description=f"Recipes: {', '.join(recipes())}. A YAML file of 'key: value' lines may hold any argument below, "
         "and 'method'. What is given on the command line wins. A value of 'none' takes an argument back.",

@@ -1,23 +1,17 @@
 """`TeacherStudentTrainer`: transformers' Trainer for a student, its momentum teacher, and streams that resume exactly."""
 
-import copy
 import json
 import logging
-import math
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import ProgressCallback
 
-from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
     CollapseCallback,
     ImagesProgressCallback,
@@ -25,17 +19,12 @@ from hf_geossl.training.callbacks import (
     TeacherCallback,
 )
 from hf_geossl.training.checkpoints import (
-    STAGING,
-    CheckpointError,
-    check_checkpoint,
     newest_whole_checkpoint,
-    publish_checkpoint,
 )
 from hf_geossl.training.export import export_model, make_image_processor
-from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.pictures import PictureCallback
 from hf_geossl.training.schedules import cosine, warmup_cosine
-from hf_geossl.training.streams import ImageStream
+from hf_geossl.training.stream_trainer import StreamTrainer
 from hf_geossl.training.views import Views
 
 logger = logging.getLogger(__name__)
@@ -45,7 +34,7 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became infinite or not a number; the message names the step, the images and the last checkpoint."""
 
 
-class TeacherStudentTrainer(Trainer):
+class TeacherStudentTrainer(StreamTrainer):
     """
     Base of the methods' trainers; use `GTSATrainer`. Everything not named here is transformers' `Trainer`.
 
@@ -62,10 +51,6 @@ class TeacherStudentTrainer(Trainer):
         ValueError: If the views do not fit the model, or the length of the run is not known.
     """
 
-    args: TeacherStudentTrainingArguments
-    model: Any
-    train_dataset: Any
-    eval_dataset: Any
     chance_levels: ClassVar[dict[str, float]] = {}
 
     def __init__(
@@ -77,21 +62,10 @@ class TeacherStudentTrainer(Trainer):
         views: Views | None = None,
         **kwargs: Any,
     ) -> None:
-        args = copy.copy(args)
-        self.views = self.default_views() if views is None else views
-        self.check_views(model)
-        if train_dataset is not None and args.max_steps <= 0:
-            args.max_steps = self._steps_of_epochs(args, train_dataset)
-        if args.base_learning_rate is not None:
-            args.learning_rate = args.base_learning_rate * args.global_batch_size / 256
-        train_dataset = _as_stream(train_dataset, args.seed)
-        kwargs.setdefault("processing_class", make_image_processor(self.views))
-        super().__init__(
-            model=model, args=args, train_dataset=train_dataset, eval_dataset=_as_stream(eval_dataset, 0), **kwargs
-        )
-        self._batches: StreamBatches | None = None
-        self._resume: list[dict[str, Any]] | None = None
-        self._staging: Path | None = None
+        views = self.default_views() if views is None else views
+        self.check_views(model, views)
+        kwargs.setdefault("processing_class", make_image_processor(views))
+        super().__init__(model, args, train_dataset, eval_dataset, views, **kwargs)
         self._parts: dict[str, torch.Tensor] = {}
         self._keys: list[str] = []
         self._finite: torch.Tensor | None = None
@@ -100,25 +74,12 @@ class TeacherStudentTrainer(Trainer):
         self._wait = self._since = 0.0
         self._spreads: dict[str, float] = {}
         self.pause = PauseCallback()
-        for callback in (
-            TeacherCallback(self),
-            CollapseCallback(self.chance_levels),
-            self.pause,
-        ):
-            self.add_callback(callback)
-        self._picture = PictureCallback(self) if args.picture else None
-        if self._picture is not None:
-            self.add_callback(self._picture)
+        self._picture = PictureCallback(self) if self.args.picture else None
+        for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels), self.pause, self._picture):
+            if callback is not None:
+                self.add_callback(callback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(ImagesProgressCallback(args.global_batch_size))
-        else:
-            self.remove_callback(PrinterCallback)
-            self.add_callback(PrinterCallback)
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of the run."""
-        return Path(self.args.output_dir or ".")
+            self.add_callback(ImagesProgressCallback(self.args.global_batch_size))
 
     # ---- What a method says about itself ----
 
@@ -126,7 +87,7 @@ class TeacherStudentTrainer(Trainer):
         """The method's views with the paper's settings."""
         raise TypeError(f"{type(self).__name__} has no views of its own: use a method's trainer, or give views=")
 
-    def check_views(self, model: Any) -> None:
+    def check_views(self, model: Any, views: Views) -> None:
         """Raises a ValueError where the views do not fit the model."""
 
     def model_arguments(self, step: int) -> dict[str, Any]:
@@ -181,43 +142,6 @@ class TeacherStudentTrainer(Trainer):
         ]
 
     # ---- Data ----
-
-    def _steps_of_epochs(self, args: Any, dataset: Any) -> int:
-        if not hasattr(dataset, "__len__"):
-            raise ValueError("a stream has no end, so the length of the run must be given: set max_steps in args")
-        return max(math.ceil(args.num_train_epochs * len(dataset) / args.global_batch_size), 1)
-
-    def get_train_dataloader(self) -> Any:
-        """The stream's own loader: it knows processes, workers and, after a resume, its position."""
-        if self.train_dataset is None:
-            raise ValueError("training needs a train_dataset: load_stream(...) makes one")
-        args = self.args
-        saved = [rank["stream"] for rank in self._resume] if self._resume else None
-        self._batches = StreamBatches(
-            self.train_dataset,
-            self.views,
-            args.train_batch_size,
-            rank=args.process_index,
-            world_size=args.world_size,
-            num_streams=args.num_streams or (saved[0]["num_streams"] if saved else None),
-            num_workers=args.dataloader_num_workers,
-        )
-        if saved:
-            self._batches.load_state_dict(saved)
-        generator = torch.Generator().manual_seed(args.seed)  # the loader's own: the global generator stays untouched
-        return self._batches.loader(
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            prefetch_factor=args.dataloader_prefetch_factor,
-            persistent_workers=args.dataloader_persistent_workers,
-            generator=generator,
-        )
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches of one pass over the evaluation images; each process takes its share."""
-        dataset = self.eval_dataset if eval_dataset is None else _as_stream(eval_dataset, 0)
-        if dataset is None:
-            raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
-        return _EvaluationBatches(dataset, self.views, self.args)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
         """As transformers', timed: what the step waits for its data."""
@@ -347,39 +271,29 @@ class TeacherStudentTrainer(Trainer):
 
     # ---- Checkpoints ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Trains; with `resume_from_checkpoint` goes on bit for bit from a checkpoint.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A `checkpoint-N` folder, or True for the newest whole
-                one in `args.output_dir`.
+        As `StreamTrainer.train`.
 
         Raises:
-            CheckpointError: If there is no such checkpoint, it is not whole, or it does not fit model or data.
             NonFiniteLossError: If the loss becomes infinite or not a number.
         """
-        checkpoint = None
-        if resume_from_checkpoint is True:
-            checkpoint = newest_whole_checkpoint(self.run_dir)
-            if checkpoint is None:
-                raise CheckpointError(
-                    "the output folder holds no whole checkpoint: start without resume_from_checkpoint"
-                )
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-        self._resume = None
-        if checkpoint is not None:
-            checkpoint = check_checkpoint(checkpoint, self.model.config.model_type)
-            world_size = len(list(checkpoint.glob("run_state_*.json")))
-            self._resume = [
-                json.loads((checkpoint / f"run_state_{rank}.json").read_text()) for rank in range(world_size)
-            ]
-            logger.info(f"resuming from {checkpoint.name}")
         try:
-            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+            return super().train(*args, **kwargs)
         finally:
             self.pause.stop_listening()
+
+    def run_state(self) -> dict[str, Any]:
+        """What the unfinished log line has gathered."""
+        return {
+            "log": {
+                "loss": self._tr_loss.item(),
+                "last_logged_step": self._globalstep_last_logged,
+                "parts": {name: value.item() for name, value in self._parts.items()},
+                "steps": self._steps_since_log,
+                "spreads": self._spreads,
+            }
+        }
 
     def restore_run_state(self) -> None:
         """Puts back what a log line had gathered when the checkpoint was saved."""
@@ -398,55 +312,6 @@ class TeacherStudentTrainer(Trainer):
         """Counts an optimizer step for the log line."""
         self._steps_since_log += 1
         self._steps_timed += 1
-
-    def _run_state(self) -> dict[str, Any]:
-        if self._batches is None:
-            raise ValueError("a checkpoint is saved during training")
-        return {
-            "stream": self._batches.state_dict(),
-            "log": {
-                "loss": self._tr_loss.item(),
-                "last_logged_step": self._globalstep_last_logged,
-                "parts": {name: value.item() for name, value in self._parts.items()},
-                "steps": self._steps_since_log,
-                "spreads": self._spreads,
-            },
-        }
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes the checkpoint beside its place and moves it there when it is whole."""
-        run_dir = Path(super()._get_output_dir(trial))
-        staging, name = run_dir / STAGING, f"checkpoint-{self.state.global_step}"
-        push, limit = self.args.push_to_hub, self.args.save_total_limit
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            (staging / name).mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        state_file = staging / name / f"run_state_{self.args.process_index}.json"
-        state_file.write_text(json.dumps(self._run_state()))
-        best = self.state.best_global_step
-        try:
-            self._staging, self.args.push_to_hub, self.args.save_total_limit = staging, False, None
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging, self.args.push_to_hub, self.args.save_total_limit = None, push, limit
-        self.accelerator.wait_for_everyone()
-        final = run_dir / name
-        if self.args.should_save:
-            if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
-                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
-                self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            publish_checkpoint(staging / name, final, self.args.world_size)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(run_dir), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
-            )
-        self.accelerator.wait_for_everyone()
-        if push:
-            self._push_from_checkpoint(str(final))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False, weights: str = "teacher") -> None:
         """
@@ -470,30 +335,3 @@ class TeacherStudentTrainer(Trainer):
                 image_processor=self.processing_class,
                 run=self,
             )
-
-
-def _as_stream(dataset: Any, seed: int) -> ImageStream | None:
-    if dataset is None or isinstance(dataset, ImageStream):
-        return dataset
-    return ImageStream.from_dataset(dataset, seed=seed)
-
-
-class _EvaluationBatches:
-    """One pass over a stream in batches, each process its share; views are seeded by the images alone."""
-
-    def __init__(self, stream: ImageStream, views: Views, args: TeacherStudentTrainingArguments) -> None:
-        self.stream, self.views = stream, views
-        self.batch_size = args.eval_batch_size
-        self.rank, self.world_size = args.process_index, args.world_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        samples: list[dict[str, Any]] = []
-        batch = 0
-        for index, sample in enumerate(self.stream.one_epoch()):
-            if index % self.world_size == self.rank:
-                samples.append(self.views(sample["image"], seed=sample["seed"]))
-            if len(samples) == self.batch_size:
-                yield {**self.views.collate(samples), "evaluation_batch": batch}
-                samples, batch = [], batch + 1
-        if samples:
-            yield {**self.views.collate(samples), "evaluation_batch": batch}

@@ -45,11 +45,11 @@ class GTSATrainer(TeacherStudentTrainer):
         """Two global views of 224 pixels and eight local ones of 96."""
         return GTSAViews()
 
-    def check_views(self, model: Any) -> None:
+    def check_views(self, model: Any, views: Any) -> None:
         """Raises a ValueError where the patch does not divide a view."""
         for name in ("global_size", "local_size"):
-            size, patch_size = getattr(self.views, name), model.config.patch_size
-            if size % patch_size and not (name == "local_size" and self.views.num_local == 0):
+            size, patch_size = getattr(views, name), model.config.patch_size
+            if size % patch_size and not (name == "local_size" and views.num_local == 0):
                 raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
 
     def model_arguments(self, step: int) -> dict[str, Any]:

@@ -1,0 +1,221 @@
+"""`StreamTrainer`: transformers' Trainer on streams, with checkpoints that are whole or absent and resume bit for bit."""
+
+import copy
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.checkpoints import (
+    STAGING,
+    CheckpointError,
+    check_checkpoint,
+    newest_whole_checkpoint,
+    publish_checkpoint,
+)
+from hf_geossl.training.loading import StreamBatches
+from hf_geossl.training.streams import ImageStream
+from hf_geossl.training.views import Views
+
+logger = logging.getLogger(__name__)
+
+
+class StreamTrainer(Trainer):
+    """
+    Where the data come from and where the run stands; what is learned from them is `TeacherStudentTrainer`'s.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        args (`TeacherStudentTrainingArguments`): The training arguments. They are not changed.
+        train_dataset, eval_dataset (`ImageStream` or dataset, *optional*): Streams from `load_stream`, or any dataset
+            whose samples hold an `image`.
+        views (`Views`): Makes the views of an image.
+        **kwargs: As `Trainer`.
+
+    Raises:
+        ValueError: If the length of the run is not known.
+    """
+
+    args: TeacherStudentTrainingArguments
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(
+        self, model: Any, args: Any, train_dataset: Any, eval_dataset: Any, views: Views, **kwargs: Any
+    ) -> None:
+        args = copy.copy(args)
+        if train_dataset is not None and args.max_steps <= 0:
+            args.max_steps = _steps_of_epochs(args, train_dataset)
+        if args.base_learning_rate is not None:
+            args.learning_rate = args.base_learning_rate * args.global_batch_size / 256
+        self.views = views
+        self._batches: StreamBatches | None = None
+        self._resume: list[dict[str, Any]] | None = None
+        self._staging: Path | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_as_stream(train_dataset, args.seed),
+            eval_dataset=_as_stream(eval_dataset, 0),
+            **kwargs,
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.args.output_dir or ".")
+
+    def run_state(self) -> dict[str, Any]:
+        """What this process adds to a checkpoint beside its position: plain values."""
+        return {}
+
+    # ---- Data ----
+
+    def get_train_dataloader(self) -> Any:
+        """The stream's own loader: it knows processes, workers and, after a resume, its position."""
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset: load_stream(...) makes one")
+        args = self.args
+        saved = [rank["stream"] for rank in self._resume] if self._resume else None
+        self._batches = StreamBatches(
+            self.train_dataset,
+            self.views,
+            args.train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_streams=args.num_streams or (saved[0]["num_streams"] if saved else None),
+            num_workers=args.dataloader_num_workers,
+        )
+        if saved:
+            self._batches.load_state_dict(saved)
+        generator = torch.Generator().manual_seed(args.seed)  # the loader's own: the global generator stays untouched
+        return self._batches.loader(
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            generator=generator,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches of one pass over the evaluation images; each process takes its share."""
+        dataset = self.eval_dataset if eval_dataset is None else _as_stream(eval_dataset, 0)
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
+        return _EvaluationBatches(dataset, self.views, self.args)
+
+    # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        Trains; with `resume_from_checkpoint` goes on bit for bit from a checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A `checkpoint-N` folder, or True for the newest whole
+                one in `args.output_dir`.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, it is not whole, or it does not fit model or data.
+            ValueError: If the position in the checkpoint belongs to other data or another batch size.
+        """
+        checkpoint = None
+        if resume_from_checkpoint is True:
+            checkpoint = newest_whole_checkpoint(self.run_dir)
+            if checkpoint is None:
+                raise CheckpointError(
+                    "the output folder holds no whole checkpoint: start without resume_from_checkpoint"
+                )
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+        self._resume = None
+        if checkpoint is not None:
+            checkpoint = check_checkpoint(checkpoint, self.model.config.model_type)
+            world_size = len(list(checkpoint.glob("run_state_*.json")))
+            self._resume = [
+                json.loads((checkpoint / f"run_state_{rank}.json").read_text()) for rank in range(world_size)
+            ]
+            logger.info(f"resuming from {checkpoint.name}")
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes the checkpoint beside its place and moves it there when it is whole."""
+        if self._batches is None:
+            raise ValueError("a checkpoint is saved during training")
+        run_dir = Path(super()._get_output_dir(trial))
+        staging, name = run_dir / STAGING, f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / name).mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        state_file = staging / name / f"run_state_{self.args.process_index}.json"
+        state_file.write_text(json.dumps({"stream": self._batches.state_dict(), **self.run_state()}))
+        best = self.state.best_global_step
+        try:
+            self._staging = staging
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        final = run_dir / name
+        if self.args.should_save:
+            if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
+                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
+                self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            publish_checkpoint(staging / name, final, self.args.world_size)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # not before it is whole
+            super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _steps_of_epochs(args: Any, dataset: Any) -> int:
+    if not hasattr(dataset, "__len__"):
+        raise ValueError("a stream has no end, so the length of the run must be given: set max_steps in args")
+    return max(math.ceil(args.num_train_epochs * len(dataset) / args.global_batch_size), 1)
+
+
+def _as_stream(dataset: Any, seed: int) -> ImageStream | None:
+    if dataset is None or isinstance(dataset, ImageStream):
+        return dataset
+    return ImageStream.from_dataset(dataset, seed=seed)
+
+
+class _EvaluationBatches:
+    """One pass over a stream in batches, each process its share; views are seeded by the images alone."""
+
+    def __init__(self, stream: ImageStream, views: Views, args: TeacherStudentTrainingArguments) -> None:
+        self.stream, self.views = stream, views
+        self.batch_size = args.eval_batch_size
+        self.rank, self.world_size = args.process_index, args.world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        samples: list[dict[str, Any]] = []
+        batch = 0
+        for index, sample in enumerate(self.stream.one_epoch()):
+            if index % self.world_size == self.rank:
+                samples.append(self.views(sample["image"], seed=sample["seed"]))
+            if len(samples) == self.batch_size:
+                yield {**self.views.collate(samples), "evaluation_batch": batch}
+                samples, batch = [], batch + 1
+        if samples:
+            yield {**self.views.collate(samples), "evaluation_batch": batch}
