@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,23 +73,28 @@ def pretrain(argv: Sequence[str]) -> int:
         views=method.views(**{key: _as_tuple(value) for key, value in dataclasses.asdict(view_arguments).items()}),
     )
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(
-        f"{args.output_dir}: {parameters / 1e6:.1f} M trained parameters, {trainer.args.max_steps} steps of "
-        f"{trainer.args.global_batch_size} images from {data.dataset}"
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    if trainer.pause.signal is not None:
+    speaks = trainer.is_world_process_zero()
+    if speaks:
         print(
-            f"stopped at step {trainer.state.global_step}. Go on with:\n  geossl pretrain {' '.join(argv)} --resume_from_checkpoint true"
+            f"{args.output_dir}: {parameters / 1e6:.1f} M trained parameters, {trainer.args.max_steps} steps of "
+            f"{trainer.args.global_batch_size} images from {data.dataset}"
         )
-        return 128 + trainer.pause.signal
-    trainer.save_model()
-    print(f"\nThe model lies in {args.output_dir} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
-    print("  from transformers import AutoModel")
-    print(f'  model = AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)\n')
-    if (Path(args.output_dir) / PICTURE).is_file():
-        print(f"Features before and after: {Path(args.output_dir) / PICTURE}")
-    return 0
+    trainer.train(resume_from_checkpoint=resume)
+    stopped = trainer.pause.signal
+    if stopped is None:
+        trainer.save_model()
+    if speaks and stopped is not None:
+        print(f"stopped at step {trainer.state.global_step}. Go on with:")
+        print(f"  geossl pretrain {shlex.join(argv)} --resume_from_checkpoint true")
+    elif speaks:
+        print(f"\nThe model lies in {args.output_dir} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
+        print("  from transformers import AutoModel")
+        print(f'  model = AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)\n')
+        if (Path(args.output_dir) / PICTURE).is_file():
+            print(f"Features before and after: {Path(args.output_dir) / PICTURE}")
+    trainer.accelerator.wait_for_everyone()  # nobody leaves while another process still talks to it
+    trainer.accelerator.end_training()
+    return 0 if stopped is None else 128 + stopped
 
 
 def _as_tuple(value: Any) -> Any:

@@ -140,9 +140,10 @@ class _Parser(HfArgumentParser):
         raise UsageError(message)
 
 
-def nearest(word: str, valid: Sequence[str]) -> str:
+def nearest(word: str, valid: Sequence[str], prefix: str = "") -> str:
+    """The end of an error message: the valid word that is closest to a wrong one, or some of the valid ones."""
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(sorted(valid)[:12])}"
+    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; valid are {', '.join(sorted(valid)[:12])}"
 
 
 def recipes() -> dict[str, Path]:
@@ -236,10 +237,10 @@ def parse_pretrain(argv: Sequence[str]) -> tuple[Method, str, list[Any]]:
     wrong = [token for token in unknown if token.startswith("-")] or unknown
     if wrong:
         key = wrong[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise UsageError(f"unknown argument {wrong[0]}{nearest(key, valid)}")
+        raise UsageError(f"unknown argument {wrong[0]}{nearest(key, valid, '--')}")
     for key in taken_back:
         if key not in valid:
-            raise UsageError(f"unknown argument --{key}{nearest(key, valid)}")
+            raise UsageError(f"unknown argument --{key}{nearest(key, valid, '--')}")
         setattr(namespace, key, None)
     parsed = []
     for dataclass_type in parser.dataclass_types:

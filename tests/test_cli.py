@@ -109,6 +109,17 @@ def test_main_job_on_photographs_in_three_formats(tmp_path: Path, recipe: Path) 
     assert len({round(value, 3) for value in expected}) == 3  # other orders, other weights
 
 
+def test_quickstart_takes_a_folder_of_photographs(tmp_path: Path) -> None:
+    """The README's line for one's own images, with the recipe as it is shipped."""
+    arguments = ["--dataset", str(write_folder(tmp_path / "jpeg", 12)), "--output_dir", str(tmp_path / "run")]
+    small = ["--max_steps", "1", "--per_device_train_batch_size", "4", "--dataloader_num_workers", "0"]
+    assert main(["pretrain", "quickstart", *arguments, *small]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| data | jpeg (folder) |" in card
+    assert str(tmp_path) not in card
+
+
 def test_run_ends_with_the_model_two_lines_and_a_picture(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,9 +196,9 @@ def test_help_shows_every_argument_with_its_default(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "pieces_of_the_message"),
     [
-        (["--max_stesp", "3"], ["--max_stesp", "did you mean 'max_steps'?"]),
+        (["--max_stesp", "3"], ["--max_stesp", "did you mean '--max_steps'?"]),
         (["--max_steps", "many"], ["--max_steps", "'many'"]),
-        (["--hiden_size", "3"], ["did you mean 'hidden_size'?"]),
+        (["--hiden_size", "3"], ["did you mean '--hidden_size'?"]),
         (["--optim", "adamw_torhc"], ["--optim", "did you mean 'adamw_torch'?"]),
         (["--clip_mode", "tensors"], ["clip_mode must be 'tensor' or 'global', got 'tensors'"]),
         (["--teacher_momentum", "2"], ["teacher_momentum must be in [0, 1], got 2.0"]),

@@ -1,0 +1,102 @@
+"""Two real processes on loopback: disjoint images, equal teachers, losses meant over both, and an exact resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from photographs import write_folder
+
+SCRIPT = """
+import json, sys
+import torch
+from gtsa_run import make_trainer
+torch.set_num_threads(1)
+settings = json.loads(sys.argv[1])
+resume, report = settings.pop("resume"), settings.pop("report")
+trainer = make_trainer(**settings)
+seen, own = [], []
+compute = trainer.compute_loss
+
+def compute_loss(*args, **kwargs):
+    loss = compute(*args, **kwargs)
+    own.append(loss.item())
+    return loss
+
+def begin_step(begin=trainer.begin_step):
+    seen.extend(trainer._keys)
+    begin()
+
+trainer.compute_loss, trainer.begin_step = compute_loss, begin_step
+trainer.train(resume_from_checkpoint=resume)
+seen.extend(trainer._keys)
+weights = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
+history = [entry for entry in trainer.state.log_history if "crop_loss" in entry]
+with open(f"{report}_{trainer.args.process_index}.json", "w") as file:
+    json.dump({"keys": seen, "losses": own, "weights": weights, "history": history}, file)
+trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
+trainer.accelerator.end_training()
+"""
+
+
+def _run(folder: Path, name: str, resume: str | None, output: Path, data: Path) -> list[dict[str, Any]]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    settings = {
+        "output_dir": str(output),
+        "data": str(data),
+        "resume": resume,
+        "report": str(folder / name),
+        "max_steps": 6,
+        "save_steps": 3,
+        "logging_steps": 1,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.run(
+        [*command, json.dumps(settings)], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("two")
+    data = write_folder(folder / "images", 48)
+    whole = _run(folder, "whole", None, folder / "run", data)
+    return {
+        "whole": whole,
+        "resumed": _run(folder, "resumed", str(folder / "run" / "checkpoint-3"), folder / "run", data),
+    }
+
+
+def test_no_image_reaches_both_and_an_epoch_reaches_all(runs: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = (rank["keys"] for rank in runs["whole"])
+    assert len(first) == len(second) == 6 * 4
+    assert len(set(first) | set(second)) == 48  # 6 steps of 2 x 4 images are one epoch of the 48
+
+
+def test_both_hold_the_same_weights(runs: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = (rank["weights"] for rank in runs["whole"])
+    assert first == second
+
+
+def test_logged_loss_is_the_mean_over_processes(runs: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = (rank["losses"] for rank in runs["whole"])
+    assert first != second
+    for step, entry in enumerate(runs["whole"][0]["history"]):
+        assert entry["loss"] == pytest.approx((first[step] + second[step]) / 2, abs=1e-6)
+        weight = 0.5 if step >= 1 else 0.0  # correspondence_start 0.11 of 6 steps
+        total = entry["crop_loss"] + weight * entry["correspondence_loss"] + 0.5 * entry["rotation_loss"]
+        assert total == pytest.approx(entry["loss"], abs=1e-5)
+
+
+def test_resume_of_two_processes_is_exact(runs: dict[str, list[dict[str, Any]]]) -> None:
+    for whole, resumed in zip(runs["whole"], runs["resumed"], strict=True):
+        assert resumed["weights"] == whole["weights"]
+        assert resumed["keys"] == whole["keys"][12:]
+        assert resumed["losses"] == whole["losses"][3:]
