@@ -324,9 +324,12 @@ class ImageStream:
 
     def _walk(self, at: _Position, end: int | None = None) -> Iterator[dict[str, Any]]:
         units = self.source.units
-        barren = 0  # units in a row without a usable image
+        whole: set[int] = set()  # units that this walk has read from their first row, with their rows and broken ones
+        whole_rows = whole_broken = 0
+        barren: set[int] = set()  # of these, the ones without a usable image since the last usable one
         while end is None or at.units_done < end:
-            barren += 1
+            resumed, usable = at.block > 0 or at.taken > 0, False
+            rows_before, broken_before = at.rows, at.broken
             epoch, place = divmod(self.index + at.units_done * self.num_streams, units)
             unit = int(unit_order(self.seed, epoch, units)[place])
             reader = UnitReader(self.source, unit, at.unit_state)
@@ -346,14 +349,25 @@ class ImageStream:
                         continue
                     broken = at.broken
                     yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
-                    barren = barren if at.broken > broken else 0
+                    usable = usable or at.broken == broken
                 at.block, at.row, at.taken = at.block + 1, at.row + length, 0
                 at.unit_state = reader.state
                 if length < self.shuffle_block:
                     break
             at.units_done += 1
             at.block, at.row, at.taken, at.unit_state = 0, 0, 0, None
-            self._check_broken(at, nothing=barren >= units)
+            if usable:
+                barren.clear()
+            elif not resumed:
+                barren.add(unit)
+            if not resumed and unit not in whole:
+                whole.add(unit)
+                whole_rows += at.rows - rows_before
+                whole_broken += at.broken - broken_before
+            if len(barren) == units:
+                self._stop(at.broken, at.rows, "; a whole pass gave no image")
+            if len(whole) == units and whole_broken > self.max_broken_share * whole_rows:
+                self._stop(whole_broken, whole_rows)
 
     def _count_broken(self, at: _Position, key: str, reason: str) -> None:
         if not self.skip_broken:
@@ -366,20 +380,17 @@ class ImageStream:
                 "skipped %s: %s (%d of %d rows so far%s)",
                 key, reason, at.broken, at.rows, "; the next ones are not all logged" if often else "",
             )  # fmt: skip
-        self._check_broken(at)
+        if at.broken >= _BROKEN_BEFORE_JUDGING and at.broken > self.max_broken_share * at.rows:
+            self._stop(at.broken, at.rows)
 
-    def _check_broken(self, at: _Position, nothing: bool = False) -> None:
-        too_many = at.broken > self.max_broken_share * at.rows
-        enough = at.broken >= _BROKEN_BEFORE_JUDGING or at.units_done >= self.source.units
-        if nothing and not self._last_broken:
-            raise BrokenStreamError(f"{self.source.name} holds no rows")
-        if nothing or (too_many and enough):
-            raise BrokenStreamError(
-                f"{at.broken} of the {at.rows} rows read from {self.source.name} are broken "
-                f"({at.broken / at.rows:.0%}, allowed max_broken_share={self.max_broken_share:.0%}"
-                f"{'; a whole pass gave no image' if nothing else ''}). "
-                f"The last: {' | '.join(self._last_broken)}. Mend the data, or raise max_broken_share"
-            )
+    def _stop(self, broken: int, rows: int, detail: str = "") -> None:
+        if not self._last_broken:
+            raise BrokenStreamError(f"{self.source.name} holds no rows; pass data with images")
+        raise BrokenStreamError(
+            f"{broken} of the {rows} rows read from {self.source.name} are broken "
+            f"({broken / max(1, rows):.0%}, allowed max_broken_share={self.max_broken_share:.0%}{detail}). "
+            f"The last: {' | '.join(self._last_broken)}. Mend the data, or raise max_broken_share"
+        )
 
 
 def refuse_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
