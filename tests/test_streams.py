@@ -373,7 +373,7 @@ def test_missing_things_are_named(tmp_path):
     for path, options, error, message in (
         ("empty", {}, FileNotFoundError, "holds no files"),
         ("nowhere/at/all", {}, FileNotFoundError, "does not exist"),
-        ("*.jpg", {}, FileNotFoundError, "no file matches the glob"),
+        ("*.jpg", {}, FileNotFoundError, "the glob .* matches no file"),
         ("parquet", {"image_column": "photo"}, ValueError, "no column 'photo'; its columns are label, image"),
         ("parquet", {"image_column": "label"}, ValueError, "holds int64, not images"),
         ("parquet", {"split": "validation"}, ValueError, "no split 'validation'; its splits are train"),

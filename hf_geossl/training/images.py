@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
         return _decode_file(io.BytesIO(source), max_pixels)
     if isinstance(source, (str, Path)):
         try:
+            if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for its other end
+                raise BrokenImageError("the file cannot be read (it is no regular file)")
             with open(source, "rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
                     raise BrokenImageError("the file is empty")

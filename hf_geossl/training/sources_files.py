@@ -2,8 +2,10 @@
 
 import glob
 import hashlib
+import logging
 import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -25,8 +27,12 @@ _SPLITS = {
 }
 _SPLIT_OF_WORD = {word: split for split, words in _SPLITS.items() for word in words}
 _TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+_UNREADABLE_TAR = (OSError, EOFError, tarfile.TarError, zlib.error)
 _PARQUET_ROWS_AT_ONCE = 32
 _SIZES_IN_DIGEST = 1000
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,16 @@ class Files:
         sizes = set(range(0, len(self.names), max(1, len(self.names) // _SIZES_IN_DIGEST)))
         total = hashlib.sha256()
         for index, name in enumerate(self.names):
-            size = os.path.getsize(os.path.join(self.root, name)) if index in sizes else ""
+            size = _size(os.path.join(self.root, name)) if index in sizes else ""
             total.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()[:16]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a link that leads nowhere, or a file that has gone: reading it will say so
+        return -1
 
 
 def find_files(path: str, split: str) -> Files:
@@ -65,10 +78,13 @@ def find_files(path: str, split: str) -> Files:
         FileNotFoundError: if nothing is there, or nothing that can be read.
         ValueError: if files of several kinds are mixed, or the split is not there.
     """
-    if any(mark in path for mark in "*?["):
-        found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+    if not os.path.exists(path) and _is_glob(path):
+        matches = glob.glob(path, recursive=True)
+        found = sorted(file for file in matches if os.path.isfile(file))
         if not found:
-            raise FileNotFoundError(f"no file matches the glob {path!r}; check the pattern and the folder")
+            what = "matches folders only" if matches else "matches no file"
+            how = "let it match their files, as in 'photos/**/*.jpg'" if matches else "check the pattern and the folder"
+            raise FileNotFoundError(f"the glob {path!r} {what}; {how}")
         fixed = re.split(r"[*?\[]", path)[0]
         root = os.path.dirname(fixed) or "."
         names = [os.path.relpath(file, root) for file in found]
@@ -81,23 +97,39 @@ def find_files(path: str, split: str) -> Files:
     by_kind: dict[str, list[str]] = {}
     for name in names:
         by_kind.setdefault(_kind(name), []).append(name)
-    by_kind.pop("", None)
+    others = by_kind.pop("", [])
     if not by_kind:
-        what = f"holds {len(names)} files, none of which" if names else "holds no files; it"
+        what = f"{len(names)} files, but none of these kinds" if names else "no files"
         raise FileNotFoundError(
-            f"{path!r} {what} is an image ({', '.join(EXTENSIONS)}), a .parquet or a .tar file; check the path"
+            f"{path!r} holds {what}; pass a path with images ({', '.join(EXTENSIONS)}), .parquet or .tar files"
         )
     if len(by_kind) > 1:
         kinds = ", ".join(f"{len(files)} of kind {kind}" for kind, files in by_kind.items())
         raise ValueError(f"{path!r} mixes files of several kinds ({kinds}); pass a glob that matches one kind")
     kind, names = by_kind.popitem()
+    if others:
+        endings = sorted({os.path.splitext(name)[1].lower() or "no ending" for name in others})
+        logger.warning(
+            "%d files of other kinds in %s (%s%s) are left out",
+            len(others), name_of(path), ", ".join(endings[:8]), ", ..." if len(endings) > 8 else "",
+        )  # fmt: skip
     return Files(kind, root, _of_split(names, split, path, by_file_name=kind != "folder"))
 
 
 def _walk(root: str) -> Iterator[str]:
     seen = set()
-    for folder, inner, files in os.walk(root, followlinks=True):
-        place = os.stat(folder)
+
+    def unreadable(error: OSError) -> None:
+        place = os.path.relpath(error.filename or root, root)
+        logger.warning("the folder %s in %s cannot be read and is left out (%s)", place, name_of(root), error.strerror)
+
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=unreadable):
+        try:
+            place = os.stat(folder)
+        except OSError as error:
+            unreadable(error)
+            inner.clear()
+            continue
         if (place.st_dev, place.st_ino) in seen:  # a link that leads back up
             inner.clear()
             continue
@@ -133,6 +165,12 @@ def _of_split(names: list[str], split: str, path: str, by_file_name: bool) -> li
             f"{path!r} has no split {split!r}; its splits are {', '.join(sorted(of_split))} "
             f"(a split is a folder called {', '.join(_SPLITS)}; without one, every file belongs to train)"
         )
+    outside = len(names) - sum(map(len, of_split.values()))
+    if outside:
+        logger.warning(
+            "%d files in %s lie in no folder of a split (%s) and are left out; if such a folder is none, rename it",
+            outside, name_of(path), ", ".join(sorted(of_split)),
+        )  # fmt: skip
     return of_split[wanted]
 
 
@@ -161,10 +199,11 @@ def _path_below(root: str, row: dict) -> str:
 
 def parquet_source(files: Files, name: str, image_column: str, shuffle_block: int) -> Source:
     """Opens parquet files by row group, reading the image column only (bytes, or a struct of bytes and path)."""
-    groups: list[tuple[str, int, int]] = []  # file, row group, the file's rows before it
+    groups: list[tuple[str, int, int, int]] = []  # file, row group, its first row in the file, its end
     total = 0
     for file in files.names:
         try:
+            _check_regular(os.path.join(files.root, file))
             metadata = pq.read_metadata(os.path.join(files.root, file))
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{file} in {name} is no readable parquet file: mend or remove it") from error
@@ -180,8 +219,9 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
             )
         before = 0
         for group in range(metadata.num_row_groups):
-            groups.append((file, group, before))
-            before += metadata.row_group(group).num_rows
+            end = before + metadata.row_group(group).num_rows
+            groups.append((file, group, before, end))
+            before = end
         total += before
     if total == 0:
         raise ValueError(f"{name} holds no rows; pass parquet files with images")
@@ -195,12 +235,18 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
     )
 
 
-def _parquet_rows(groups: list[tuple[str, int, int]], root: str, column: str) -> Iterator[tuple[int, dict]]:
+def _check_regular(path: str) -> None:
+    """Raises an `OSError` for what would be waited for when it is opened, such as a pipe."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no regular file")
+
+
+def _parquet_rows(groups: list[tuple[str, int, int, int]], root: str, column: str) -> Iterator[tuple[int, dict]]:
     unreadable = (
         OSError,
         pa.ArrowException,
     )  # a local name: at the interpreter's end, pa may be gone before the stream
-    for name, group, row in groups:
+    for name, group, row, end in groups:
         try:
             with pq.ParquetFile(os.path.join(root, name)) as file:
                 for batch in file.iter_batches(_PARQUET_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
@@ -209,7 +255,8 @@ def _parquet_rows(groups: list[tuple[str, int, int]], root: str, column: str) ->
                         row += 1
         except unreadable as error:
             reason = f"the rest of row group {group} cannot be read ({type(error).__name__})"
-            yield row, {"key": f"{name}:{row}", "error": reason}
+            for lost in range(row, end):  # each counts: the share of broken rows is the share of lost ones
+                yield lost, {"key": f"{name}:{lost}", "error": reason}
 
 
 def _value(root: str, row: dict) -> Any:
@@ -230,14 +277,27 @@ def webdataset_source(files: Files, name: str, image_column: str) -> Source:
     """
     with_images: set[str] = set()
     others: set[str] = set()
-    for _, fields in _tar_samples(os.path.join(files.root, files.names[0]), most=20):
-        for ending in fields:
-            (with_images if _kind(f"x.{ending}") == "folder" else others).add(ending)
+    failures: list[str] = []
+    for tar in files.names:  # until one is whole and holds samples
+        try:
+            for _, fields in _tar_samples(os.path.join(files.root, tar), most=20):
+                for ending in fields:
+                    (with_images if _kind(f"x.{ending}") == "folder" else others).add(ending)
+        except _UNREADABLE_TAR as error:
+            failures.append(f"{tar} ({_reason(error)})")
+            continue
+        if with_images or others:
+            break
+    if failures and not (with_images or others):
+        raise ValueError(
+            f"none of the tars of {name} can be read: {', '.join(failures[:3])}{', ...' if len(failures) > 3 else ''}; "
+            "mend or replace them"
+        )
     named = {ending for ending in with_images if image_column in (ending, ending.rpartition(".")[0])}
     plain = {ending for ending in with_images if "." not in ending}
     default = plain or (with_images if len(with_images) == 1 else set())
     if not named and (image_column != "image" or not default):
-        raise missing_column(image_column, sorted(with_images | others), f"{files.names[0]} in {name}")
+        raise missing_column(image_column, sorted(with_images | others), name)
     pattern = image_column if named else ("" if plain else default.pop())
     return Source(
         kind="webdataset",
@@ -250,7 +310,7 @@ def webdataset_source(files: Files, name: str, image_column: str) -> Source:
 
 
 def _tar_rows(tars: list[str], root: str, wanted: str) -> Iterator[tuple[int, dict]]:
-    unreadable = (OSError, EOFError, tarfile.TarError, zlib.error)
+    unreadable = _UNREADABLE_TAR  # a local name: at the interpreter's end, the module's may be gone before the stream
     for name in tars:
         row = 0
         try:
@@ -259,11 +319,18 @@ def _tar_rows(tars: list[str], root: str, wanted: str) -> Iterator[tuple[int, di
                 yield row, {"key": f"{name}:{sample}", "value": value}
                 row += 1
         except unreadable as error:
-            yield row, {"key": f"{name}:{row}", "error": f"the rest of the archive cannot be read ({error})"}
+            reason = f"the rest of the archive cannot be read ({_reason(error)}); its samples, nobody knows how many, are lost"
+            yield row, {"key": f"{name}:{row}", "error": reason}
+
+
+def _reason(error: BaseException) -> str:
+    text = (getattr(error, "strerror", None) or str(error)).split("\n")[0].rstrip(":")
+    return text or type(error).__name__
 
 
 def _tar_samples(path: str, wanted: str | None = None, most: int = -1) -> Iterator[tuple[str, dict[str, bytes | None]]]:
     """Yields `(sample, {ending: bytes})`; only the endings that are `wanted` are read, none of them if it is None."""
+    _check_regular(path)
     current, fields = "", {}  # type: str, dict[str, bytes | None]
     with tarfile.open(path, "r:*") as archive:
         for member in archive:
@@ -293,6 +360,15 @@ def _matches(wanted: str, ending: str) -> bool:
     return "." not in ending if not wanted else wanted in (ending, ending.rpartition(".")[0])
 
 
+def _is_glob(path: str) -> bool:
+    return any(mark in path for mark in "*?[")
+
+
+def name_of(path: str) -> str:
+    """What people call a path or glob: its last part, which tells nothing about the machine."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(path))) or "files"
+
+
 def as_path(path_or_id: str) -> str | None:
     """Tells a place on this machine from the id of a Hub dataset.
 
@@ -306,7 +382,7 @@ def as_path(path_or_id: str) -> str | None:
         FileNotFoundError: if it is written like a path, but nothing is there.
     """
     path = os.path.expanduser(path_or_id)
-    if os.path.exists(path) or any(mark in path for mark in "*?["):
+    if os.path.exists(path) or _is_glob(path):
         return path
     like_an_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path_or_id)
     if not like_an_id or _kind(path_or_id) or Path(path).suffix in (".zip", ".arrow", ".json", ".csv"):

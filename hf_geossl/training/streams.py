@@ -13,7 +13,14 @@ import datasets
 from hf_geossl.training.blocks import UnitReader, block_order, sample_seed, unit_order
 from hf_geossl.training.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
 from hf_geossl.training.sources import Source, indexed_source, iterable_source, scenes_source
-from hf_geossl.training.sources_files import as_path, find_files, folder_source, parquet_source, webdataset_source
+from hf_geossl.training.sources_files import (
+    as_path,
+    find_files,
+    folder_source,
+    name_of,
+    parquet_source,
+    webdataset_source,
+)
 from hf_geossl.training.sources_hub import hub_source
 
 logger = logging.getLogger(__name__)
@@ -89,12 +96,12 @@ def load_stream(
         _check_unused("local files", config_name=(config_name, None), revision=(revision, None))
         files = find_files(path, split)
         if files.kind == "parquet":
-            source = parquet_source(files, str(path_or_id), image_column, shuffle_block)
+            source = parquet_source(files, name_of(path), image_column, shuffle_block)
         elif files.kind == "webdataset":
-            source = webdataset_source(files, str(path_or_id), image_column)
+            source = webdataset_source(files, name_of(path), image_column)
         else:
             _check_unused("a folder of images", image_column=(image_column, "image"))
-            source = folder_source(files, str(path_or_id), shuffle_block)
+            source = folder_source(files, name_of(path), shuffle_block)
     return ImageStream(
         source,
         split=split,
