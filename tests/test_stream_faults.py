@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import logging
 import os
 import subprocess
@@ -9,11 +10,13 @@ import sys
 import tarfile
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_streams import encoded, first, write_folder
 
+from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.streams import BrokenStreamError, ImageStream, load_stream
 
 
@@ -232,3 +235,41 @@ def test_the_name_of_a_source_tells_nothing_about_the_machine(tmp_path, monkeypa
         assert load_stream(f"{tmp_path}/{path}").source.name == name
     monkeypatch.chdir(tmp_path / "photos")
     assert load_stream(".").source.name == "photos"
+
+
+# ------------------------------------------------------------------------------------------------------------ advice
+
+
+def test_advice_for_a_missing_column_fits_the_caller(tmp_path):
+    table = datasets.Dataset.from_dict({"picture": [encoded(1)]})
+    opened = r"by ImageStream\.from_dataset\(dataset, image_column=\.\.\.\), or rename it by dataset\.rename_column\(\.\.\., 'image'\)"
+    for dataset in (table, table.to_iterable_dataset(), [{"picture": encoded(1)}]):
+        with pytest.raises(ValueError, match=opened):
+            next(iter(ImageStream.from_dataset(dataset)))
+    write_one_parquet(tmp_path / "one.parquet", 2)
+    with pytest.raises(ValueError, match=r"as image_column= \(--image_column\)"):
+        load_stream(str(tmp_path / "one.parquet"), image_column="picture")
+
+
+@pytest.mark.parametrize("path", ["my/photos", Path("my/photos"), b"photos"])
+def test_a_path_is_no_dataset(path):
+    with pytest.raises(TypeError, match="must be an open dataset, got .*photos.*; open it by load_stream"):
+        ImageStream.from_dataset(path)
+
+
+def test_splits_of_datasets_are_names_and_none_is_refused(tmp_path):
+    write_folder(tmp_path / "photos/validation", 3)
+    stream = load_stream(str(tmp_path / "photos"), datasets.Split.VALIDATION)
+    assert json.loads(json.dumps(stream.state_dict()))["fingerprint"]["split"] == "validation"
+    with pytest.raises(ValueError, match="split must be the name of one split, such as 'train', got None"):
+        load_stream(str(tmp_path / "photos"), None)
+
+
+def test_what_is_no_state_is_refused(tmp_path):
+    write_folder(tmp_path / "photos", 3)
+    stream = load_stream(str(tmp_path / "photos"))
+    with pytest.raises(ValueError, match=r"state must be what state_dict\(\) returned, got NoneType"):
+        stream.load_state_dict(None)
+    for state in (None, [None]):
+        with pytest.raises(ValueError, match="this is no state of StreamBatches"):
+            StreamBatches(stream, None, 2).load_state_dict(state)

@@ -66,7 +66,7 @@ for name, options in (("user/parquet", {}), ("user/folder", {}), ("user/tars", {
 
 for name, options in (
     ("user/parquet", {"split": "validation"}), ("user/folder", {"split": "test"}), ("user/parquet", {"image_column": "photo"}),
-    ("user/parquet", {"revision": "nowhere"}), ("user/parquet", {"config_name": "other"}), ("user/nothing", {}), ("user/gated", {}),
+    ("user/parquet", {"revision": "nowhere"}), ("user/several", {}), ("user/parquet", {"config_name": "other"}), ("user/nothing", {}), ("user/gated", {}),
 ):
     try:
         load_stream(name, **options)
@@ -114,6 +114,11 @@ def results(tmp_path_factory) -> dict:
             "user/folder": {
                 **{f"train/class_{n % 3}/{n:03d}.png": encoded(n) for n in range(ROWS)},
                 **{f"validation/class_0/{n}.png": encoded(n) for n in range(3)},
+            },
+            "user/several": {
+                "README.md": b"---\nconfigs:\n- config_name: small\n  data_files: a.parquet\n- config_name: large\n  data_files: b.parquet\n---\n",
+                "a.parquet": parquet(range(3)),
+                "b.parquet": parquet(range(3)),
             },
             "user/tars": {f"train/{part}.tar": tar(range(ROWS)[part::3]) for part in range(3)},
             "user/gated": {"data/train-00000-of-00001.parquet": parquet(range(5))},
@@ -166,9 +171,47 @@ def test_what_is_not_on_the_hub_is_named(results):
         ("user/folder {'split': 'test'}", "ValueError: user/folder has no split 'test'; its splits are train, validation"),
         ("user/parquet {'image_column': 'photo'}", "ValueError: user/parquet has no column 'photo'; its columns are label, image"),
         ("user/parquet {'revision': 'nowhere'}", "FileNotFoundError: the Hub dataset user/parquet has no revision 'nowhere'"),
-        ("user/parquet {'config_name': 'other'}", "ValueError: BuilderConfig 'other' not found. Available: ['default']"),
+        ("user/parquet {'config_name': 'other'}", "ValueError: user/parquet has no config_name (--dataset_config) 'other'; it has default"),
+        ("user/several {}", "ValueError: user/several has several configurations; pass as config_name (--dataset_config) one of small, large"),
         ("user/nothing {}", "FileNotFoundError: 'user/nothing' is neither a file or folder here nor a dataset on the Hub"),
         ("user/gated {}", "PermissionError: the Hub dataset user/gated is gated; accept its terms on its page, then pass token"),
     ):  # fmt: skip
         assert results[key].startswith(message), results[key]
     assert results["with token"].startswith("unit ")
+
+
+@pytest.mark.parametrize("setting", ["HF_ENDPOINT", "HF_HUB_OFFLINE"])
+def test_a_name_that_cannot_be_looked_for_is_said_soon_and_in_one_sentence(setting):
+    program = """
+import sys, time
+time.sleep = lambda pause: None
+from hf_geossl.training import retries
+pauses = []
+retries.sleep = pauses.append
+from hf_geossl import load_stream
+try:
+    load_stream("photos/holliday")
+except ConnectionError as error:
+    print(pauses, error)
+"""
+    value = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}[setting]
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**{name: kept for name, kept in os.environ.items() if name != "HF_HUB_OFFLINE"}, setting: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if setting == "HF_ENDPOINT":
+        start, end = (
+            "[1.0, 2.0, 4.0] 'photos/holliday' is no file or folder here, and the Hub could not be reached to look",
+            ("; check the path or the network\n"),
+        )
+    else:
+        start, end = (
+            "[] 'photos/holliday' is no file or folder here, and offline mode is on (HF_HUB_OFFLINE), so the Hub was not asked",
+            "; check the path, or turn offline mode off\n",
+        )
+    assert child.stdout.startswith(start), child.stdout + child.stderr
+    assert child.stdout.endswith(end), child.stdout

@@ -380,7 +380,12 @@ def test_missing_things_are_named(tmp_path):
         ("tars", {"image_column": "left"}, ValueError, "no column 'left'; its columns are json, png, seg.png"),
         ("parquet", {"shuffle_block": 0}, ValueError, "shuffle_block must be"),
         ("parquet", {"seed": -1}, ValueError, "seed must lie in"),
-        ("parquet", {"config_name": "en"}, ValueError, "config_name means nothing for local files, got 'en'"),
+        (
+            "parquet",
+            {"config_name": "en"},
+            ValueError,
+            r"config_name \(--dataset_config\) means nothing for local files, got 'en'",
+        ),
         (".", {}, ValueError, "mixes files of several kinds"),
     ):
         with pytest.raises(error, match=message):

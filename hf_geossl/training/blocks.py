@@ -89,5 +89,6 @@ class UnitReader:
     def _keep(self, row: dict[str, Any]) -> dict[str, Any]:
         columns = self._source.columns
         if not any(column in row for column in columns):
-            raise missing_column(columns[0], list(row), self._source.name)
+            opened = self._source.kind in ("iterable", "indexed")
+            raise missing_column(columns[0], list(row), self._source.name, opened)
         return {column: row[column] for column in columns if column in row}

@@ -154,8 +154,8 @@ class StreamBatches(IterableDataset):
         Raises:
             ValueError: if the position belongs to other data or settings, or cannot be divided among the processes now.
         """
-        states = [states] if isinstance(states, dict) else list(states)
-        if not states or any("streams" not in state for state in states):
+        states = [states] if isinstance(states, dict) else list(states or [])
+        if not states or not all(isinstance(state, dict) and "streams" in state for state in states):
             raise ValueError("this is no state of StreamBatches; pass what state_dict() returned, or a list of them")
         for state in states:
             refuse_difference(_flat(state), _flat(self._identity()))

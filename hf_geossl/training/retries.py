@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 logger = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+OPENING_PAUSES = PAUSES[:3]  # somebody waits in front of the screen, and the name may be mistyped
 sleep = time.sleep
 
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -53,10 +54,12 @@ class Patience:
 
     Args:
         what (`str`): what is being done, for the log and the error ("reading unit 3 of user/photos").
+        pauses (`tuple[float, ...]`, *optional*): seconds to wait after the first failure, the second, ...
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, pauses: tuple[float, ...] = PAUSES) -> None:
         self.what = what
+        self.pauses = pauses
         self.failures = 0
 
     def wait(self, error: BaseException) -> None:
@@ -70,16 +73,16 @@ class Patience:
         """
         if not is_transient(error):
             raise error
-        if self.failures == len(PAUSES):
+        if self.failures == len(self.pauses):
             raise ConnectionError(
                 f"{self.what} failed {self.failures + 1} times in a row, the last time with "
                 f"{type(error).__name__}: {error}. Check the network and resume from the last checkpoint"
             ) from error
-        pause = PAUSES[self.failures]
+        pause = self.pauses[self.failures]
         self.failures += 1
         logger.warning(
             "%s failed (%s: %s); attempt %d of %d follows in %g s",
-            self.what, type(error).__name__, error, self.failures + 1, len(PAUSES) + 1, pause,
+            self.what, type(error).__name__, error, self.failures + 1, len(self.pauses) + 1, pause,
         )  # fmt: skip
         sleep(pause)
 
@@ -88,12 +91,13 @@ class Patience:
         self.failures = 0
 
 
-def with_patience(what: str, action: Callable[[], _Result]) -> _Result:
-    """Calls `action` until it succeeds, at most `len(PAUSES) + 1` times.
+def with_patience(what: str, action: Callable[[], _Result], pauses: tuple[float, ...] = PAUSES) -> _Result:
+    """Calls `action` until it succeeds, at most `len(pauses) + 1` times.
 
     Args:
         what (`str`): what is being done, for the log and the error.
         action (`Callable`): takes nothing; may be called several times.
+        pauses (`tuple[float, ...]`, *optional*): as in [`Patience`].
 
     Returns:
         What `action` returns.
@@ -101,7 +105,7 @@ def with_patience(what: str, action: Callable[[], _Result]) -> _Result:
     Raises:
         ConnectionError: when every attempt failed with a transient error. Other errors are raised at once.
     """
-    patience = Patience(what)
+    patience = Patience(what, pauses)
     while True:
         try:
             return action()

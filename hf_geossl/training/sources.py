@@ -88,7 +88,7 @@ def indexed_source(dataset: Any, image_column: str, shuffle_block: int) -> Sourc
         raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
     identity: dict[str, Any] = {"rows": rows, "dataset": name}
     if isinstance(dataset, datasets.Dataset):
-        check_column(dataset.features, image_column, name)
+        check_column(dataset.features, image_column, name, opened=True)
         identity["columns"] = sorted(dataset.column_names)
         if dataset.format["type"] != "custom":
             dataset = dataset.with_format(None).select_columns([image_column])
@@ -120,7 +120,7 @@ def _read_item(dataset: Any, image_column: str, row: dict) -> Any:
             "wrap the dataset so that it returns a dict"
         )
     if image_column not in item:
-        raise missing_column(image_column, list(item), "the dataset's items")
+        raise missing_column(image_column, list(item), "the dataset's items", opened=True)
     return encoded_image(item[image_column])
 
 
@@ -185,7 +185,7 @@ def iterable_source(
         )
     dataset = dataset.with_format(None)
     if dataset.features is not None:
-        check_column(dataset.features, image_column, name)
+        check_column(dataset.features, image_column, name, opened=kind == "iterable")
         dataset = dataset.select_columns([image_column])
         if isinstance(dataset.features[image_column], datasets.Image):
             dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
@@ -215,10 +215,10 @@ def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
 # ------------------------------------------------------------------------------------------------------------ values
 
 
-def check_column(features: datasets.Features, image_column: str, name: str) -> None:
-    """Raises a `ValueError` unless `image_column` is there and can hold images."""
+def check_column(features: datasets.Features, image_column: str, name: str, opened: bool = False) -> None:
+    """Raises a `ValueError` unless `image_column` is there and can hold images; `opened` as in [`missing_column`]."""
     if image_column not in features:
-        raise missing_column(image_column, list(features), name)
+        raise missing_column(image_column, list(features), name, opened)
     feature = features[image_column]
     dtype = getattr(feature, "dtype", None)
     if not (isinstance(feature, (datasets.Image, dict)) or dtype in ("binary", "large_binary", "null")):
@@ -229,11 +229,27 @@ def check_column(features: datasets.Features, image_column: str, name: str) -> N
         )
 
 
-def missing_column(image_column: str, columns: list[str], name: str) -> ValueError:
-    """The error for a column that is not there; it names those that are."""
+def missing_column(image_column: str, columns: list[str], name: str, opened: bool = False) -> ValueError:
+    """The error for a column that is not there; it names those that are.
+
+    Args:
+        image_column (`str`): the column that was wanted.
+        columns (`list[str]`): those that are there.
+        name (`str`): of the data.
+        opened (`bool`, *optional*): whether the caller had opened the dataset, as for a Trainer, which takes no column.
+
+    Returns:
+        `ValueError`: to be raised.
+    """
+    if opened:
+        advice = (
+            "name the one with the images by ImageStream.from_dataset(dataset, image_column=...), or rename it by "
+            f"dataset.rename_column(..., {image_column!r})"
+        )
+    else:
+        advice = "pass the one with the images as image_column= (--image_column)"
     return ValueError(
-        f"{name} has no column {image_column!r}; its columns are {', '.join(columns) or 'none'}: "
-        "pass the one with the images as image_column"
+        f"{name} has no column {image_column!r}; its columns are {', '.join(columns) or 'none'}: {advice}"
     )
 
 

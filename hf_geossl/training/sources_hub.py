@@ -1,5 +1,6 @@
 """A dataset of the Hugging Face Hub as a source, pinned to the commit it was opened at."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_geossl.training.images import EXTENSIONS
-from hf_geossl.training.retries import with_patience
+from hf_geossl.training.retries import OPENING_PAUSES, is_transient, with_patience
 from hf_geossl.training.sources import (
     MIN_UNITS,
     Source,
@@ -65,11 +66,14 @@ def hub_source(
         return HfApi(token=token).dataset_info(repository, revision=revision).sha
 
     def build() -> datasets.DatasetBuilder:
-        return datasets.load_dataset_builder(repository, config_name, revision=commit, token=token)
+        try:
+            return datasets.load_dataset_builder(repository, config_name, revision=commit, token=token)
+        except ValueError as error:
+            raise _about_configuration(repository, config_name, error) from error
 
     try:
-        commit = with_patience(f"asking the Hub for {repository}", describe)
-        builder = with_patience(f"opening {repository}", build)
+        commit = with_patience(f"asking the Hub for {repository}", describe, OPENING_PAUSES)
+        builder = with_patience(f"opening {repository}", build, OPENING_PAUSES)
         identity = {"repository": repository, "revision": commit}
         if image_column == "image" and (names := _image_files(builder, split, f"@{commit}/")) is not None:
             root, paths = names
@@ -89,11 +93,12 @@ def hub_source(
             rows = streams[split]
             return rows if rows.num_shards >= MIN_UNITS else rows.reshard()
 
-        rows = with_patience(f"opening {repository}", stream)
+        rows = with_patience(f"opening {repository}", stream, OPENING_PAUSES)
         return iterable_source(rows, image_column, kind="hub", name=repository, identity=identity, token=token)
     except OfflineModeIsEnabled as error:
         raise ConnectionError(
-            f"{repository} is on the Hub, but offline mode is on (HF_HUB_OFFLINE); turn it off, or pass local files"
+            f"{repository!r} is no file or folder here, and offline mode is on (HF_HUB_OFFLINE), so the Hub was not "
+            "asked; check the path, or turn offline mode off"
         ) from error
     except GatedRepoError as error:
         raise _gated(repository) from error
@@ -103,6 +108,28 @@ def hub_source(
         raise _unknown(repository) from error
     except (DatasetNotFoundError, EntryNotFoundError) as error:
         raise _gated(repository) if "gated" in str(error) else _unknown(repository) from error
+    except ConnectionError as error:
+        if not is_transient(error):
+            raise
+        cause = error.__cause__ or error
+        raise ConnectionError(
+            f"{repository!r} is no file or folder here, and the Hub could not be reached to look for it: "
+            f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no reason given'}; "
+            "check the path or the network"
+        ) from error
+
+
+def _about_configuration(repository: str, config_name: str | None, error: ValueError) -> ValueError:
+    """Says in one sentence, with our name of the argument, what `datasets` has to say about configurations."""
+    configurations = re.search(r"(?:available configs|Available): \[(.*?)\]", str(error), re.DOTALL)
+    if configurations is None:
+        return error
+    names = configurations[1].replace("'", "").replace("\n", " ")
+    if config_name is None:
+        return ValueError(
+            f"{repository} has several configurations; pass as config_name (--dataset_config) one of {names}"
+        )
+    return ValueError(f"{repository} has no config_name (--dataset_config) {config_name!r}; it has {names}")
 
 
 def _unknown(repository: str) -> FileNotFoundError:

@@ -79,6 +79,9 @@ def load_stream(
         ConnectionError: if the Hub stays out of reach.
     """
     _check_positive("shuffle_block", shuffle_block)
+    if split is None:
+        raise ValueError("split must be the name of one split, such as 'train', got None")
+    split = str(split)  # a datasets.Split too
     if path_or_id == "scenes":
         _check_unused("scenes", image_column=(image_column, "image"), revision=(revision, None))
         source = scenes_source(split, config_name)
@@ -225,6 +228,8 @@ class ImageStream:
         if isinstance(dataset, ImageStream):
             return dataset
         _check_positive("shuffle_block", shuffle_block)
+        if isinstance(dataset, (str, bytes, os.PathLike)):
+            raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
         if isinstance(dataset, datasets.IterableDataset):
             source = iterable_source(dataset, image_column)
         elif isinstance(dataset, dict):
@@ -289,6 +294,8 @@ class ImageStream:
         Raises:
             ValueError: if it was made by another stream; the message names what differs.
         """
+        if not isinstance(state, dict):
+            raise ValueError(f"state must be what state_dict() returned, got {type(state).__name__}")
         names = [field.name for field in fields(_Position)]
         missing = [name for name in ("fingerprint", "num_streams", "index", *names) if name not in state]
         if missing:
@@ -413,7 +420,8 @@ def refuse_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
 def _check_unused(what: str, **options: tuple[Any, Any]) -> None:
     for name, (value, default) in options.items():
         if value != default:
-            raise ValueError(f"{name} means nothing for {what}, got {value!r}; leave it out")
+            option = {"config_name": " (--dataset_config)", "image_column": " (--image_column)"}.get(name, "")
+            raise ValueError(f"{name}{option} means nothing for {what}, got {value!r}; leave it out")
 
 
 def _check_positive(name: str, value: int) -> None:
