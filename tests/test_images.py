@@ -128,8 +128,20 @@ def test_images_above_the_limit_are_refused_before_they_are_decoded(monkeypatch)
             decode_image(content, max_pixels=599)
     with pytest.raises(BrokenImageError, match="9000 x 8000 is 72000000 pixels"):
         decode_image(png_header(9000, 8000))
-    with pytest.raises(BrokenImageError, match="exceeds limit"):
+    with pytest.raises(BrokenImageError, match="25000 x 20000 is 500000000 pixels, more than max_pixels=67108864"):
         decode_image(png_header(25_000, 20_000))
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_max_pixels_counts_whatever_pillows_own_limit_is(kind, monkeypatch):
+    content = save(Image.fromarray(noise(20, 30, 3)), kind)
+    for limit in (400, 200):  # 600 pixels: Pillow would warn, and refuse
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(BrokenImageError, match="30 x 20 is 600 pixels, more than max_pixels=100;"):
+            decode_image(content, max_pixels=100)
+        assert pixels(content, max_pixels=600).shape == (20, 30, 3)
+        assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize(

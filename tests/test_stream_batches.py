@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from test_streams import KINDS, first, make_stream
+from torch.utils.data import DataLoader
 
 from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.streams import BrokenStreamError, load_stream
@@ -237,6 +238,16 @@ def test_an_error_in_a_worker_arrives_as_itself(tmp_path, num_workers):
         next(iter(make(str(tmp_path)).loader(num_workers)))
     assert str(error.value).startswith("5 of the 5 rows read from")
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": None}, {"num_workers": 1, "batch_size": 4}])
+def test_a_plain_loader_of_a_stream_is_refused_with_what_to_use(photos, options):
+    stream = load_stream(photos)
+    with pytest.raises(
+        TypeError, match=r"does not go into a DataLoader; make the loader by StreamBatches\(.*\)\.loader"
+    ):
+        next(iter(DataLoader(stream, **options)))
+    assert len(list(itertools.islice(stream, 3))) == 3
 
 
 def test_persistent_workers_refuse_a_second_iteration_instead_of_repeating_images(photos):

@@ -3,15 +3,21 @@
 import io
 import os
 import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 DEFAULT_MAX_PIXELS = 2**26
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+
+_PILLOW_LIMIT = RLock()
 
 # EXIF orientation -> what brings the pixels upright (TIFF 6.0, tag 274)
 _UPRIGHT = {
@@ -80,16 +86,45 @@ def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
 
 def _decode_file(file: Any, max_pixels: int) -> Image.Image:
     _refuse_large_webp(file, max_pixels)
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise BrokenImageError(f"not an image of a known format ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError as error:
-        raise BrokenImageError(f"Pillow refuses its size: {error} See PIL.Image.MAX_IMAGE_PIXELS") from error
-    except Exception as error:
-        raise BrokenImageError(f"its header cannot be read ({_describe(error)})") from error
-    with image:
-        return _convert(image, max_pixels)
+    with _pillow_allows(max_pixels):
+        try:
+            image = _open(file)
+        except Exception as error:
+            raise BrokenImageError(f"its header cannot be read ({_describe(error)})") from error
+        if image is None:
+            raise BrokenImageError(f"not an image of a known format ({', '.join(FORMATS)})")
+        with image:
+            return _convert(image, max_pixels)
+
+
+def _open(file: Any) -> Image.Image | None:
+    """`Image.open` without its look at the size, which warns or refuses before `max_pixels` is asked."""
+    start = file.read(16)
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        reader, accepts = Image.OPEN[name]
+        if accepts is None or accepts(start) is True:
+            file.seek(0)
+            try:
+                return reader(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that it is another format
+                continue
+    return None
+
+
+@contextmanager
+def _pillow_allows(max_pixels: int) -> Iterator[None]:
+    """Lets Pillow's readers of TIFF, GIF and WebP go as far as a `max_pixels` above Pillow's limit, one at a time."""
+    if Image.MAX_IMAGE_PIXELS is None or max_pixels <= Image.MAX_IMAGE_PIXELS:
+        yield
+        return
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _convert(image: Image.Image, max_pixels: int) -> Image.Image:

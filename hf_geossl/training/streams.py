@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from copy import copy, deepcopy
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import datasets
+from torch.utils.data import IterableDataset
 
 from hf_geossl.training.blocks import UnitReader, block_order, sample_seed, unit_order
 from hf_geossl.training.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
@@ -131,7 +133,7 @@ class _Position:
     broken: int = 0  # of these
 
 
-class ImageStream:
+class ImageStream(IterableDataset[dict[str, Any]]):
     """An endless stream of RGB images whose position is a small dictionary.
 
     A sample is `{"image": PIL.Image.Image, "key": str, "seed": int}`: the image in RGB, where it came from (a file
@@ -307,6 +309,12 @@ class ImageStream:
         self._position = deepcopy(self._start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        # a plain loader would stack images of many sizes, and each of its workers would give every image once more
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("torch.utils.data."):
+            raise TypeError(
+                "an ImageStream gives single images and does not go into a DataLoader; make the loader by "
+                "StreamBatches(stream, views, batch_size).loader()"
+            )
         # no generator function: the state must be right before the first next()
         self._position = deepcopy(self._start)
         return self._walk(self._position)
