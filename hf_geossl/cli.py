@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,9 @@ from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpo
 from hf_geossl.training.export import PICTURE, export_model, make_image_processor
 from hf_geossl.training.streams import BrokenStreamError, load_stream
 from hf_geossl.training.trainer import NonFiniteLossError
-from hf_geossl.training.views_gtsa import GTSAViews
+
+# what a run leaves that was killed before its first checkpoint was whole
+_TRACES = r"\.staging.*|\.features|\.export-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
 
 
 def _resume_from(args: Any) -> str | bool | None:
@@ -30,6 +33,12 @@ def _resume_from(args: Any) -> str | bool | None:
     if asked is not None and asked.lower() in ("true", "false"):
         asked = asked.lower() == "true"
     if asked is True and newest_whole_checkpoint(folder) is None:
+        others = [path.name for path in folder.glob("*") if not re.fullmatch(_TRACES, path.name)]
+        if others:
+            raise UsageError(
+                f"the output folder {args.output_dir} holds no whole checkpoint to go on from, and other things "
+                f"({', '.join(sorted(others)[:3])}): choose another --output_dir"
+            )
         print(f"{folder.name} holds no whole checkpoint yet: the run starts from the beginning", file=sys.stderr)
         return None
     if not asked and folder.is_dir() and any(folder.iterdir()):
@@ -135,9 +144,7 @@ def convert(argv: Sequence[str]) -> int:
     if options.source == "dino":
         keywords["weights"] = "student" if options.weights == "student" else "teacher"
     model = converters[options.source](options.file, **keywords)
-    size = model.config.image_height_width
-    views = GTSAViews(global_size=size[0])
-    processor = make_image_processor(views)
+    processor = make_image_processor(model.config.image_height_width)
     if options.source == "gtsa" and options.weights != "full":
         export_model(model, folder, weights=options.weights, image_processor=processor)
     else:
@@ -168,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StrictDataclassError as error:
         print(f"geossl: {' '.join(str(error.__cause__ or error).split())}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"geossl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

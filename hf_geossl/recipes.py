@@ -220,6 +220,12 @@ def parse_pretrain(argv: Sequence[str]) -> tuple[Method, str, list[Any]]:
             raise UsageError(f"{argv[0]}: unknown key {key!r}{nearest(key, valid)}")
     recipe.setdefault("output_dir", f"geossl-{name}")
     tokens = [token for key, value in recipe.items() for token in _tokens(key, value)] + list(argv[1:])
+    optional = {  # HfArgumentParser rewrites the fields' types, not the annotations
+        name
+        for dataclass_type in parser.dataclass_types
+        for name, annotation in typing.get_type_hints(dataclass_type).items()
+        if type(None) in typing.get_args(annotation) and name != "report_to"  # whose "none" is a word
+    }
     # a later 'none' takes an argument back, so that its dataclass's None is meant
     taken_back: set[str] = set()
     given: list[str] = []
@@ -229,8 +235,10 @@ def parse_pretrain(argv: Sequence[str]) -> tuple[Method, str, list[Any]]:
             key, _, value = token[2:].partition("=")
             key = key.replace("-", "_")
             following = value or (tokens[index + 1] if index + 1 < len(tokens) else "")
-            (taken_back.add if following.lower() == "none" else taken_back.discard)(key)
-            skip = following.lower() == "none"
+            skip = following.lower() == "none" and key != "report_to"
+            if skip and key in valid and key not in optional:
+                raise UsageError(f"--{key} needs a value, got 'none'")
+            (taken_back.add if skip else taken_back.discard)(key)
         if not skip:
             given.append(token)
     namespace, unknown = parser.parse_known_args(given)

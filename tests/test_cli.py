@@ -113,6 +113,7 @@ def test_quickstart_takes_a_folder_of_photographs(tmp_path: Path) -> None:
     """The README's line for one's own images, with the recipe as it is shipped."""
     arguments = ["--dataset", str(write_folder(tmp_path / "jpeg", 12)), "--output_dir", str(tmp_path / "run")]
     small = ["--max_steps", "1", "--per_device_train_batch_size", "4", "--dataloader_num_workers", "0"]
+    small += ["--report_to", "none", "--base_learning_rate", "none", "--learning_rate", "0.001"]
     assert main(["pretrain", "quickstart", *arguments, *small]) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
     card = (tmp_path / "run" / "README.md").read_text()
@@ -156,6 +157,16 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(
     photographs = ["--dataset", str(write_folder(tmp_path / "jpeg", 20)), "--max_steps", "1"]
     assert main(["pretrain", str(recipe), *photographs, "--resume_from_checkpoint", "true"]) == 0
     assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
+
+
+def test_resume_in_a_strangers_folder_is_refused(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("my precious")
+    message = _error(capsys, "pretrain", str(recipe), "--resume_from_checkpoint", "true")
+    assert "holds no whole checkpoint to go on from, and other things (README.md)" in message
+    assert (tmp_path / "run" / "README.md").read_text() == "my precious"
 
 
 def test_interrupt_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, recipe: Path) -> None:
@@ -203,6 +214,8 @@ def test_help_shows_every_argument_with_its_default(capsys: pytest.CaptureFixtur
         (["--clip_mode", "tensors"], ["clip_mode must be 'tensor' or 'global', got 'tensors'"]),
         (["--teacher_momentum", "2"], ["teacher_momentum must be in [0, 1], got 2.0"]),
         (["--local_size", "20"], ["local_size of the views must be a multiple of the patch size 8, got 20"]),
+        (["--num_local", "none"], ["--num_local needs a value"]),
+        (["--learning_rate", "0.5"], ["learning_rate=0.5 would be ignored"]),
         (["--patch_size", "0"], ["geossl: patch_size must be at least 1, got 0"]),
         (["--num_attention_heads", "3"], ["hidden_size must be a multiple of num_attention_heads, got 32 and 3"]),
         (["--dataset", "no/where/at/all"], ["no/where/at/all"]),

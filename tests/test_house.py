@@ -129,3 +129,14 @@ def test_links_and_readme_commands() -> None:
     assert commands == ["pip install -e . && geossl pretrain quickstart", 'pip install -e ".[test]" && pytest']
     for picture in re.findall(r"\]\(([\w/]+\.png)\)", readme):
         assert (ROOT / picture).is_file(), picture
+
+
+def test_installed_package_holds_its_data() -> None:
+    """What setup.py packs is all that lies beside the code (an editable install would hide what is missing)."""
+    patterns = re.search(r"package_data=\{\"hf_geossl\": \[(.*?)\]", (ROOT / "setup.py").read_text())
+    assert patterns is not None
+    packed = {
+        path for pattern in re.findall(r'"([^"]+)"', patterns.group(1)) for path in (ROOT / "hf_geossl").glob(pattern)
+    }
+    data = {p for p in (ROOT / "hf_geossl").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert data == packed

@@ -231,7 +231,8 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(images: Any
 
     trainer.add_callback(Keep())
     with pytest.raises(
-        NonFiniteLossError, match=r"step 5 is not finite.*nonfinite_step_5_rank_0.json.*checkpoint-4 is kept"
+        NonFiniteLossError,
+        match=r"step 5 or its gradient is not finite.*nonfinite_step_5_rank_0.json.*checkpoint-4 is kept",
     ):
         trainer.train()
     assert all(torch.equal(value, weights[-1][name]) for name, value in trainer.model.state_dict().items())
@@ -239,6 +240,76 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(images: Any
     assert record["step"] == 5
     assert len(record["keys"]) == 4
     assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(images: Any, tmp_path: Path) -> None:
+    for clip_mode, norm in (("tensor", 3.0), ("global", 3.0), ("tensor", 0.0)):
+        trainer = make_trainer(
+            tmp_path / f"{clip_mode}{norm}", images, save_steps=1, clip_mode=clip_mode, max_grad_norm=norm
+        )
+        trainer.model.projector.projection.weight.register_hook(lambda gradient: gradient * math.nan)
+        start = _state(trainer.model)
+        with pytest.raises(NonFiniteLossError, match="step 0 or its gradient is not finite.*no checkpoint yet"):
+            trainer.train()
+        assert all(torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_finished_run_is_not_trained_on(images: Any, tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path, images, save_steps=2)
+    expected = whole.train().training_loss
+    resumed = make_trainer(tmp_path, images)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 4
+    assert not (tmp_path / "checkpoint-5").exists()
+    found, weights = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in found.items())
+    shorter = make_trainer(tmp_path, images, max_steps=2)
+    assert shorter.train(resume_from_checkpoint=True).global_step == 4
+    part = make_trainer(tmp_path, images).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert part.training_loss == expected  # of the whole run
+
+
+def test_resume_with_another_model_views_or_accumulation_is_refused(images: Any, tmp_path: Path) -> None:
+    make_trainer(tmp_path, images, save_steps=2).train()
+    path = str(tmp_path / "checkpoint-2")
+    with pytest.raises(CheckpointError, match="other batches of a step .1; now 2."):
+        make_trainer(tmp_path, images, gradient_accumulation_steps=2).train(resume_from_checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another model: rotation_weight was 0.5 and is 0.1"):
+        make_trainer(tmp_path, images, rotation_weight=0.1).train(resume_from_checkpoint=path)
+    other = GTSATrainer(
+        GTSAForPreTraining(small_config()), small_arguments(tmp_path), images, views=small_views(num_local=1)
+    )
+    with pytest.raises(CheckpointError, match="trained with other views .2 global"):
+        other.train(resume_from_checkpoint=path)
+
+
+def test_checkpoint_of_weights_alone_is_not_resumed(images: Any, tmp_path: Path) -> None:
+    make_trainer(tmp_path, images, save_steps=2, save_only_model=True).train()
+    with pytest.raises(CheckpointError, match="checkpoint-2 holds no optimizer.*save_only_model"):
+        make_trainer(tmp_path, images).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_saving_a_model_draws_no_random_numbers(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, max_steps=1)
+    trainer.train()
+    before = torch.get_rng_state()
+    trainer.save_model()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_stop_request_holds_for_one_training(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images)
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    stop = Stop()
+    trainer.add_callback(stop)
+    assert trainer.train().global_step == 2
+    assert (tmp_path / "checkpoint-2" / "COMPLETE.json").is_file()
+    trainer.remove_callback(stop)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 4
 
 
 def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -380,6 +451,13 @@ def test_views_that_the_patch_does_not_divide_are_refused(images: Any, tmp_path:
         )
 
 
+def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="training arguments, got NoneType"):
+        GTSATrainer(GTSAForPreTraining(small_config()))
+    with pytest.raises(TypeError, match="with a teacher, got Linear"):
+        GTSATrainer(torch.nn.Linear(2, 2), small_arguments(tmp_path), images)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -387,6 +465,9 @@ def test_views_that_the_patch_does_not_divide_are_refused(images: Any, tmp_path:
         ("clip_mode", "tensors", "clip_mode must be 'tensor' or 'global', got 'tensors'"),
         ("base_learning_rate", -1.0, "base_learning_rate must be above 0"),
         ("ignore_data_skip", False, "ignore_data_skip on"),
+        ("learning_rate", 1e-2, "learning_rate=0.01 would be ignored, since base_learning_rate=0.05"),
+        ("save_strategy", "epoch", "save_strategy must be 'steps' or 'no', got 'epoch'"),
+        ("push_to_hub", True, "push_to_hub must stay off: upload the folder"),
     ],
 )
 def test_arguments_out_of_range_are_named(field: str, value: Any, message: str, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+_LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
+
 
 @dataclass
 class TeacherStudentTrainingArguments(TrainingArguments):
@@ -84,6 +86,20 @@ class TeacherStudentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be above 0, or left out, got {getattr(self, name)}")
         if self.probe_every_steps < 0:
             raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
+        if self.base_learning_rate is not None and self.learning_rate != _LEARNING_RATE:
+            raise ValueError(
+                f"learning_rate={self.learning_rate:g} would be ignored, since base_learning_rate="
+                f"{self.base_learning_rate:g} (for a global batch of 256) decides: give only one of them, "
+                "learning_rate with base_learning_rate=None"
+            )
+        for name in ("logging_strategy", "save_strategy", "eval_strategy"):
+            if getattr(getattr(self, name), "value", getattr(self, name)) == "epoch":
+                raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': a stream has no end, count in steps")
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub must stay off: upload the folder that save_model() writes, by "
+                "huggingface_hub.upload_folder(folder_path=..., repo_id=...)"
+            )
         if self.remove_unused_columns or not self.ignore_data_skip:
             raise ValueError("remove_unused_columns must stay off and ignore_data_skip on: streams resume by position")
         super().__post_init__()

@@ -6,6 +6,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
@@ -125,13 +126,18 @@ class PauseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Listens, where this is the main thread."""
+        self.signal = None
         if threading.current_thread() is threading.main_thread():
             self._previous = {
                 number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
             }
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Asks for a checkpoint and the end of the run."""
+        """Asks for a checkpoint and the end of the run; of all processes at the same step."""
+        if args.world_size > 1:
+            heard = torch.tensor(self.signal or 0, device=args.device)
+            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+            self.signal = int(heard.item()) or None
         if self.signal is not None and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True

@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "COMPLETE.json"
 STAGING = ".staging"
+_NOT_THE_MODEL = {"architectures", "auto_map", "dtype", "transformers_version", "use_cache", "_name_or_path"}
 
 
 class CheckpointError(RuntimeError):
@@ -51,6 +52,8 @@ def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
     if missing:
         raise CheckpointError(f"{final.name} was not saved: {', '.join(missing)} did not arrive from their processes")
     (staged / MANIFEST).write_text(json.dumps({"world_size": world_size, "files": sizes}, indent=1))
+    for path in staged.rglob("*.safetensors"):
+        shutil.copymode(staged / MANIFEST, path)  # safetensors lets nobody else read
     for path in [*staged.rglob("*"), staged]:
         _sync(path)
     replaced = final.with_name(f"{STAGING}-replaced-{final.name}")
@@ -113,19 +116,19 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def check_checkpoint(checkpoint: str | Path, model_type: str) -> Path:
+def check_checkpoint(checkpoint: str | Path, config: dict[str, Any]) -> Path:
     """
     Makes sure that a checkpoint can be resumed from with this model.
 
     Args:
         checkpoint (`str` or `Path`): The folder.
-        model_type (`str`): `config.model_type` of the model to train.
+        config (`dict`): The configuration of the model to train, from `config.to_dict()`.
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        CheckpointError: If it does not exist, is not whole, or is another method's.
+        CheckpointError: If it does not exist, is not whole, holds weights alone, or is of another method or model.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -137,10 +140,25 @@ def check_checkpoint(checkpoint: str | Path, model_type: str) -> Path:
         raise CheckpointError(
             f"{folder.name} is not whole: {wrong}; resume from another, or true for the newest whole one"
         )
+    for pattern in ("optimizer*", "scheduler.pt", "rng_state*.pth"):
+        if not any(folder.glob(pattern)):
+            raise CheckpointError(
+                f"{folder.name} holds no {pattern.rstrip('*')}, so a run cannot go on from it; it was saved with "
+                "save_only_model=True: start anew from its weights"
+            )
     try:
-        saved: Any = json.loads((folder / "config.json").read_text()).get("model_type")
+        saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder.name} has no readable config.json") from error
-    if saved != model_type:
-        raise CheckpointError(f"{folder.name} is a checkpoint of {saved!r}, and the model to train is {model_type!r}")
+    if saved.get("model_type") != config["model_type"]:
+        raise CheckpointError(
+            f"{folder.name} is a checkpoint of {saved.get('model_type')!r}, and the model to train is "
+            f"{config['model_type']!r}"
+        )
+    ours = json.loads(json.dumps(config, default=str))
+    for name in sorted(saved.keys() & ours.keys() - _NOT_THE_MODEL):
+        if saved[name] != ours[name]:
+            raise CheckpointError(
+                f"{folder.name} is of another model: {name} was {saved[name]!r} and is {ours[name]!r}; resume with the same"
+            )
     return folder

@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import ViTImageProcessor
 
-from hf_geossl.training.views import Views
+from hf_geossl.training.photometric import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -39,18 +40,25 @@ _TRUNK_FIELDS = (
 )
 
 
-def make_image_processor(views: Views) -> ViTImageProcessor:
+def make_image_processor(
+    size: tuple[int, int],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> ViTImageProcessor:
     """
-    The image processor that fits a model trained on these views.
+    The image processor that fits a model.
 
     Args:
-        views (`Views`): Their `global_size`, `mean` and `std` are taken over.
+        size (`(height, width)`): In pixels.
+        mean, std (three `float`): Normalisation of images in [0, 1]; ImageNet's by default.
 
     Returns:
-        `ViTImageProcessor`: Resizes to a square of `global_size`, bilinearly, and normalises.
+        `ViTImageProcessor`: Resizes bilinearly to `size`, and normalises.
     """
-    size = {"height": views.global_size, "width": views.global_size}
-    return ViTImageProcessor(size=size, image_mean=list(views.mean), image_std=list(views.std), resample=2)
+    height, width = size
+    return ViTImageProcessor(
+        size={"height": height, "width": width}, image_mean=list(mean), image_std=list(std), resample=2
+    )
 
 
 def export_model(
@@ -83,10 +91,8 @@ def export_model(
         raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
     prefix = model.base_model_prefix
     source = getattr(model.teacher, prefix) if weights == "teacher" else getattr(model, prefix)
-    config = copy.deepcopy(model.config)
-    config.__dict__.pop("use_cache", None)  # the Trainer's, meant for text
-    trunk = type(source)(config)
-    trunk.load_state_dict(source.state_dict())
+    trunk = copy.deepcopy(source)  # not made anew, which would draw random numbers
+    trunk.config.__dict__.pop("use_cache", None)  # the Trainer's, meant for text
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
@@ -96,6 +102,8 @@ def export_model(
         if run is not None:
             card = render_card(run, folder, weights)
             (Path(temporary) / "README.md").write_text(card, encoding="utf-8")
+        for path in Path(temporary).glob("*.safetensors"):
+            shutil.copymode(Path(temporary) / "config.json", path)  # safetensors lets nobody else read
         for path in sorted(Path(temporary).iterdir()):
             if path.is_file():
                 os.replace(path, folder / path.name)
@@ -152,12 +160,12 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
         about=about,
         pooled=pooled,
         weights=weights,
-        name=folder.name,
+        name=folder.resolve().name,
         config=config,
         trunk={name.replace("_", " "): getattr(config, name) for name in _TRUNK_FIELDS},
         picture=PICTURE if (folder / PICTURE).is_file() else None,
-        data=f"{stream.source.name} ({stream.source.kind})",
-        dataset_id=stream.source.name if stream.source.kind == "hub" else None,
+        data=f"{stream.source.name} ({stream.source.kind})" if stream is not None else None,
+        dataset_id=stream.source.name if stream is not None and stream.source.kind == "hub" else None,
         steps=state.global_step,
         images=f"{state.global_step * args.global_batch_size:,}",
         global_batch=args.global_batch_size,

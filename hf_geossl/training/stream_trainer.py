@@ -6,12 +6,13 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints import (
@@ -53,6 +54,7 @@ class StreamTrainer(Trainer):
         self, model: Any, args: Any, train_dataset: Any, eval_dataset: Any, views: Views, **kwargs: Any
     ) -> None:
         args = copy.copy(args)
+        args.hub_token = None  # checkpoints hold the arguments, and nothing here needs it
         if train_dataset is not None and args.max_steps <= 0:
             args.max_steps = _steps_of_epochs(args, train_dataset)
         if args.base_learning_rate is not None:
@@ -137,13 +139,37 @@ class StreamTrainer(Trainer):
             checkpoint = Path(resume_from_checkpoint)
         self._resume = None
         if checkpoint is not None:
-            checkpoint = check_checkpoint(checkpoint, self.model.config.model_type)
+            checkpoint = check_checkpoint(checkpoint, self.model.config.to_dict())
             world_size = len(list(checkpoint.glob("run_state_*.json")))
             self._resume = [
                 json.loads((checkpoint / f"run_state_{rank}.json").read_text()) for rank in range(world_size)
             ]
+            self._check_settings(checkpoint.name, self._resume[0]["settings"])
+            done = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if done.global_step >= self.args.max_steps:
+                logger.warning(
+                    f"{checkpoint.name} is the end of the run (max_steps={self.args.max_steps}): nothing to train"
+                )
+                self._load_from_checkpoint(str(checkpoint))
+                self.state = done
+                return TrainOutput(done.global_step, 0.0, {})
             logger.info(f"resuming from {checkpoint.name}")
-        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        result = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run has to go on with, beside its data."""
+        return {
+            "views": self.views.describe(),
+            "batches of a step": self.args.gradient_accumulation_steps * self.args.world_size,
+        }
+
+    def _check_settings(self, name: str, saved: dict[str, Any]) -> None:
+        for key, value in self._settings().items():
+            if saved[key] != value:
+                raise CheckpointError(
+                    f"{name} was trained with other {key} ({saved[key]}; now {value}): resume with the same, or start anew"
+                )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -159,7 +185,9 @@ class StreamTrainer(Trainer):
             (staging / name).mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         state_file = staging / name / f"run_state_{self.args.process_index}.json"
-        state_file.write_text(json.dumps({"stream": self._batches.state_dict(), **self.run_state()}))
+        state_file.write_text(
+            json.dumps({"settings": self._settings(), "stream": self._batches.state_dict(), **self.run_state()})
+        )
         best = self.state.best_global_step
         try:
             self._staging = staging
@@ -201,7 +229,7 @@ def _as_stream(dataset: Any, seed: int) -> ImageStream | None:
 
 
 class _EvaluationBatches:
-    """One pass over a stream in batches, each process its share; views are seeded by the images alone."""
+    """One pass over a stream in batches; each process takes its share, and all the same number of batches."""
 
     def __init__(self, stream: ImageStream, views: Views, args: TeacherStudentTrainingArguments) -> None:
         self.stream, self.views = stream, views
@@ -209,13 +237,10 @@ class _EvaluationBatches:
         self.rank, self.world_size = args.process_index, args.world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        samples: list[dict[str, Any]] = []
+        samples = iter(self.stream.one_epoch())
         batch = 0
-        for index, sample in enumerate(self.stream.one_epoch()):
-            if index % self.world_size == self.rank:
-                samples.append(self.views(sample["image"], seed=sample["seed"]))
-            if len(samples) == self.batch_size:
-                yield {**self.views.collate(samples), "evaluation_batch": batch}
-                samples, batch = [], batch + 1
-        if samples:
-            yield {**self.views.collate(samples), "evaluation_batch": batch}
+        while group := list(islice(samples, self.batch_size * self.world_size)):
+            mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch
+            views = [self.views(sample["image"], seed=sample["seed"]) for sample in mine]
+            yield {**self.views.collate(views), "evaluation_batch": batch}
+            batch += 1

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback
 
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
     CollapseCallback,
     ImagesProgressCallback,
@@ -48,6 +49,7 @@ class TeacherStudentTrainer(StreamTrainer):
         **kwargs: As `Trainer`.
 
     Raises:
+        TypeError: If model or arguments are of another kind.
         ValueError: If the views do not fit the model, or the length of the run is not known.
     """
 
@@ -62,10 +64,18 @@ class TeacherStudentTrainer(StreamTrainer):
         views: Views | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(args, TeacherStudentTrainingArguments):
+            raise TypeError(f"args must be {type(self).__name__}'s training arguments, got {type(args).__name__}")
+        if model is not None and not hasattr(model, "update_teacher"):
+            raise TypeError(f"model must be a ...ForPreTraining model with a teacher, got {type(model).__name__}")
         views = self.default_views() if views is None else views
-        self.check_views(model, views)
-        kwargs.setdefault("processing_class", make_image_processor(views))
+        if model is not None:
+            self.check_views(model, views)
+        size = (views.global_size, views.global_size)
+        kwargs.setdefault("processing_class", make_image_processor(size, views.mean, views.std))
         super().__init__(model, args, train_dataset, eval_dataset, views, **kwargs)
+        if model is None:  # model_init has made it
+            self.check_views(self.model, views)
         self._parts: dict[str, torch.Tensor] = {}
         self._keys: list[str] = []
         self._finite: torch.Tensor | None = None
@@ -206,7 +216,7 @@ class TeacherStudentTrainer(StreamTrainer):
     def check_finite(self) -> None:
         """
         Raises:
-            NonFiniteLossError: If the loss of this optimizer step was not finite; weights have not moved.
+            NonFiniteLossError: If loss or gradient of this optimizer step is not finite; weights have not moved.
         """
         if self._finite is None or bool(self._finite):
             return
@@ -216,7 +226,7 @@ class TeacherStudentTrainer(StreamTrainer):
         last = newest_whole_checkpoint(self.run_dir)
         kept = f"{last.name} is kept" if last else "there is no checkpoint yet"
         raise NonFiniteLossError(
-            f"the loss of step {step} is not finite; its images are {', '.join(self._keys[:4])}"
+            f"the loss of step {step} or its gradient is not finite; its images are {', '.join(self._keys[:4])}"
             f"{' ...' if len(self._keys) > 4 else ''} (all in {record.name}); the weights did not move and {kept}. "
             "Lower base_learning_rate, lengthen warmup_steps or train in bf16 instead of fp16, then resume."
         )
@@ -231,6 +241,13 @@ class TeacherStudentTrainer(StreamTrainer):
         factors = [(self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
         torch._foreach_mul_(gradients, factors)
         return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As transformers'; a norm that is not finite stops the run too, unless a gradient scaler will skip the step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and self._finite is not None:
+            self._finite = self._finite & torch.isfinite(torch.as_tensor(norm, device=self._finite.device))
+        return norm
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -262,6 +279,8 @@ class TeacherStudentTrainer(StreamTrainer):
             logs["images_per_second"] = self._steps_timed * self.args.global_batch_size / elapsed
             logs["data_wait"] = self._wait / elapsed
             self.reset_log()
+        if "train_loss" in logs:  # of the whole run, also where a part of it was trained before a resume
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
     def reset_log(self) -> None:
@@ -288,6 +307,7 @@ class TeacherStudentTrainer(StreamTrainer):
         return {
             "log": {
                 "loss": self._tr_loss.item(),
+                "total_loss": self._total_loss_scalar,
                 "last_logged_step": self._globalstep_last_logged,
                 "parts": {name: value.item() for name, value in self._parts.items()},
                 "steps": self._steps_since_log,
@@ -303,6 +323,7 @@ class TeacherStudentTrainer(StreamTrainer):
         rank = min(self.args.process_index, len(self._resume) - 1)
         state, device = self._resume[rank]["log"], self.args.device
         self._tr_loss = torch.tensor(state["loss"], device=device)
+        self._total_loss_scalar = state["total_loss"]
         self._globalstep_last_logged = state["last_logged_step"]
         self._parts = {name: torch.tensor(value, device=device) for name, value in state["parts"].items()}
         self._steps_since_log = state["steps"]
