@@ -11,12 +11,12 @@ import pytest
 from photographs import write_folder
 
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 import torch
 from gtsa_run import make_trainer
 torch.set_num_threads(1)
 settings = json.loads(sys.argv[1])
-resume, report = settings.pop("resume"), settings.pop("report")
+resume, report, stop_at = settings.pop("resume"), settings.pop("report"), settings.pop("stop_at")
 trainer = make_trainer(**settings)
 seen, own = [], []
 compute = trainer.compute_loss
@@ -29,26 +29,34 @@ def compute_loss(*args, **kwargs):
 def begin_step(begin=trainer.begin_step):
     seen.extend(trainer._keys)
     begin()
+    if trainer.state.global_step == stop_at and trainer.args.process_index == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 trainer.compute_loss, trainer.begin_step = compute_loss, begin_step
 trainer.train(resume_from_checkpoint=resume)
 seen.extend(trainer._keys)
 weights = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
+steps = trainer.state.global_step
+evaluated = trainer.evaluate([{"image": torch.full((40, 40, 3), 50 * i, dtype=torch.uint8)} for i in range(5)])["eval_loss"]
 history = [entry for entry in trainer.state.log_history if "crop_loss" in entry]
 with open(f"{report}_{trainer.args.process_index}.json", "w") as file:
-    json.dump({"keys": seen, "losses": own, "weights": weights, "history": history}, file)
+    json.dump({"keys": seen, "losses": own, "weights": weights, "history": history, "evaluated": evaluated, "steps": steps}, file)
 trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
 trainer.accelerator.end_training()
 """
 
 
-def _run(folder: Path, name: str, resume: str | None, output: Path, data: Path) -> list[dict[str, Any]]:
+def _run(
+    folder: Path, name: str, resume: str | None, output: Path, data: Path, stop_at: int = -1
+) -> list[dict[str, Any]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     settings = {
         "output_dir": str(output),
         "data": str(data),
         "resume": resume,
+        "stop_at": stop_at,
+        "per_device_eval_batch_size": 1,
         "report": str(folder / name),
         "max_steps": 6,
         "save_steps": 3,
@@ -71,6 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
     return {
         "whole": whole,
         "resumed": _run(folder, "resumed", str(folder / "run" / "checkpoint-3"), folder / "run", data),
+        "stopped": _run(folder, "stopped", None, folder / "stopped-run", data, stop_at=2),
     }
 
 
@@ -100,3 +109,15 @@ def test_resume_of_two_processes_is_exact(runs: dict[str, list[dict[str, Any]]])
         assert resumed["weights"] == whole["weights"]
         assert resumed["keys"] == whole["keys"][12:]
         assert resumed["losses"] == whole["losses"][3:]
+
+
+def test_evaluation_of_a_count_that_two_do_not_share_evenly_ends(runs: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = (rank["evaluated"] for rank in runs["whole"])
+    assert first == second
+    assert abs(first) < 10
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step(runs: dict[str, list[dict[str, Any]]]) -> None:
+    assert [rank["steps"] for rank in runs["stopped"]] == [3, 3]
+    first, second = (rank["weights"] for rank in runs["stopped"])
+    assert first == second
