@@ -451,6 +451,21 @@ def test_views_that_the_patch_does_not_divide_are_refused(images: Any, tmp_path:
         )
 
 
+def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> None:
+    from hf_geossl import GTSATrainingArguments
+
+    for given, expected in (
+        ({}, 5e-4 * 4 / 256),
+        ({"learning_rate": 0.01}, 0.01),
+        ({"base_learning_rate": 0.1}, 0.1 / 64),
+    ):
+        args = GTSATrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=4, use_cpu=True, picture=False, **given
+        )
+        trainer = GTSATrainer(GTSAForPreTraining(small_config()), args, images, views=small_views())
+        assert trainer.create_optimizer().param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="training arguments, got NoneType"):
         GTSATrainer(GTSAForPreTraining(small_config()))
@@ -465,7 +480,7 @@ def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> No
         ("clip_mode", "tensors", "clip_mode must be 'tensor' or 'global', got 'tensors'"),
         ("base_learning_rate", -1.0, "base_learning_rate must be above 0"),
         ("ignore_data_skip", False, "ignore_data_skip on"),
-        ("learning_rate", 1e-2, "learning_rate=0.01 would be ignored, since base_learning_rate=0.05"),
+        ("learning_rate", 1e-2, "learning_rate=0.01 and base_learning_rate=0.05 .* were both given"),
         ("save_strategy", "epoch", "save_strategy must be 'steps' or 'no', got 'epoch'"),
         ("push_to_hub", True, "push_to_hub must stay off: upload the folder"),
     ],

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+_BASE_LEARNING_RATE = 5e-4
 _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
 
@@ -16,7 +17,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
 
     Args:
         base_learning_rate (`float` or `None`): Learning rate for a global batch of 256; the peak is this times the
-            global batch / 256. None uses `learning_rate` as it is.
+            global batch / 256. None uses `learning_rate` as it is, and so does a `learning_rate` given without this.
         min_learning_rate (`float`): Learning rate that the cosine ends at.
         weight_decay_end (`float`): Weight decay at the end of the run; a cosine from `weight_decay`.
         teacher_momentum (`float`): Share of the teacher that stays at the first step, in [0, 1].
@@ -56,7 +57,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Off: every trained parameter gets a gradient in every step."}
     )
     base_learning_rate: float | None = field(
-        default=5e-4,
+        default=_BASE_LEARNING_RATE,
         metadata={"help": "Learning rate for a global batch of 256, scaled linearly; 'none' uses learning_rate."},
     )
     min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate that the cosine ends at."})
@@ -87,11 +88,12 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         if self.probe_every_steps < 0:
             raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
         if self.base_learning_rate is not None and self.learning_rate != _LEARNING_RATE:
-            raise ValueError(
-                f"learning_rate={self.learning_rate:g} would be ignored, since base_learning_rate="
-                f"{self.base_learning_rate:g} (for a global batch of 256) decides: give only one of them, "
-                "learning_rate with base_learning_rate=None"
-            )
+            if self.base_learning_rate != _BASE_LEARNING_RATE:
+                raise ValueError(
+                    f"learning_rate={self.learning_rate:g} and base_learning_rate={self.base_learning_rate:g} (for a "
+                    "global batch of 256) were both given: give one of them, learning_rate with base_learning_rate=None"
+                )
+            self.base_learning_rate = None  # a learning rate that was given is the learning rate
         for name in ("logging_strategy", "save_strategy", "eval_strategy"):
             if getattr(getattr(self, name), "value", getattr(self, name)) == "epoch":
                 raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': a stream has no end, count in steps")
