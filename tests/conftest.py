@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SHIPPED = Path(__file__).parent / "golden" / "gtsa"
-SHARED = Path(__file__).parents[2] / "shared" / "golden" / "gtsa"
+SHIPPED = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared" / "golden"
 
 
-def golden_folder(name: str) -> Path:
+def golden_folder(name: str, method: str = "gtsa") -> Path:
     """The full set beside the checkout where it exists, otherwise the part that ships with the tests."""
-    return SHARED if (SHARED / name).is_file() else SHIPPED
+    return (SHARED if (SHARED / method / name).is_file() else SHIPPED) / method
 
 
-def golden_json(name: str) -> Any:
-    return json.loads((golden_folder(name) / name).read_text())
+def golden_json(name: str, method: str = "gtsa") -> Any:
+    return json.loads((golden_folder(name, method) / name).read_text())
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 State = dict[str, torch.Tensor]
 
 needs_full_set = pytest.mark.skipif(
-    not (SHARED / "golden.safetensors").is_file(), reason="the full golden set is not beside the checkout"
+    not (SHARED / "gtsa" / "golden.safetensors").is_file(), reason="the full golden set is not beside the checkout"
 )
 
 
@@ -242,7 +242,7 @@ def test_half_precision_checkpoints_come_in_as_float32(tmp_path: Path) -> None:
 
 def test_the_authors_trunk_loads_strictly_into_timm_and_agrees(tmp_path: Path) -> None:
     """Weights of the authors' program (the part that ships), stripped of their prefix, at 224 pixels."""
-    tensors = load_file(SHIPPED / "encoder.safetensors")
+    tensors = load_file(SHIPPED / "gtsa" / "encoder.safetensors")
     prefix = "state.base_encoder."
     trunk = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     vit = VisionTransformer(embed_dim=48, depth=2, num_heads=3, num_classes=0).eval()

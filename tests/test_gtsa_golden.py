@@ -15,7 +15,7 @@ from hf_geossl.publishing import convert_gtsa_checkpoint
 from hf_geossl.training.schedules import cosine, from_step, warmup_cosine
 
 needs_full_set = pytest.mark.skipif(
-    not (SHARED / "golden.safetensors").is_file(),
+    not (SHARED / "gtsa" / "golden.safetensors").is_file(),
     reason="the full golden set (7 MB) is not shipped; test_shipped_encoder_and_heads and test_gtsa_objective run always",
 )
 
@@ -76,7 +76,7 @@ def _close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
 
 
 def test_shipped_encoder_and_heads(tmp_path: Path) -> None:
-    tensors = load_file(SHIPPED / "encoder.safetensors")
+    tensors = load_file(SHIPPED / "gtsa" / "encoder.safetensors")
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     trunk = {k.removeprefix("base_encoder."): v for k, v in state.items() if k.startswith("base_encoder.")}
     torch.save(trunk, tmp_path / "flat.pth")
