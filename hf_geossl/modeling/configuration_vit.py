@@ -17,17 +17,22 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_hidden_layers (`int`, defaults to 12): Number of transformer layers.
         num_attention_heads (`int`, defaults to 6): Heads of each attention layer; must divide `hidden_size`.
         intermediate_size (`int`, *optional*): Width of the MLP; four times `hidden_size` when not given.
-        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP; `"gelu"` is the exact (erf) one.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP; `"gelu"` is the exact (erf) one,
+            `"gelu_pytorch_tanh"` its tanh approximation.
         initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the trunk's layer norms.
         image_size (`int` or `(height, width)`, defaults to 224): Size in pixels that the position table is made for.
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         num_channels (`int`, defaults to 3): Channels of the images.
         qkv_bias (`bool`, defaults to `True`): Whether queries, keys and values have a bias.
+        use_class_token (`bool`, defaults to `True`): Whether a class token precedes the patch tokens.
+        position_interpolation (`str`, defaults to `"bicubic"`): How positions are resampled to other grids:
+            `"bicubic"`, or `"bilinear"` with antialiasing where the grid shrinks.
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth of the last layer; grows linearly from 0.
         apply_layernorm (`bool`, defaults to `True`): Whether a backbone normalises its feature maps.
         reshape_hidden_states (`bool`, defaults to `True`): Whether a backbone returns maps `(batch, channels, height,
-            width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them.
+            width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them; where
+            there is no class token, their mean stands in its place.
         semantic_loss_ignore_index (`int`, defaults to 255): Label that the segmentation loss leaves out.
         out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
 
@@ -46,6 +51,8 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_size: int = 16
     num_channels: int = 3
     qkv_bias: bool = True
+    use_class_token: bool = True
+    position_interpolation: str = "bicubic"
     drop_path_rate: float | int = 0.0
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
@@ -79,6 +86,10 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if any(side < self.patch_size or side % self.patch_size for side in self.image_height_width):
             raise ValueError(
                 f"image_size must be a positive multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        if self.position_interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"position_interpolation must be 'bicubic' or 'bilinear', got {self.position_interpolation!r}"
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")

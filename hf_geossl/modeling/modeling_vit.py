@@ -16,15 +16,19 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_vit import GeometricViTConfig
 
 
-def resample_positions(positions: torch.Tensor, height: int, width: int, offset: float = 0.0) -> torch.Tensor:
+def resample_positions(
+    positions: torch.Tensor, height: int, width: int, offset: float = 0.0, mode: str = "bicubic"
+) -> torch.Tensor:
     """
-    Resamples a table of position embeddings to another grid, bicubically and in float32.
+    Resamples a table of position embeddings to another grid, in float32.
 
     Args:
         positions (`torch.Tensor` of shape `(grid_height, grid_width, hidden_size)`): The table.
         height, width (`int`): The new grid, in patches.
         offset (`float`, defaults to 0.0): Added to `height` and `width` where the sampling step is computed, as DINO
             and GTSA do with 0.1; 0 resamples to the exact size.
+        mode (`str`, defaults to `"bicubic"`): `"bicubic"` without antialiasing as DINO and GTSA, or `"bilinear"` with
+            antialiasing where the grid shrinks as LOCA (`jax.image.resize`).
 
     Returns:
         `torch.Tensor` of shape `(height, width, hidden_size)`, in the dtype of `positions`.
@@ -36,7 +40,7 @@ def resample_positions(positions: torch.Tensor, height: int, width: int, offset:
     if offset:
         target = {"scale_factor": ((height + offset) / grid_height, (width + offset) / grid_width)}
     table = positions.float().permute(2, 0, 1)[None]  # (1, D, grid_height, grid_width)
-    table = nn.functional.interpolate(table, mode="bicubic", align_corners=False, antialias=False, **target)
+    table = nn.functional.interpolate(table, mode=mode, align_corners=False, antialias=mode == "bilinear", **target)
     return table[0].permute(1, 2, 0).to(positions.dtype)
 
 
@@ -64,25 +68,46 @@ class ViTPatchEmbeddings(nn.Conv2d):
 
 
 class ViTEmbeddings(nn.Module):
-    """Class token and patch tokens with their position embeddings, for any image size divisible by the patch."""
+    """Patch tokens with position embeddings, a class token before them, for any image size divisible by the patch."""
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
         height, width = config.image_height_width
         self.grid_size = (height // config.patch_size, width // config.patch_size)
+        self.position_interpolation = config.position_interpolation
         self.position_interpolation_offset = getattr(config, "position_interpolation_offset", 0.0)
         self.patch_embeddings = ViTPatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        num_positions = 1 + self.grid_size[0] * self.grid_size[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
+        self.num_prefix_tokens = int(config.use_class_token)  # what precedes the patch tokens
+        num_positions = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
         self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Maps `pixel_values (batch, channels, height, width)` to `(batch, 1 + patches, hidden_size)`."""
+    def forward(
+        self, pixel_values: torch.Tensor, kept_tokens: torch.Tensor | None = None, use_positions: bool = True
+    ) -> torch.Tensor:
+        """
+        Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`, class token first.
+
+        `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
+        `use_positions=False` adds none.
+        """
         tokens = self.patch_embeddings(pixel_values)  # (B, h, w, D)
-        table = self.position_embeddings[0, 1:].unflatten(0, self.grid_size)
-        positions = resample_positions(table, tokens.shape[1], tokens.shape[2], self.position_interpolation_offset)
-        tokens = (tokens + positions).flatten(1, 2)
-        cls_token = self.cls_token + self.position_embeddings[:, :1]
+        prefix = self.num_prefix_tokens
+        if use_positions:
+            table = self.position_embeddings[0, prefix:].unflatten(0, self.grid_size)
+            tokens = tokens + resample_positions(
+                table,
+                tokens.shape[1],
+                tokens.shape[2],
+                self.position_interpolation_offset,
+                self.position_interpolation,
+            )
+        tokens = tokens.flatten(1, 2)
+        if kept_tokens is not None:
+            tokens = tokens[:, kept_tokens]
+        if self.cls_token is None:
+            return tokens
+        cls_token = self.cls_token + self.position_embeddings[:, :1] if use_positions else self.cls_token
         return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
 
 
@@ -105,8 +130,16 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-class ViTAttention(nn.Module):
-    """Multi-head self-attention through transformers' attention interface; queries, keys and values in one product."""
+class ViTAttentionLinear(nn.Linear):
+    """A projection of an attention layer; a class of its own, so that a method can initialise it in its own way."""
+
+
+class ViTMLPLinear(nn.Linear):
+    """A linear layer of an MLP; a class of its own, so that a method can initialise it in its own way."""
+
+
+class ViTAttentionBase(nn.Module):
+    """Heads and transformers' attention interface; what queries, keys and values come from is the subclasses'."""
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
@@ -120,19 +153,35 @@ class ViTAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.projection = ViTAttentionLinear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
-        batch_size, num_tokens, hidden_size = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_attention_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of (B, heads, T, head_dim)
+    def split_heads(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        """Maps `(batch, tokens, parts * hidden_size)` to `parts` tensors `(batch, heads, tokens, head_dim)`."""
+        split = projected.unflatten(2, (parts, self.num_attention_heads, self.head_dim))
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of `(batch, heads, tokens, head_dim)`, projected to `(batch, tokens, hidden_size)`; and weights."""
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **kwargs)
-        return self.projection(output.reshape(batch_size, num_tokens, hidden_size)), weights
+        return self.projection(output.flatten(2)), weights
+
+
+class ViTAttention(ViTAttentionBase):
+    """Multi-head self-attention; queries, keys and values in one product."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        self.qkv = ViTAttentionLinear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
+        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
+        return self.attend(query, key, value, **kwargs)
 
 
 class ViTMLP(nn.Module):
@@ -141,9 +190,9 @@ class ViTMLP(nn.Module):
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
         intermediate_size = cast(int, config.intermediate_size)  # the configuration has filled it in
-        self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
+        self.fc1 = ViTMLPLinear(config.hidden_size, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
+        self.fc2 = ViTMLPLinear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
@@ -208,7 +257,8 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
         if isinstance(module, ViTPatchEmbeddings):
             init_like_torch(module)
         elif isinstance(module, ViTEmbeddings):
-            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            if module.cls_token is not None:
+                init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)

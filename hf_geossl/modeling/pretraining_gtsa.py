@@ -16,6 +16,7 @@ from .geometry import overlap_boxes, roi_align_weights, turn_cells
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import ViTDropPath, init_like_torch
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
+from .pretraining_vit import TeacherStudentModel
 
 
 @dataclass
@@ -131,12 +132,11 @@ class GTSATeacher(nn.Module):
         self.requires_grad_(False)
 
 
-class GTSAForPreTraining(GTSAPreTrainedModel):
+class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
     """Student, teacher and the three losses of GTSA; the student trunk is `gtsa`, the teacher's `teacher.gtsa`."""
 
     main_input_name = "global_pixel_values"
-    accepts_loss_kwargs = False
-    _keep_in_fp32_modules_strict = ["teacher"]
+    teacher: GTSATeacher
 
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__(config)
@@ -158,48 +158,6 @@ class GTSAForPreTraining(GTSAPreTrainedModel):
             init_like_torch(module)
         else:
             super()._init_weights(module)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers'. From a checkpoint without a teacher (an exported trunk) the teacher starts as the student."""
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        if all(key in info["missing_keys"] for key in model.state_dict() if key.startswith("teacher.")):
-            model.copy_student_to_teacher()
-        return (model, info) if output_loading_info else model
-
-    def _teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        teachers: list[torch.Tensor] = [*self.teacher.gtsa.parameters(), *self.teacher.projector.parameters()]
-        students: list[torch.Tensor] = [*self.gtsa.parameters(), *self.projector.parameters()]
-        return teachers, students
-
-    @torch.no_grad()
-    def copy_student_to_teacher(self) -> None:
-        """Makes the teacher equal to the student."""
-        for teacher, student in zip(*self._teacher_pairs(), strict=True):
-            if not teacher.is_meta:
-                teacher.copy_(student)
-
-    @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """
-        Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in float32.
-
-        Args:
-            momentum (`float`): In [0, 1].
-
-        Raises:
-            ValueError: If `momentum` is outside [0, 1], or the teacher is not in float32.
-        """
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        teachers, students = self._teacher_pairs()
-        if other := {teacher.dtype for teacher in teachers} - {torch.float32}:
-            raise ValueError(
-                f"the teacher must be in float32, where small steps are not rounded away, got {other.pop()}; train with "
-                "bf16=True (autocast) instead of moving the model to another dtype"
-            )
-        torch._foreach_lerp_(teachers, [student.to(torch.float32) for student in students], 1.0 - momentum)
 
     def _check_views(
         self,

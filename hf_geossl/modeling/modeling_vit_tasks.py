@@ -1,0 +1,193 @@
+"""What every method makes of the trunk: the model itself, a backbone, image classification, semantic segmentation.
+
+A method's classes inherit from these and from its own base, which gives configuration, prefix and initialisation.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vit import GeometricViTConfig
+from .modeling_vit import GeometricViTPreTrainedModel, ViTEmbeddings, ViTEncoder
+
+
+class ViTTrunkModel(GeometricViTPreTrainedModel):
+    """The trunk with its final norm."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        self.embeddings = ViTEmbeddings(config)
+        self.encoder = ViTEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        kept_tokens: torch.Tensor | None = None,
+        use_positions: bool = True,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any height
+                and width divisible by the patch size.
+            kept_tokens (`torch.Tensor` of shape `(kept,)`, *optional*): Raster indices of the patches that enter the
+                encoder, in this order; all by default.
+            use_positions (`bool`, defaults to `True`): Whether position embeddings are added.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state (batch, tokens, hidden_size)` after the final norm: patch
+            tokens in raster order, after the class token where `config.use_class_token`; `pooler_output
+            (batch, hidden_size)`, the mean of the patch tokens.
+
+        Raises:
+            ValueError: If the image has another number of channels or a size that the patch does not divide.
+        """
+        encoded = self.encoder(self.embeddings(pixel_values, kept_tokens, use_positions), **kwargs)
+        tokens = self.layernorm(encoded.last_hidden_state)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens,
+            pooler_output=tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
+    """Feature maps of chosen layers, for UperNet, DPT, Mask2Former and others that take a `backbone_config`."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.embeddings = ViTEmbeddings(config)
+        self.encoder = ViTEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any height
+                and width divisible by the patch size.
+
+        Returns:
+            `BackboneOutput`: `feature_maps`, one a stage in `out_features`: `(batch, hidden_size, rows, columns)`, or
+            tokens `(batch, 1 + patches, hidden_size)` where `config.reshape_hidden_states` is off (first the class
+            token, or the mean of the patch tokens in a trunk without one).
+        """
+        encoded = self.encoder(self.embeddings(pixel_values), **kwargs)
+        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        prefix = self.embeddings.num_prefix_tokens
+        feature_maps = []
+        for stage, tokens in zip(self.stage_names, encoded.hidden_states, strict=True):
+            if stage not in self.out_features:
+                continue
+            if self.config.apply_layernorm:
+                tokens = self.layernorm(tokens)
+            if self.config.reshape_hidden_states:
+                tokens = tokens[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
+            elif not prefix:
+                tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+            feature_maps.append(tokens)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+
+
+class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
+    """Mean of the patch tokens, layer norm, linear classifier."""
+
+    accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
+    trunk_class: type[ViTTrunkModel]
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        setattr(self, self.base_model_prefix, self.trunk_class(config))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
+            labels (`torch.Tensor` of shape `(batch,)`, *optional*): Class indices (or targets, as
+                `config.problem_type` says) to compute the loss with.
+
+        Returns:
+            `ImageClassifierOutput`: `loss` where labels are given, `logits (batch, num_labels)`.
+        """
+        outputs = self.base_model(pixel_values, **kwargs)
+        logits = self.classifier(self.norm(outputs.pooler_output))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ViTTrunkForSemanticSegmentation(GeometricViTPreTrainedModel):
+    """A linear decoder on the patch tokens, resized bilinearly to the input."""
+
+    accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
+    trunk_class: type[ViTTrunkModel]
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        setattr(self, self.base_model_prefix, self.trunk_class(config))
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
+            labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Class index of each pixel;
+                `config.semantic_loss_ignore_index` marks pixels to leave out.
+
+        Returns:
+            `SemanticSegmenterOutput`: `loss` where labels are given, `logits (batch, num_labels, height, width)`.
+
+        Raises:
+            ValueError: If the labels have another size than the images.
+        """
+        size = pixel_values.shape[-2:]
+        if labels is not None and labels.shape != (len(pixel_values), *size):
+            raise ValueError(
+                f"labels must have shape {(len(pixel_values), *size)}, the size of the images, got {tuple(labels.shape)}"
+            )
+        trunk: Any = self.base_model
+        outputs = trunk(pixel_values, **kwargs)
+        patches = outputs.last_hidden_state[:, trunk.embeddings.num_prefix_tokens :]
+        logits = self.classifier(patches)  # (B, N, num_labels)
+        rows, columns = (side // self.config.patch_size for side in size)
+        logits = logits.transpose(1, 2).unflatten(2, (rows, columns))
+        logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                logits.float(), labels.long(), ignore_index=self.config.semantic_loss_ignore_index
+            )
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

@@ -1,0 +1,63 @@
+"""What the pretraining classes of all methods share: a student, and a momentum teacher with the same submodules."""
+
+from typing import Any
+
+import torch
+
+from .modeling_vit import GeometricViTPreTrainedModel
+
+
+class TeacherStudentModel(GeometricViTPreTrainedModel):
+    """
+    Base of the pretraining classes. A subclass sets `teacher`, a module whose children have the names of the student's,
+    after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`.
+    """
+
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["teacher"]
+    teacher: Any  # nn.Module
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers'. From a checkpoint without a teacher (an exported trunk) the teacher starts as the student."""
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if all(key in info["missing_keys"] for key in model.state_dict() if key.startswith("teacher.")):
+            model.copy_student_to_teacher()
+        return (model, info) if output_loading_info else model
+
+    def _teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        teachers: list[torch.Tensor] = []
+        students: list[torch.Tensor] = []
+        for name, module in self.teacher.named_children():
+            teachers += module.parameters()
+            students += getattr(self, name).parameters()
+        return teachers, students
+
+    @torch.no_grad()
+    def copy_student_to_teacher(self) -> None:
+        """Makes the teacher equal to the student."""
+        for teacher, student in zip(*self._teacher_pairs(), strict=True):
+            if not teacher.is_meta:
+                teacher.copy_(student)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """
+        Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in float32.
+
+        Args:
+            momentum (`float`): In [0, 1].
+
+        Raises:
+            ValueError: If `momentum` is outside [0, 1], or the teacher is not in float32.
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        teachers, students = self._teacher_pairs()
+        if other := {teacher.dtype for teacher in teachers} - {torch.float32}:
+            raise ValueError(
+                f"the teacher must be in float32, where small steps are not rounded away, got {other.pop()}; train with "
+                "bf16=True (autocast) instead of moving the model to another dtype"
+            )
+        torch._foreach_lerp_(teachers, [student.to(torch.float32) for student in students], 1.0 - momentum)
