@@ -1,4 +1,4 @@
-"""Boxes, quarter turns and RoI pooling: pure functions of tensors, all in float32 and without a loop over samples."""
+"""Boxes, quarter turns, RoI pooling and query positions: pure functions of tensors, all in float32 and without a loop over samples."""
 
 from collections.abc import Sequence
 
@@ -136,3 +136,153 @@ def turn_cells(cells: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor
     tables = torch.stack([torch.rot90(grid, turns).flatten() for turns in range(4)])  # (4, side ** 2)
     index = tables[quarter_turns.long() % 4]  # (..., side ** 2)
     return cells.gather(-2, index[..., None].expand_as(cells))
+
+
+def _nearest(index: torch.Tensor, length_in: torch.Tensor, length_out: torch.Tensor) -> torch.Tensor:
+    """The input that output `index` of a nearest-neighbour resize reads, as TensorFlow computes it in float32.
+
+    The lengths must be tensors on the device of `index`: a GPU divides by a number, also a CPU tensor of one number, by
+    multiplying with its reciprocal, which rounds differently.
+    """
+    source = torch.floor((index + 0.5) * (length_in / length_out))
+    return torch.minimum(source, length_in - 1)
+
+
+def _check_boxes(name: str, boxes: torch.Tensor) -> None:
+    """Raises a ValueError for boxes that are not whole pixels or hold none."""
+    if not bool((boxes == boxes.round()).all()):
+        raise ValueError(f"{name} must hold whole pixels (crops are cut without sub-pixels), got {boxes.tolist()}")
+    if not bool((boxes[..., 2:] > boxes[..., :2]).all()):
+        raise ValueError(f"{name} must be x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {boxes.tolist()}")
+
+
+def batched_query_positions(
+    reference_boxes: torch.Tensor,
+    query_boxes: torch.Tensor,
+    *,
+    query_size: int,
+    query_grid: int,
+    reference_grid: int = 14,
+    reference_flips: torch.Tensor | None = None,
+    query_flips: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Which patch of the reference view holds each patch of the query views: the targets of LOCA's localisation.
+
+    One pixel decides for a patch: the one that two nearest-neighbour resizes of a map of the reference's patches (crop
+    to `query_size`, then to `query_grid`) leave over, computed in float32 as TensorFlow does (the ratio first, then the
+    product), which is equal bit for bit to the authors' maps.
+
+    Args:
+        reference_boxes (`torch.Tensor` of shape `(batch, 4)`): x1, y1, x2, y2 of the reference crops in whole pixels of
+            the source image, x2 and y2 exclusive, below 2^24; integers of any type.
+        query_boxes (`torch.Tensor` of shape `(batch, queries, 4)`): The same of the query crops.
+        query_size (`int`): Side of a query view in pixels after resizing.
+        query_grid (`int`): Patches a side of a query view.
+        reference_grid (`int`): Patches a side of the reference view.
+        reference_flips (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Which references are mirrored left to
+            right; none if absent.
+        query_flips (`torch.Tensor` of shape `(batch, queries)`, bool, *optional*): Which queries are mirrored.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, queries, query_grid ** 2)`: int64, for the patches of a query as the network
+        sees it, in raster order, the raster index of a patch of the reference as the network sees it, -1 outside.
+
+    Raises:
+        ValueError: If shapes or sizes do not fit; on a CPU also if a box is empty or not of whole pixels (elsewhere
+            that is not looked at, since the host would have to wait for the device).
+
+    Source: LOCA (arXiv 2212.02400); the rounding follows the authors' code.
+    """
+    if reference_boxes.ndim != 2 or reference_boxes.shape[1] != 4:
+        raise ValueError(f"reference_boxes must have shape (batch, 4), got {tuple(reference_boxes.shape)}")
+    batch_size = reference_boxes.shape[0]
+    if query_boxes.ndim != 3 or query_boxes.shape[0] != batch_size or query_boxes.shape[2] != 4:
+        raise ValueError(
+            f"query_boxes must have shape ({batch_size}, queries, 4) for {batch_size} references, "
+            f"got {tuple(query_boxes.shape)}; stack the queries of an image first"
+        )
+    for name, flips, shape in (
+        ("reference_flips", reference_flips, (batch_size,)),
+        ("query_flips", query_flips, tuple(query_boxes.shape[:2])),
+    ):
+        if flips is not None and tuple(flips.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(flips.shape)}")
+    for name, number in (("query_grid", query_grid), ("reference_grid", reference_grid)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if query_size < query_grid:
+        raise ValueError(f"query_size must be at least query_grid = {query_grid} pixels, got {query_size}")
+    if reference_boxes.device.type == "cpu":
+        _check_boxes("reference_boxes", reference_boxes)
+        _check_boxes("query_boxes", query_boxes)
+    device = reference_boxes.device
+    size, grid, cells = (
+        torch.full((1,), value, dtype=torch.float32, device=device)
+        for value in (query_size, query_grid, reference_grid)
+    )
+    pixel = _nearest(torch.arange(query_grid, dtype=torch.float32, device=device), size, grid)  # (g,)
+
+    def along(axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row or column of the reference, and whether the pixel lies inside it, each `(batch, queries, g)`."""
+        start, end = query_boxes[..., axis, None].float(), query_boxes[..., axis + 2, None].float()  # (B, Q, 1)
+        origin = reference_boxes[:, None, axis, None].float()  # (B, 1, 1)
+        length = reference_boxes[:, None, axis + 2, None].float() - origin
+        place = start + _nearest(pixel, end - start, size) - origin  # (B, Q, g)
+        return _nearest(place, cells, length).long(), (place >= 0) & (place < length)
+
+    column, column_inside = along(0)
+    row, row_inside = along(1)
+    if reference_flips is not None:
+        column = torch.where(reference_flips.bool()[:, None, None], reference_grid - 1 - column, column)
+    index = row[..., :, None] * reference_grid + column[..., None, :]  # (B, Q, g, g)
+    index = torch.where(row_inside[..., :, None] & column_inside[..., None, :], index, -1)
+    if query_flips is not None:
+        index = torch.where(query_flips.bool()[..., None, None], index.flip(-1), index)
+    return index.flatten(-2)
+
+
+def query_positions(
+    reference_box: Sequence[int] | torch.Tensor,
+    query_box: Sequence[int] | torch.Tensor,
+    *,
+    query_size: int,
+    query_grid: int,
+    reference_grid: int = 14,
+    reference_flipped: bool = False,
+    query_flipped: bool = False,
+) -> torch.Tensor:
+    """
+    Which patch of the reference view holds each patch of one query view; see `batched_query_positions`.
+
+    Args:
+        reference_box, query_box (`Sequence[int]` or `torch.Tensor` of shape `(4,)`): x1, y1, x2, y2 of the crops in whole
+            pixels of the source image, x2 and y2 exclusive.
+        query_size (`int`): Side of the query view in pixels after resizing.
+        query_grid (`int`): Patches a side of the query view.
+        reference_grid (`int`): Patches a side of the reference view.
+        reference_flipped, query_flipped (`bool`): Whether the view is mirrored left to right.
+
+    Returns:
+        `torch.Tensor` of shape `(query_grid ** 2,)`: int64, raster indices into the reference's patches, -1 outside.
+
+    Raises:
+        ValueError: If a box is empty, is not of whole pixels or has not four numbers, or if a size does not fit.
+
+    Source: LOCA (arXiv 2212.02400); the rounding follows the authors' code.
+    """
+    boxes = []
+    for name, box in (("reference_box", reference_box), ("query_box", query_box)):
+        boxes.append(torch.as_tensor(box))
+        if boxes[-1].shape != (4,):
+            raise ValueError(f"{name} must hold x1, y1, x2, y2, got {box}")
+        _check_boxes(name, boxes[-1])
+    return batched_query_positions(
+        boxes[0][None],
+        boxes[1][None, None],
+        query_size=query_size,
+        query_grid=query_grid,
+        reference_grid=reference_grid,
+        reference_flips=torch.tensor([reference_flipped], device=boxes[0].device),
+        query_flips=torch.tensor([[query_flipped]], device=boxes[0].device),
+    )[0, 0]
