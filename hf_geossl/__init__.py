@@ -13,13 +13,21 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "modeling.configuration_gtsa": ["GTSAConfig"],
+    "modeling.configuration_loca": ["LOCAConfig"],
     "modeling.modeling_gtsa": [
         "GTSABackbone",
         "GTSAForImageClassification",
         "GTSAForSemanticSegmentation",
         "GTSAModel",
     ],
+    "modeling.modeling_loca": [
+        "LOCABackbone",
+        "LOCAForImageClassification",
+        "LOCAForSemanticSegmentation",
+        "LOCAModel",
+    ],
     "modeling.pretraining_gtsa": ["GTSAForPreTraining", "GTSAForPreTrainingOutput"],
+    "modeling.pretraining_loca": ["LOCAForPreTraining", "LOCAForPreTrainingOutput"],
     "training.arguments": ["GTSATrainingArguments", "TeacherStudentTrainingArguments"],
     "training.streams": ["ImageStream", "load_stream"],
     "training.trainer": ["TeacherStudentTrainer"],

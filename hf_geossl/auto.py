@@ -7,8 +7,9 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, ViTImageP
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_geossl.modeling import modeling_gtsa, pretraining_gtsa
+from hf_geossl.modeling import modeling_gtsa, modeling_loca, pretraining_gtsa, pretraining_loca
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
+from hf_geossl.modeling.configuration_loca import LOCAConfig
 
 
 def _register(config_class: Any, *modules: Any) -> None:
@@ -30,6 +31,7 @@ def _register(config_class: Any, *modules: Any) -> None:
 def register_auto_classes() -> None:
     """Makes every Auto class of transformers open this library's models; called on `import hf_geossl`."""
     _register(GTSAConfig, modeling_gtsa, pretraining_gtsa)
+    _register(LOCAConfig, modeling_loca, pretraining_loca)
 
 
 def load_backbone(path: str, **kwargs: Any) -> Any:

@@ -1,5 +1,7 @@
 """Loss functions: pure functions of tensors, computed in float32 whatever the autocast."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -78,3 +80,94 @@ def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) ->
     Source: arXiv 2304.08014, rotation prediction.
     """
     return F.cross_entropy(rotation_logits.float().flatten(0, 1), quarter_turns.long().flatten())
+
+
+def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cross-entropy of the predicted position in the reference, and how often it is right.
+
+    Args:
+        location_logits (`torch.Tensor` of shape `(..., reference_tokens)`): Scores of every reference position.
+        positions (`torch.Tensor` of shape `(...)`): Raster index of the true one, -1 where it lies outside.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: loss and accuracy in [0, 1], both of shape `()`: means over the tokens
+        that lie inside; 0 where none does.
+
+    Source: arXiv 2212.02400, localisation loss; epsilon 1e-8 in the count as in the authors' code.
+    """
+    logits, targets = location_logits.float(), positions.long()
+    valid = targets >= 0
+    count = valid.sum() + 1e-8
+    log_probabilities = F.log_softmax(logits, dim=-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    correct = (logits.argmax(dim=-1) == targets) & valid
+    return -(log_probabilities * valid).sum() / count, correct.sum() / count
+
+
+def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
+    """
+    Balances soft assignments over clusters: each round divides columns by their sums over the tokens of all processes,
+    then rows by theirs. No epsilon; rows sum to 1 at the end, columns are even only approximately.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(tokens, clusters)`): Positive; this process's tokens.
+        iterations (`int`): Rounds, 0 or more.
+
+    Returns:
+        `torch.Tensor` of the same shape, float32.
+
+    Source: arXiv 2212.02400 (after arXiv 2006.09882), as the authors' code has it.
+    """
+    assignments = probabilities.float()
+    for _ in range(iterations):
+        columns = assignments.sum(dim=0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(columns)
+        assignments = assignments / columns
+        assignments = assignments / assignments.sum(dim=1, keepdim=True)
+    return assignments
+
+
+class _MeanOverProcesses(torch.autograd.Function):
+    """Mean of a tensor over all processes, with the gradient that a plain all-reduce would lose."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        total = local.clone()
+        torch.distributed.all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+
+def patch_cluster_losses(
+    cluster_logits: torch.Tensor, assignments: torch.Tensor, valid: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cross-entropy with the teacher's clusters, and the negative entropy of the mean prediction.
+
+    Args:
+        cluster_logits (`torch.Tensor` of shape `(tokens, clusters)`): The student's cosines with the prototypes.
+        assignments (`torch.Tensor` of shape `(tokens, clusters)`): The teacher's clusters of the same places; rows sum
+            to 1. What stands in rows that are not valid does not matter.
+        valid (`torch.Tensor` of shape `(tokens,)`, bool): Tokens that lie inside the reference.
+        temperature (`float`): Divides the student's cosines.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over this process's valid
+        tokens (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens, valid or not, of
+        all processes, in [-ln clusters, 0]. Its gradient is the true one once gradients are averaged over processes.
+
+    Source: arXiv 2212.02400, patch clustering and mean-entropy maximisation; epsilon 1e-8 in the count.
+    """
+    log_probabilities = F.log_softmax(cluster_logits.float() / temperature, dim=-1)
+    cross_entropy = -(assignments.float() * log_probabilities).sum(dim=-1)
+    cluster = (cross_entropy * valid).sum() / (valid.sum() + 1e-8)
+    mean = log_probabilities.exp().mean(dim=0)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        mean = _MeanOverProcesses.apply(mean)
+    return cluster, torch.xlogy(mean, mean).sum()

@@ -1,0 +1,85 @@
+"""Configuration of LOCA models."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_vit import GeometricViTConfig
+
+
+@strict
+class LOCAConfig(GeometricViTConfig):
+    r"""
+    Configuration of all LOCA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
+    192/12/3, `base` 768/12/12, `large` 1024/24/16 and `huge` 1280/32/16 (`hidden_size`, `num_hidden_layers`,
+    `num_attention_heads`). The trunk's fields are those of `GeometricViTConfig`; `initializer_range` is not used, LOCA
+    has its own initialisation.
+
+    Args:
+        hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of all MLPs, the cluster head's too.
+        use_class_token (`bool`, defaults to `False`): LOCA has no class token.
+        position_interpolation (`str`, defaults to `"bilinear"`): With antialiasing, as `jax.image.resize`.
+        head_hidden_size (`int`, defaults to 2048): Width of the cluster head's two hidden layers.
+        head_bottleneck_size (`int`, defaults to 256): Width of the space that tokens and prototypes are compared in.
+        num_prototypes (`int`, defaults to 4096): Number of clusters.
+        student_temperature (`float`, defaults to 0.1): Divides the student's cosines with the prototypes.
+        teacher_temperature (`float`, defaults to 0.05): Divides the teacher's.
+        sinkhorn_iterations (`int`, defaults to 3): Rounds of balancing the teacher's assignments; 0 leaves the softmax.
+        num_kept_query_tokens (`int`, defaults to 70): Tokens of the random query that enter the encoder; all where
+            there are no more.
+        visible_reference_ratio (`float`, defaults to 0.2): Share of the reference's tokens that queries may look at,
+            rounded down; all where that is none.
+        reference_selection (`str`, defaults to `"consecutive"`): Which those are: a `"consecutive"` run in raster
+            order, an `"unstructured"` random subset, or the `"first"`.
+        use_cluster_loss (`bool`, defaults to `True`): Patch clustering beside localisation. Without it (an ablation of
+            the paper) the reference goes through the student, hidden tokens never enter the encoder, and queries get no
+            positions.
+        location_target (`str`, defaults to `"reference"`): What tokens predict: their position in the `"reference"`
+            view, or in their own view (`"self"`): single-image position prediction, the peer that the paper compares
+            with, without cluster loss and without positions.
+
+    Source: arXiv 2212.02400; values as in the authors' configuration for ViT-B/16.
+    """
+
+    model_type = "loca"
+
+    hidden_act: str = "gelu_pytorch_tanh"
+    use_class_token: bool = False
+    position_interpolation: str = "bilinear"
+    head_hidden_size: int = 2048
+    head_bottleneck_size: int = 256
+    num_prototypes: int = 4096
+    student_temperature: float | int = 0.1
+    teacher_temperature: float | int = 0.05
+    sinkhorn_iterations: int = 3
+    num_kept_query_tokens: int = 70
+    visible_reference_ratio: float | int = 0.2
+    reference_selection: str = "consecutive"
+    use_cluster_loss: bool = True
+    location_target: str = "reference"
+
+    @property
+    def has_cluster_head(self) -> bool:
+        """Whether patches are clustered: `use_cluster_loss`, and not with `location_target="self"`."""
+        return self.use_cluster_loss and self.location_target == "reference"
+
+    def validate_objective(self) -> None:
+        """Part of `@strict` validation."""
+        for name in ("head_hidden_size", "head_bottleneck_size", "num_prototypes", "num_kept_query_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("student_temperature", "teacher_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.sinkhorn_iterations < 0:
+            raise ValueError(f"sinkhorn_iterations must be 0 or more, got {self.sinkhorn_iterations}")
+        if not 0 < self.visible_reference_ratio <= 1:
+            raise ValueError(f"visible_reference_ratio must be in (0, 1], got {self.visible_reference_ratio}")
+        choices = {
+            "reference_selection": ("consecutive", "unstructured", "first"),
+            "location_target": ("reference", "self"),
+        }
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+
+
+__all__ = ["LOCAConfig"]

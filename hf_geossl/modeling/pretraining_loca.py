@@ -1,0 +1,377 @@
+"""LOCA pretraining: student, teacher, cross-attention, heads and loss (arXiv 2212.02400)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_loca import LOCAConfig
+from .heads_loca import LOCAClusterHead, LOCACrossAttentionBlock, LOCAPrototypes
+from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
+from .objectives import location_loss, patch_cluster_losses, sinkhorn
+from .pretraining_vit import TeacherStudentModel
+
+
+@dataclass
+class LOCAForPreTrainingOutput(ModelOutput):
+    """
+    `K` tokens of the random query are kept, `N` positions the reference has, `P` prototypes there are. The cluster
+    fields are None without the cluster loss, the query fields with `location_target="self"`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): location_loss + feature_loss.
+        location_loss (`torch.Tensor` of shape `()`): Cross-entropy of the predicted position, over tokens inside.
+        feature_loss (`torch.Tensor` of shape `()`): cluster_loss + mean_entropy_loss.
+        cluster_loss (`torch.Tensor` of shape `()`): Cross-entropy with the teacher's clusters, over tokens inside.
+        mean_entropy_loss (`torch.Tensor` of shape `()`): Negative entropy of the mean prediction, in [-ln P, 0].
+        location_accuracy (`torch.Tensor` of shape `()`): Share of right positions among tokens inside, in [0, 1].
+        random_query_logits (`torch.Tensor` of shape `(batch, K, N)`): Scores of positions, in the order of the kept
+            tokens.
+        focal_query_logits (`torch.Tensor` of shape `(batch, focal_queries, tokens, N)`): The same of focal queries.
+        random_query_cluster_logits (`torch.Tensor` of shape `(batch, K, P)`): Cosines with the prototypes.
+        focal_query_cluster_logits (`torch.Tensor` of shape `(batch, focal_queries, tokens, P)`): The same.
+        reference_cluster_logits (`torch.Tensor` of shape `(batch, N, P)`): The teacher's cosines, of all tokens.
+        reference_logits (`torch.Tensor` of shape `(batch, N, N)`): With `location_target="self"`: scores of positions.
+        hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the random query (with
+            `location_target="self"` on the reference).
+    """
+
+    loss: torch.Tensor | None = None
+    location_loss: torch.Tensor | None = None
+    feature_loss: torch.Tensor | None = None
+    cluster_loss: torch.Tensor | None = None
+    mean_entropy_loss: torch.Tensor | None = None
+    location_accuracy: torch.Tensor | None = None
+    random_query_logits: torch.Tensor | None = None
+    focal_query_logits: torch.Tensor | None = None
+    random_query_cluster_logits: torch.Tensor | None = None
+    focal_query_cluster_logits: torch.Tensor | None = None
+    reference_cluster_logits: torch.Tensor | None = None
+    reference_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class LOCATeacher(nn.Module):
+    """The momentum copy of everything that is trained, under the student's names; it gets no gradient."""
+
+    def __init__(self, config: LOCAConfig) -> None:
+        super().__init__()
+        self.loca = LOCAModel(config)
+        _add_heads(self, config)
+        self.requires_grad_(False)
+
+
+def _add_heads(module: Any, config: LOCAConfig) -> None:
+    height, width = (side // config.patch_size for side in config.image_height_width)
+    if config.has_cluster_head:
+        module.cluster_head = LOCAClusterHead(config)
+    module.cross_attention = LOCACrossAttentionBlock(config)
+    module.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    module.position_predictor = nn.Linear(config.hidden_size, height * width)
+
+
+class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
+    """
+    Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`. The teacher has
+    the student's stochastic depth in training.
+
+    With `config.location_target="self"` it is single-image position prediction (Zhai et al., arXiv 2207.07611), read as
+    the LOCA paper compares with it: the reference crop alone, no position embeddings (they stay 0), every token predicts
+    its own raster position through the same cross-attention block, whose keys are the visible subset of its own view's
+    tokens; location loss only. No numbers of the authors' exist for it.
+    """
+
+    main_input_name = "reference_pixel_values"
+    teacher: Any  # LOCATeacher, as the heads below from _add_heads
+    cluster_head: Any
+    cross_attention: Any
+    final_norm: Any
+    position_predictor: Any
+
+    def __init__(self, config: LOCAConfig) -> None:
+        super().__init__(config)
+        self.loca = LOCAModel(config)
+        _add_heads(self, config)
+        self.teacher = LOCATeacher(config)
+        if config.location_target == "self":
+            self.loca.embeddings.position_embeddings.requires_grad_(False)
+        self.post_init()
+        self.copy_student_to_teacher()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LOCAPrototypes):
+            init_lecun_normal(module.weight)
+            init.copy_(module.weight, F.normalize(module.weight, dim=1))
+        else:
+            super()._init_weights(module)
+
+    def draw_kept_query_tokens(self, num_tokens: int) -> torch.Tensor:
+        """
+        Draws which tokens of the random query enter the encoder, from torch's global CPU generator.
+
+        Args:
+            num_tokens (`int`): Tokens of the random query.
+
+        Returns:
+            `torch.Tensor` of shape `(kept,)`: raster indices without repetition, in random order, on the CPU.
+        """
+        kept = self.config.num_kept_query_tokens
+        return torch.randperm(num_tokens)[:kept]
+
+    def draw_visible_reference_tokens(self) -> torch.Tensor:
+        """
+        Draws which tokens of the reference can be looked at, from torch's global CPU generator.
+
+        Returns:
+            `torch.Tensor` of shape `(visible,)`: raster indices, as `config.reference_selection` says, on the CPU.
+        """
+        num_tokens = self.position_predictor.out_features
+        visible = int(self.config.visible_reference_ratio * num_tokens) or num_tokens
+        if self.config.reference_selection == "unstructured":
+            return torch.randperm(num_tokens)[:visible]
+        start = 0
+        if self.config.reference_selection == "consecutive":
+            start = int(torch.randint(num_tokens - visible + 1, ()))
+        return torch.arange(start, start + visible)
+
+    def _check_views(
+        self,
+        reference: torch.Tensor,
+        random_query: torch.Tensor | None,
+        random_positions: torch.Tensor | None,
+        focal_queries: torch.Tensor | None,
+        focal_positions: torch.Tensor | None,
+    ) -> None:
+        size, patch_size = self.config.image_height_width, self.config.patch_size
+        if reference.ndim != 4 or tuple(reference.shape[-2:]) != size:
+            raise ValueError(
+                f"reference_pixel_values must have shape (batch, channels, {size[0]}, {size[1]}), the image_size of the "
+                f"configuration, got {tuple(reference.shape)}"
+            )
+        if (focal_queries is None) != (focal_positions is None):
+            raise ValueError("focal_query_pixel_values and focal_query_positions come together, or neither")
+        for name, pixels, positions, dimensions in (
+            ("random_query", random_query, random_positions, 4),
+            ("focal_query", focal_queries, focal_positions, 5),
+        ):
+            if pixels is None or positions is None:
+                continue
+            if pixels.ndim != dimensions or len(pixels) != len(reference):
+                axes = "batch, channels, height, width" if dimensions == 4 else "batch, queries, channels, side, side"
+                raise ValueError(
+                    f"{name}_pixel_values must have shape ({axes}) with a batch of {len(reference)}, "
+                    f"got {tuple(pixels.shape)}"
+                )
+            rows, columns = (side // patch_size for side in pixels.shape[-2:])
+            shape = (*pixels.shape[: dimensions - 3], rows * columns)
+            if positions.shape != shape:
+                raise ValueError(
+                    f"{name}_positions must have shape {shape}, one for every token before any is dropped, "
+                    f"got {tuple(positions.shape)}"
+                )
+            if positions.device.type == "cpu" and positions.numel():
+                low, high = int(positions.min()), int(positions.max())
+                if low < -1 or high >= self.position_predictor.out_features:
+                    raise ValueError(
+                        f"{name}_positions must be raster indices into the reference's "
+                        f"{self.position_predictor.out_features} tokens or -1, got {low} to {high}"
+                    )
+
+    def _check_tokens(self, name: str, tokens: torch.Tensor, num_tokens: int) -> None:
+        if tokens.ndim != 1 or not len(tokens):
+            raise ValueError(
+                f"{name} must have shape (tokens,) with at least one, the same for the whole batch, got {tuple(tokens.shape)}"
+            )
+        if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+            raise ValueError(
+                f"{name} must be raster indices from 0 to {num_tokens - 1}, got {int(tokens.min())} to {int(tokens.max())}"
+            )
+
+    def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """Scores of positions `(batch, tokens, N)` for query tokens that look at reference tokens."""
+        return self.position_predictor(self.final_norm(self.cross_attention(queries, references)))
+
+    @torch.no_grad()
+    def predict_positions(
+        self, reference_pixel_values: torch.Tensor | None, query_pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Where each patch of a query lies in the reference; every reference token can be looked at, nothing is random.
+
+        Args:
+            reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References of `image_size`; not
+                read with `location_target="self"`, where a query looks at itself.
+            query_pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Queries.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, N)`: scores of the reference's positions in raster order, for the
+            query's tokens in raster order. Call it in eval mode: stochastic depth would be random otherwise.
+        """
+        queries = self.loca(query_pixel_values, use_positions=self.config.has_cluster_head).last_hidden_state
+        if self.config.location_target == "self":
+            return self._predict(queries, queries)
+        trunk = self.teacher.loca if self.config.has_cluster_head else self.loca
+        return self._predict(queries, trunk(reference_pixel_values).last_hidden_state)
+
+    @can_return_tuple
+    def forward(
+        self,
+        reference_pixel_values: torch.Tensor,
+        random_query_pixel_values: torch.Tensor | None = None,
+        focal_query_pixel_values: torch.Tensor | None = None,
+        random_query_positions: torch.Tensor | None = None,
+        focal_query_positions: torch.Tensor | None = None,
+        kept_query_tokens: torch.Tensor | None = None,
+        visible_reference_tokens: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> LOCAForPreTrainingOutput:
+        """
+        Args:
+            reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References, of `image_size`.
+            random_query_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): Random queries, of any size
+                divisible by the patch. Needed unless `location_target="self"`.
+            focal_query_pixel_values (`torch.Tensor` of shape `(batch, queries, channels, s, s)`, *optional*): Focal
+                queries, of any size divisible by the patch.
+            random_query_positions (`torch.Tensor` of shape `(batch, tokens)`): Raster index of each token's place in
+                the reference, -1 outside; for all tokens of the query.
+            focal_query_positions (`torch.Tensor` of shape `(batch, queries, tokens)`): The same of the focal queries.
+            kept_query_tokens (`torch.Tensor` of shape `(K,)`, *optional*): Tokens of the random query that enter the
+                encoder, the same for the whole batch; drawn where absent.
+            visible_reference_tokens (`torch.Tensor` of shape `(M,)`, *optional*): Tokens of the reference that queries
+                look at; drawn where absent.
+
+        Returns:
+            `LOCAForPreTrainingOutput`.
+
+        Raises:
+            ValueError: If shapes do not fit together, a position or token does not exist, or the reference has not the
+                configuration's `image_size`.
+
+        Source: arXiv 2212.02400.
+        """
+        if focal_query_pixel_values is not None and not focal_query_pixel_values.shape[1]:
+            focal_query_pixel_values = focal_query_positions = None
+        self._check_views(
+            reference_pixel_values,
+            random_query_pixel_values,
+            random_query_positions,
+            focal_query_pixel_values,
+            focal_query_positions,
+        )
+        device = reference_pixel_values.device
+        if visible_reference_tokens is None:
+            visible_reference_tokens = self.draw_visible_reference_tokens()
+        self._check_tokens("visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features)
+        visible_reference_tokens = visible_reference_tokens.to(device, torch.long, non_blocking=True)
+        if self.config.location_target == "self":
+            return self._predict_own_positions(reference_pixel_values, visible_reference_tokens, **kwargs)
+        if random_query_pixel_values is None or random_query_positions is None:
+            raise ValueError(
+                "random_query_pixel_values and random_query_positions are needed: take them from LOCAViews with the views"
+            )
+        if kept_query_tokens is None:
+            kept_query_tokens = self.draw_kept_query_tokens(random_query_positions.shape[1])
+        self._check_tokens("kept_query_tokens", kept_query_tokens, random_query_positions.shape[1])
+        kept_query_tokens = kept_query_tokens.to(device, torch.long, non_blocking=True)
+
+        reference_clusters = None
+        if self.config.has_cluster_head:
+            with torch.no_grad():
+                references = self.teacher.loca(reference_pixel_values).last_hidden_state
+                reference_clusters = self.teacher.cluster_head(references)  # (B, N, P)
+            references = references[:, visible_reference_tokens]
+        else:
+            references = self.loca(reference_pixel_values, kept_tokens=visible_reference_tokens).last_hidden_state
+
+        outputs = self.loca(
+            random_query_pixel_values,
+            kept_tokens=kept_query_tokens,
+            use_positions=self.config.has_cluster_head,
+            **kwargs,
+        )
+        queries = outputs.last_hidden_state  # (B, K, D)
+        positions = random_query_positions[:, kept_query_tokens]
+        num_kept, focal_shape = queries.shape[1], (0, 0)
+        if focal_query_pixel_values is not None and focal_query_positions is not None:
+            focal = self.loca(focal_query_pixel_values.flatten(0, 1), use_positions=self.config.has_cluster_head)
+            focal_shape = (focal_query_pixel_values.shape[1], focal.last_hidden_state.shape[1])  # queries, tokens
+            # tokens of all queries of an image look at the same reference, independently of each other
+            focal_tokens = focal.last_hidden_state.unflatten(0, (len(queries), -1)).flatten(1, 2)
+            queries = torch.cat([queries, focal_tokens], dim=1)
+            positions = torch.cat([positions, focal_query_positions.flatten(1)], dim=1)  # (B, K + Q * n)
+
+        logits = self._predict(queries, references)
+        clusters = self.cluster_head(queries) if self.config.has_cluster_head else None
+        with torch.autocast(device.type, enabled=False):
+            location, accuracy = location_loss(logits, positions)
+            feature_loss, cluster_loss, mean_entropy_loss = None, None, None
+            if clusters is not None and reference_clusters is not None:
+                cluster_loss, mean_entropy_loss = self._cluster_losses(clusters, reference_clusters, positions)
+                feature_loss = cluster_loss + mean_entropy_loss
+            loss = location if feature_loss is None else location + feature_loss
+
+        def split(values: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+            if values is None or not focal_shape[0]:
+                return values, None
+            return values[:, :num_kept], values[:, num_kept:].unflatten(1, focal_shape)
+
+        random_query_logits, focal_query_logits = split(logits)
+        random_query_clusters, focal_query_clusters = split(clusters)
+        return LOCAForPreTrainingOutput(
+            loss=loss,
+            location_loss=location,
+            feature_loss=feature_loss,
+            cluster_loss=cluster_loss,
+            mean_entropy_loss=mean_entropy_loss,
+            location_accuracy=accuracy,
+            random_query_logits=random_query_logits,
+            focal_query_logits=focal_query_logits,
+            random_query_cluster_logits=random_query_clusters,
+            focal_query_cluster_logits=focal_query_clusters,
+            reference_cluster_logits=reference_clusters,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _cluster_losses(
+        self, clusters: torch.Tensor, reference_clusters: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of the student's cosines `(B, T, P)`, against the teacher's `(B, N, P)` at `positions (B, T)`."""
+        with torch.no_grad():
+            probabilities = F.softmax(reference_clusters.float() / self.config.teacher_temperature, dim=-1)
+            assignments = sinkhorn(probabilities.flatten(0, 1), self.config.sinkhorn_iterations)
+            images = torch.arange(len(positions), device=positions.device)[:, None]
+            rows = images * reference_clusters.shape[1] + positions.clamp_min(0)
+            assignments = assignments[rows.flatten()]
+        return patch_cluster_losses(
+            clusters.flatten(0, 1), assignments, positions.flatten() >= 0, self.config.student_temperature
+        )
+
+    def _predict_own_positions(
+        self, pixel_values: torch.Tensor, visible_tokens: torch.Tensor, **kwargs: Any
+    ) -> LOCAForPreTrainingOutput:
+        """Single-image position prediction: one view, no positions, keys are the visible tokens of the view itself."""
+        outputs = self.loca(pixel_values, use_positions=False, **kwargs)
+        tokens = outputs.last_hidden_state
+        logits = self._predict(tokens, tokens[:, visible_tokens])
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            positions = torch.arange(tokens.shape[1], device=pixel_values.device).expand(len(tokens), -1)
+            location, accuracy = location_loss(logits, positions)
+        return LOCAForPreTrainingOutput(
+            loss=location,
+            location_loss=location,
+            location_accuracy=accuracy,
+            reference_logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["LOCAForPreTraining", "LOCAForPreTrainingOutput"]
