@@ -16,7 +16,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
-from hf_geossl.publishing import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint
+from hf_geossl.publishing import (
+    convert_dino_checkpoint,
+    convert_gtsa_checkpoint,
+    convert_loca_checkpoint,
+    convert_timm_checkpoint,
+)
 from hf_geossl.recipes import UsageError, nearest, parse_pretrain
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.export import PICTURE, export_model, make_image_processor
@@ -116,20 +121,31 @@ def convert(argv: Sequence[str]) -> int:
         "gtsa": convert_gtsa_checkpoint,
         "timm": convert_timm_checkpoint,
         "dino": convert_dino_checkpoint,
+        "loca": convert_loca_checkpoint,
     }
     parser = argparse.ArgumentParser(prog="geossl convert", description=convert.__doc__)
     parser.add_argument("source", choices=sorted(converters), help="Whose checkpoint it is.")
-    parser.add_argument("file", help="The .pth or .safetensors file; nothing in it is executed.")
+    parser.add_argument("file", help="The .pth, .safetensors or (LOCA) Flax file; nothing in it is executed.")
     parser.add_argument("output", help="Folder to write.")
-    parser.add_argument("--num_attention_heads", type=int, help="Heads; by default one for each 64 channels.")
+    parser.add_argument(
+        "--num_attention_heads",
+        type=int,
+        help="Heads; by default one for each 64 channels. Not for LOCA, whose files tell it.",
+    )
     parser.add_argument(
         "--weights",
-        choices=("full", "student", "teacher"),
-        default="full",
-        help="Of a GTSA checkpoint: the whole pretraining model (AutoModel opens its student), or one trunk; of a DINO "
-        "checkpoint: which network ('full' is the teacher).",
+        help="Of a GTSA checkpoint: the whole pretraining model (full, the default; AutoModel opens its student), or one "
+        "trunk (student, teacher); of a DINO checkpoint: which network (student or teacher; full is the teacher); of a "
+        "LOCA checkpoint: what the student of the whole pretraining model gets (params, the default, or ema_params).",
     )
     options = parser.parse_args(argv)
+    valid = ("params", "ema_params") if options.source == "loca" else ("full", "student", "teacher")
+    if options.weights is None:
+        options.weights = valid[0]
+    if options.weights not in valid:
+        raise UsageError(f"--weights must be one of {', '.join(valid)} for {options.source}, got {options.weights}")
+    if options.source == "loca" and options.num_attention_heads is not None:
+        raise UsageError("--num_attention_heads does not apply to loca: the file tells the number of heads")
     folder = Path(options.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{options.output} exists and is not empty: choose another folder")
@@ -143,6 +159,8 @@ def convert(argv: Sequence[str]) -> int:
         )
     if options.source == "dino":
         keywords["weights"] = "student" if options.weights == "student" else "teacher"
+    if options.source == "loca":
+        keywords["weights"] = options.weights
     model = converters[options.source](options.file, **keywords)
     processor = make_image_processor(model.config.image_height_width)
     if options.source == "gtsa" and options.weights != "full":
