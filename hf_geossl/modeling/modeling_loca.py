@@ -18,6 +18,7 @@ from .modeling_vit import (
     GeometricViTPreTrainedModel,
     ViTAttentionLinear,
     ViTEmbeddings,
+    ViTEncoder,
     ViTMLPLinear,
     ViTPatchEmbeddings,
 )
@@ -78,12 +79,20 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
             super()._init_weights(module)
 
 
+class LOCAEncoder(LOCAPreTrainedModel, ViTEncoder):
+    """The stack of layers; transformers initialises an inner model by that model's own rules, so they must be LOCA's."""
+
+
 class LOCAModel(LOCAPreTrainedModel, ViTTrunkModel):
     """The plain ViT trunk, without a class token."""
+
+    encoder_class = LOCAEncoder
 
 
 class LOCABackbone(LOCAPreTrainedModel, ViTTrunkBackbone):
     """Feature maps of chosen layers, for UperNet, DPT, Mask2Former and others that take a `backbone_config`."""
+
+    encoder_class = LOCAEncoder
 
 
 class LOCAForImageClassification(LOCAPreTrainedModel, ViTTrunkForImageClassification):

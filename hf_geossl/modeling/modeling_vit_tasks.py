@@ -23,10 +23,12 @@ from .modeling_vit import GeometricViTPreTrainedModel, ViTEmbeddings, ViTEncoder
 class ViTTrunkModel(GeometricViTPreTrainedModel):
     """The trunk with its final norm."""
 
+    encoder_class: type[ViTEncoder] = ViTEncoder  # a method with its own initialisation has its own: see LOCAEncoder
+
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
         self.embeddings = ViTEmbeddings(config)
-        self.encoder = ViTEncoder(config)
+        self.encoder = self.encoder_class(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -67,11 +69,13 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
 class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
     """Feature maps of chosen layers, for UperNet, DPT, Mask2Former and others that take a `backbone_config`."""
 
+    encoder_class: type[ViTEncoder] = ViTEncoder
+
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.embeddings = ViTEmbeddings(config)
-        self.encoder = ViTEncoder(config)
+        self.encoder = self.encoder_class(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
