@@ -75,6 +75,17 @@ class Views(ABC):
         """`augment` without change of colour: the crops turned and normalised, nothing random."""
 
     @abstractmethod
+    def main_crops(self, batch: Batch) -> torch.Tensor:
+        """The crops that stand for the images, for pictures.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): what `collate` returned.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
+        """
+
+    @abstractmethod
     def describe(self) -> str:
         """The views in one line, for a model card."""
 

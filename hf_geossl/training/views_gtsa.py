@@ -206,6 +206,17 @@ class GTSAViews(Views):
         ]
         return ", ".join(parts)
 
+    def main_crops(self, batch: Batch) -> torch.Tensor:
+        """The first global crops of a batch, not turned yet.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): what `collate` returned.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
+        """
+        return batch["global_crops"][:, 0]
+
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
         """Turns, colours and normalises the crops of a batch on the device that holds them.
 
