@@ -257,3 +257,70 @@ def test_initial_statistics(golden: Golden) -> None:
     torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(prototypes)))
     for name, value in to_torch(part(golden[0], "params")).items():
         assert trained[name].shape == value.shape
+
+
+def test_three_steps_as_the_trainer_takes_them(golden: Golden, tmp_path: Path) -> None:
+    """The trainer's own optimizer groups and clipping, and the teacher, with the golden learning rate and momentum."""
+    from hf_geossl import LOCATrainer, LOCATrainingArguments, LOCAViews
+
+    tensors, numbers = golden
+    model = golden_model(golden)
+    args = LOCATrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, optim="adamw_torch", picture=False, use_cpu=True, report_to="none"
+    )
+    settings = numbers["config"]
+    views = LOCAViews(settings["ref"], settings["focal"], settings["n_foc"], settings["patch"])
+    data = [{"image": torch.zeros(4, 4, 3, dtype=torch.uint8)}]
+    trainer = LOCATrainer(model, args, train_dataset=data, views=views)
+    optimizer = trainer.create_optimizer()
+    for index, step in enumerate(numbers["steps"]):
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        for group in optimizer.param_groups:
+            group["lr"] = step["lr"]
+        outputs = model(
+            **golden_batch(golden),
+            kept_query_tokens=torch.tensor(step["query0_kept"]),
+            visible_reference_tokens=torch.tensor(step["reference_kept"]),
+        )
+        assert outputs.loss.item() == pytest.approx(step["total_loss"], abs=3e-6), index
+        assert outputs.feature_loss.item() == pytest.approx(step["feature_loss"], abs=3e-6), index
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        norm = trainer._clip_grad_norm(model).item()
+        if index == 0:
+            assert norm == pytest.approx(numbers["grad_global_norm"], rel=1e-6)
+        optimizer.step()
+        model.update_teacher(step["momentum"])
+
+        student = to_flax({name: value.detach() for name, value in model.named_parameters()})
+        teacher = to_flax({name: value.detach() for name, value in model.teacher.named_parameters()})
+        changes = to_flax({name: value.detach() - before[name] for name, value in model.named_parameters()})
+        for name in student:
+            if name.endswith("key/bias"):  # its true gradient is 0: Adam makes noise of it
+                continue
+            assert student[name].double().norm().item() == pytest.approx(step["param_norms"][name], rel=2e-6, abs=1e-6)
+            assert teacher[name].double().norm().item() == pytest.approx(step["ema_norms"][name], rel=2e-6, abs=1e-6)
+            change = changes[name].double().norm().item()
+            assert change == pytest.approx(step["update_norms"][name], rel=2e-3), (index, name)
+            if index or f"params_after/{name}" not in tensors:
+                continue
+            decayed_bias = name.endswith(("query/bias", "value/bias"))
+            expected = tensors[f"params_after/{name}"].reshape(student[name].shape)
+            torch.testing.assert_close(student[name], expected, rtol=0, atol=1e-6 if decayed_bias else 5e-5)
+            expected = tensors[f"ema_after/{name}"].reshape(teacher[name].shape)
+            torch.testing.assert_close(teacher[name], expected, rtol=0, atol=2e-6)
+
+
+def test_shipped_numbers_are_the_authors() -> None:
+    """What ships with the tests is a part of the full set, unchanged."""
+    from conftest import SHIPPED
+    from safetensors.torch import load_file
+
+    full = SHARED / "loca"
+    if not (full / "golden.safetensors").is_file():
+        pytest.skip("the full golden set is not beside the checkout")
+    for name in ("golden.json", "geometry.json", "photometric.json", "photometric.safetensors"):
+        assert (SHIPPED / "loca" / name).read_bytes() == (full / name).read_bytes()
+    tensors = load_file(full / "golden.safetensors")
+    for name, value in load_file(SHIPPED / "loca" / "golden.safetensors").items():
+        assert torch.equal(value, tensors[name]), name
