@@ -185,9 +185,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
                     )
 
     def _check_tokens(self, name: str, tokens: torch.Tensor, num_tokens: int) -> None:
-        if tokens.ndim != 1 or not len(tokens):
+        if tokens.ndim != 1 or not len(tokens) or tokens.dtype == torch.bool or tokens.is_floating_point():
             raise ValueError(
-                f"{name} must have shape (tokens,) with at least one, the same for the whole batch, got {tuple(tokens.shape)}"
+                f"{name} must be integers of shape (tokens,), at least one, the same for the whole batch, "
+                f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
             )
         if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
             raise ValueError(
@@ -196,6 +197,8 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
     def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Scores of positions `(batch, tokens, N)` for query tokens that look at reference tokens."""
+        references = references.to(queries.dtype)  # a teacher in float32 beside a student in half precision
+        references = references.to(queries.dtype)  # the teacher is in float32, whatever the student's dtype
         return self.position_predictor(self.final_norm(self.cross_attention(queries, references)))
 
     @torch.no_grad()
@@ -256,7 +259,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
         Source: arXiv 2212.02400.
         """
-        if focal_query_pixel_values is not None and not focal_query_pixel_values.shape[1]:
+        if focal_query_pixel_values is not None and focal_query_pixel_values.shape[1:2] == (0,):
             focal_query_pixel_values = focal_query_positions = None
         self._check_views(
             reference_pixel_values,
