@@ -24,7 +24,8 @@ from hf_geossl.publishing import (
 )
 from hf_geossl.recipes import UsageError, nearest, parse_pretrain
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
-from hf_geossl.training.export import PICTURE, export_model, make_image_processor
+from hf_geossl.training.evaluation_batches import FirstImages
+from hf_geossl.training.export import PICTURE, POSITIONS_PICTURE, export_model, make_image_processor
 from hf_geossl.training.streams import BrokenStreamError, load_stream
 from hf_geossl.training.trainer import NonFiniteLossError
 
@@ -75,6 +76,7 @@ def pretrain(argv: Sequence[str]) -> int:
         max_broken_share=data.max_broken_share,
         max_pixels=data.max_pixels,
     )
+    held_out = _held_out(data)
     config = method.config(**dataclasses.asdict(model_arguments))
     if data.model_name_or_path is None:
         model = method.model(config)
@@ -84,7 +86,11 @@ def pretrain(argv: Sequence[str]) -> int:
         model=model,
         args=args,
         train_dataset=stream,
-        views=method.views(**{key: _as_tuple(value) for key, value in dataclasses.asdict(view_arguments).items()}),
+        eval_dataset=held_out,
+        views=method.views(
+            **{key: _as_tuple(value) for key, value in dataclasses.asdict(view_arguments).items()},
+            **{key: getattr(model.config, key) for key in method.shared},
+        ),
     )
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     speaks = trainer.is_world_process_zero()
@@ -95,8 +101,12 @@ def pretrain(argv: Sequence[str]) -> int:
         )
     trainer.train(resume_from_checkpoint=resume)
     stopped = trainer.pause.signal
+    measured = None
     if stopped is None:
-        trainer.save_model()
+        try:
+            measured = trainer.describe_evaluation(trainer.evaluate()) if held_out is not None else None
+        finally:  # what could not be measured has been trained all the same
+            trainer.save_model()
     if speaks and stopped is not None:
         print(f"stopped at step {trainer.state.global_step}. Go on with:")
         print(f"  geossl pretrain {shlex.join(argv)} --resume_from_checkpoint true")
@@ -104,11 +114,35 @@ def pretrain(argv: Sequence[str]) -> int:
         print(f"\nThe model lies in {args.output_dir} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
         print("  from transformers import AutoModel")
         print(f'  model = AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)\n')
-        if (Path(args.output_dir) / PICTURE).is_file():
-            print(f"Features before and after: {Path(args.output_dir) / PICTURE}")
+        for what, picture in (("Features before and after", PICTURE), ("Where queries are found", POSITIONS_PICTURE)):
+            if (Path(args.output_dir) / picture).is_file():
+                print(f"{what}: {Path(args.output_dir) / picture}")
+        if measured is not None:
+            print(measured)
     trainer.accelerator.wait_for_everyone()  # nobody leaves while another process still talks to it
     trainer.accelerator.end_training()
     return 0 if stopped is None else 128 + stopped
+
+
+def _held_out(data: Any) -> FirstImages | None:
+    """The images to measure on; how to read them is as said for the training images, as far as it can be the same."""
+    if data.eval_dataset is None:
+        return None
+    if data.eval_images < 1:
+        raise UsageError(f"--eval_images must be at least 1, got {data.eval_images}")
+    same = data.eval_dataset == data.dataset
+    stream = load_stream(
+        data.eval_dataset,
+        data.eval_split,
+        config_name=data.dataset_config if same else None,
+        image_column=data.image_column,
+        shuffle_block=data.shuffle_block,
+        skip_broken=data.skip_broken,
+        revision=data.revision if same else None,
+        max_broken_share=data.max_broken_share,
+        max_pixels=data.max_pixels,
+    )
+    return FirstImages(stream, data.eval_images)
 
 
 def _as_tuple(value: Any) -> Any:

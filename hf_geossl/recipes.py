@@ -16,16 +16,22 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
+from hf_geossl.modeling.configuration_loca import LOCAConfig
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
-from hf_geossl.training.arguments import GTSATrainingArguments
+from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
+from hf_geossl.training.arguments import GTSATrainingArguments, LOCATrainingArguments
 from hf_geossl.training.color_recipe import ColorRecipe
 from hf_geossl.training.images import DEFAULT_MAX_PIXELS
 from hf_geossl.training.trainer_gtsa import GTSATrainer
+from hf_geossl.training.trainer_loca import LOCATrainer
 from hf_geossl.training.views_gtsa import GTSAViews
+from hf_geossl.training.views_loca import LOCAViews
 
-# fields of a configuration that pretraining does not read, or that a training argument of the same name sets
+# fields of a configuration that pretraining does not read, that a method fixes, or that a training argument sets
 _NOT_FOR_PRETRAINING = {
+    "use_class_token",
+    "position_interpolation",
     "apply_layernorm",
     "reshape_hidden_states",
     "semantic_loss_ignore_index",
@@ -64,6 +70,12 @@ class DataArguments:
     model_name_or_path: str | None = dataclasses.field(
         default=None, metadata={"help": "Checkpoint to start from; its configuration replaces the model arguments."}
     )
+    eval_dataset: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Held-out images to measure on after training (and by --eval_strategy), as --dataset."},
+    )
+    eval_split: str = dataclasses.field(default="validation", metadata={"help": "Which part of eval_dataset."})
+    eval_images: int = dataclasses.field(default=512, metadata={"help": "How many images of it are taken at most."})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +88,17 @@ class Method:
     arguments: Any
     trainer: Any
 
+    @property
+    def shared(self) -> list[str]:
+        """Arguments of the views that the configuration holds: asked once, and the views take the model's."""
+        fields = {entry.name for entry in dataclasses.fields(self.config)}
+        return [name for name in inspect.signature(self.views).parameters if name in fields]
 
-METHODS = {"gtsa": Method(GTSAConfig, GTSAForPreTraining, GTSAViews, GTSATrainingArguments, GTSATrainer)}
+
+METHODS = {
+    "gtsa": Method(GTSAConfig, GTSAForPreTraining, GTSAViews, GTSATrainingArguments, GTSATrainer),
+    "loca": Method(LOCAConfig, LOCAForPreTraining, LOCAViews, LOCATrainingArguments, LOCATrainer),
+}
 
 
 def _simple_type(annotation: Any, default: Any) -> Any:
@@ -125,10 +146,13 @@ def _model_arguments(config: type) -> type:
     return _dataclass_of("ModelArguments", fields, _described(GeometricViTConfig, config))
 
 
-def _view_arguments(views: type) -> type:
-    parameters = list(inspect.signature(views).parameters.values())
-    fields = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
-    return _dataclass_of("ViewArguments", fields, _described(ColorRecipe, views))
+def _view_arguments(method: Method) -> type:
+    fields = {
+        name: (parameter.annotation, parameter.default)
+        for name, parameter in inspect.signature(method.views).parameters.items()
+        if name not in method.shared
+    }
+    return _dataclass_of("ViewArguments", fields, _described(ColorRecipe, method.views))
 
 
 class _Parser(HfArgumentParser):
@@ -176,15 +200,17 @@ def _tokens(key: str, value: Any) -> list[str]:
     return [f"--{key}", *("none" if item is None else str(item) for item in values)]
 
 
-def _parser(method: Method) -> _Parser:
-    types: list[Any] = [DataArguments, _model_arguments(method.config), _view_arguments(method.views), method.arguments]
+def _parser(method: Method, defaults: str = "their defaults") -> _Parser:
+    types: list[Any] = [DataArguments, _model_arguments(method.config), _view_arguments(method), method.arguments]
     parser = _Parser(
         types,
         prog="geossl pretrain",
         usage="geossl pretrain RECIPE_OR_YAML [--key value ...]",
         allow_abbrev=False,
         description=f"Recipes: {', '.join(recipes())}. A YAML file of 'key: value' lines may hold any argument below, "
-        "and 'method'. What is given on the command line wins. A value of 'none' takes an argument back.",
+        "and 'method'. What is given on the command line wins. A value of 'none' takes an argument back. Below are the "
+        f"arguments of {method.config.model_type}, with {defaults}. 'geossl pretrain RECIPE --help' shows those of the "
+        "recipe's method, with the recipe's values.",
     )
     parser.add_argument("--method", choices=list(METHODS), default="gtsa", help="The method that the recipe is for.")
     return parser
@@ -213,12 +239,16 @@ def parse_pretrain(argv: Sequence[str]) -> tuple[Method, str, list[Any]]:
     if method_name not in METHODS:
         raise UsageError(f"method {method_name!r} is unknown{nearest(str(method_name), list(METHODS))}")
     method = METHODS[method_name]
-    parser = _parser(method)
+    parser = _parser(method, f"the values of {name}")
     valid = [action.dest for action in parser._actions if action.dest != "help"]
     for key in recipe:
         if key not in valid:
             raise UsageError(f"{argv[0]}: unknown key {key!r}{nearest(key, valid)}")
     recipe.setdefault("output_dir", f"geossl-{name}")
+    if {"-h", "--help"} & set(argv):
+        parser.set_defaults(**recipe)
+        parser.print_help()
+        raise SystemExit(0)
     tokens = [token for key, value in recipe.items() for token in _tokens(key, value)] + list(argv[1:])
     optional = {  # HfArgumentParser rewrites the fields' types, not the annotations
         name

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-_BASE_LEARNING_RATE = 5e-4
 _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
 
@@ -18,8 +17,9 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     Args:
         base_learning_rate (`float` or `None`): Learning rate for a global batch of 256; the peak is this times the
             global batch / 256. None uses `learning_rate` as it is, and so does a `learning_rate` given without this.
-        min_learning_rate (`float`): Learning rate that the cosine ends at.
-        weight_decay_end (`float`): Weight decay at the end of the run; a cosine from `weight_decay`.
+        min_learning_rate (`float` or `None`): Learning rate that the cosine ends at; None is 1 % of the peak.
+        weight_decay_end (`float` or `None`): Weight decay at the end of the run; a cosine from `weight_decay`, which
+            None keeps as it is.
         teacher_momentum (`float`): Share of the teacher that stays at the first step, in [0, 1].
         teacher_momentum_end (`float`): The same at the end of the run; a cosine between them.
         clip_mode (`str`): `"tensor"` clips each parameter tensor to `max_grad_norm`, `"global"` all of them together.
@@ -27,7 +27,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             workers of each. None takes one a worker (or the checkpoint's). More streams let a run be resumed with
             other numbers of processes and workers, for more memory.
         probe_every_steps (`int`): Steps between two measurements of the spread of features; 0 turns them off.
-        picture (`bool`): Whether to make a picture of patch features before and after training.
+        picture (`bool`): Whether to make pictures of what is learned, at the end of the run.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -57,11 +57,15 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Off: every trained parameter gets a gradient in every step."}
     )
     base_learning_rate: float | None = field(
-        default=_BASE_LEARNING_RATE,
+        default=5e-4,
         metadata={"help": "Learning rate for a global batch of 256, scaled linearly; 'none' uses learning_rate."},
     )
-    min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate that the cosine ends at."})
-    weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end of the run."})
+    min_learning_rate: float | None = field(
+        default=1e-6, metadata={"help": "Learning rate that the cosine ends at; 'none' is 1 %% of the peak."}
+    )
+    weight_decay_end: float | None = field(
+        default=0.4, metadata={"help": "Weight decay at the end of the run; 'none' keeps it constant."}
+    )
     teacher_momentum: float = field(default=0.996, metadata={"help": "Teacher momentum at the first step."})
     teacher_momentum_end: float = field(default=1.0, metadata={"help": "Teacher momentum at the end of the run."})
     clip_mode: str = field(
@@ -74,7 +78,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     probe_every_steps: int = field(
         default=50, metadata={"help": "Steps between two measurements of the spread of features; 0 is never."}
     )
-    picture: bool = field(default=True, metadata={"help": "Make a picture of features before and after training."})
+    picture: bool = field(default=True, metadata={"help": "Make pictures of what is learned, at the end of the run."})
 
     def __post_init__(self) -> None:
         for name in ("teacher_momentum", "teacher_momentum_end"):
@@ -88,7 +92,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         if self.probe_every_steps < 0:
             raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
         if self.base_learning_rate is not None and self.learning_rate != _LEARNING_RATE:
-            if self.base_learning_rate != _BASE_LEARNING_RATE:
+            if self.base_learning_rate != type(self).__dataclass_fields__["base_learning_rate"].default:
                 raise ValueError(
                     f"learning_rate={self.learning_rate:g} and base_learning_rate={self.base_learning_rate:g} (for a "
                     "global batch of 256) were both given: give one of them, learning_rate with base_learning_rate=None"
@@ -138,3 +142,39 @@ class GTSATrainingArguments(TeacherStudentTrainingArguments):
         if self.correspondence_start < 0:
             raise ValueError(f"correspondence_start must be 0 or more, got {self.correspondence_start}")
         super().__post_init__()
+
+
+@dataclass
+class LOCATrainingArguments(TeacherStudentTrainingArguments):
+    """
+    Training arguments of LOCA; the defaults are the authors' ViT-B/16 configuration (arXiv 2212.02400): a peak of 1e-3
+    at a global batch of 1024 that ends at 1 % of itself, constant weight decay, all gradients clipped together.
+
+    Args:
+        decay_attention_biases (`bool`): Whether weight decay reaches the biases of queries, keys and values, as in the
+            authors' code, where they are matrices (a row for each head).
+    """
+
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay at the first step."})
+    warmup_steps: float = field(
+        default=0.15, metadata={"help": "Steps of linear warm-up; below 1 it is a share of the run."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm that gradients are clipped to; 0 turns it off."})
+    base_learning_rate: float | None = field(
+        default=2.5e-4,
+        metadata={"help": "Learning rate for a global batch of 256, scaled linearly; 'none' uses learning_rate."},
+    )
+    min_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate that the cosine ends at; 'none' is 1 %% of the peak."}
+    )
+    weight_decay_end: float | None = field(
+        default=None, metadata={"help": "Weight decay at the end of the run; 'none' keeps it constant."}
+    )
+    clip_mode: str = field(
+        default="global",
+        metadata={"help": "'tensor' clips each parameter tensor by itself, 'global' all together."},
+    )
+    decay_attention_biases: bool = field(
+        default=True,
+        metadata={"help": "Decay the biases of queries, keys and values too, as the authors' code does."},
+    )

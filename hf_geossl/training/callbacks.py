@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,9 @@ class TeacherCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Puts back what a checkpoint's unfinished log line had gathered."""
+        """Puts back what a checkpoint's unfinished log line had gathered; processes draw apart from here on."""
         self.trainer.restore_run_state()
+        self.trainer.draw_apart()  # a checkpoint's own generators come after this
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,14 +51,10 @@ class TeacherCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Moves the teacher after the student has moved; not where the gradient scaler skipped the step.
-
-        The original moves the teacher before the optimizer step, with that step's momentum. Moving it after the step
-        with the next step's momentum is the same sequence (spec of GTSA, section 2.6).
-        """
+        """Moves the teacher after the student has moved; not where the gradient scaler skipped the step."""
         if not self.trainer.accelerator.optimizer_step_was_skipped:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            model.update_teacher(self.trainer.teacher_momentum_at(state.global_step + 1))
+            model.update_teacher(self.trainer.teacher_momentum_at(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the step for the log line, before it is written."""
@@ -105,7 +103,7 @@ class CollapseCallback(TrainerCallback):
                     name,
                     f"{name} has stayed at {chance:.4f}, the value of knowing nothing, for {STUCK_LOGS} log lines up to "
                     f"step {state.global_step}: that part is not learning. Raise the learning rate or its weight, or "
-                    "check that the images have an orientation.",
+                    "check that the images hold what it is to be told from (a place in the image, an orientation).",
                 )
 
 
@@ -152,9 +150,10 @@ class PauseCallback(TrainerCallback):
 class ImagesProgressCallback(ProgressCallback):
     """transformers' progress bar, with the loss and images a second beside it."""
 
-    def __init__(self, images_per_step: int) -> None:
+    def __init__(self, images_per_step: int, metrics: Sequence[str] = ()) -> None:
         super().__init__()
         self.images_per_step = images_per_step
+        self.metrics = metrics
         self.loss = ""
 
     def on_train_begin(
@@ -186,14 +185,36 @@ class ImagesProgressCallback(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Prints one short line; `report_to` and `trainer_state.json` have all of it."""
-        if not logs or "loss" not in logs or self.training_bar is None:
+        if not logs or self.training_bar is None or not ("loss" in logs or "eval_loss" in logs):
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
+        if "loss" not in logs:
+            line = ", ".join(describe_losses(logs, self.metrics, prefix="eval_"))
+            self.training_bar.write(f"step {state.global_step}, {logs['eval_images']} held-out images: {line}")
+            return
         self.loss = f"loss {logs['loss']:.3f}"
-        parts = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in logs.items() if name.endswith("_loss")]
+        parts = describe_losses(logs, self.metrics)
         spreads = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
         speed = [f"{logs['images_per_second']:.1f} images/s"] if "images_per_second" in logs else []
         skipped = [f"{logs['skipped_images']} images skipped"] if logs.get("skipped_images") else []
         rate = [f"learning rate {logs['learning_rate']:.2e}"]
-        line = ", ".join([self.loss, *parts, *rate, *spreads, *speed, *skipped])
+        line = ", ".join([*parts, *rate, *spreads, *speed, *skipped])
         self.training_bar.write(f"step {state.global_step}: {line}")
+
+
+def describe_losses(logs: dict[str, float], metrics: Sequence[str], prefix: str = "") -> list[str]:
+    """
+    Losses and metrics of a log line in words.
+
+    Args:
+        logs (`dict[str, float]`): The log line.
+        metrics (`Sequence[str]`): Names of the metrics; they are shares.
+        prefix (`str`): What their names in `logs` begin with.
+
+    Returns:
+        `list[str]`: "loss 1.234", the parts, the metrics in percent.
+    """
+    named = {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
+    parts = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in named.items() if name.endswith("_loss")]
+    shares = [f"{name.replace('_', ' ')} {100 * named[name]:.1f} %" for name in metrics if name in named]
+    return [f"loss {named['loss']:.3f}", *(part.replace("_", " ") for part in parts), *shares]

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,51 @@ if TYPE_CHECKING:
     from hf_geossl.training.trainer import TeacherStudentTrainer
 
 PICTURE = "features.png"
+POSITIONS_PICTURE = "positions.png"
 
-# what a card says of each method: name, paper, what it is for, what pooler_output is
+
+@dataclass(frozen=True)
+class MethodCard:
+    """
+    What a card says of a method.
+
+    Args:
+        name, paper, about (`str`): Its name, a link, and what it is for.
+        pooled (`str`): What `pooler_output` is.
+        fields (`tuple[str, ...]`): Configuration fields that say what was trained.
+    """
+
+    name: str
+    paper: str
+    about: str
+    pooled: str
+    fields: tuple[str, ...]
+
+
 METHODS = {
-    "gtsa": (
+    "gtsa": MethodCard(
         "GTSA",
         "[arXiv 2304.08014](https://arxiv.org/abs/2304.08014)",
         "The teacher's targets are pooled where two crops overlap and turned with them, so features keep the geometry of "
         "images that are not centred on an object. The class token is not trained directly.",
         "the mean of the patch tokens",
-    )
+        ("correspondence_weight", "rotation_weight"),
+    ),
+    "loca": MethodCard(
+        "LOCA",
+        "[arXiv 2212.02400](https://arxiv.org/abs/2212.02400)",
+        "Patches of a query crop learn where they lie in a reference crop of the same image, most of which is hidden, and "
+        "which cluster the teacher puts that place in: features of places and of what is there.",
+        "their mean",
+        (
+            "location_target",
+            "num_kept_query_tokens",
+            "visible_reference_ratio",
+            "reference_selection",
+            "use_cluster_loss",
+            "num_prototypes",
+        ),
+    ),
 }
 _TRUNK_FIELDS = (
     "hidden_size",
@@ -122,14 +158,33 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _measured_losses(history: list[dict[str, Any]], lines: int = 8) -> list[dict[str, float]]:
+def _measured_losses(history: list[dict[str, Any]], metrics: Sequence[str], lines: int = 8) -> list[dict[str, float]]:
     """Evenly spread log lines, the first and the last among them."""
     logged = [entry for entry in history if "loss" in entry]
     if not logged:
         return []
-    names = [name for name in logged[-1] if name == "loss" or name.endswith("_loss")]
+    names = [name for name in logged[-1] if name == "loss" or name.endswith("_loss") or name in metrics]
     chosen = sorted({round(index * (len(logged) - 1) / max(lines - 1, 1)) for index in range(lines)})
     return [{"step": logged[i]["step"], **{n: logged[i][n] for n in names if n in logged[i]}} for i in chosen]
+
+
+def _from_to(start: float, end: float | None) -> str:
+    return f"{start:g}" if end is None or end == start else f"{start:g} to {end:g}"
+
+
+def _held_out(run: "TeacherStudentTrainer") -> dict[str, Any] | None:
+    """What the last evaluation measured, each value with the one of knowing nothing where that is known."""
+    measured = [entry for entry in run.state.log_history if "eval_loss" in entry and "eval_images" in entry]
+    if not measured or run.eval_dataset is None:
+        return None
+    last, chances = measured[-1], run.chance_levels()
+    names = [name for name in last if name == "eval_loss" or name.endswith("_loss") or name[5:] in run.metrics]
+    return {
+        "data": run.describe_data(run.eval_dataset),
+        "images": last["eval_images"],
+        "step": last["step"],
+        "values": [(name[5:].replace("_", " "), last[name], chances.get(name[5:])) for name in names],
+    }
 
 
 def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str:
@@ -145,7 +200,7 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
         `str`: The card, in Markdown.
     """
     args, config, state = run.args, run.model.config, run.state
-    method, paper, about, pooled = METHODS[config.model_type]
+    method = METHODS[config.model_type]
     environment = Environment(
         loader=PackageLoader("hf_geossl.training", "."),
         undefined=StrictUndefined,
@@ -156,14 +211,13 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
     return environment.get_template("card.md.jinja").render(
         method=method,
         model_type=config.model_type,
-        paper=paper,
-        about=about,
-        pooled=pooled,
+        class_token=getattr(config, "use_class_token", True),
         weights=weights,
         name=folder.resolve().name,
         config=config,
-        trunk={name.replace("_", " "): getattr(config, name) for name in _TRUNK_FIELDS},
+        trunk={name.replace("_", " "): getattr(config, name) for name in (*_TRUNK_FIELDS, *method.fields)},
         picture=PICTURE if (folder / PICTURE).is_file() else None,
+        positions_picture=POSITIONS_PICTURE if (folder / POSITIONS_PICTURE).is_file() else None,
         data=f"{stream.source.name} ({stream.source.kind})" if stream is not None else None,
         dataset_id=stream.source.name if stream is not None and stream.source.kind == "hub" else None,
         steps=state.global_step,
@@ -171,10 +225,11 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
         global_batch=args.global_batch_size,
         views=run.views.describe(),
         learning_rate=f"{args.learning_rate:.3g}",
-        weight_decay=f"{args.weight_decay:g} to {args.weight_decay_end:g}",
-        teacher_momentum=f"{args.teacher_momentum:g} to {args.teacher_momentum_end:g}",
+        weight_decay=_from_to(args.weight_decay, args.weight_decay_end),
+        teacher_momentum=_from_to(args.teacher_momentum, args.teacher_momentum_end),
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         seed=args.seed,
-        losses=_measured_losses(state.log_history),
+        losses=_measured_losses(state.log_history, run.metrics),
+        held_out=_held_out(run),
         versions=_versions(),
     )

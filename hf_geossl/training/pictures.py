@@ -1,6 +1,7 @@
 """What the patch features of some images look like, before and after training."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from hf_geossl.training.trainer import TeacherStudentTrainer
 
 IMAGES, SIDE, GAP = 6, 168, 6
-_PARTS = ".features"
+PARTS = ".features"
 
 
 def principal_components(tokens: torch.Tensor) -> torch.Tensor:
@@ -64,6 +65,12 @@ def feature_row(trunk: Any, crops: torch.Tensor, mean: Any, std: Any) -> list[Im
     return [picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in pictures]
 
 
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG whole or not at all."""
+    picture.save(path.with_suffix(".tmp"), format="PNG")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
 class PictureCallback(TrainerCallback):
     """Draws inputs and features at the first step, and features again at the end, as `features.png` in the run."""
 
@@ -74,11 +81,11 @@ class PictureCallback(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         return getattr(model.teacher, model.base_model_prefix)
 
-    def draw_before(self, crops: torch.Tensor) -> None:
-        """Keeps the crops `(images, 3, side, side)` and what the untrained teacher sees in them."""
-        folder = self.trainer.run_dir / _PARTS
+    def keep(self, batch: dict[str, torch.Tensor]) -> None:
+        """Keeps some crops of the run's first batch and what the untrained teacher sees in them."""
+        folder = self.trainer.run_dir / PARTS
         folder.mkdir(parents=True, exist_ok=True)
-        crops = crops[:IMAGES].cpu()
+        crops = self.trainer.views.main_crops(batch)[:IMAGES].cpu()
         before = feature_row(self._trunk(), crops, self.trainer.views.mean, self.trainer.views.std)
         for index, (crop, features) in enumerate(zip(crops, before, strict=True)):
             Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"input_{index}.png")
@@ -88,7 +95,7 @@ class PictureCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Puts inputs, features before and features after under one another."""
-        folder = self.trainer.run_dir / _PARTS
+        folder = self.trainer.run_dir / PARTS
         inputs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("input_*.png"))]
         before = [Image.open(path).convert("RGB") for path in sorted(folder.glob("before_*.png"))]
         if not inputs or not state.is_world_process_zero:
@@ -108,6 +115,4 @@ class PictureCallback(TrainerCallback):
             draw.text((GAP, top + 3), title, fill="black")
             for column, picture in enumerate(pictures):
                 sheet.paste(picture, (GAP + column * step, top + head))
-        path = self.trainer.run_dir / PICTURE
-        sheet.save(path.with_suffix(".tmp"), format="PNG")
-        os.replace(path.with_suffix(".tmp"), path)
+        save_picture(sheet, self.trainer.run_dir / PICTURE)

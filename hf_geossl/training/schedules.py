@@ -38,6 +38,26 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, e
     return cosine(step - warmup_steps, max(total_steps - warmup_steps, 1), peak, end)
 
 
+def linear_warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, end: float) -> float:
+    """
+    Half a cosine from `peak` at step `warmup_steps` to `end` at step `total_steps`, times a linear rise from 0.
+
+    The peak appears once. The authors' cosine starts again after the last step, this one stays at `end`.
+
+    Args:
+        step (`int`): Optimizer steps done.
+        total_steps, warmup_steps (`int`): Length of the run and of its warm-up.
+        peak, end (`float`): Values at the end of the warm-up and of the run.
+
+    Returns:
+        `float`: The value of this step.
+
+    Source: the LOCA authors' code (arXiv 2212.02400).
+    """
+    rise = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+    return rise * cosine(step - warmup_steps, max(total_steps - warmup_steps, 1), peak, end)
+
+
 def from_step(step: int, first_step: int, value: float) -> float:
     """0 before `first_step` and `value` from there on."""
     return value if step >= first_step else 0.0

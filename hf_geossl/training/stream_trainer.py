@@ -5,8 +5,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from hf_geossl.training.checkpoints import (
     newest_whole_checkpoint,
     publish_checkpoint,
 )
+from hf_geossl.training.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.streams import ImageStream
 from hf_geossl.training.views import Views
@@ -112,7 +111,8 @@ class StreamTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else _as_stream(eval_dataset, 0)
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
-        return _EvaluationBatches(dataset, self.views, self.args)
+        args = self.args
+        return EvaluationBatches(dataset, self.views, args.eval_batch_size, args.process_index, args.world_size)
 
     # ---- Checkpoints ----
 
@@ -222,25 +222,7 @@ def _steps_of_epochs(args: Any, dataset: Any) -> int:
     return max(math.ceil(args.num_train_epochs * len(dataset) / args.global_batch_size), 1)
 
 
-def _as_stream(dataset: Any, seed: int) -> ImageStream | None:
-    if dataset is None or isinstance(dataset, ImageStream):
+def _as_stream(dataset: Any, seed: int) -> ImageStream | FirstImages | None:
+    if dataset is None or isinstance(dataset, (ImageStream, FirstImages)):
         return dataset
     return ImageStream.from_dataset(dataset, seed=seed)
-
-
-class _EvaluationBatches:
-    """One pass over a stream in batches; each process takes its share, and all the same number of batches."""
-
-    def __init__(self, stream: ImageStream, views: Views, args: TeacherStudentTrainingArguments) -> None:
-        self.stream, self.views = stream, views
-        self.batch_size = args.eval_batch_size
-        self.rank, self.world_size = args.process_index, args.world_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        samples = iter(self.stream.one_epoch())
-        batch = 0
-        while group := list(islice(samples, self.batch_size * self.world_size)):
-            mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch
-            views = [self.views(sample["image"], seed=sample["seed"]) for sample in mine]
-            yield {**self.views.collate(views), "evaluation_batch": batch}
-            batch += 1

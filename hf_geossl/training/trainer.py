@@ -4,13 +4,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
@@ -18,14 +18,14 @@ from hf_geossl.training.callbacks import (
     ImagesProgressCallback,
     PauseCallback,
     TeacherCallback,
+    describe_losses,
 )
 from hf_geossl.training.checkpoints import (
     newest_whole_checkpoint,
 )
 from hf_geossl.training.export import export_model, make_image_processor
 from hf_geossl.training.pictures import PictureCallback
-from hf_geossl.training.schedules import cosine, warmup_cosine
-from hf_geossl.training.stream_trainer import StreamTrainer
+from hf_geossl.training.scheduled_trainer import ScheduledTrainer
 from hf_geossl.training.views import Views
 
 logger = logging.getLogger(__name__)
@@ -35,16 +35,16 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became infinite or not a number; the message names the step, the images and the last checkpoint."""
 
 
-class TeacherStudentTrainer(StreamTrainer):
+class TeacherStudentTrainer(ScheduledTrainer):
     """
-    Base of the methods' trainers; use `GTSATrainer`. Everything not named here is transformers' `Trainer`.
+    Base of the methods' trainers; use `GTSATrainer` or `LOCATrainer`. Everything not named here is transformers' `Trainer`.
 
     Args:
         model (`PreTrainedModel`): A `...ForPreTraining` model.
         args (`TeacherStudentTrainingArguments`): The training arguments. They are not changed.
         train_dataset (`ImageStream` or dataset): A stream from `load_stream`, a `datasets` dataset, or any dataset
             whose samples hold an `image`.
-        eval_dataset (the same, *optional*): Images to measure the pretraining loss on, one pass each time.
+        eval_dataset (the same, or `FirstImages`, *optional*): Images to measure the losses on, one pass each time.
         views (`Views`, *optional*): Makes the views of an image; the method's own with its defaults if absent.
         **kwargs: As `Trainer`.
 
@@ -53,7 +53,7 @@ class TeacherStudentTrainer(StreamTrainer):
         ValueError: If the views do not fit the model, or the length of the run is not known.
     """
 
-    chance_levels: ClassVar[dict[str, float]] = {}
+    metrics: ClassVar[tuple[str, ...]] = ()  # outputs of the model that are logged beside the losses
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class TeacherStudentTrainer(StreamTrainer):
         self._steps_since_log = self._steps_timed = 0
         self._wait = self._since = 0.0
         self._spreads: dict[str, float] = {}
+        self._evaluated: list[dict[str, torch.Tensor]] = []
         self.pause = PauseCallback()
-        self._picture = PictureCallback(self) if self.args.picture else None
-        for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels), self.pause, self._picture):
-            if callback is not None:
-                self.add_callback(callback)
+        self._pictures = self.make_pictures() if self.args.picture else []
+        for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels()), self.pause, *self._pictures):
+            self.add_callback(callback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(ImagesProgressCallback(self.args.global_batch_size))
+            self.add_callback(ImagesProgressCallback(self.args.global_batch_size, self.metrics))
 
     # ---- What a method says about itself ----
 
@@ -108,48 +108,13 @@ class TeacherStudentTrainer(StreamTrainer):
         """Features `(rows, channels)` whose spread tells collapse, by the name that their spread is logged under."""
         raise TypeError(f"{type(self).__name__} does not say which features to probe")
 
-    # ---- Schedules, functions of the step ----
+    def chance_levels(self) -> dict[str, float]:
+        """What the logged losses are where nothing has been learned, for the alarm."""
+        return {}
 
-    def weight_decay_at(self, step: int) -> float:
-        """Weight decay of the decayed parameters at optimizer step `step`."""
-        return cosine(step, self.state.max_steps, self.args.weight_decay, self.args.weight_decay_end)
-
-    def teacher_momentum_at(self, step: int) -> float:
-        """Momentum of the teacher at optimizer step `step`."""
-        return cosine(step, self.state.max_steps, self.args.teacher_momentum, self.args.teacher_momentum_end)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Warm-up and cosine to `min_learning_rate`; for another `lr_scheduler_type` transformers' own."""
-        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
-        end = self.args.min_learning_rate / peak if peak else 0.0
-        self.lr_scheduler = LambdaLR(
-            cast(torch.optim.Optimizer, optimizer or self.optimizer),
-            lambda step: warmup_cosine(step, num_training_steps, warmup, 1.0, end),
-        )
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """transformers' optimizer, its decayed parameter groups marked for the schedule."""
-        created = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if created:
-            trained = self.model if model is None else model
-            names = set(self.get_decay_parameter_names(trained))
-            decayed = {id(parameter) for name, parameter in trained.named_parameters() if name in names}
-            for group in optimizer.param_groups:
-                group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
-        return optimizer
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Trained tensors of two or more dimensions that are no bias: class token and positions too (GTSA, 2.7)."""
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and parameter.ndim >= 2 and not name.endswith(".bias")
-        ]
+    def make_pictures(self) -> list[PictureCallback]:
+        """What draws the pictures that a run ends with."""
+        return [PictureCallback(self)]
 
     # ---- Data ----
 
@@ -171,11 +136,21 @@ class TeacherStudentTrainer(StreamTrainer):
             self._keys += self._batches.advance(inputs)
             entropy = (0, self.state.global_step, self._micro_batch)
             self._micro_batch += 1
-            if self._picture is not None and entropy == (0, 0, 0) and self.is_world_process_zero():
-                self._picture.draw_before(inputs["global_crops"][:, 0])
-        seed = np.random.SeedSequence((self.args.seed, self.args.process_index, *entropy)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+            if entropy == (0, 0, 0) and self.is_world_process_zero():
+                for picture in self._pictures:
+                    picture.keep(inputs)
+        generator = torch.Generator().manual_seed(self._seed_of(*entropy))
         return self.views.augment(super()._prepare_inputs(inputs), generator)
+
+    def _seed_of(self, *position: int) -> int:
+        """A seed for what this process draws at a position of the run."""
+        seed = np.random.SeedSequence((self.args.seed, self.args.process_index, *position)).generate_state(1, np.uint64)
+        return int(seed[0] >> np.uint64(1))
+
+    def draw_apart(self) -> None:
+        """Lets each process draw its own stochastic depth and tokens; the first draws what it would draw alone."""
+        if self.args.process_index:
+            torch.manual_seed(self._seed_of(2, self.state.global_step))
 
     # ---- The step ----
 
@@ -197,21 +172,32 @@ class TeacherStudentTrainer(StreamTrainer):
         # evaluation takes the final weights, so that its losses can be compared over the run
         outputs = model(**inputs, **(self.model_arguments(self.state.global_step) if model.training else {}))
         if model.training:
-            for name, value in outputs.items():
-                if name.endswith("_loss"):
-                    part = value.detach().float() / self.current_gradient_accumulation_steps
-                    self._parts[name] = self._parts[name] + part if name in self._parts else part
+            for name, value in self._parts_of(outputs).items():
+                part = value / self.current_gradient_accumulation_steps
+                self._parts[name] = self._parts[name] + part if name in self._parts else part
             every = self.args.probe_every_steps
             if every and self.state.global_step % every == 0 and self._micro_batch == 1:
                 self._probe(inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def _parts_of(self, outputs: Any) -> dict[str, torch.Tensor]:
+        """Losses and metrics among a model's outputs."""
+        return {
+            name: value.detach().float()
+            for name, value in outputs.items()
+            if name.endswith("_loss") or name in self.metrics
+        }
+
     @torch.no_grad()
     def _probe(self, inputs: dict[str, Any]) -> None:
-        for name, features in self.probe_features(self.accelerator.unwrap_model(self.model), inputs).items():
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.teacher.training
+        model.teacher.eval()  # stochastic depth would draw numbers that the run needs
+        for name, features in self.probe_features(model, inputs).items():
             if len(features) > 1:
                 deviations = F.normalize(features.float(), dim=-1).std(dim=0, correction=0)
                 self._spreads[name] = deviations.norm().item()  # 0 where all are the same, 1 where they are even
+        model.teacher.train(training)
 
     def check_finite(self) -> None:
         """
@@ -231,17 +217,6 @@ class TeacherStudentTrainer(StreamTrainer):
             "Lower base_learning_rate, lengthen warmup_steps or train in bf16 instead of fp16, then resume."
         )
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Clips to `max_grad_norm`: all gradients together, or each tensor by itself; returns the norm before."""
-        if self.args.clip_mode == "global":
-            return super()._clip_grad_norm(model)
-        self.accelerator.unscale_gradients()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norms = torch._foreach_norm(gradients)
-        factors = [(self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-        torch._foreach_mul_(gradients, factors)
-        return torch.linalg.vector_norm(torch.stack(norms))
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """As transformers'; a norm that is not finite stops the run too, unless a gradient scaler will skip the step."""
         norm = super()._get_grad_norm(model, grad_norm)
@@ -250,12 +225,53 @@ class TeacherStudentTrainer(StreamTrainer):
         return norm
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor | None, None, None]:
-        """The pretraining loss of an evaluation batch."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, None, None]:
+        """The pretraining loss of an evaluation batch, from the same draws each time; training's stay untouched."""
+        drawn = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(self._seed_of(3, inputs["evaluation_batch"]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        finally:
+            torch.set_rng_state(drawn)
+        self._evaluated.append(self._parts_of(outputs))
         return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As transformers', and the parts of the loss and the method's metrics; means over batches and processes."""
+        self._evaluated = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if output.metrics is not None and self._evaluated:
+            sums = {name: torch.stack([parts[name] for parts in self._evaluated]).sum() for name in self._evaluated[0]}
+            means = self._means(sums, len(self._evaluated))
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+            output.metrics[f"{metric_key_prefix}_images"] = dataloader.images
+        return output
+
+    def describe_evaluation(self, measured: dict[str, float]) -> str:
+        """What `evaluate` has returned, in a line."""
+        losses = ", ".join(describe_losses(measured, self.metrics, prefix="eval_"))
+        return (
+            f"losses on {measured['eval_images']} held-out images of {self.describe_data(self.eval_dataset)}: {losses}"
+        )
+
+    @staticmethod
+    def describe_data(stream: Any) -> str:
+        """Name and split of a stream."""
+        split = stream.fingerprint["split"]
+        return stream.source.name.removesuffix(f"/{split}") + (f" ({split})" if split else "")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' estimate is made for text."""
@@ -266,12 +282,10 @@ class TeacherStudentTrainer(StreamTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss parts (means over accumulation, steps and processes), schedules and speed to the log line."""
         if "loss" in logs and self._steps_since_log:
-            parts = torch.stack(list(self._parts.values())) / self._steps_since_log
-            parts = self.accelerator.gather(parts[None]).mean(dim=0)
-            logs.update(zip(self._parts, parts.tolist(), strict=True))
+            logs.update(self._means(self._parts, self._steps_since_log))
             step = max(self.state.global_step - 1, 0)
             logs["weight_decay"] = self.weight_decay_at(step)
-            logs["teacher_momentum"] = self.teacher_momentum_at(step + 1)
+            logs["teacher_momentum"] = self.teacher_momentum_at(step)
             logs.update(self._spreads)
             if self._batches is not None:
                 logs["skipped_images"] = self._batches.skipped_images
@@ -282,6 +296,11 @@ class TeacherStudentTrainer(StreamTrainer):
         if "train_loss" in logs:  # of the whole run, also where a part of it was trained before a resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
+
+    def _means(self, sums: dict[str, torch.Tensor], count: int) -> dict[str, float]:
+        """Means over `count` steps and all processes."""
+        means = self.accelerator.gather((torch.stack(list(sums.values())) / count)[None]).mean(dim=0)
+        return dict(zip(sums, means.tolist(), strict=True))
 
     def reset_log(self) -> None:
         """Starts a new log line."""

@@ -1,7 +1,7 @@
 """`GTSATrainer`: GTSA pretraining (arXiv 2304.08014)."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -33,7 +33,6 @@ class GTSATrainer(TeacherStudentTrainer):
 
     args: GTSATrainingArguments
     views: GTSAViews
-    chance_levels: ClassVar[dict[str, float]] = {"rotation_loss": math.log(4)}
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *positional, **kwargs)
@@ -51,6 +50,18 @@ class GTSATrainer(TeacherStudentTrainer):
             size, patch_size = getattr(views, name), model.config.patch_size
             if size % patch_size and not (name == "local_size" and views.num_local == 0):
                 raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
+
+    def chance_levels(self) -> dict[str, float]:
+        """Four turns, all as likely."""
+        return {"rotation_loss": math.log(4)}
+
+    def teacher_momentum_at(self, step: int) -> float:
+        """The momentum of the step after `step`.
+
+        The original moves the teacher before the optimizer step, with that step's momentum. Moving it after the step
+        with the next step's momentum is the same sequence (spec of GTSA, section 2.6).
+        """
+        return super().teacher_momentum_at(step + 1)
 
     def model_arguments(self, step: int) -> dict[str, Any]:
         """The weight of the correspondence loss, 0 until `correspondence_start`."""

@@ -1,0 +1,72 @@
+"""The images that a run is measured on while it trains: one pass, the same views each time."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from hf_geossl.training.streams import ImageStream
+from hf_geossl.training.views import Views
+
+
+class FirstImages:
+    """
+    The first images of a stream's pass, as an `eval_dataset`.
+
+    Args:
+        stream (`ImageStream`): The stream.
+        count (`int`): How many images at most, at least 1.
+
+    Raises:
+        ValueError: If `count` is below 1.
+    """
+
+    def __init__(self, stream: ImageStream, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        self.stream, self.count = stream, count
+
+    @property
+    def source(self) -> Any:
+        """Where the images come from."""
+        return self.stream.source
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the stream is, in plain values."""
+        return self.stream.fingerprint
+
+    def one_epoch(self) -> Iterator[dict[str, Any]]:
+        """Iterates over the images, in the stream's order."""
+        return islice(self.stream.one_epoch(), self.count)
+
+
+class EvaluationBatches:
+    """
+    One pass over a stream in batches; each process takes its share, and all the same number of batches.
+
+    Args:
+        stream (`ImageStream` or `FirstImages`): The images.
+        views (`Views`): Makes the views of an image.
+        batch_size (`int`): Images in a batch.
+        rank, world_size (`int`): This process of how many.
+
+    Attributes:
+        images (`int`): How many images the pass has read so far, over all processes.
+    """
+
+    def __init__(
+        self, stream: ImageStream | FirstImages, views: Views, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.stream, self.views, self.batch_size = stream, views, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.images = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        samples = iter(self.stream.one_epoch())
+        batch = self.images = 0
+        while group := list(islice(samples, self.batch_size * self.world_size)):
+            self.images += len(group)
+            mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch
+            views = [self.views(sample["image"], seed=sample["seed"]) for sample in mine]
+            yield {**self.views.collate(views), "evaluation_batch": batch}
+            batch += 1

@@ -1,0 +1,103 @@
+"""`LOCATrainer`: LOCA pretraining (arXiv 2212.02400)."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+
+from hf_geossl.training.arguments import LOCATrainingArguments
+from hf_geossl.training.pictures import PictureCallback
+from hf_geossl.training.pictures_loca import PositionPictureCallback
+from hf_geossl.training.schedules import linear_warmup_cosine
+from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.training.views_loca import LOCAViews
+
+# matrices with a row for each head in the authors' code, where everything but vectors is decayed
+_ATTENTION_BIASES = ("attention.qkv.bias", "attention.query.bias", "attention.key_value.bias")
+
+
+class LOCATrainer(TeacherStudentTrainer):
+    """
+    Trains a `LOCAForPreTraining` on a stream.
+
+    Args:
+        model (`LOCAForPreTraining`): The model.
+        args (`LOCATrainingArguments`): The training arguments.
+        train_dataset, eval_dataset, views, **kwargs: As `TeacherStudentTrainer`; `views` defaults to `LOCAViews()`.
+
+    Example:
+        ```python
+        from hf_geossl import LOCAConfig, LOCAForPreTraining, LOCATrainer, LOCATrainingArguments, load_stream
+
+        args = LOCATrainingArguments(output_dir="run", max_steps=1000, per_device_train_batch_size=64)
+        trainer = LOCATrainer(LOCAForPreTraining(LOCAConfig()), args, train_dataset=load_stream("my/images"))
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    args: LOCATrainingArguments
+    views: LOCAViews
+    metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
+
+    def default_views(self) -> LOCAViews:
+        """A reference and a random query of 224 pixels, nine focal queries of 96."""
+        return LOCAViews()
+
+    def check_views(self, model: Any, views: Any) -> None:
+        """Raises a ValueError where the views do not fit the model's positions and patches."""
+        config = model.config
+        side = views.reference_size
+        if config.image_height_width != (side, side):
+            raise ValueError(
+                f"reference_size of the views must be the model's image_size {config.image_size}, got {side}: "
+                "positions are counted in patches of the reference"
+            )
+        if views.patch_size != config.patch_size:
+            raise ValueError(
+                f"patch_size of the views must be the model's, {config.patch_size}, got {views.patch_size}"
+            )
+
+    def learning_rate_share_at(self, step: int, total_steps: int, warmup_steps: int, end: float) -> float:
+        """The cosine times a linear warm-up, which reaches the peak at step `warmup_steps`."""
+        return linear_warmup_cosine(step, total_steps, warmup_steps, 1.0, end)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Tensors of two or more dimensions, and with `decay_attention_biases` those of queries, keys and values."""
+        names = set(super().get_decay_parameter_names(model))
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if name in names
+            or (self.args.decay_attention_biases and parameter.requires_grad and name.endswith(_ATTENTION_BIASES))
+        ]
+
+    def chance_levels(self) -> dict[str, float]:
+        """All positions as likely, all clusters as likely; the mean entropy's least value is no sign of either."""
+        config = self.model.config
+        positions = self.model.position_predictor.out_features
+        chances = {"location_loss": math.log(positions), "location_accuracy": 1 / positions}
+        if config.has_cluster_head:
+            chances["cluster_loss"] = math.log(config.num_prototypes)
+        return chances
+
+    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Of the teacher, on the references: means of the tokens, and what its clusters are chosen by."""
+        with self.compute_loss_context_manager():
+            outputs = model.teacher.loca(inputs["reference_pixel_values"])
+            spreads = {"feature_spread": outputs.pooler_output}
+            if model.config.has_cluster_head:
+                spreads["target_spread"] = model.teacher.cluster_head(outputs.last_hidden_state).flatten(0, 1)
+        return spreads
+
+    def describe_evaluation(self, measured: dict[str, float]) -> str:
+        """Position accuracy beside chance."""
+        accuracy, chance = measured["eval_location_accuracy"], self.chance_levels()["location_accuracy"]
+        return (
+            f"position accuracy on {measured['eval_images']} held-out images of {self.describe_data(self.eval_dataset)}: "
+            f"{100 * accuracy:.1f} %, chance {100 * chance:.1f} %"
+        )
+
+    def make_pictures(self) -> list[PictureCallback]:
+        """Features before and after, and where queries are found."""
+        return [*super().make_pictures(), PositionPictureCallback(self)]
