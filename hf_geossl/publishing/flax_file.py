@@ -23,6 +23,7 @@ _DTYPES = {
 _MAXIMUM_DEPTH = 32
 _MAXIMUM_ENTRIES = 20_000  # of a map that is read, and arrays of a tree
 _MAXIMUM_VALUES = 2_000_000  # looked at in the whole file
+_MAXIMUM_DIMENSIONS = 32
 _MAXIMUM_TEXT = 1024  # bytes of a name, a shape or a dtype
 _BLOCK = 1 << 20  # values that are converted to float32 at a time
 
@@ -30,7 +31,7 @@ _BLOCK = 1 << 20  # values that are converted to float32 at a time
 _KINDS: dict[int, tuple[str, int, int]] = {
     **dict.fromkeys((*range(0x80), *range(0xE0, 0x100)), ("integer", 0, 0)),
     **{0x80 + size: ("map", 0, size) for size in range(16)},
-    **{0x90 + size: ("array", 0, size) for size in range(16)},
+    **{0x90 + size: ("list", 0, size) for size in range(16)},
     **{0xA0 + size: ("text", 0, size) for size in range(32)},
     0xC0: ("nil", 0, 0),
     **dict.fromkeys((0xC2, 0xC3), ("truth value", 0, 0)),
@@ -41,7 +42,7 @@ _KINDS: dict[int, tuple[str, int, int]] = {
     **{0xD0 + power: ("integer", 0, 2**power) for power in range(4)},
     **{0xD4 + power: ("extension", 0, 2**power) for power in range(5)},
     **{0xD9 + power: ("text", 2**power, 0) for power in range(3)},
-    **{0xDC + power: ("array", 2 * 2**power, 0) for power in range(2)},
+    **{0xDC + power: ("list", 2 * 2**power, 0) for power in range(2)},
     **{0xDE + power: ("map", 2 * 2**power, 0) for power in range(2)},
 }
 _LENGTHS = {1: ">B", 2: ">H", 4: ">I"}
@@ -171,7 +172,7 @@ class FlaxFile:
         while True:
             value = self._value(position, end)
             position = value.body
-            if value.kind in ("map", "array"):
+            if value.kind in ("map", "list"):
                 open_containers.append(2 * value.size if value.kind == "map" else value.size)
                 if len(open_containers) > _MAXIMUM_DEPTH:
                     self._fail(f"nests deeper than {_MAXIMUM_DEPTH} levels, which is no model's checkpoint")
@@ -216,17 +217,21 @@ class FlaxFile:
     # ---- arrays
 
     def _shape(self, dimensions: Any, path: str) -> tuple[int, ...]:
-        if not isinstance(dimensions, list) or any(
-            isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in dimensions
+        if (
+            not isinstance(dimensions, list)
+            or len(dimensions) > _MAXIMUM_DIMENSIONS
+            or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in dimensions)
         ):
-            self._fail(f"has {str(dimensions)[:60]} as the shape of {path}, expected positive integers")
+            self._fail(
+                f"has {_short(dimensions)} as the shape of {path}, expected up to {_MAXIMUM_DIMENSIONS} positive integers"
+            )
         return tuple(dimensions)
 
     def _array(self, value: _Value, path: str) -> FlaxArray:
         """Of the triple (shape, dtype, bytes) that an extension of type 1 or 3 holds."""
         end = value.body + value.size
         triple = self._value(value.body, end)
-        if triple.kind != "array" or triple.size != 3:
+        if triple.kind != "list" or triple.size != 3:
             self._fail(f"has no array in {path}: expected shape, dtype and bytes")
         dimensions, position = self._small(triple.body, end, f"the shape of {path}")
         shape = self._shape(dimensions, path)
@@ -241,7 +246,7 @@ class FlaxFile:
         count, itemsize = math.prod(shape), _DTYPES[dtype].itemsize
         if count * itemsize != content.size:
             self._fail(
-                f"has {content.size} bytes in {path}, expected {count * itemsize} for shape {_tuple(shape)} of {dtype}"
+                f"has {content.size} bytes in {path}, expected {_short(count * itemsize)} for shape {_short(shape)} of {dtype}"
             )
         return FlaxArray(shape, ((content.body, count, _DTYPES[dtype]),))
 
@@ -253,7 +258,7 @@ class FlaxFile:
             if entries.keys() != {str(index) for index in range(len(entries))}:
                 self._fail(f"has other keys than 0, 1, ... in {path}")
             yield from (entries[str(index)] for index in range(len(entries)))
-        elif value.kind == "array" and value.size <= _MAXIMUM_ENTRIES:
+        elif value.kind == "list" and value.size <= _MAXIMUM_ENTRIES:
             position = value.body
             for _ in range(value.size):
                 yield position
@@ -274,7 +279,9 @@ class FlaxFile:
             pieces += chunk.pieces
         count, expected = sum(piece[1] for piece in pieces), math.prod(shape)
         if count != expected:
-            self._fail(f"has {count} values in the chunks of {path}, expected {expected} for shape {_tuple(shape)}")
+            self._fail(
+                f"has {count} values in the chunks of {path}, expected {_short(expected)} for shape {_short(shape)}"
+            )
         return FlaxArray(shape, tuple(pieces))
 
     def _leaf(self, position: int, path: str) -> FlaxArray:
@@ -374,8 +381,8 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _tuple(shape: tuple[int, ...]) -> str:
-    text = str(shape)
+def _short(value: Any) -> str:
+    text = str(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
