@@ -155,6 +155,17 @@ def _view_arguments(method: Method) -> type:
     return _dataclass_of("ViewArguments", fields, _described(ColorRecipe, method.views))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose only booleans are true and false: 'off' and 'no' are words, and values of some arguments."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> Any:
         choice = re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
@@ -185,7 +196,7 @@ def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"there is no recipe {name!r}{nearest(name, list(known))} (or give a .yaml file)")
         path = known[name]
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

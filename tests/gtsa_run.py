@@ -1,27 +1,12 @@
 """A small GTSA run, in the test's process or in one of its own that may be killed: python gtsa_run.py SETTINGS_JSON."""
 
-import json
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback, set_seed
+from exact_resume import run_and_die
+from transformers import set_seed
 
 from hf_geossl import GTSAConfig, GTSAForPreTraining, GTSATrainer, GTSATrainingArguments, GTSAViews, load_stream
-
-
-class KillAt(TrainerCallback):
-    """kill -9 at the end of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def small_config(**fields: Any) -> GTSAConfig:
@@ -70,8 +55,4 @@ def make_trainer(output_dir: str | Path, data: Any, callbacks: Any = None, **fie
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    settings = json.loads(sys.argv[1])
-    resume, kill_at = settings.pop("resume"), settings.pop("kill_at")
-    trainer = make_trainer(**settings, callbacks=[KillAt(kill_at)] if kill_at else None)
-    trainer.train(resume_from_checkpoint=resume)
+    run_and_die(make_trainer)

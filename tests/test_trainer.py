@@ -6,16 +6,14 @@ import logging
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from exact_resume import different_weights, undisturbed_and_resumed
 from gtsa_run import make_trainer, small_arguments, small_config, small_views
-from photographs import write_folder
 from transformers import AutoModel, TrainerCallback, set_seed
 
 from hf_geossl import GTSAForPreTraining, GTSATrainer
@@ -59,39 +57,8 @@ class Recorder(TrainerCallback):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_after_kill_continues_bit_for_bit(workers: int, tmp_path: Path) -> None:
-    """20 steps equal 13 steps, kill -9, and a resume from step 10; the log's interval does not divide the save's."""
-    folder = write_folder(tmp_path / "images", 30)
-    settings = {
-        "data": str(folder),
-        "max_steps": 20,
-        "gradient_accumulation_steps": 2,
-        "dataloader_num_workers": workers,
-        "logging_steps": 3,
-        "save_steps": 5,
-    }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        undisturbed = make_trainer(tmp_path / "undisturbed", **settings)
-        undisturbed.train()
-        killed = json.dumps({"output_dir": str(tmp_path / "killed"), "resume": None, "kill_at": 13, **settings})
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        script = Path(__file__).with_name("gtsa_run.py")
-        process = subprocess.run(
-            [sys.executable, str(script), killed], env=environment, capture_output=True, check=False
-        )
-        assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
-        newest = newest_whole_checkpoint(tmp_path / "killed")
-        assert newest is not None
-        assert newest.name == "checkpoint-10"
-        resumed = make_trainer(tmp_path / "killed", **settings)
-        resumed.train(resume_from_checkpoint=True)
-    finally:
-        torch.set_num_threads(threads)
-    expected, found = undisturbed.model.state_dict(), resumed.model.state_dict()
-    assert expected.keys() == found.keys()
-    different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
-    assert different == []
+    undisturbed, resumed = undisturbed_and_resumed(make_trainer, tmp_path, workers)
+    assert different_weights(undisturbed.model, resumed.model) == []
     assert _losses(resumed) == _losses(undisturbed)
     assert [entry[0] for entry in _losses(resumed)] == [3, 6, 9, 12, 15, 18]
 

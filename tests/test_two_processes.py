@@ -13,12 +13,12 @@ from photographs import write_folder
 SCRIPT = """
 import json, os, signal, sys
 import torch
-from gtsa_run import make_trainer
+from METHOD_run import make_trainer
 torch.set_num_threads(1)
 settings = json.loads(sys.argv[1])
 resume, report, stop_at = settings.pop("resume"), settings.pop("report"), settings.pop("stop_at")
 trainer = make_trainer(**settings)
-seen, own = [], []
+seen, own, tokens = [], [], []
 compute = trainer.compute_loss
 
 def compute_loss(*args, **kwargs):
@@ -32,25 +32,36 @@ def begin_step(begin=trainer.begin_step):
     if trainer.state.global_step == stop_at and trainer.args.process_index == 0:
         os.kill(os.getpid(), signal.SIGTERM)
 
+if hasattr(trainer.model, "draw_kept_query_tokens"):
+    draw = trainer.model.draw_kept_query_tokens
+
+    def draw_and_note(count):
+        tokens.append(draw(count).tolist())
+        return torch.tensor(tokens[-1])
+
+    trainer.model.draw_kept_query_tokens = draw_and_note
+
 trainer.compute_loss, trainer.begin_step = compute_loss, begin_step
 trainer.train(resume_from_checkpoint=resume)
 seen.extend(trainer._keys)
+drawn = list(tokens)
 weights = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
 steps = trainer.state.global_step
-evaluated = trainer.evaluate([{"image": torch.full((40, 40, 3), 50 * i, dtype=torch.uint8)} for i in range(5)])["eval_loss"]
-history = [entry for entry in trainer.state.log_history if "crop_loss" in entry]
+images = [{"image": torch.full((40, 40, 3), 50 * i, dtype=torch.uint8)} for i in range(5)]
+evaluated = [trainer.evaluate(images) for _ in range(2)]
+history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
 with open(f"{report}_{trainer.args.process_index}.json", "w") as file:
-    json.dump({"keys": seen, "losses": own, "weights": weights, "history": history, "evaluated": evaluated, "steps": steps}, file)
+    json.dump({"keys": seen, "losses": own, "weights": weights, "history": history, "evaluated": evaluated, "steps": steps, "tokens": drawn}, file)
 trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
 trainer.accelerator.end_training()
 """
 
 
 def _run(
-    folder: Path, name: str, resume: str | None, output: Path, data: Path, stop_at: int = -1
+    method: str, folder: Path, name: str, resume: str | None, output: Path, data: Path, stop_at: int = -1
 ) -> list[dict[str, Any]]:
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("METHOD", method))
     settings = {
         "output_dir": str(output),
         "data": str(data),
@@ -71,15 +82,14 @@ def _run(
     return [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("two")
+@pytest.fixture(scope="module", params=["gtsa", "loca"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    method, folder = request.param, tmp_path_factory.mktemp("two")
     data = write_folder(folder / "images", 48)
-    whole = _run(folder, "whole", None, folder / "run", data)
+    whole = _run(method, folder, "whole", None, folder / "run", data)
     return {
         "whole": whole,
-        "resumed": _run(folder, "resumed", str(folder / "run" / "checkpoint-3"), folder / "run", data),
-        "stopped": _run(folder, "stopped", None, folder / "stopped-run", data, stop_at=2),
+        "resumed": _run(method, folder, "resumed", str(folder / "run" / "checkpoint-3"), folder / "run", data),
     }
 
 
@@ -94,13 +104,22 @@ def test_both_hold_the_same_weights(runs: dict[str, list[dict[str, Any]]]) -> No
     assert first == second
 
 
+def test_each_draws_its_own_tokens(runs: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = (rank["tokens"] for rank in runs["whole"])
+    assert len(first) == len(second)
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
 def test_logged_loss_is_the_mean_over_processes(runs: dict[str, list[dict[str, Any]]]) -> None:
     first, second = (rank["losses"] for rank in runs["whole"])
     assert first != second
     for step, entry in enumerate(runs["whole"][0]["history"]):
         assert entry["loss"] == pytest.approx((first[step] + second[step]) / 2, abs=1e-6)
-        weight = 0.5 if step >= 1 else 0.0  # correspondence_start 0.11 of 6 steps
-        total = entry["crop_loss"] + weight * entry["correspondence_loss"] + 0.5 * entry["rotation_loss"]
+        if "crop_loss" in entry:
+            weight = 0.5 if step >= 1 else 0.0  # correspondence_start 0.11 of 6 steps
+            total = entry["crop_loss"] + weight * entry["correspondence_loss"] + 0.5 * entry["rotation_loss"]
+        else:
+            total = entry["location_loss"] + entry["cluster_loss"] + entry["mean_entropy_loss"]
         assert total == pytest.approx(entry["loss"], abs=1e-5)
 
 
@@ -109,15 +128,24 @@ def test_resume_of_two_processes_is_exact(runs: dict[str, list[dict[str, Any]]])
         assert resumed["weights"] == whole["weights"]
         assert resumed["keys"] == whole["keys"][12:]
         assert resumed["losses"] == whole["losses"][3:]
+        assert resumed["tokens"] == whole["tokens"][len(whole["tokens"]) // 2 :]
 
 
 def test_evaluation_of_a_count_that_two_do_not_share_evenly_ends(runs: dict[str, list[dict[str, Any]]]) -> None:
-    first, second = (rank["evaluated"] for rank in runs["whole"])
+    first, second = (
+        [{name: value for name, value in run.items() if "second" not in name and "time" not in name} for run in runs]
+        for runs in (rank["evaluated"] for rank in runs["whole"])
+    )
     assert first == second
-    assert abs(first) < 10
+    assert first[0] == first[1]
+    assert first[0]["eval_images"] == 5
+    assert sum(name.endswith("_loss") for name in first[0]) >= 4
+    assert abs(first[0]["eval_loss"]) < 10
 
 
-def test_a_signal_to_one_stops_both_at_the_same_step(runs: dict[str, list[dict[str, Any]]]) -> None:
-    assert [rank["steps"] for rank in runs["stopped"]] == [3, 3]
-    first, second = (rank["weights"] for rank in runs["stopped"])
+def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "images", 48)
+    stopped = _run("gtsa", tmp_path, "stopped", None, tmp_path / "run", data, stop_at=2)
+    assert [rank["steps"] for rank in stopped] == [3, 3]
+    first, second = (rank["weights"] for rank in stopped)
     assert first == second

@@ -31,6 +31,7 @@ class PositionRow:
         reference, query (`torch.Tensor` of shape `(3, side, side)`): uint8 crops.
         outline (`tuple[float, float, float, float]` or `None`): The query's box over the reference, x1, y1, x2, y2 as
             shares of the reference's sides.
+        mirrored (`bool`): Whether the query is, against the reference.
         true, predicted (`list[int]`): Raster index in the reference of each patch of the query, -1 outside.
         grid (`int`): Patches along a side of the reference.
     """
@@ -38,6 +39,7 @@ class PositionRow:
     reference: torch.Tensor
     query: torch.Tensor
     outline: tuple[float, float, float, float] | None
+    mirrored: bool
     true: list[int]
     predicted: list[int]
     grid: int
@@ -101,21 +103,24 @@ def find_positions(model: Any, views: Any, batch: dict[str, torch.Tensor]) -> li
     model.train(training)
     rows = []
     for image, query in enumerate(chosen):
-        outline = None
-        if first:
-            x1, y1, x2, y2 = batch["crop_boxes"][image, 0].tolist()
-            box = [
-                (value - low) / (high - low)
-                for value, low, high in zip(
-                    batch["crop_boxes"][image, first + query].tolist(), (x1, y1) * 2, (x2, y2) * 2, strict=True
-                )
-            ]
-            if batch["flips"][image, 0]:
-                box[0], box[2] = 1 - box[2], 1 - box[0]
-            outline = (box[0], box[1], box[2], box[3])
+        boxes, flips = batch["crop_boxes"][image].tolist(), batch["flips"][image].tolist()
+        outline = _outline(boxes[0], boxes[first + query], flips[0]) if first else None
+        mirrored = flips[0] != flips[first + query]
         true = positions[image, query].tolist()
-        rows.append(PositionRow(batch["reference_crop"][image], crops[image, query], outline, true, found[image], grid))
+        rows.append(
+            PositionRow(
+                batch["reference_crop"][image], crops[image, query], outline, mirrored, true, found[image], grid
+            )
+        )
     return rows
+
+
+def _outline(reference: Sequence[float], query: Sequence[float], flipped: bool) -> tuple[float, float, float, float]:
+    """The query's box over the reference as it is seen, in shares of its sides."""
+    width, height = reference[2] - reference[0], reference[3] - reference[1]
+    x1, x2 = ((x - reference[0]) / width for x in (query[0], query[2]))
+    y1, y2 = ((y - reference[1]) / height for y in (query[1], query[3]))
+    return (1 - x2, y1, 1 - x1, y2) if flipped else (x1, y1, x2, y2)
 
 
 def _picture_of(crop: torch.Tensor, brightness: float = 1.0) -> Image.Image:
@@ -208,13 +213,18 @@ def draw_positions(rows: Sequence[PositionRow], title: str) -> Image.Image:
         )
         for column, panel in enumerate(panels):
             sheet.paste(panel, (SPACE + column * (PANEL + SPACE), top))
-        share = f" ({row.right / row.inside:.0%})" if row.inside else ""
+        if row.mirrored:
+            draw.text(
+                (SPACE + PANEL + SPACE, top + PANEL + 3), "mirrored, as the model sees it", fill="black", font=small
+            )
+        share = f" ({100 * row.right / row.inside:.0f} %)" if row.inside else ""
         outside = len(row.true) - row.inside
         text = f"{row.right} of {row.inside} patches right{share}" + (f", {outside} outside" if outside else "")
         draw.text((SPACE + 3 * (PANEL + SPACE), top + PANEL + 3), text, fill="black", font=small)
     inside, right = sum(row.inside for row in rows), sum(row.right for row in rows)
     end = head + step * len(rows)
-    measured = f"All rows: {right} of {inside} patches right ({right / max(inside, 1):.0%}); by chance {1 / rows[0].grid ** 2:.1%}. "
+    percent, chance = 100 * right / max(inside, 1), 100 / rows[0].grid ** 2
+    measured = f"All rows: {right} of {inside} patches right ({percent:.0f} %); by chance {chance:.1f} %."
     legend = "A patch keeps its colour in all panels. Crossed grey: it lies outside the reference. Struck out: found in a wrong place."
     draw.text((SPACE, end), measured, fill="black", font=large)
     draw.text((SPACE, end + LINE), legend, fill="black", font=small)

@@ -178,6 +178,8 @@ class TeacherStudentTrainer(ScheduledTrainer):
             every = self.args.probe_every_steps
             if every and self.state.global_step % every == 0 and self._micro_batch == 1:
                 self._probe(inputs)
+        else:
+            self._evaluated.append(self._parts_of(outputs))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _parts_of(self, outputs: Any) -> dict[str, torch.Tensor]:
@@ -236,10 +238,9 @@ class TeacherStudentTrainer(ScheduledTrainer):
         try:
             torch.default_generator.manual_seed(self._seed_of(3, inputs["evaluation_batch"]))
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+                loss = self.compute_loss(model, self._prepare_inputs(inputs))
         finally:
             torch.set_rng_state(drawn)
-        self._evaluated.append(self._parts_of(outputs))
         return loss.detach(), None, None
 
     def evaluation_loop(
