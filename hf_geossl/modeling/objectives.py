@@ -170,4 +170,5 @@ def patch_cluster_losses(
     mean = log_probabilities.exp().mean(dim=0)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         mean = _MeanOverProcesses.apply(mean)
-    return cluster, torch.xlogy(mean, mean).sum()
+    # a cluster that no token comes near: p log p and its gradient are 0 where the softmax has underflowed
+    return cluster, (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

@@ -99,10 +99,15 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         self.loca = LOCAModel(config)
         _add_heads(self, config)
         self.teacher = LOCATeacher(config)
-        if config.location_target == "self":
-            self.loca.embeddings.position_embeddings.requires_grad_(False)
         self.post_init()
+        self.freeze_untrained()
         self.copy_student_to_teacher()
+
+    def freeze_untrained(self) -> None:
+        """Keeps gradients from the teacher, and from the positions (they stay 0) with `location_target="self"`."""
+        super().freeze_untrained()
+        if self.config.location_target == "self":
+            self.loca.embeddings.position_embeddings.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -197,7 +202,6 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
     def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Scores of positions `(batch, tokens, N)` for query tokens that look at reference tokens."""
-        references = references.to(queries.dtype)  # a teacher in float32 beside a student in half precision
         references = references.to(queries.dtype)  # the teacher is in float32, whatever the student's dtype
         return self.position_predictor(self.final_norm(self.cross_attention(queries, references)))
 

@@ -22,9 +22,14 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
         """As transformers'. From a checkpoint without a teacher (an exported trunk) the teacher starts as the student."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
+        model.freeze_untrained()  # transformers makes every weight that it loads trainable
         if all(key in info["missing_keys"] for key in model.state_dict() if key.startswith("teacher.")):
             model.copy_student_to_teacher()
         return (model, info) if output_loading_info else model
+
+    def freeze_untrained(self) -> None:
+        """Keeps gradients from the teacher; a subclass adds what else its objective does not train."""
+        self.teacher.requires_grad_(False)
 
     def _teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         teachers: list[torch.Tensor] = []
