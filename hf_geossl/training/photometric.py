@@ -131,8 +131,9 @@ def affine_color(
     # mean_map @ mean + deviation_map @ (pixel - mean) = deviation_map @ pixel + offset
     offset = (mean_map - deviation_map) @ mean_color[:, :, None]  # (views, 3, 1)
     if operations == "tensorflow":
-        # The maps keep grey grey, so that what brightness adds comes out as it went in, wherever in the chain it stands.
-        offset = offset + 255 * torch.where(parameters.jitter, parameters.brightness, 0.0)[:, None, None]
+        # Every step keeps grey as it is, so that what brightness adds can pass all of them, wherever in the chain it stands.
+        added = 255 * torch.where(parameters.jitter, parameters.brightness, 0.0)
+        offset = offset + mean_map.sum(dim=2, keepdim=True) * added[:, None, None]
     offset = (offset / 255 - channel_mean) / channel_std
     matrix = deviation_map / (255 * channel_std)
     out = torch.empty(images.shape, device=images.device)
