@@ -305,6 +305,28 @@ def test_affine_and_exact_colours_come_from_the_same_draws(photo):
         assert (a - b).abs().mean() < 0.12 * (a - unrelated).abs().mean()
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_brightness_adds_and_contrast_keeps_the_mean_of_each_channel(exact):
+    rng = np.random.default_rng(0)
+    image = rng.integers((100, 115, 130), (115, 130, 145), (90, 120, 3)).astype(np.uint8)  # nothing clips
+    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, **PLAIN, "color_jitter_probability": 1.0}
+    common = {"exact_color": exact, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    brighter = LOCAViews(**SMALL, **{**off, "brightness": 0.3}, **common)
+    steeper = LOCAViews(**SMALL, **{**off, "contrast": 0.4}, **common)
+    batch = make_batch(image, brighter, 30)
+    plain, key = brighter.normalize(batch), "reference_pixel_values"
+    added = (brighter.augment(batch, torch.Generator().manual_seed(0))[key] - plain[key]).flatten(1)
+    assert added.std(1).max() < 1e-5
+    assert added[:, 0].min() < -0.2
+    assert added[:, 0].max() > 0.2
+    spread = steeper.augment(batch, torch.Generator().manual_seed(0))[key].flatten(2)
+    torch.testing.assert_close(spread.mean(2), plain[key].flatten(2).mean(2), atol=1e-5, rtol=0)
+    factors = spread.std(2) / plain[key].flatten(2).std(2)  # (B, 3)
+    assert (factors - factors[:, :1]).abs().max() < 1e-3
+    assert factors.min() < 0.7
+    assert factors.max() > 1.3
+
+
 def changed(augmented, normalized):
     """Which views differ, `(views,)`."""
     return ((augmented - normalized).abs() > 1e-4).flatten(-3).any(-1).flatten()
