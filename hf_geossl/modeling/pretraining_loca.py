@@ -96,6 +96,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__(config)
+        if config.use_class_token:  # the other classes may have one, of weights from elsewhere
+            raise ValueError(
+                "use_class_token must be False to pretrain with LOCA, whose tokens are all patches; got True"
+            )
         self.loca = LOCAModel(config)
         _add_heads(self, config)
         self.teacher = LOCATeacher(config)
