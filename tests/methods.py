@@ -28,11 +28,18 @@ def images(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """Args: name (`str`): prefix of its classes; batch: makes a batch for pretraining at 32 pixels; heads: small sizes."""
+    """
+    Args:
+        name (`str`): Prefix of its classes.
+        batch: Makes a batch for pretraining at 32 pixels.
+        heads: Small sizes of its heads.
+        code: Files beside configuration, models and pretraining that its saved folders hold.
+    """
 
     name: str
     batch: Callable[..., dict[str, torch.Tensor]]
     heads: dict[str, Any] = field(default_factory=dict)
+    code: frozenset[str] = frozenset()
 
     @property
     def prefix(self) -> str:
@@ -100,8 +107,8 @@ GTSA_HEADS |= {"rotation_hidden_sizes": (16, 12), "roi_output_sizes": (4, 2), "n
 LOCA_HEADS = {"head_hidden_size": 24, "head_bottleneck_size": 12, "num_prototypes": 20, "num_kept_query_tokens": 7}
 
 METHODS = {
-    "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS),
-    "loca": Method("LOCA", loca_batch, LOCA_HEADS),
+    "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry.py"})),
+    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca.py"})),
 }
 
 
