@@ -43,13 +43,19 @@ def small_arguments(output_dir: str | Path, **fields: Any) -> LOCATrainingArgume
 
 
 def make_trainer(
-    output_dir: str | Path, data: Any, callbacks: Any = None, config: dict[str, Any] | None = None, **fields: Any
+    output_dir: str | Path,
+    data: Any,
+    callbacks: Any = None,
+    config: dict[str, Any] | None = None,
+    eval_dataset: Any = None,
+    **fields: Any,
 ) -> LOCATrainer:
     set_seed(0)
     return LOCATrainer(
         model=LOCAForPreTraining(small_config(**(config or {}))),
         args=small_arguments(output_dir, **fields),
         train_dataset=load_stream(data, shuffle_block=8) if isinstance(data, str) else data,
+        eval_dataset=eval_dataset,
         views=small_views(),
         callbacks=callbacks,
     )

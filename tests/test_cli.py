@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,31 @@ SMALL = {
     "save_steps": 2,
     "shuffle_block": 8,
     "base_learning_rate": 0.1,
+    "use_cpu": True,
+}
+
+SMALL_LOCA = {
+    "method": "loca",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "head_hidden_size": 32,
+    "head_bottleneck_size": 16,
+    "num_prototypes": 16,
+    "num_kept_query_tokens": 6,
+    "reference_size": 32,
+    "focal_size": 16,
+    "num_focal": 2,
+    "per_device_train_batch_size": 8,
+    "max_steps": 4,
+    "logging_steps": 2,
+    "save_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "shuffle_block": 8,
+    "base_learning_rate": 0.05,
     "use_cpu": True,
 }
 
@@ -200,8 +226,24 @@ def test_help_shows_every_argument_with_its_default(capsys: pytest.CaptureFixtur
 
     for name in [*GTSATrainingArguments.__dataclass_fields__, "dataset", "image_column", "hidden_size", "global_size"]:
         assert f"--{name}" in text, name
-    for piece in ("(default: 0.996)", "(default: 384)", "(default: scenes)", "quickstart"):
+    for piece in ("(default: 0.996)", "(default: 384)", "(default: scenes)", "quickstart", "loca_base_imnet1k"):
         assert piece in text
+    assert "'geossl pretrain RECIPE --help' shows those of the recipe's method" in text
+
+
+def test_help_of_a_recipe_shows_its_methods_arguments_and_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "loca_base_imnet1k", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    from hf_geossl import LOCATrainingArguments
+
+    for name in [*LOCATrainingArguments.__dataclass_fields__, "num_prototypes", "focal_size", "eval_dataset"]:
+        assert f"--{name}" in text, name
+    for piece in ("arguments of loca", "(default: 18765)", "(default: 768)", "(default: ILSVRC/imagenet-1k)"):
+        assert piece in text
+    assert "--rotation_weight" not in text
+    assert text.count("--patch_size ") == 1
 
 
 @pytest.mark.parametrize(
@@ -240,6 +282,26 @@ def test_wrong_arguments_give_one_line(
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reference_size", "48"], "reference_size of the views must be the model's image_size 32, got 48"),
+        (["--focal_size", "20"], "focal_size must be a multiple of patch_size = 8 pixels, got 20"),
+        (["--patch_size", "12"], "image_size"),
+        (["--blur", "on"], "blur must be 'off'"),
+        (["--local_size", "16"], "unknown argument --local_size; did you mean '--focal_size'?"),
+        (["--visible_reference_ratio", "2"], "visible_reference_ratio must be in (0, 1], got 2.0"),
+        (["--reference_selection", "last"], "reference_selection must be one of consecutive, unstructured, first"),
+    ],
+)
+def test_wrong_loca_arguments_give_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump({**SMALL_LOCA, "output_dir": str(tmp_path / "run"), "eval_strategy": "no"}))
+    assert message in _error(capsys, "pretrain", str(recipe), *arguments)
+
+
 def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'quickstart'?" in _error(capsys, "pretrain", "quikstart")
     assert "did you mean 'pretrain'?" in _error(capsys, "pretran", "quickstart")
@@ -258,7 +320,8 @@ def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_every_recipe_reads_and_the_command_line_wins() -> None:
-    assert set(recipes()) == {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k"}
+    imagenet = {"loca_base_imnet1k", "loca_small_imnet1k"}
+    assert set(recipes()) == {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k", "loca_quickstart", *imagenet}
     for name in ("gtsa_small_coco", "gtsa_small_ade20k"):
         # 16-bit floats want a GPU; all else is as published
         method, _, (data, model, views, args) = parse_pretrain([name, "--fp16", "false", "--use_cpu", "true"])
@@ -275,6 +338,92 @@ def test_every_recipe_reads_and_the_command_line_wins() -> None:
         assert data.dataset != "scenes"
     _, name, (_, _, _, args) = parse_pretrain(["quickstart", "--max_steps=7", "--base_learning_rate", "none"])
     assert (args.max_steps, args.base_learning_rate, args.output_dir) == (7, None, "geossl-quickstart")
+
+
+@pytest.mark.parametrize(("name", "width", "heads"), [("loca_base_imnet1k", 768, 12), ("loca_small_imnet1k", 384, 6)])
+def test_loca_recipes_are_the_authors_configuration(name: str, width: int, heads: int) -> None:
+    method, _, (data, model, views, args) = parse_pretrain([name, "--use_cpu", "true"])
+    config = method.config(**model.__dict__)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (width, 12, heads)
+    assert (config.image_size, config.patch_size, config.drop_path_rate) == (224, 16, 0.1)
+    assert (config.num_prototypes, config.num_kept_query_tokens, config.visible_reference_ratio) == (4096, 70, 0.2)
+    assert (config.reference_selection, config.use_cluster_loss) == ("consecutive", True)
+    assert (views.reference_size, views.focal_size, views.num_focal, views.blur) == (224, 96, 9, "off")
+    assert not hasattr(views, "patch_size")  # asked once, of the model
+    assert (args.max_steps, args.get_warmup_steps(args.max_steps), args.save_steps) == (125100, 18765, 5000)
+    assert args.per_device_train_batch_size * 8 == 1024
+    assert args.base_learning_rate * 1024 / 256 == 1e-3
+    assert (args.min_learning_rate, args.weight_decay, args.weight_decay_end) == (None, 0.1, None)
+    assert (args.clip_mode, args.max_grad_norm, args.decay_attention_biases) == ("global", 1.0, True)
+    assert (args.teacher_momentum, args.teacher_momentum_end, args.seed) == (0.996, 1.0, 42)
+    assert not args.fp16
+    assert not args.bf16
+    assert (data.dataset, data.split) == ("ILSVRC/imagenet-1k", "train")
+
+
+def test_loca_on_photographs_is_measured_on_held_out_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with train and validation photographs; the result opens where the package is not installed."""
+    write_folder(tmp_path / "jpeg" / "train", 24)
+    write_folder(tmp_path / "jpeg" / "validation", 10)
+    recipe = tmp_path / "small.yaml"
+    # YAML's other 'off' is a word here
+    recipe.write_text(yaml.safe_dump({**SMALL_LOCA, "output_dir": str(tmp_path / "run")}) + "blur: off\n")
+    data = ["--dataset", str(tmp_path / "jpeg"), "--eval_dataset", str(tmp_path / "jpeg"), "--eval_images", "9"]
+    assert main(["pretrain", str(recipe), *data]) == 0
+    out = capsys.readouterr().out
+    history = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert "eval_location_accuracy" in next(entry for entry in history if "eval_loss" in entry)  # eval_strategy steps
+    line = re.search(r"position accuracy on 9 held-out images of jpeg \(validation\): ([\d.]+) %, chance 6\.2 %", out)
+    assert line is not None, out[-500:]
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "On 9 images of jpeg (validation) after step 4" in card
+    accuracy = re.search(r"\| location accuracy \| ([\d.]+) \| 0.0625 \|", card)
+    assert accuracy is not None
+    assert 100 * float(accuracy.group(1)) == pytest.approx(float(line.group(1)), abs=0.06)
+    assert f"Where queries are found: {tmp_path / 'run' / 'positions.png'}" in out
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", OPEN_ELSEWHERE, str(tmp_path / "run")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    run = tmp_path / "run"
+    inputs = AutoImageProcessor.from_pretrained(run)(Image.new("RGB", (50, 40), "red"), return_tensors="pt")
+    expected = AutoModel.from_pretrained(run)(**inputs).last_hidden_state.double().abs().sum().item()
+    assert float(process.stdout) == pytest.approx(expected, rel=1e-6)
+
+
+def test_gtsa_prints_its_losses_on_held_out_images(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = ["--eval_dataset", "scenes", "--dataset", "scenes", "--dataset_config", "scene-48", "--eval_images", "8"]
+    assert main(["pretrain", str(recipe), *held_out, "--picture", "false"]) == 0
+    parts = r"loss (\S+), crop (\S+), correspondence (\S+), rotation (\S+)"
+    found = re.search(rf"losses on 8 held-out images of scenes \(validation\): {parts}", capsys.readouterr().out)
+    card = (tmp_path / "run" / "README.md").read_text()
+    rotation = re.search(r"\| rotation loss \| ([\d.]+) \| 1.3863 \|", card)
+    assert found is not None
+    assert rotation is not None
+    assert float(rotation.group(1)) == pytest.approx(float(found.group(4)), abs=6e-4)
+
+
+def test_missing_held_out_images_are_named_before_training(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, message in (
+        (["--eval_dataset", "no/where/at/all"], "no/where/at/all"),
+        (["--eval_dataset", "scenes", "--eval_images", "0"], "--eval_images must be at least 1, got 0"),
+        (["--eval_dataset", "scenes", "--eval_split", "valid"], "valid"),
+    ):
+        assert message in _error(capsys, "pretrain", str(recipe), *given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_convert_writes_a_folder_that_auto_model_opens(

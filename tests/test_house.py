@@ -105,6 +105,9 @@ def test_every_public_name_is_there() -> None:
         "GTSATrainingArguments",
         "TeacherStudentTrainer",
         "GTSAViews",
+        "LOCATrainer",
+        "LOCATrainingArguments",
+        "LOCAViews",
         "load_stream",
         "load_scenes",
     ]:
