@@ -608,14 +608,14 @@ def test_hidden_reference_tokens_have_no_influence_where_they_are_dropped_early(
 
 def test_own_positions_are_predicted_without_positions_and_from_visible_tokens_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    fresh = LOCAForPreTraining(_config(location_target="self", num_prototypes=4096))
+    fresh = LOCAForPreTraining(_config(location_target="self"))
     fresh.save_pretrained(tmp_path)
     for model in (fresh, LOCAForPreTraining.from_pretrained(tmp_path)):
         for positions in (model.loca.embeddings.position_embeddings, model.teacher.loca.embeddings.position_embeddings):
             assert not positions.any()
             assert not positions.requires_grad
     pixels = images(4, 3, 32, 32)
-    assert fresh(pixels).loss.item() == pytest.approx(math.log(16), abs=0.8), "near chance at the start"
+    assert fresh(pixels).loss.item() == pytest.approx(math.log(16) + 0.5, abs=0.4), "chance, with logits of variance 1"
     model = randomise(fresh)
     visible = torch.tensor([1, 6, 7])
     logits = model(pixels, visible_reference_tokens=visible).reference_logits
