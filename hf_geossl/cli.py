@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,9 @@ def _held_out(data: Any) -> FirstImages | None:
     if data.eval_images < 1:
         raise UsageError(f"--eval_images must be at least 1, got {data.eval_images}")
     same = data.eval_dataset == data.dataset
-    stream = load_stream(
+    read = partial(
+        load_stream,
         data.eval_dataset,
-        data.eval_split,
         config_name=data.dataset_config if same else None,
         image_column=data.image_column,
         shuffle_block=data.shuffle_block,
@@ -142,6 +143,12 @@ def _held_out(data: Any) -> FirstImages | None:
         max_broken_share=data.max_broken_share,
         max_pixels=data.max_pixels,
     )
+    try:
+        stream = read(split=data.eval_split or "validation")
+    except ValueError:
+        if same or data.eval_split is not None:
+            raise
+        stream = read(split="train")  # a plain folder of other images
     return FirstImages(stream, data.eval_images)
 
 

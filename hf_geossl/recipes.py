@@ -74,7 +74,10 @@ class DataArguments:
         default=None,
         metadata={"help": "Held-out images to measure on after training (and by --eval_strategy), as --dataset."},
     )
-    eval_split: str = dataclasses.field(default="validation", metadata={"help": "Which part of eval_dataset."})
+    eval_split: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Which part of eval_dataset: 'validation', or 'train' of another dataset that has none."},
+    )
     eval_images: int = dataclasses.field(default=512, metadata={"help": "How many images of it are taken at most."})
 
 

@@ -403,10 +403,11 @@ def test_loca_on_photographs_is_measured_on_held_out_ones(tmp_path: Path, capsys
 def test_gtsa_prints_its_losses_on_held_out_images(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out = ["--eval_dataset", "scenes", "--dataset", "scenes", "--dataset_config", "scene-48", "--eval_images", "8"]
-    assert main(["pretrain", str(recipe), *held_out, "--picture", "false"]) == 0
+    """On a plain folder, which has no part called validation."""
+    held_out = ["--eval_dataset", str(write_folder(tmp_path / "others", 9)), "--eval_images", "8"]
+    assert main(["pretrain", str(recipe), *held_out, "--dataset_config", "scene-48", "--picture", "false"]) == 0
     parts = r"loss (\S+), crop (\S+), correspondence (\S+), rotation (\S+)"
-    found = re.search(rf"losses on 8 held-out images of scenes \(validation\): {parts}", capsys.readouterr().out)
+    found = re.search(rf"losses on 8 held-out images of others \(train\): {parts}", capsys.readouterr().out)
     card = (tmp_path / "run" / "README.md").read_text()
     rotation = re.search(r"\| rotation loss \| ([\d.]+) \| 1.3863 \|", card)
     assert found is not None
