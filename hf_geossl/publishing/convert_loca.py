@@ -21,6 +21,7 @@ _POSITIONS = "ToTokenSequence_0/posembed_input"
 _QUERY = "encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
 _MLP = "encoderblock_0/MlpBlock_0/Dense_0/kernel"
 _HEAD = "projection_head_for_clustering_prediction"
+_PROTOTYPES = f"{_HEAD}/prototypes/kernel"
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def _layout(config: LOCAConfig) -> dict[str, _Place]:
         places |= _dense(f"{_HEAD}/Dense_0", "cluster_head.fc1", size, hidden)
         places |= _dense(f"{_HEAD}/Dense_1", "cluster_head.fc2", hidden, hidden)
         places |= _dense(f"{_HEAD}/Dense_2", "cluster_head.fc3", hidden, bottleneck)
-        places[f"{_HEAD}/prototypes/kernel"] = _Place(
-            (bottleneck, config.num_prototypes), "cluster_head.prototypes.weight"
-        )
+        places[_PROTOTYPES] = _Place((bottleneck, config.num_prototypes), "cluster_head.prototypes.weight")
     path, name = "cross_attention_block", "cross_attention"
     places |= _norm(f"{path}/LayerNorm_0", f"{name}.norm_query", size)
     places |= _norm(f"{path}/LayerNorm_1", f"{name}.norm_key_value", size)
@@ -106,6 +105,14 @@ def _layout(config: LOCAConfig) -> dict[str, _Place]:
     return places
 
 
+def _tree(file: FlaxFile, tree: str) -> dict[str, FlaxArray]:
+    """The arrays of a tree; of a head without prototypes none, as it was not trained."""
+    arrays = file.tree(tree)
+    if _PROTOTYPES in arrays:
+        return arrays
+    return {path: array for path, array in arrays.items() if not path.startswith(f"{_HEAD}/")}
+
+
 def _list(keys: Iterable[str]) -> str:
     keys = sorted(keys)
     return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
@@ -114,7 +121,7 @@ def _list(keys: Iterable[str]) -> str:
 def _fields(arrays: Mapping[str, FlaxArray], tree: str, name: str) -> dict[str, Any]:
     """What the shapes of a tree tell of the configuration."""
     dimensions = {_PATCHES: 4, _POSITIONS: 4, _QUERY: 3, _MLP: 2}
-    has_head = any(path.startswith(f"{_HEAD}/") for path in arrays)
+    has_head = _PROTOTYPES in arrays
     if has_head:
         dimensions |= {f"{_HEAD}/{part}/kernel": 2 for part in ("Dense_0", "Dense_1", "Dense_2", "prototypes")}
     if missing := [f"{tree}/{path}" for path in dimensions if path not in arrays]:
@@ -147,7 +154,7 @@ def _fields(arrays: Mapping[str, FlaxArray], tree: str, name: str) -> dict[str, 
             )
         fields["head_hidden_size"] = first
         fields["head_bottleneck_size"] = arrays[f"{_HEAD}/Dense_2/kernel"].shape[1]
-        fields["num_prototypes"] = arrays[f"{_HEAD}/prototypes/kernel"].shape[1]
+        fields["num_prototypes"] = arrays[_PROTOTYPES].shape[1]
     return fields
 
 
@@ -207,7 +214,7 @@ def convert_loca_checkpoint(
     """
     Reads a checkpoint of the LOCA authors' Flax program; neither jax nor flax is needed, and nothing is unpickled.
 
-    The optimizer state is jumped over and arrays are read one by one, so that memory holds little more than the
+    The optimizer state is skipped and arrays are read one by one, so that memory holds little more than the
     finished model, however large the file is.
 
     Args:
@@ -234,9 +241,9 @@ def convert_loca_checkpoint(
         if missing := [tree for tree in needed if tree not in file.keys]:
             raise ValueError(
                 f"{file.name} lacks {' and '.join(missing)} (the student is made of {weights}, the teacher of ema_params); "
-                f"at its top are: {file.contents}"
+                f"at its top are: {', '.join(file.keys[:12]) or 'no names'}"
             )
-        trees = {tree: file.tree(tree) for tree in needed}
+        trees = {tree: _tree(file, tree) for tree in needed}
         converted = _configuration(config, _fields(trees[weights], weights, file.name), file.name)
         layout = _layout(converted)
         for tree, arrays in trees.items():
