@@ -29,7 +29,7 @@ setup(
         "pillow>=10.1",
         "pyyaml>=6",
         "jinja2>=3.1",
-        "msgpack>=1.0",
+        "msgpack>=1.0.5",
     ],
     extras_require={
         "test": TEST,
