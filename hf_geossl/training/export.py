@@ -52,8 +52,8 @@ METHODS = {
     "loca": MethodCard(
         "LOCA",
         "[arXiv 2212.02400](https://arxiv.org/abs/2212.02400)",
-        "Patches of a query crop learn where they lie in a reference crop of the same image, most of which is hidden, and "
-        "which cluster the teacher puts that place in: features of places and of what is there.",
+        "Patches of a query crop look at visible patches of a reference crop of the same image and learn where they lie in "
+        "it, and which cluster the teacher puts that place in: features of places and of what is there.",
         "their mean",
         (
             "location_target",
