@@ -113,6 +113,31 @@ class Views(ABC):
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
+def check_crops_and_normalization(
+    scales: dict[str, tuple[float, float]],
+    aspect_ratio: tuple[float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Refuses settings of views that make no sense.
+
+    Args:
+        scales (`dict[str, tuple[float, float]]`): by argument name, smallest and largest share of the image's area.
+        aspect_ratio (`tuple[float, float]`): smallest and largest width / height of a crop.
+        mean, std (`Sequence[float]`): normalisation of red, green and blue.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, scale in scales.items():
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"{name} must be (smallest, largest) with 0 < smallest <= largest <= 1, got {scale}")
+    if not 0 < aspect_ratio[0] <= aspect_ratio[1] < math.inf:
+        raise ValueError(f"aspect_ratio must be (smallest, largest) with 0 < smallest <= largest, got {aspect_ratio}")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std must hold 3 numbers, those of std above 0, got {mean} and {std}")
+
+
 def read_pixels(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     """The pixels of an image as RGB.
 

@@ -13,6 +13,7 @@ from hf_geossl.training.views import (
     Box,
     Views,
     box_area,
+    check_crops_and_normalization,
     cut_crops,
     draw_crop,
     intersect,
@@ -80,23 +81,14 @@ class GTSAViews(Views):
             raise ValueError(f"num_global must be at least 1, got {num_global}")
         if num_local < 0:
             raise ValueError(f"num_local must be 0 or more, got {num_local}")
-        for name, scale, overlap in (
-            ("global_scale", global_scale, GLOBAL_OVERLAP),
-            ("local_scale", local_scale, LOCAL_OVERLAP),
-        ):
-            if not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"{name} must be (smallest, largest) with 0 < smallest <= largest <= 1, got {scale}")
+        scales = {"global_scale": global_scale, "local_scale": local_scale}
+        check_crops_and_normalization(scales, aspect_ratio, mean, std)
+        for (name, scale), overlap in zip(scales.items(), (GLOBAL_OVERLAP, LOCAL_OVERLAP), strict=True):
             if scale[1] <= overlap / 100:
                 raise ValueError(
                     f"{name} must reach above {overlap / 100}, the share of the image in which crops have to overlap, "
                     f"got {scale}"
                 )
-        if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
-            raise ValueError(
-                f"aspect_ratio must be (smallest, largest) with 0 < smallest <= largest, got {aspect_ratio}"
-            )
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std must hold 3 numbers, those of std above 0, got {mean} and {std}")
         self.global_size, self.local_size = global_size, local_size
         self.num_global, self.num_local = num_global, num_local
         self.global_scale, self.local_scale = global_scale, local_scale

@@ -12,7 +12,14 @@ from PIL import Image
 from hf_geossl.modeling.geometry import batched_query_positions
 from hf_geossl.training.color_recipe import ColorRecipe, draw_color_parameters
 from hf_geossl.training.photometric import IMAGENET_MEAN, IMAGENET_STD, render_color
-from hf_geossl.training.views import Batch, Box, Views, make_random, read_pixels
+from hf_geossl.training.views import (
+    Batch,
+    Box,
+    Views,
+    check_crops_and_normalization,
+    make_random,
+    read_pixels,
+)
 
 DISTORTED_ATTEMPTS = 100
 BLUR_RADIUS = 11  # a tenth of 224 pixels is the authors' kernel; it is the same for the small views
@@ -92,13 +99,9 @@ class LOCAViews(Views):
                 raise ValueError(f"{name} must be a multiple of patch_size = {patch_size} pixels, got {size}")
         if num_focal < 0:
             raise ValueError(f"num_focal must be 0 or more, got {num_focal}")
-        for name, scale in (("reference_scale", reference_scale), ("focal_scale", focal_scale)):
-            if not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"{name} must be (smallest, largest) with 0 < smallest <= largest <= 1, got {scale}")
-        if not 0 < aspect_ratio[0] <= aspect_ratio[1] < math.inf:
-            raise ValueError(
-                f"aspect_ratio must be (smallest, largest) with 0 < smallest <= largest, got {aspect_ratio}"
-            )
+        check_crops_and_normalization(
+            {"reference_scale": reference_scale, "focal_scale": focal_scale}, aspect_ratio, mean, std
+        )
         for name, share in (
             ("reference_flip_probability", reference_flip_probability),
             ("query_flip_probability", query_flip_probability),
@@ -109,8 +112,6 @@ class LOCAViews(Views):
             raise ValueError(
                 f"blur must be 'off' (as the authors' program runs) or 'intended' (as its configuration reads), got {blur!r}"
             )
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std must hold 3 numbers, those of std above 0, got {mean} and {std}")
 
         def recipe(kind: str, solarize: float) -> ColorRecipe:
             return ColorRecipe(
