@@ -38,6 +38,7 @@ _NOT_FOR_PRETRAINING = {
     "correspondence_weight",
     "rotation_weight",
 }
+_NOT_FOR_METHOD = {"loca": {"initializer_range"}}  # it has its own initialisation
 
 
 class UsageError(Exception):
@@ -139,12 +140,13 @@ def _dataclass_of(name: str, fields: dict[str, tuple[Any, Any]], help_texts: dic
     return dataclasses.make_dataclass(name, made)
 
 
-def _model_arguments(config: type) -> type:
+def _model_arguments(config: Any) -> type:
     own = {**GeometricViTConfig.__annotations__, **config.__annotations__}
+    left_out = _NOT_FOR_PRETRAINING | _NOT_FOR_METHOD.get(config.model_type, set())
     fields = {
         entry.name: (entry.type, entry.default)
         for entry in dataclasses.fields(config)
-        if entry.name in own and not entry.name.startswith("_") and entry.name not in _NOT_FOR_PRETRAINING
+        if entry.name in own and not entry.name.startswith("_") and entry.name not in left_out
     }
     return _dataclass_of("ModelArguments", fields, _described(GeometricViTConfig, config))
 
