@@ -191,3 +191,10 @@ def test_wrong_arguments_are_named(reference, query, settings, message):
 def test_wrong_shapes_are_named(references, queries, flips, message):
     with pytest.raises(ValueError, match=message):
         batched_query_positions(references, queries, query_size=96, query_grid=6, **flips)
+
+
+def test_boxes_of_any_kind_of_integer_give_the_same() -> None:
+    expected = query_positions((10, 20, 110, 90), (30, 5, 80, 60), query_size=96, query_grid=6)
+    for kind in (np.uint16, np.uint8, np.int64, np.float32):
+        reference, query = np.array((10, 20, 110, 90), dtype=kind), np.array((30, 5, 80, 60), dtype=kind)
+        assert torch.equal(query_positions(reference, query, query_size=96, query_grid=6), expected)

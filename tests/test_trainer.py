@@ -401,7 +401,7 @@ def test_evaluation_gives_the_pretraining_loss_of_one_pass(images: Any, tmp_path
     assert [len(batch["crop_boxes"]) for batch in batches] == [10, 10, 4]
     trainer.model.eval()
     losses = [trainer.model(**trainer._prepare_inputs(batch)).loss.item() for batch in batches]  # the final weights
-    assert first == pytest.approx(sum(losses) / 3, abs=1e-5)  # transformers' mean of batches
+    assert first == pytest.approx(np.average(losses, weights=[10, 10, 4]), abs=1e-5)  # over images
 
 
 def test_length_from_epochs_of_a_dataset_with_a_length(images: Any, tmp_path: Path) -> None:

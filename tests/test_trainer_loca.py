@@ -163,13 +163,14 @@ def test_measuring_does_not_change_the_run(images: Any, tmp_path: Path) -> None:
     assert 0 <= again["eval_location_accuracy"] <= 1
 
 
-def test_evaluation_is_the_mean_of_batches_with_fixed_tokens(images: Any, tmp_path: Path) -> None:
+def test_evaluation_is_the_mean_over_images_with_fixed_tokens(images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, images, per_device_eval_batch_size=10)
     measured = trainer.evaluate(images)
     torch.manual_seed(99)
     assert trainer.evaluate(images)["eval_location_loss"] == measured["eval_location_loss"]
-    losses, accuracies = [], []
+    losses, accuracies, counts = [], [], []
     for batch in trainer.get_eval_dataloader(images):
+        counts.append(len(batch["crop_boxes"]))
         number = batch["evaluation_batch"]
         inputs = trainer._prepare_inputs(batch)
         torch.manual_seed(trainer._seed_of(3, number))
@@ -177,9 +178,10 @@ def test_evaluation_is_the_mean_of_batches_with_fixed_tokens(images: Any, tmp_pa
             outputs = trainer.model.eval()(**inputs)
         losses.append(outputs.loss.item())
         accuracies.append(outputs.location_accuracy.item())
-    assert len(losses) == 3
-    assert measured["eval_loss"] == pytest.approx(sum(losses) / 3, abs=1e-5)
-    assert measured["eval_location_accuracy"] == pytest.approx(sum(accuracies) / 3, abs=1e-6)
+    assert counts == [10, 10, 4]
+    loss, accuracy = (np.average(values, weights=counts) for values in (losses, accuracies))
+    assert measured["eval_loss"] == pytest.approx(loss, abs=1e-5)
+    assert measured["eval_location_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_first_images_bound_an_evaluation(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Configuration of LOCA models."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_vit import GeometricViTConfig
@@ -26,7 +28,7 @@ class LOCAConfig(GeometricViTConfig):
         num_kept_query_tokens (`int`, defaults to 70): Tokens of the random query that enter the encoder; all where
             there are no more.
         visible_reference_ratio (`float`, defaults to 0.2): Share of the reference's tokens that queries may look at,
-            rounded down; all where that is none.
+            rounded down; all where that is none or more than there are.
         reference_selection (`str`, defaults to `"consecutive"`): Which those are: a `"consecutive"` run in raster
             order, an `"unstructured"` random subset, or the `"first"`.
         use_cluster_loss (`bool`, defaults to `True`): Patch clustering beside localisation. Without it (an ablation of
@@ -71,8 +73,8 @@ class LOCAConfig(GeometricViTConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.sinkhorn_iterations < 0:
             raise ValueError(f"sinkhorn_iterations must be 0 or more, got {self.sinkhorn_iterations}")
-        if not 0 < self.visible_reference_ratio <= 1:
-            raise ValueError(f"visible_reference_ratio must be in (0, 1], got {self.visible_reference_ratio}")
+        if not 0 <= self.visible_reference_ratio < math.inf:
+            raise ValueError(f"visible_reference_ratio must be 0 or more, got {self.visible_reference_ratio}")
         choices = {
             "reference_selection": ("consecutive", "unstructured", "first"),
             "location_target": ("reference", "self"),

@@ -273,7 +273,8 @@ def query_positions(
     """
     boxes = []
     for name, box in (("reference_box", reference_box), ("query_box", query_box)):
-        boxes.append(torch.as_tensor(box))
+        values = torch.as_tensor(box)
+        boxes.append(values if values.is_floating_point() else values.to(torch.int64))
         if boxes[-1].shape != (4,):
             raise ValueError(f"{name} must hold x1, y1, x2, y2, got {box}")
         _check_boxes(name, boxes[-1])

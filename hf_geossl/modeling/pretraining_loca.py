@@ -142,7 +142,9 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             `torch.Tensor` of shape `(visible,)`: raster indices, as `config.reference_selection` says, on the CPU.
         """
         num_tokens = self.position_predictor.out_features
-        visible = int(self.config.visible_reference_ratio * num_tokens) or num_tokens
+        visible = int(self.config.visible_reference_ratio * num_tokens)
+        if not 0 < visible <= num_tokens:
+            visible = num_tokens
         if self.config.reference_selection == "unstructured":
             return torch.randperm(num_tokens)[:visible]
         start = 0
@@ -193,7 +195,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
                         f"{self.position_predictor.out_features} tokens or -1, got {low} to {high}"
                     )
 
-    def _check_tokens(self, name: str, tokens: torch.Tensor, num_tokens: int) -> None:
+    @staticmethod
+    def _token_indices(name: str, tokens: Any, num_tokens: int, device: torch.device) -> torch.Tensor:
+        """Indices `(tokens,)` on the device, checked where they are without waiting for it."""
+        tokens = torch.as_tensor(tokens)
         if tokens.ndim != 1 or not len(tokens) or tokens.dtype == torch.bool or tokens.is_floating_point():
             raise ValueError(
                 f"{name} must be integers of shape (tokens,), at least one, the same for the whole batch, "
@@ -203,6 +208,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             raise ValueError(
                 f"{name} must be raster indices from 0 to {num_tokens - 1}, got {int(tokens.min())} to {int(tokens.max())}"
             )
+        return tokens.to(device, torch.long, non_blocking=True)
 
     def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Scores of positions `(batch, tokens, N)` for query tokens that look at reference tokens."""
@@ -279,8 +285,9 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         device = reference_pixel_values.device
         if visible_reference_tokens is None:
             visible_reference_tokens = self.draw_visible_reference_tokens()
-        self._check_tokens("visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features)
-        visible_reference_tokens = visible_reference_tokens.to(device, torch.long, non_blocking=True)
+        visible_reference_tokens = self._token_indices(
+            "visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features, device
+        )
         if self.config.location_target == "self":
             return self._predict_own_positions(reference_pixel_values, visible_reference_tokens, **kwargs)
         if random_query_pixel_values is None or random_query_positions is None:
@@ -289,8 +296,9 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             )
         if kept_query_tokens is None:
             kept_query_tokens = self.draw_kept_query_tokens(random_query_positions.shape[1])
-        self._check_tokens("kept_query_tokens", kept_query_tokens, random_query_positions.shape[1])
-        kept_query_tokens = kept_query_tokens.to(device, torch.long, non_blocking=True)
+        kept_query_tokens = self._token_indices(
+            "kept_query_tokens", kept_query_tokens, random_query_positions.shape[1], device
+        )
 
         reference_clusters = None
         if self.config.has_cluster_head:

@@ -49,20 +49,21 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """
-        Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in float32.
+        Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in the teacher's float32.
 
         Args:
             momentum (`float`): In [0, 1].
 
         Raises:
-            ValueError: If `momentum` is outside [0, 1], or the teacher is not in float32.
+            ValueError: If `momentum` is outside [0, 1], or the teacher is in less than float32.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         teachers, students = self._teacher_pairs()
-        if other := {teacher.dtype for teacher in teachers} - {torch.float32}:
+        if other := {teacher.dtype for teacher in teachers} - {torch.float32, torch.float64}:
             raise ValueError(
                 f"the teacher must be in float32, where small steps are not rounded away, got {other.pop()}; train with "
                 "bf16=True (autocast) instead of moving the model to another dtype"
             )
-        torch._foreach_lerp_(teachers, [student.to(torch.float32) for student in students], 1.0 - momentum)
+        students = [student.to(teacher.dtype) for teacher, student in zip(teachers, students, strict=True)]
+        torch._foreach_lerp_(teachers, students, 1.0 - momentum)

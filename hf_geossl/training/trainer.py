@@ -83,7 +83,7 @@ class TeacherStudentTrainer(ScheduledTrainer):
         self._steps_since_log = self._steps_timed = 0
         self._wait = self._since = 0.0
         self._spreads: dict[str, float] = {}
-        self._evaluated: list[dict[str, torch.Tensor]] = []
+        self._evaluated: list[tuple[int, dict[str, torch.Tensor]]] = []  # images of a batch, and what it gave
         self.pause = PauseCallback()
         self._pictures = self.make_pictures() if self.args.picture else []
         for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels()), self.pause, *self._pictures):
@@ -179,7 +179,8 @@ class TeacherStudentTrainer(ScheduledTrainer):
             if every and self.state.global_step % every == 0 and self._micro_batch == 1:
                 self._probe(inputs)
         else:
-            self._evaluated.append(self._parts_of(outputs))
+            images = len(next(iter(inputs.values())))
+            self._evaluated.append((images, {"loss": outputs.loss.detach().float(), **self._parts_of(outputs)}))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _parts_of(self, outputs: Any) -> dict[str, torch.Tensor]:
@@ -251,12 +252,15 @@ class TeacherStudentTrainer(ScheduledTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As transformers', and the parts of the loss and the method's metrics; means over batches and processes."""
+        """As transformers', with loss, its parts and the method's metrics; means over images and processes."""
         self._evaluated = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if output.metrics is not None and self._evaluated:
-            sums = {name: torch.stack([parts[name] for parts in self._evaluated]).sum() for name in self._evaluated[0]}
-            means = self._means(sums, len(self._evaluated))
+            names = list(self._evaluated[0][1])
+            sums = {
+                name: torch.stack([images * parts[name] for images, parts in self._evaluated]).sum() for name in names
+            }
+            means = self._means(sums, sum(images for images, _ in self._evaluated))
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
             output.metrics[f"{metric_key_prefix}_images"] = dataloader.images
         return output
