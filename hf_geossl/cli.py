@@ -120,8 +120,7 @@ def pretrain(argv: Sequence[str]) -> int:
                 print(f"{what}: {Path(args.output_dir) / picture}")
         if measured is not None:
             print(measured)
-    trainer.accelerator.wait_for_everyone()  # nobody leaves while another process still talks to it
-    trainer.accelerator.end_training()
+    trainer.end_processes()
     return 0 if stopped is None else 128 + stopped
 
 

@@ -1,5 +1,6 @@
 """`TeacherStudentTrainer`: transformers' Trainer for a student, its momentum teacher, and streams that resume exactly."""
 
+import gc
 import json
 import logging
 import time
@@ -325,6 +326,17 @@ class TeacherStudentTrainer(ScheduledTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.pause.stop_listening()
+
+    def end_processes(self) -> None:
+        """
+        Ends what the processes of this run share, the last call of a script that trains on several: waits for all,
+        then frees the wrapped model, for its threads crash a Python that exits before them (pytorch issue 190489).
+        """
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()
 
     def run_state(self) -> dict[str, Any]:
         """What the unfinished log line has gathered."""
