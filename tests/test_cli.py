@@ -290,7 +290,7 @@ def test_wrong_arguments_give_one_line(
         (["--patch_size", "12"], "image_size"),
         (["--blur", "on"], "blur must be 'off'"),
         (["--local_size", "16"], "unknown argument --local_size; did you mean '--focal_size'?"),
-        (["--visible_reference_ratio", "2"], "visible_reference_ratio must be in (0, 1], got 2.0"),
+        (["--visible_reference_ratio", "-2"], "visible_reference_ratio must be 0 or more, got -2.0"),
         (["--reference_selection", "last"], "reference_selection must be one of consecutive, unstructured, first"),
     ],
 )
