@@ -1,0 +1,299 @@
+"""Loss functions of EquiCoherent's hosts (DINO, iBOT, DINOv2, VICReg, SimCLR): pure, in float32 whatever the autocast."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _Gather(torch.autograd.Function):
+    """Stacks the processes' tensors; their gradients with respect to one slice are summed over the processes."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    The tensors of all processes, one after the other in the order of their ranks.
+
+    A loss of what it returns has the true gradient once gradients are averaged over processes, as
+    DistributedDataParallel does: for the mean over processes of what each of them computed.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(batch, ...)`): This process's part; the same shape on all processes.
+
+    Returns:
+        `torch.Tensor` of shape `(processes * batch, ...)`; `tensor` itself outside distributed runs.
+    """
+    return _Gather.apply(tensor.contiguous()) if _is_distributed() else tensor
+
+
+@torch.no_grad()
+def teacher_softmax(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    The teacher's probabilities, centered so that no prototype takes all and sharpened so that not all are alike.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., prototypes)`): The teacher's scores.
+        center (`torch.Tensor` of shape `(1, prototypes)` or `(prototypes,)`): Their moving mean.
+        temperature (`float`): Above 0; divides the centered scores.
+
+    Returns:
+        `torch.Tensor` of shape `(..., prototypes)`, float32, without gradient: rows sum to 1.
+
+    Source: arXiv 2104.14294, section 3.1.
+    """
+    return ((logits.float() - center.float().flatten()) / temperature).softmax(dim=-1)
+
+
+@torch.no_grad()
+def teacher_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
+    """
+    The teacher's probabilities, balanced over prototypes by Sinkhorn-Knopp on the tokens of all processes.
+
+    It is `objectives.sinkhorn` of `exp(logits / temperature)`, taken in logarithms: no score is so far from the others
+    that its token or its prototype loses all its mass, which one maximum for all tokens cannot promise.
+
+    Args:
+        logits (`torch.Tensor` of shape `(tokens, prototypes)`): The teacher's scores of this process's tokens, of which
+            there may be none; other processes may hold other numbers of them.
+        temperature (`float`): Above 0; divides the scores.
+        iterations (`int`): Rounds, 1 or more; the same on all processes.
+
+    Returns:
+        `torch.Tensor` of the same shape, float32, without gradient: rows sum to 1, columns are even approximately.
+
+    Raises:
+        ValueError: `iterations` is below 1: the scores would not become probabilities.
+
+    Source: arXiv 2304.07193, section 4 (Sinkhorn-Knopp centering, after arXiv 2006.09882).
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations must be 1 or more, got {iterations}; use teacher_softmax to do without balancing")
+    scores = logits.float() / temperature
+    for _ in range(iterations):
+        # one row a process: -inf where it has no token
+        columns = gather_with_gradient(scores.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0)
+        scores = (scores - columns).log_softmax(dim=-1)
+    return scores.exp()
+
+
+@torch.no_grad()
+def moved_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> torch.Tensor:
+    """
+    The teacher's center after one optimizer step.
+
+    Args:
+        center (`torch.Tensor` of shape `(1, prototypes)`): The center so far.
+        batch_mean (`torch.Tensor` of shape `(1, prototypes)` or `(prototypes,)`): Mean of the teacher's scores in this
+            step, over accumulated batches and processes.
+        momentum (`float`): Share of the old center that stays, 0..1.
+
+    Returns:
+        `torch.Tensor` of shape `(1, prototypes)`, float32, without gradient; `center` is left as it is.
+
+    Source: arXiv 2104.14294, equation 4.
+    """
+    return center.float() * momentum + batch_mean.float().reshape(1, -1) * (1 - momentum)
+
+
+def class_token_loss(
+    student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, student_temperature: float
+) -> torch.Tensor:
+    """
+    Cross-entropy of every student view with the teacher's probabilities of every other global view.
+
+    Args:
+        student_logits (`torch.Tensor` of shape `(views, batch, prototypes)`): The student's scores, global views first.
+        teacher_probabilities (`torch.Tensor` of shape `(globals, batch, prototypes)`): Rows sum to 1.
+        student_temperature (`float`): Above 0; divides the student's scores.
+
+    Returns:
+        `torch.Tensor` of shape `()`: mean over the pairs of different views and the batch, 0 or more.
+
+    Raises:
+        ValueError: There is no pair of different views.
+
+    Source: arXiv 2104.14294, equation 3. DINOv2's sum of global and local pairs, each divided by the number of both, is
+    the same mean.
+    """
+    num_views, batch_size, _ = student_logits.shape
+    num_global = len(teacher_probabilities)
+    if num_views < max(2, num_global):
+        raise ValueError(
+            f"student_logits must hold the {num_global} views of teacher_probabilities and at least 2 in all, got "
+            f"{num_views}; pass the student's global views first, then the local ones"
+        )
+    log_probabilities = F.log_softmax(student_logits.float() / student_temperature, dim=-1)
+    others = log_probabilities.sum(dim=0) - log_probabilities[:num_global]  # (G, B, K): all views but the teacher's own
+    return -(teacher_probabilities.float() * others).sum() / (num_global * (num_views - 1) * batch_size)
+
+
+def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
+    """
+    What each masked patch counts, so that images count the same however many of their patches are masked.
+
+    Args:
+        bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where the student sees no patch. The
+            images are those of all views.
+
+    Returns:
+        `torch.Tensor` of shape `(masked_patches,)`, float32: 1 / (masked patches of its image) / images, in raster
+        order. Their sum is the share of images that have a mask.
+
+    Source: arXiv 2111.07832 and arXiv 2304.07193, as the authors' codes have it.
+    """
+    weights = 1 / (bool_masked_pos.sum(dim=1).float() * len(bool_masked_pos))
+    return weights[:, None].expand_as(bool_masked_pos)[bool_masked_pos]
+
+
+def patch_token_loss(
+    student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, weights: torch.Tensor, student_temperature: float
+) -> torch.Tensor:
+    """
+    Cross-entropy of masked patches with the teacher's probabilities of the same patches unmasked.
+
+    Args:
+        student_logits (`torch.Tensor` of shape `(masked_patches, prototypes)`): The student's scores.
+        teacher_probabilities (`torch.Tensor` of shape `(masked_patches, prototypes)`): Rows sum to 1.
+        weights (`torch.Tensor` of shape `(masked_patches,)`): See [`masked_patch_weights`].
+        student_temperature (`float`): Above 0; divides the student's scores.
+
+    Returns:
+        `torch.Tensor` of shape `()`: weighted sum, 0 where nothing is masked.
+
+    Source: arXiv 2111.07832, equation 2.
+    """
+    log_probabilities = F.log_softmax(student_logits.float() / student_temperature, dim=-1)
+    cross_entropy = -(teacher_probabilities.float() * log_probabilities).sum(dim=-1)
+    return (cross_entropy * weights.float()).sum()
+
+
+def koleo_loss(features: torch.Tensor) -> torch.Tensor:
+    """
+    Spreads features over the sphere: each is pushed away from the nearest other one of this process.
+
+    Args:
+        features (`torch.Tensor` of shape `(batch, channels)`): One view's class tokens before the head.
+
+    Returns:
+        `torch.Tensor` of shape `()`: minus the mean logarithm of the distance to the nearest neighbour, in
+        [-ln 2, -ln 1e-8].
+
+    Raises:
+        ValueError: There are fewer than 2 features.
+
+    Source: arXiv 1806.03198, equation 2; arXiv 2304.07193, section 4. Epsilon 1e-8 in the logarithm.
+    """
+    if len(features) < 2:
+        raise ValueError(f"features must hold at least 2 images, got {len(features)}; raise the batch a process sees")
+    with torch.autocast(features.device.type, enabled=False):
+        points = F.normalize(features.float(), dim=-1)
+        with torch.no_grad():
+            neighbour = (points @ points.T).fill_diagonal_(-torch.inf).argmax(dim=-1)
+        return -(torch.linalg.vector_norm(points - points[neighbour], dim=-1) + 1e-8).log().mean()
+
+
+def vicreg_loss(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    invariance_weight: float,
+    variance_weight: float,
+    covariance_weight: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Pulls two views' embeddings together, keeps each channel's deviation at 1 and channels uncorrelated. Statistics are
+    those of all processes' images; the gradient is the true one once gradients are averaged over processes.
+
+    Args:
+        first (`torch.Tensor` of shape `(batch, channels)`): Embeddings of the first view.
+        second (`torch.Tensor` of shape `(batch, channels)`): Embeddings of the second view, in the same order.
+        invariance_weight (`float`): 25 in the paper, 10 in SIE's code.
+        variance_weight (`float`): 25 in the paper, 10 in SIE's code.
+        covariance_weight (`float`): 1 in both.
+
+    Returns:
+        `tuple[torch.Tensor, ...]` of four of shape `()`, equal on all processes: the weighted sum; invariance, the mean
+        squared difference; variance, the mean over views and channels of what deviations lack to 1, in [0, 1];
+        covariance, the sum over views of the mean over channels of squared covariances with the other channels.
+
+    Raises:
+        ValueError: All processes together hold fewer than 2 images.
+
+    Source: arXiv 2105.04906, equations 1 to 6; epsilon 1e-4 in the deviation; the mean of the two variance terms as in
+    the authors' code.
+    """
+    views = gather_with_gradient(torch.stack([first.float(), second.float()], dim=1))  # (W * B, 2, D)
+    num_images, _, num_channels = views.shape
+    if num_images < 2:
+        raise ValueError(f"first and second must hold at least 2 images over all processes, got {num_images}")
+    invariance = (views[:, 0] - views[:, 1]).square().mean()
+    centered = (views - views.mean(dim=0)).transpose(0, 1)  # (2, W * B, D)
+    deviation = (centered.square().sum(dim=1) / (num_images - 1) + 1e-4).sqrt()
+    variance = (1 - deviation).relu().mean()
+    with torch.autocast(views.device.type, enabled=False):
+        covariances = centered.transpose(1, 2) @ centered / (num_images - 1)  # (2, D, D)
+    own = torch.eye(num_channels, dtype=torch.bool, device=views.device)
+    covariance = covariances.masked_fill(own, 0).square().sum() / num_channels
+    loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+    return loss, invariance, variance, covariance
+
+
+def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    Each view picks the other view of its image among all other views of all processes' images. The gradient is the true
+    one, of the mean over processes, once gradients are averaged over them.
+
+    Args:
+        first (`torch.Tensor` of shape `(batch, channels)`): Projections of the first view.
+        second (`torch.Tensor` of shape `(batch, channels)`): Projections of the second view, in the same order.
+        temperature (`float`): Above 0; divides the cosines.
+
+    Returns:
+        `torch.Tensor` of shape `()`: mean over this process's views, 0 or more.
+
+    Raises:
+        ValueError: All processes together hold fewer than 2 images.
+
+    Source: arXiv 2002.05709, equation 1.
+    """
+    views = F.normalize(torch.stack([first.float(), second.float()], dim=1), dim=-1)  # (B, 2, D)
+    candidates = gather_with_gradient(views).flatten(0, 1)  # (2 * W * B, D): both views of an image side by side
+    if len(candidates) < 4:
+        raise ValueError(f"first and second must hold at least 2 images over all processes, got {len(candidates) // 2}")
+    with torch.autocast(views.device.type, enabled=False):
+        similarity = views.flatten(0, 1) @ candidates.T / temperature  # (2 * B, 2 * W * B)
+    own = torch.arange(len(similarity), device=views.device)
+    if _is_distributed():
+        own = own + len(similarity) * torch.distributed.get_rank()
+    return F.cross_entropy(similarity.scatter_(1, own[:, None], -torch.inf), own ^ 1)
+
+
+def prediction_diversity(probabilities: torch.Tensor) -> torch.Tensor:
+    """
+    How much predictions tell of their tokens: 0 when all are alike, as after a collapse.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(tokens, prototypes)`): This process's predictions; rows sum to 1.
+
+    Returns:
+        `torch.Tensor` of shape `()`: entropy of the mean prediction minus the mean entropy of predictions, in nats, in
+        [0, ln prototypes].
+    """
+    probabilities = probabilities.float()
+    of_mean = torch.special.entr(probabilities.mean(dim=0)).sum()
+    return of_mean - torch.special.entr(probabilities).sum(dim=-1).mean()
