@@ -223,22 +223,19 @@ class TransformationPath:
         self, images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
     ) -> torch.Tensor:
         """What all of `parameters` makes of normalised images; a warp and a blur need not take the normalisation back."""
-        transformed = parameters.transformed
-        with torch.autocast(images.device.type, enabled=False):
-            images = images.float()
-            if self.transformation == "color":
-                result = _adjust_colors(images, parameters, mean, std)
-            elif self.transformation == "blur":
-                sigma = parameters.blur_sigma
-                # Below the smallest sigma the kernel would end in 0 / 0.
-                result = gaussian_blur(images, sigma.clamp_min(SMALLEST_SIGMA), self.blur_radius)
-                transformed = transformed & (sigma >= SMALLEST_SIGMA)
-            else:
-                black = [-m / s for m, s in zip(mean, std, strict=True)] if self.padding_mode == "zeros" else None
-                height, width = images.shape[-2:]
-                pixels = parameters.translations * parameters.translations.new_tensor([width, height])
-                result = warp_images(images, parameters.angles, pixels, self.padding_mode, black)
-        return torch.where(transformed[:, None, None, None], result, images)
+        images = images.float()
+        if self.transformation == "color":
+            result = _adjust_colors(images, parameters, mean, std)
+        elif self.transformation == "blur":
+            # At the smallest sigma all weights but the middle one underflow, so that the image stays as it is, bit for
+            # bit; at 0 they would be 0 / 0.
+            result = gaussian_blur(images, parameters.blur_sigma.clamp_min(SMALLEST_SIGMA), self.blur_radius)
+        else:
+            black = [-m / s for m, s in zip(mean, std, strict=True)] if self.padding_mode == "zeros" else None
+            height, width = images.shape[-2:]
+            pixels = parameters.translations * parameters.translations.new_tensor([width, height])
+            result = warp_images(images, parameters.angles, pixels, self.padding_mode, black)
+        return torch.where(parameters.transformed[:, None, None, None], result, images)
 
     def describe(self) -> str:
         """The path in one line, for a model card; whatever changes it changes the line.
