@@ -277,7 +277,7 @@ LOSSES_OF_TWO: dict[str, Loss] = {
         a.view(2, 4, 6), hosts.teacher_sinkhorn(b, 0.1, 3).view(2, 4, 6), 0.1
     ),
     "patch": lambda a, b: hosts.patch_token_loss(a, hosts.teacher_softmax(b, b[:1], 0.1), b[:, 0].abs(), 0.1),
-    "koleo": lambda a, b: hosts.koleo_loss(a),
+    "koleo": lambda a, b: hosts.koleo_loss(torch.cat([a, torch.full_like(a[:, :1], 16)], dim=1)),  # close together
     "vicreg": lambda a, b: hosts.vicreg_loss(a, b, 10.0, 10.0, 1.0)[0],
     "nt_xent": lambda a, b: hosts.nt_xent_loss(a, b, 0.1),
     "center": lambda a, b: hosts.moved_center(a[:1], b[0], 0.9).sum(),
