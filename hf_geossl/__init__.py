@@ -12,8 +12,15 @@ from .auto import register_auto_classes
 __version__ = "0.1.0"
 
 _HOMES = {
+    "modeling.configuration_equicoherent": ["EquiCoherentConfig"],
     "modeling.configuration_gtsa": ["GTSAConfig"],
     "modeling.configuration_loca": ["LOCAConfig"],
+    "modeling.modeling_equicoherent": [
+        "EquiCoherentBackbone",
+        "EquiCoherentForImageClassification",
+        "EquiCoherentForSemanticSegmentation",
+        "EquiCoherentModel",
+    ],
     "modeling.modeling_gtsa": [
         "GTSABackbone",
         "GTSAForImageClassification",
@@ -26,6 +33,7 @@ _HOMES = {
         "LOCAForSemanticSegmentation",
         "LOCAModel",
     ],
+    "modeling.pretraining_equicoherent": ["EquiCoherentForPreTraining", "EquiCoherentForPreTrainingOutput"],
     "modeling.pretraining_gtsa": ["GTSAForPreTraining", "GTSAForPreTrainingOutput"],
     "modeling.pretraining_loca": ["LOCAForPreTraining", "LOCAForPreTrainingOutput"],
     "training.arguments": ["GTSATrainingArguments", "LOCATrainingArguments", "TeacherStudentTrainingArguments"],

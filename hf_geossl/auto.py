@@ -7,7 +7,15 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, ViTImageP
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_geossl.modeling import modeling_gtsa, modeling_loca, pretraining_gtsa, pretraining_loca
+from hf_geossl.modeling import (
+    modeling_equicoherent,
+    modeling_gtsa,
+    modeling_loca,
+    pretraining_equicoherent,
+    pretraining_gtsa,
+    pretraining_loca,
+)
+from hf_geossl.modeling.configuration_equicoherent import EquiCoherentConfig
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.configuration_loca import LOCAConfig
 
@@ -32,6 +40,7 @@ def register_auto_classes() -> None:
     """Makes every Auto class of transformers open this library's models; called on `import hf_geossl`."""
     _register(GTSAConfig, modeling_gtsa, pretraining_gtsa)
     _register(LOCAConfig, modeling_loca, pretraining_loca)
+    _register(EquiCoherentConfig, modeling_equicoherent, pretraining_equicoherent)
 
 
 def load_backbone(path: str, **kwargs: Any) -> Any:

@@ -31,6 +31,7 @@ from hf_geossl.training.views_loca import LOCAViews
 # fields of a configuration that pretraining does not read, that a method fixes, or that a training argument sets
 _NOT_FOR_PRETRAINING = {
     "use_class_token",
+    "use_mask_token",
     "position_interpolation",
     "apply_layernorm",
     "reshape_hidden_states",

@@ -34,12 +34,16 @@ class Method:
         batch: Makes a batch for pretraining at 32 pixels.
         heads: Small sizes of its heads.
         code: Files beside configuration, models and pretraining that its saved folders hold.
+        pools_class_token: Whether its class token stands for an image, not the mean of the patch tokens.
+        centers: Buffers that its pretraining class keeps in float32.
     """
 
     name: str
     batch: Callable[..., dict[str, torch.Tensor]]
     heads: dict[str, Any] = field(default_factory=dict)
     code: frozenset[str] = frozenset()
+    pools_class_token: bool = False
+    centers: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -48,6 +52,10 @@ class Method:
     def kind(self, name: str) -> Any:
         """The class of one of KINDS."""
         return getattr(hf_geossl, self.name + name)
+
+    def pooled(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """What stands for an image, from all tokens of a trunk."""
+        return tokens[:, 0] if self.pools_class_token else tokens[:, int(model.config.use_class_token) :].mean(1)
 
     def config(self, **fields: Any) -> Any:
         """Small: 4 layers of width 32 on 4 x 4 patches of 8 pixels."""
@@ -102,13 +110,43 @@ def loca_batch(
     }
 
 
+def equicoherent_batch(
+    batch_size: int = 3,
+    num_local: int = 2,
+    size: int = 32,
+    local: int = 16,
+    num_intermediate: int = 2,
+    channels: int = 3,
+) -> dict[str, torch.Tensor]:
+    """Patches of 8 pixels; about a third of them masked."""
+    generator = torch.Generator().manual_seed(11)
+    shape = (batch_size, 2, channels, size, size)
+    return {
+        "global_pixel_values": torch.randn(shape, generator=generator),
+        "local_pixel_values": torch.randn(batch_size, num_local, channels, local, local, generator=generator),
+        "intermediate_pixel_values": torch.randn(batch_size, num_intermediate, *shape[2:], generator=generator),
+        "bool_masked_pos": torch.rand(batch_size, 2, size * size // 64, generator=generator) < 0.35,
+    }
+
+
 GTSA_HEADS = {"projector_hidden_size": 24, "projection_size": 20, "predictor_hidden_size": 28}
 GTSA_HEADS |= {"rotation_hidden_sizes": (16, 12), "roi_output_sizes": (4, 2), "num_matches": (6, 3)}
 LOCA_HEADS = {"head_hidden_size": 24, "head_bottleneck_size": 12, "num_prototypes": 20, "num_kept_query_tokens": 7}
 
+EQUICOHERENT_HEADS = {"patch_features": 24, "equivariant_features": 8, "num_prototypes": 20, "head_hidden_size": 28}
+EQUICOHERENT_HEADS |= {"head_bottleneck_size": 12, "decoder_hidden_size": 16, "projector_sizes": (20, 18)}
+
 METHODS = {
     "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry.py"})),
     "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca.py"})),
+    "equicoherent": Method(
+        "EquiCoherent",
+        equicoherent_batch,
+        EQUICOHERENT_HEADS,
+        frozenset({"heads_equicoherent.py", "objectives_hosts.py", "reconstruction.py"}),
+        pools_class_token=True,
+        centers=("class_center", "patch_center"),
+    ),
 }
 
 
@@ -131,7 +169,7 @@ def literal_positions(config: Any, table: torch.Tensor, rows: int, columns: int)
             triangle_weights(old, new).to(table) for old, new in zip(table.shape[:2], (rows, columns), strict=True)
         ]
         return torch.einsum("ik,jl,kld->ijd", *across, table)
-    offset = config.position_interpolation_offset
+    offset = getattr(config, "position_interpolation_offset", 0.0)
     factor = ((rows + offset) / table.shape[0], (columns + offset) / table.shape[1])
     return F.interpolate(table.permute(2, 0, 1)[None], scale_factor=factor, mode="bicubic")[0].permute(1, 2, 0)
 

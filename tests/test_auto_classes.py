@@ -325,7 +325,8 @@ def test_pipelines(method: Method, side: str, answers: Any, models: dict[str, An
     with torch.no_grad():
         outputs = method.trunk(models["pretraining"].teacher)(pixels)
         _close(tensors["pipeline/features"], outputs.last_hidden_state)
-        _close(tensors["pipeline/pooled"], outputs.last_hidden_state[:, -16:].mean(1))
+        pooled = method.pooled(models["pretraining"], outputs.last_hidden_state)
+        _close(tensors["pipeline/pooled"], pooled)
         scores = models["classification"](pixels).logits.softmax(-1)[0]
     assert dict(names["pipeline/classes"]) == pytest.approx(
         {f"LABEL_{index}": score for index, score in enumerate(scores.tolist())}, abs=1e-5

@@ -45,7 +45,7 @@ def test_trunk_equals_the_formulas_at_any_size_divisible_by_the_patch(method: Me
     assert outputs.last_hidden_state.shape == expected.shape
     assert expected.shape == (2, model.config.use_class_token + size[0] * size[1] // 64, 32)
     torch.testing.assert_close(outputs.last_hidden_state.double(), expected, rtol=0, atol=5e-5)
-    pooled = _patches(model, expected).mean(1)
+    pooled = method.pooled(model, expected)
     torch.testing.assert_close(outputs.pooler_output.double(), pooled, rtol=0, atol=5e-5)
 
 
@@ -333,13 +333,13 @@ def test_trunk_compiles_to_one_graph_equal_to_eager(method: Method) -> None:
 # ---- heads
 
 
-def test_classification_is_mean_patch_norm_linear(method: Method) -> None:
+def test_classification_is_pool_norm_linear(method: Method) -> None:
     model = method.model("ForImageClassification", num_labels=5, layer_norm_eps=1e-3)
     pixels, labels = images(4, 3, 24, 32), torch.tensor([0, 4, 2, 2])
     outputs = model(pixels, labels=labels)
-    mean = _patches(model, method.trunk(model)(pixels).last_hidden_state).mean(1)
-    mean = (mean - mean.mean(-1, keepdim=True)) / (mean.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
-    expected = (mean * model.norm.weight + model.norm.bias) @ model.classifier.weight.T + model.classifier.bias
+    pooled = method.pooled(model, method.trunk(model)(pixels).last_hidden_state)
+    pooled = (pooled - pooled.mean(-1, keepdim=True)) / (pooled.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
+    expected = (pooled * model.norm.weight + model.norm.bias) @ model.classifier.weight.T + model.classifier.bias
     torch.testing.assert_close(outputs.logits, expected, rtol=0, atol=1e-5)
     nll = -expected.log_softmax(-1)[torch.arange(4), labels].mean()
     assert outputs.loss.item() == pytest.approx(nll.item(), abs=1e-5)
@@ -541,7 +541,7 @@ def test_teacher_moves_by_the_formula_in_float32(method: Method, dtype: torch.dt
     for name, value in model.state_dict().items():
         if not name.startswith("teacher."):
             assert torch.equal(value, state[name]), name
-            assert value.dtype == dtype
+            assert value.dtype == (torch.float32 if name in method.centers else dtype)
             continue
         student = state[name.removeprefix("teacher.")].double()
         expected = 0.996 * state[name].double() + 0.004 * student
@@ -567,7 +567,7 @@ def test_forward_changes_nothing_and_only_the_student_is_trained_all_of_it(metho
     model = method.model("ForPreTraining", drop_path_rate=0.2).train()
     randomise(model.teacher, seed=5).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert [name for name, _ in model.named_buffers()] == []
+    assert tuple(name for name, _ in model.named_buffers()) == method.centers
     for _ in range(2):
         model(**method.batch()).loss.backward()
     for name, value in model.state_dict().items():

@@ -1,5 +1,6 @@
 """Configuration of the vision transformer trunk that all methods share."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -26,13 +27,18 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels (`int`, defaults to 3): Channels of the images.
         qkv_bias (`bool`, defaults to `True`): Whether queries, keys and values have a bias.
         use_class_token (`bool`, defaults to `True`): Whether a class token precedes the patch tokens.
+        num_register_tokens (`int`, defaults to 0): Register tokens after the class token; they have no position
+            (arXiv 2309.16588).
+        use_mask_token (`bool`, defaults to `False`): Whether there is an embedding that stands for masked patches.
+        layerscale_value (`float`, *optional*): Start of the scale that each residual branch learns for each channel
+            (arXiv 2103.17239); no scale when not given.
         position_interpolation (`str`, defaults to `"bicubic"`): How positions are resampled to other grids:
             `"bicubic"`, or `"bilinear"` with antialiasing where the grid shrinks.
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth of the last layer; grows linearly from 0.
         apply_layernorm (`bool`, defaults to `True`): Whether a backbone normalises its feature maps.
         reshape_hidden_states (`bool`, defaults to `True`): Whether a backbone returns maps `(batch, channels, height,
-            width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them; where
-            there is no class token, their mean stands in its place.
+            width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them, without
+            registers; where there is no class token, their mean stands in its place.
         semantic_loss_ignore_index (`int`, defaults to 255): Label that the segmentation loss leaves out.
         out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
 
@@ -52,6 +58,9 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_channels: int = 3
     qkv_bias: bool = True
     use_class_token: bool = True
+    num_register_tokens: int = 0
+    use_mask_token: bool = False
+    layerscale_value: float | int | None = None
     position_interpolation: str = "bicubic"
     drop_path_rate: float | int = 0.0
     apply_layernorm: bool = True
@@ -91,5 +100,9 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"position_interpolation must be 'bicubic' or 'bilinear', got {self.position_interpolation!r}"
             )
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens must be 0 or more, got {self.num_register_tokens}")
+        if self.layerscale_value is not None and not math.isfinite(self.layerscale_value):
+            raise ValueError(f"layerscale_value must be a number, or None for no scale, got {self.layerscale_value}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")

@@ -21,6 +21,7 @@ from .modeling_vit import (
     ViTEncoder,
     ViTMLPLinear,
     ViTPatchEmbeddings,
+    init_extra_tokens,
 )
 from .modeling_vit_tasks import (
     ViTTrunkBackbone,
@@ -56,6 +57,7 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """LeCun normal for patches and plain linear layers, Xavier uniform in attention (each of its square matrices) and MLPs."""
         if isinstance(module, ViTEmbeddings):
+            init_extra_tokens(module)
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
             if self.config.location_target == "self":  # no token is told its position, so that it can predict it

@@ -68,7 +68,7 @@ class ViTPatchEmbeddings(nn.Conv2d):
 
 
 class ViTEmbeddings(nn.Module):
-    """Patch tokens with position embeddings, a class token before them, for any image size divisible by the patch."""
+    """Patch tokens with positions, class token and registers before them, for any image size divisible by the patch."""
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
@@ -78,23 +78,33 @@ class ViTEmbeddings(nn.Module):
         self.position_interpolation_offset = getattr(config, "position_interpolation_offset", 0.0)
         self.patch_embeddings = ViTPatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
-        self.num_prefix_tokens = int(config.use_class_token)  # what precedes the patch tokens
-        num_positions = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        registers = config.num_register_tokens
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, config.hidden_size)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, config.hidden_size)) if config.use_mask_token else None
+        self.num_class_tokens = int(config.use_class_token)
+        self.num_prefix_tokens = self.num_class_tokens + registers  # what precedes the patch tokens
+        num_positions = self.num_class_tokens + self.grid_size[0] * self.grid_size[1]
         self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
 
     def forward(
-        self, pixel_values: torch.Tensor, kept_tokens: torch.Tensor | None = None, use_positions: bool = True
+        self,
+        pixel_values: torch.Tensor,
+        kept_tokens: torch.Tensor | None = None,
+        use_positions: bool = True,
+        bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`, class token first.
+        Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers,
+        patches.
 
         `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
-        `use_positions=False` adds none.
+        `use_positions=False` adds none; `bool_masked_pos (batch, patches)` puts the mask token in the place of patches.
         """
         tokens = self.patch_embeddings(pixel_values)  # (B, h, w, D)
-        prefix = self.num_prefix_tokens
+        if bool_masked_pos is not None:
+            tokens = self._mask(tokens, bool_masked_pos)
         if use_positions:
-            table = self.position_embeddings[0, prefix:].unflatten(0, self.grid_size)
+            table = self.position_embeddings[0, self.num_class_tokens :].unflatten(0, self.grid_size)
             tokens = tokens + resample_positions(
                 table,
                 tokens.shape[1],
@@ -105,10 +115,27 @@ class ViTEmbeddings(nn.Module):
         tokens = tokens.flatten(1, 2)
         if kept_tokens is not None:
             tokens = tokens[:, kept_tokens]
-        if self.cls_token is None:
+        prefix = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token + self.position_embeddings[:, :1] if use_positions else self.cls_token)
+        if self.register_tokens is not None:
+            prefix.append(self.register_tokens)
+        if not prefix:
             return tokens
-        cls_token = self.cls_token + self.position_embeddings[:, :1] if use_positions else self.cls_token
-        return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([*(token.expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
+
+    def _mask(self, tokens: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
+        """Puts the mask token in the place of some of `tokens (batch, rows, columns, hidden_size)`."""
+        batch_size, rows, columns, _ = tokens.shape
+        if self.mask_token is None:
+            raise ValueError("bool_masked_pos needs a mask token: set use_mask_token=True in the configuration")
+        if bool_masked_pos.shape != (batch_size, rows * columns) or bool_masked_pos.dtype != torch.bool:
+            raise ValueError(
+                f"bool_masked_pos must be bool of shape {(batch_size, rows * columns)}, got {bool_masked_pos.dtype} of "
+                f"{tuple(bool_masked_pos.shape)}"
+            )
+        masked = bool_masked_pos.view(batch_size, rows, columns, 1)
+        return torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
 
 
 def eager_attention_forward(
@@ -218,6 +245,18 @@ class ViTDropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
+class ViTLayerScale(nn.Module):
+    """Scales each channel of a residual branch by a learned factor (arXiv 2103.17239)."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch, tokens, hidden_size)` to the same shape."""
+        return hidden_states * self.weight
+
+
 class ViTLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer."""
 
@@ -227,12 +266,15 @@ class ViTLayer(GradientCheckpointingLayer):
         self.attention = ViTAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ViTMLP(config)
+        scaled = config.layerscale_value is not None
+        self.layer_scale1, self.layer_scale2 = (ViTLayerScale(config) if scaled else nn.Identity() for _ in range(2))
         self.drop_path = ViTDropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), **kwargs)[0])
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        attended = self.layer_scale1(self.attention(self.norm1(hidden_states), **kwargs)[0])
+        hidden_states = hidden_states + self.drop_path(attended)
+        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
 
 
 class GeometricViTPreTrainedModel(PreTrainedModel):
@@ -253,10 +295,13 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for linear layers, class token and positions; PyTorch's own for the patch convolution."""
-        if isinstance(module, ViTPatchEmbeddings):
+        """Truncated normal for linear layers, class token and positions; PyTorch's own for convolutions."""
+        if isinstance(module, nn.Conv2d):
             init_like_torch(module)
+        elif isinstance(module, ViTLayerScale):
+            init.constant_(module.weight, self.config.layerscale_value)
         elif isinstance(module, ViTEmbeddings):
+            init_extra_tokens(module)
             if module.cls_token is not None:
                 init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
@@ -281,6 +326,14 @@ def init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
     init.uniform_(module.weight, -bound, bound)
     if module.bias is not None:
         init.uniform_(module.bias, -bound, bound)
+
+
+def init_extra_tokens(module: ViTEmbeddings) -> None:
+    """Registers almost 0, as DINOv2's, the mask token 0, as iBOT's and DINOv2's."""
+    if module.register_tokens is not None:
+        init.normal_(module.register_tokens, std=1e-6)
+    if module.mask_token is not None:
+        init.zeros_(module.mask_token)
 
 
 class ViTEncoder(GeometricViTPreTrainedModel):

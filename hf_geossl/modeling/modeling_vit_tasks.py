@@ -38,6 +38,7 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
         pixel_values: torch.Tensor,
         kept_tokens: torch.Tensor | None = None,
         use_positions: bool = True,
+        bool_masked_pos: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
@@ -47,23 +48,34 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
             kept_tokens (`torch.Tensor` of shape `(kept,)`, *optional*): Raster indices of the patches that enter the
                 encoder, in this order; all by default.
             use_positions (`bool`, defaults to `True`): Whether position embeddings are added.
+            bool_masked_pos (`torch.Tensor` of shape `(batch, patches)`, bool, *optional*): Patches whose embeddings the
+                mask token replaces; needs `config.use_mask_token`.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state (batch, tokens, hidden_size)` after the final norm: patch
-            tokens in raster order, after the class token where `config.use_class_token`; `pooler_output
-            (batch, hidden_size)`, the mean of the patch tokens.
+            tokens in raster order, after the class token where `config.use_class_token` and the registers;
+            `pooler_output (batch, hidden_size)`, what `pool` makes of them.
 
         Raises:
             ValueError: If the image has another number of channels or a size that the patch does not divide.
         """
-        encoded = self.encoder(self.embeddings(pixel_values, kept_tokens, use_positions), **kwargs)
+        embedded = self.embeddings(pixel_values, kept_tokens, use_positions, bool_masked_pos)
+        encoded = self.encoder(embedded, **kwargs)
         tokens = self.layernorm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
-            pooler_output=tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1),
+            pooler_output=self.pool(tokens),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+    def patch_tokens(self, outputs: Any) -> torch.Tensor:
+        """The patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
+        return outputs.last_hidden_state[:, self.embeddings.num_prefix_tokens :]
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The feature `(batch, hidden_size)` that stands for an image: the mean of the patch tokens."""
+        return tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1)
 
 
 class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
@@ -103,8 +115,10 @@ class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
                 tokens = self.layernorm(tokens)
             if self.config.reshape_hidden_states:
                 tokens = tokens[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
-            elif not prefix:
-                tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+            else:
+                patches = tokens[:, prefix:]
+                first = tokens[:, :1] if self.config.use_class_token else patches.mean(dim=1, keepdim=True)
+                tokens = torch.cat([first, patches], dim=1)
             feature_maps.append(tokens)
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
@@ -112,7 +126,7 @@ class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
 
 
 class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
-    """Mean of the patch tokens, layer norm, linear classifier."""
+    """The trunk's `pooler_output`, layer norm, linear classifier."""
 
     accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
     trunk_class: type[ViTTrunkModel]
@@ -182,7 +196,7 @@ class ViTTrunkForSemanticSegmentation(GeometricViTPreTrainedModel):
             )
         trunk: Any = self.base_model
         outputs = trunk(pixel_values, **kwargs)
-        patches = outputs.last_hidden_state[:, trunk.embeddings.num_prefix_tokens :]
+        patches = trunk.patch_tokens(outputs)
         logits = self.classifier(patches)  # (B, N, num_labels)
         rows, columns = (side // self.config.patch_size for side in size)
         logits = logits.transpose(1, 2).unflatten(2, (rows, columns))

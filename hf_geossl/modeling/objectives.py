@@ -104,6 +104,21 @@ def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tup
     return -(log_probabilities * valid).sum() / count, correct.sum() / count
 
 
+def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """
+    Mean squared error of reconstructed images: `1/K sum_k mean (D_k - N(u_k))^2`.
+
+    Args:
+        reconstructions, targets (`torch.Tensor` of shape `(batch, K, channels, height, width)`): Normalised images.
+
+    Returns:
+        `torch.Tensor` of shape `()`: a mean over everything, 0 or more; no pixel is left out, black borders neither.
+
+    Source: arXiv 2503.18753, reconstruction of intermediate transformations.
+    """
+    return F.mse_loss(reconstructions.float(), targets.float())
+
+
 def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
     """
     Balances soft assignments over clusters: each round divides columns by their sums over the tokens of all processes,
@@ -144,6 +159,21 @@ class _MeanOverProcesses(torch.autograd.Function):
         return total / torch.distributed.get_world_size()
 
 
+def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
+    """
+    The mean of a tensor over all processes; its gradient is the true one once gradients are averaged over processes.
+
+    Args:
+        local (`torch.Tensor`): This process's, of the same shape everywhere.
+
+    Returns:
+        `torch.Tensor` of the same shape; the tensor itself where there is one process.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return _MeanOverProcesses.apply(local)
+    return local
+
+
 def patch_cluster_losses(
     cluster_logits: torch.Tensor, assignments: torch.Tensor, valid: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,8 +197,6 @@ def patch_cluster_losses(
     log_probabilities = F.log_softmax(cluster_logits.float() / temperature, dim=-1)
     cross_entropy = -(assignments.float() * log_probabilities).sum(dim=-1)
     cluster = (cross_entropy * valid).sum() / (valid.sum() + 1e-8)
-    mean = log_probabilities.exp().mean(dim=0)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        mean = _MeanOverProcesses.apply(mean)
+    mean = mean_over_processes(log_probabilities.exp().mean(dim=0))
     # a cluster that no token comes near: p log p and its gradient are 0 where the softmax has underflowed
     return cluster, (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

@@ -196,7 +196,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
     def _encode(self, views: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Predictions `(B, V, N, C)` and rotation logits `(B, V, 4)` of one group of views, and the trunk's outputs."""
         outputs = self.gtsa(views.flatten(0, 1), **kwargs)
-        maps = self.predictor(self.projector(outputs.last_hidden_state[:, 1:]))
+        maps = self.predictor(self.projector(self.gtsa.patch_tokens(outputs)))
         logits = self.rotation_head(outputs.pooler_output)
         shape = views.shape[:2]
         return maps.flatten(2).transpose(1, 2).unflatten(0, shape), logits.unflatten(0, shape), outputs
@@ -204,7 +204,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
     @torch.no_grad()
     def _encode_teacher(self, views: torch.Tensor) -> torch.Tensor:
         """Targets `(B, G, N, C)` of the global views."""
-        maps = self.teacher.projector(self.teacher.gtsa(views.flatten(0, 1)).last_hidden_state[:, 1:])
+        maps = self.teacher.projector(self.gtsa.patch_tokens(self.teacher.gtsa(views.flatten(0, 1))))
         return maps.flatten(2).transpose(1, 2).unflatten(0, views.shape[:2])
 
     @can_return_tuple

@@ -10,7 +10,8 @@ from .modeling_vit import GeometricViTPreTrainedModel
 class TeacherStudentModel(GeometricViTPreTrainedModel):
     """
     Base of the pretraining classes. A subclass sets `teacher`, a module whose children have the names of the student's,
-    after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`.
+    after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`. A method
+    without a teacher sets it to None.
     """
 
     accepts_loss_kwargs = False
@@ -29,11 +30,21 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
 
     def freeze_untrained(self) -> None:
         """Keeps gradients from the teacher; a subclass adds what else its objective does not train."""
-        self.teacher.requires_grad_(False)
+        if self.teacher is not None:
+            self.teacher.requires_grad_(False)
+
+    def after_step(self, momentum: float) -> None:
+        """What moves once per optimizer step, after the student has: here the teacher, see `update_teacher`."""
+        self.update_teacher(momentum)
+
+    def begin_step(self) -> None:
+        """Forgets what an optimizer step that did not come about has left behind."""
 
     def _teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         teachers: list[torch.Tensor] = []
         students: list[torch.Tensor] = []
+        if self.teacher is None:
+            return teachers, students
         for name, module in self.teacher.named_children():
             teachers += module.parameters()
             students += getattr(self, name).parameters()

@@ -72,5 +72,5 @@ class GTSATrainer(TeacherStudentTrainer):
         """Of the teacher, on each image's first global view: mean patch tokens, and the targets of all patches."""
         with self.compute_loss_context_manager():
             outputs = model.teacher.gtsa(inputs["global_pixel_values"][:, 0])
-            targets = model.teacher.projector(outputs.last_hidden_state[:, 1:])  # (B, C, side, side)
+            targets = model.teacher.projector(model.gtsa.patch_tokens(outputs))  # (B, C, side, side)
         return {"feature_spread": outputs.pooler_output, "target_spread": targets.transpose(0, 1).flatten(1).T}

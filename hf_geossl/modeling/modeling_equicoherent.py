@@ -1,0 +1,68 @@
+"""
+EquiCoherent models: trunk, backbone, image classification and semantic segmentation (arXiv 2503.18753).
+
+The pretraining class lives in a file of its own, which the following line lets travel with every saved folder:
+
+    from .pretraining_equicoherent import EquiCoherentForPreTraining
+"""
+
+from typing import ClassVar
+
+import torch
+
+from .configuration_equicoherent import EquiCoherentConfig
+from .modeling_vit import GeometricViTPreTrainedModel
+from .modeling_vit_tasks import (
+    ViTTrunkBackbone,
+    ViTTrunkForImageClassification,
+    ViTTrunkForSemanticSegmentation,
+    ViTTrunkModel,
+)
+
+
+class EquiCoherentPreTrainedModel(GeometricViTPreTrainedModel):
+    """Base of all EquiCoherent classes."""
+
+    config: EquiCoherentConfig
+    base_model_prefix = "equicoherent"
+    _auto_map: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_equicoherent.EquiCoherentConfig",
+        "AutoModel": "modeling_equicoherent.EquiCoherentModel",
+        "AutoBackbone": "modeling_equicoherent.EquiCoherentBackbone",
+        "AutoModelForImageClassification": "modeling_equicoherent.EquiCoherentForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_equicoherent.EquiCoherentForSemanticSegmentation",
+        "AutoModelForPreTraining": "pretraining_equicoherent.EquiCoherentForPreTraining",
+    }
+
+
+class EquiCoherentModel(EquiCoherentPreTrainedModel, ViTTrunkModel):
+    """The plain ViT trunk; its `pooler_output` is the class token."""
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The class token `(batch, hidden_size)`, which stands for an image."""
+        return tokens[:, 0]
+
+
+class EquiCoherentBackbone(EquiCoherentPreTrainedModel, ViTTrunkBackbone):
+    """Feature maps of chosen layers, for UperNet, DPT, Mask2Former and others that take a `backbone_config`."""
+
+
+class EquiCoherentForImageClassification(EquiCoherentPreTrainedModel, ViTTrunkForImageClassification):
+    """Class token, layer norm, linear classifier."""
+
+    trunk_class = EquiCoherentModel
+
+
+class EquiCoherentForSemanticSegmentation(EquiCoherentPreTrainedModel, ViTTrunkForSemanticSegmentation):
+    """A linear decoder on the patch tokens, resized bilinearly to the input."""
+
+    trunk_class = EquiCoherentModel
+
+
+__all__ = [
+    "EquiCoherentBackbone",
+    "EquiCoherentForImageClassification",
+    "EquiCoherentForSemanticSegmentation",
+    "EquiCoherentModel",
+    "EquiCoherentPreTrainedModel",
+]
