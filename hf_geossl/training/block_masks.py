@@ -27,7 +27,8 @@ def draw_block_masks(
     - "ibot": each view by itself stays unmasked with probability one half, or a share of its patches uniform in
       [0.1, 0.5] is asked for; blocks are no smaller than a third of the shorter side squared (less only at the end).
     - "dinov2": exactly half of all views (rounded down) are masked, chosen at random; of [0.1, 0.5] each gets a share
-      from a slice of its own; blocks have four patches or more (less only at the end).
+      from a slice of its own; blocks have four patches or more (less only at the end); that none exceeds half of a view follows: no view is
+      asked for more.
 
     Args:
         kind (`str`): "ibot" or "dinov2".
@@ -56,11 +57,11 @@ def draw_block_masks(
     patches = rows * columns
     if kind == "ibot":
         asked = _ibot_shares(rng, num_images)
-        blocks = _Blocks(rng, rows, columns, smallest=(min(rows, columns) // 3) ** 2, largest=patches)
+        blocks = _Blocks(rng, rows, columns, smallest=(min(rows, columns) // 3) ** 2)
         masks = [blocks.fill(share * patches) for share in asked]
     else:
         asked = _dinov2_shares(rng, num_images)
-        blocks = _Blocks(rng, rows, columns, smallest=DINOV2_SMALLEST_BLOCK, largest=MASKED_SHARE * patches)
+        blocks = _Blocks(rng, rows, columns, smallest=DINOV2_SMALLEST_BLOCK)
         masks = [blocks.fill(int(share * patches)) for share in asked]
     length = (patches + 7) // 8
     packed = np.frombuffer(b"".join(mask.to_bytes(length, "little") for mask in masks), np.uint8)
@@ -89,16 +90,16 @@ def _dinov2_shares(rng: random.Random, num_images: int) -> list[float]:
 class _Blocks:
     """Fills masks with rectangles. A mask is an integer with one bit a patch: uniting and counting take no loop."""
 
-    def __init__(self, rng: random.Random, rows: int, columns: int, smallest: float, largest: float) -> None:
+    def __init__(self, rng: random.Random, rows: int, columns: int, smallest: int) -> None:
         self.draw, self.rows, self.columns = rng.random, rows, columns
-        self.smallest, self.largest = smallest, largest
+        self.smallest = smallest
         self.stacks = [sum(1 << (row * columns) for row in range(height)) for height in range(rows + 1)]
 
     def fill(self, asked: float) -> int:
         """A mask of at most `asked` patches."""
         mask, remaining = 0, asked
         while remaining >= 1:
-            grown = self._add_block(mask, min(remaining, self.largest))
+            grown = self._add_block(mask, remaining)
             if grown == mask:
                 break
             mask, remaining = grown, asked - grown.bit_count()
