@@ -27,8 +27,8 @@ def draw_block_masks(
     - "ibot": each view by itself stays unmasked with probability one half, or a share of its patches uniform in
       [0.1, 0.5] is asked for; blocks are no smaller than a third of the shorter side squared (less only at the end).
     - "dinov2": exactly half of all views (rounded down) are masked, chosen at random; of [0.1, 0.5] each gets a share
-      from a slice of its own; blocks have four patches or more (less only at the end); that none exceeds half of a view follows: no view is
-      asked for more.
+      from a slice of its own; blocks have four patches or more (less only at the end). Half of a view is their most, as
+      no view is asked for more.
 
     Args:
         kind (`str`): "ibot" or "dinov2".
