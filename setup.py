@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "scikit-image>=0.22", "scikit-learn>=1.4", "timm>=1.0", "torchdata>=0.11"]
+TEST = ["lightly>=1.6", "pytest>=8", "scikit-image>=0.22", "scikit-learn>=1.4", "timm>=1.0", "torchdata>=0.11"]
 EVAL = ["evaluate>=0.4.6", "scikit-learn>=1.4"]
 
 setup(

@@ -15,16 +15,21 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from hf_geossl.modeling.configuration_equicoherent import EquiCoherentConfig
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.configuration_loca import LOCAConfig
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
-from hf_geossl.training.arguments import GTSATrainingArguments, LOCATrainingArguments
+from hf_geossl.training.arguments import EquiCoherentTrainingArguments, GTSATrainingArguments, LOCATrainingArguments
 from hf_geossl.training.color_recipe import ColorRecipe
 from hf_geossl.training.images import DEFAULT_MAX_PIXELS
+from hf_geossl.training.trainer_equicoherent import EquiCoherentTrainer
 from hf_geossl.training.trainer_gtsa import GTSATrainer
 from hf_geossl.training.trainer_loca import LOCATrainer
+from hf_geossl.training.transformation_path import TransformationPath
+from hf_geossl.training.views_equicoherent import EquiCoherentViews
 from hf_geossl.training.views_gtsa import GTSAViews
 from hf_geossl.training.views_loca import LOCAViews
 
@@ -103,6 +108,13 @@ class Method:
 METHODS = {
     "gtsa": Method(GTSAConfig, GTSAForPreTraining, GTSAViews, GTSATrainingArguments, GTSATrainer),
     "loca": Method(LOCAConfig, LOCAForPreTraining, LOCAViews, LOCATrainingArguments, LOCATrainer),
+    "equicoherent": Method(
+        EquiCoherentConfig,
+        EquiCoherentForPreTraining,
+        EquiCoherentViews,
+        EquiCoherentTrainingArguments,
+        EquiCoherentTrainer,
+    ),
 }
 
 
@@ -111,6 +123,9 @@ def _simple_type(annotation: Any, default: Any) -> Any:
     if isinstance(default, (tuple, list)):
         return list[type(default[0])]  # type: ignore[misc]
     options = typing.get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    sequences = [option for option in options if typing.get_origin(option) in (tuple, list)]
+    if default is None and sequences:
+        return list[typing.get_args(sequences[0])[0]] | None  # type: ignore[misc]
     simple = next((option for option in (float, int, bool, str) if option in options), str)
     return simple | None if default is None else simple
 
@@ -158,7 +173,7 @@ def _view_arguments(method: Method) -> type:
         for name, parameter in inspect.signature(method.views).parameters.items()
         if name not in method.shared
     }
-    return _dataclass_of("ViewArguments", fields, _described(ColorRecipe, method.views))
+    return _dataclass_of("ViewArguments", fields, _described(ColorRecipe, TransformationPath, method.views))
 
 
 class _Loader(yaml.SafeLoader):

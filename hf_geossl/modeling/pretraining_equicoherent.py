@@ -218,7 +218,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
 
     # ---- The hosts ----
 
-    def _invariant(self, module: Any, tokens: torch.Tensor) -> torch.Tensor:
+    def invariant(self, module: Any, tokens: torch.Tensor) -> torch.Tensor:
         """What the host's head of student or teacher sees of tokens `(..., hidden_size)`."""
         return module.split_head(tokens) if self.config.split == "feature" else tokens
 
@@ -246,7 +246,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         """Probabilities of the class tokens `(2, B, K)` and of the masked patches `(M, K)` of views `(B, 2, ...)`."""
         teacher = self.teacher
         outputs = teacher.equicoherent(views.flatten(0, 1))
-        scores = self._scores(teacher.head, self._invariant(teacher, outputs.pooler_output))  # (2B, K)
+        scores = self._scores(teacher.head, self.invariant(teacher, outputs.pooler_output))  # (2B, K)
         self._see("class_center", scores.sum(dim=0, keepdim=True), len(scores))
         targets = self._teacher_targets(scores.unflatten(0, (-1, 2)).transpose(0, 1), "class_center", temperature)
         if masked is None:
@@ -254,13 +254,13 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         head = teacher.head if self.config.shared_head else teacher.patch_head
         patches = teacher.equicoherent.patch_tokens(outputs)
         if self.config.host == "ibot" and self.training:  # its center is the mean over all patches, masked or not
-            features = head.bottleneck(self._invariant(teacher, patches)).flatten(0, 1)
+            features = head.bottleneck(self.invariant(teacher, patches)).flatten(0, 1)
             # the last layer is linear: the mean of scores is the score of the mean
             mean = head.prototypes(features.mean(dim=0, keepdim=True))[:, : self.config.num_prototypes]
             self._see("patch_center", mean * len(features), len(features))
             scores = head.prototypes(features[masked.flatten()])[:, : self.config.num_prototypes]
         else:
-            scores = self._scores(head, self._invariant(teacher, patches[masked]))  # (M, K)
+            scores = self._scores(head, self.invariant(teacher, patches[masked]))  # (M, K)
             self._see("patch_center", scores.sum(dim=0, keepdim=True), len(scores))
         return targets, self._teacher_targets(scores, "patch_center", temperature)
 
@@ -280,7 +280,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         if local_pixel_values is not None:
             local = self.equicoherent(local_pixel_values.flatten(0, 1)).pooler_output
             students = torch.cat([students, local.unflatten(0, local_pixel_values.shape[:2])], dim=1)
-        scores = self._scores(self.head, self._invariant(self, students)).transpose(0, 1)  # (V, B, K)
+        scores = self._scores(self.head, self.invariant(self, students)).transpose(0, 1)  # (V, B, K)
         components = {"class_loss": class_token_loss(scores, targets, config.student_temperature)}
         loss = config.class_loss_weight * components["class_loss"]
         if config.masks:
@@ -288,7 +288,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
                 components["patch_loss"] = 0.0 * components["class_loss"].detach()
             else:
                 head = self.head if config.shared_head else self.patch_head
-                scores = self._scores(head, self._invariant(self, patches[masked]))  # (M, K)
+                scores = self._scores(head, self.invariant(self, patches[masked]))  # (M, K)
                 components["patch_loss"] = patch_token_loss(
                     scores, cast(torch.Tensor, patch_targets), masked_patch_weights(masked), config.student_temperature
                 )
@@ -308,7 +308,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         config = self.config
         pooled = class_tokens if config.pool == "class" else patches.mean(dim=1).unflatten(0, (-1, 2))
         # the split is linear: its mean over patches is the split of their mean
-        first, second = (self.head(self._invariant(self, pooled[:, view])) for view in range(2))
+        first, second = (self.head(self.invariant(self, pooled[:, view])) for view in range(2))
         if config.host == "simclr":
             loss = nt_xent_loss(first, second, config.contrast_temperature)
             return loss, {"contrast_loss": loss}

@@ -41,20 +41,22 @@ class TeacherCallback(TrainerCallback):
             if group.get("decayed"):
                 group["weight_decay"] = self.trainer.weight_decay_at(state.global_step)
         self.trainer.begin_step()
+        self.trainer.accelerator.unwrap_model(self.trainer.model).begin_step()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stops the run before a loss that is not finite can reach the weights."""
         self.trainer.check_finite()
+        self.trainer.before_optimizer_step()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Moves the teacher after the student has moved; not where the gradient scaler skipped the step."""
+        """Moves teacher and centers after the student has moved; not where the gradient scaler skipped the step."""
         if not self.trainer.accelerator.optimizer_step_was_skipped:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            model.update_teacher(self.trainer.teacher_momentum_at(state.global_step))
+            model.after_step(self.trainer.teacher_momentum_at(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the step for the log line, before it is written."""
@@ -89,7 +91,7 @@ class CollapseCallback(TrainerCallback):
             if logs.get(name, 1.0) < COLLAPSED_SPREAD:
                 self._warn(
                     name,
-                    f"collapse: at step {state.global_step} the teacher gives nearly the same {what} ({name} "
+                    f"collapse: at step {state.global_step} the model gives nearly the same {what} ({name} "
                     f"{logs[name]:.4f}; 1 is even, 0 the same). Lower the learning rate, raise teacher_momentum or "
                     "lengthen the warm-up; going on is unlikely to help.",
                 )

@@ -64,6 +64,23 @@ METHODS = {
             "num_prototypes",
         ),
     ),
+    "equicoherent": MethodCard(
+        "EquiCoherent",
+        "[arXiv 2503.18753](https://arxiv.org/abs/2503.18753)",
+        "Beside the loss of its host method it reconstructs the images between an image and its transformed state from a "
+        "part of the patch features, which therefore keep what the transformation did.",
+        "the class token",
+        (
+            "host",
+            "transformation",
+            "num_intermediate",
+            "reconstruction_weight",
+            "split",
+            "patch_features",
+            "equivariant_features",
+            "num_prototypes",
+        ),
+    ),
 }
 _TRUNK_FIELDS = (
     "hidden_size",
@@ -101,7 +118,7 @@ def export_model(
     model: Any,
     output_dir: str | Path,
     *,
-    weights: str = "teacher",
+    weights: str | None = None,
     image_processor: Any = None,
     run: "TeacherStudentTrainer | None" = None,
 ) -> Path:
@@ -111,9 +128,9 @@ def export_model(
     Files are written beside the folder first and then moved in one by one; files of other names stay.
 
     Args:
-        model (`PreTrainedModel`): A `...ForPreTraining` model, with `teacher`.
+        model (`PreTrainedModel`): A `...ForPreTraining` model.
         output_dir (`str` or `Path`): The folder.
-        weights (`"teacher"` or `"student"`): Whose trunk.
+        weights (`"teacher"` or `"student"`, *optional*): Whose trunk; the teacher's by default, where there is one.
         image_processor (*optional*): Saved beside the model.
         run (`TeacherStudentTrainer`, *optional*): The run to describe on the model card; no card without one.
 
@@ -121,10 +138,14 @@ def export_model(
         `Path`: The folder.
 
     Raises:
-        ValueError: For other `weights`.
+        ValueError: For other `weights`, or a teacher that the method does not have.
     """
+    if weights is None:
+        weights = "student" if model.teacher is None else "teacher"
     if weights not in ("teacher", "student"):
         raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
+    if weights == "teacher" and model.teacher is None:
+        raise ValueError("weights must be 'student': this method has no teacher, got 'teacher'")
     prefix = model.base_model_prefix
     source = getattr(model.teacher, prefix) if weights == "teacher" else getattr(model, prefix)
     trunk = copy.deepcopy(source)  # not made anew, which would draw random numbers
@@ -226,7 +247,9 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
         views=run.views.describe(),
         learning_rate=f"{args.learning_rate:.3g}",
         weight_decay=_from_to(args.weight_decay, args.weight_decay_end),
-        teacher_momentum=_from_to(args.teacher_momentum, args.teacher_momentum_end),
+        teacher_momentum=None
+        if run.model.teacher is None
+        else _from_to(args.teacher_momentum, args.teacher_momentum_end),
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         seed=args.seed,
         losses=_measured_losses(state.log_history, run.metrics),

@@ -79,7 +79,7 @@ class PictureCallback(TrainerCallback):
 
     def _trunk(self) -> Any:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return getattr(model.teacher, model.base_model_prefix)
+        return getattr(model if model.teacher is None else model.teacher, model.base_model_prefix)
 
     def keep(self, batch: dict[str, torch.Tensor]) -> None:
         """Keeps some crops of the run's first batch and what the untrained teacher sees in them."""

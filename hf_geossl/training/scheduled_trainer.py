@@ -44,16 +44,26 @@ class ScheduledTrainer(StreamTrainer):
         return self.lr_scheduler
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """transformers' optimizer, its decayed parameter groups marked for the schedule."""
+        """transformers' optimizer; groups know whether they are decayed, and have `learning_rate_share` of the rate."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if created:
             trained = self.model if model is None else model
             names = set(self.get_decay_parameter_names(trained))
             decayed = {id(parameter) for name, parameter in trained.named_parameters() if name in names}
+            shares = {id(parameter): self.learning_rate_share(name) for name, parameter in trained.named_parameters()}
+            groups = []
             for group in optimizer.param_groups:
                 group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
+                for share in sorted({shares[id(parameter)] for parameter in group["params"]}, reverse=True):
+                    chosen = [parameter for parameter in group["params"] if shares[id(parameter)] == share]
+                    groups.append({**group, "params": chosen, "lr": group["lr"] * share})
+            optimizer.param_groups[:] = groups  # there is no state yet
         return optimizer
+
+    def learning_rate_share(self, name: str) -> float:
+        """Learning rate of a parameter as a share of the run's."""
+        return 1.0
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Trained tensors of two or more dimensions that are no bias: class token and positions too (GTSA, 2.7)."""

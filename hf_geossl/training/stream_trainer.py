@@ -57,7 +57,7 @@ class StreamTrainer(Trainer):
         if train_dataset is not None and args.max_steps <= 0:
             args.max_steps = _steps_of_epochs(args, train_dataset)
         if args.base_learning_rate is not None:
-            args.learning_rate = args.base_learning_rate * args.global_batch_size / 256
+            args.learning_rate = args.scaled_learning_rate
         self.views = views
         self._batches: StreamBatches | None = None
         self._resume: list[dict[str, Any]] | None = None

@@ -54,7 +54,8 @@ class TeacherStudentTrainer(ScheduledTrainer):
         ValueError: If the views do not fit the model, or the length of the run is not known.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ()  # outputs of the model that are logged beside the losses
+    metrics: ClassVar[tuple[str, ...]] = ()  # outputs of the model that are logged beside the losses: shares,
+    quantities: ClassVar[tuple[str, ...]] = ()  # and other numbers
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class TeacherStudentTrainer(ScheduledTrainer):
             raise TypeError(f"args must be {type(self).__name__}'s training arguments, got {type(args).__name__}")
         if model is not None and not hasattr(model, "update_teacher"):
             raise TypeError(f"model must be a ...ForPreTraining model with a teacher, got {type(model).__name__}")
-        views = self.default_views() if views is None else views
+        views = self.default_views(model) if views is None else views
         if model is not None:
             self.check_views(model, views)
         size = (views.global_size, views.global_size)
@@ -94,8 +95,8 @@ class TeacherStudentTrainer(ScheduledTrainer):
 
     # ---- What a method says about itself ----
 
-    def default_views(self) -> Views:
-        """The method's views with the paper's settings."""
+    def default_views(self, model: Any) -> Views:
+        """The method's views with the paper's settings, for a model (None where `model_init` will make it)."""
         raise TypeError(f"{type(self).__name__} has no views of its own: use a method's trainer, or give views=")
 
     def check_views(self, model: Any, views: Views) -> None:
@@ -108,6 +109,9 @@ class TeacherStudentTrainer(ScheduledTrainer):
     def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Features `(rows, channels)` whose spread tells collapse, by the name that their spread is logged under."""
         raise TypeError(f"{type(self).__name__} does not say which features to probe")
+
+    def before_optimizer_step(self) -> None:
+        """What happens to clipped gradients before they move the weights."""
 
     def chance_levels(self) -> dict[str, float]:
         """What the logged losses are where nothing has been learned, for the alarm."""
@@ -185,23 +189,24 @@ class TeacherStudentTrainer(ScheduledTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _parts_of(self, outputs: Any) -> dict[str, torch.Tensor]:
-        """Losses and metrics among a model's outputs."""
+        """Losses, metrics and quantities among a model's outputs and their `components`."""
         return {
             name: value.detach().float()
-            for name, value in outputs.items()
-            if name.endswith("_loss") or name in self.metrics
+            for name, value in (*outputs.items(), *(outputs.get("components") or {}).items())
+            if name.endswith("_loss") or name in self.metrics or name in self.quantities
         }
 
     @torch.no_grad()
     def _probe(self, inputs: dict[str, Any]) -> None:
         model = self.accelerator.unwrap_model(self.model)
-        training = model.teacher.training
-        model.teacher.eval()  # stochastic depth would draw numbers that the run needs
+        probed = model if model.teacher is None else model.teacher
+        training = probed.training
+        probed.eval()  # stochastic depth would draw numbers that the run needs
         for name, features in self.probe_features(model, inputs).items():
             if len(features) > 1:
                 deviations = F.normalize(features.float(), dim=-1).std(dim=0, correction=0)
                 self._spreads[name] = deviations.norm().item()  # 0 where all are the same, 1 where they are even
-        model.teacher.train(training)
+        probed.train(training)
 
     def check_finite(self) -> None:
         """
@@ -291,7 +296,8 @@ class TeacherStudentTrainer(ScheduledTrainer):
             logs.update(self._means(self._parts, self._steps_since_log))
             step = max(self.state.global_step - 1, 0)
             logs["weight_decay"] = self.weight_decay_at(step)
-            logs["teacher_momentum"] = self.teacher_momentum_at(step)
+            if self.model.teacher is not None:
+                logs["teacher_momentum"] = self.teacher_momentum_at(step)
             logs.update(self._spreads)
             if self._batches is not None:
                 logs["skipped_images"] = self._batches.skipped_images
@@ -370,16 +376,18 @@ class TeacherStudentTrainer(ScheduledTrainer):
         self._steps_since_log += 1
         self._steps_timed += 1
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False, weights: str = "teacher") -> None:
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False, weights: str | None = None
+    ) -> None:
         """
         Exports the trunk as a folder that `AutoModel` opens, with image processor, code and model card.
 
         Args:
             output_dir (`str`, *optional*): The folder; `args.output_dir` by default.
-            weights (`"teacher"` or `"student"`): Whose trunk.
+            weights (`"teacher"` or `"student"`, *optional*): Whose trunk; the teacher's by default, where there is one.
 
         Raises:
-            ValueError: For other `weights`.
+            ValueError: For other `weights`, or a teacher that the method does not have.
         """
         if _internal_call:  # a checkpoint holds the whole pretraining model
             super().save_model(output_dir, _internal_call=True)

@@ -40,7 +40,7 @@ class GTSATrainer(TeacherStudentTrainer):
             if getattr(self.args, name) is not None:
                 setattr(self.model.config, name, getattr(self.args, name))
 
-    def default_views(self) -> GTSAViews:
+    def default_views(self, model: Any) -> GTSAViews:
         """Two global views of 224 pixels and eight local ones of 96."""
         return GTSAViews()
 

@@ -40,7 +40,7 @@ class LOCATrainer(TeacherStudentTrainer):
     views: LOCAViews
     metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
 
-    def default_views(self) -> LOCAViews:
+    def default_views(self, model: Any) -> LOCAViews:
         """A reference and a random query of 224 pixels, nine focal queries of 96."""
         return LOCAViews()
 

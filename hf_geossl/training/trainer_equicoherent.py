@@ -1,0 +1,109 @@
+"""`EquiCoherentTrainer`: pretraining of a host method with the reconstruction of intermediate images (arXiv 2503.18753)."""
+
+import math
+import re
+from typing import Any, ClassVar
+
+import torch
+
+from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
+from hf_geossl.training.arguments import EquiCoherentTrainingArguments
+from hf_geossl.training.schedules import steps_of
+from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.training.views_equicoherent import EquiCoherentViews
+
+_LAYER = re.compile(r"equicoherent\.encoder\.layer\.(\d+)\.")
+
+
+class EquiCoherentTrainer(TeacherStudentTrainer):
+    """
+    Trains an `EquiCoherentForPreTraining` on a stream.
+
+    Args:
+        model (`EquiCoherentForPreTraining`): The model.
+        args (`EquiCoherentTrainingArguments`): The training arguments.
+        train_dataset, eval_dataset, views, **kwargs: As `TeacherStudentTrainer`; `views` defaults to those of the model's
+            host and transformation.
+
+    Example:
+        ```python
+        from hf_geossl import (
+            EquiCoherentConfig,
+            EquiCoherentForPreTraining,
+            EquiCoherentTrainer,
+            EquiCoherentTrainingArguments,
+            load_stream,
+        )
+
+        args = EquiCoherentTrainingArguments(output_dir="run", max_steps=1000, per_device_train_batch_size=64)
+        model = EquiCoherentForPreTraining(EquiCoherentConfig(host="ibot", transformation="se2"))
+        trainer = EquiCoherentTrainer(model, args, train_dataset=load_stream("my/images"))
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    args: EquiCoherentTrainingArguments
+    views: EquiCoherentViews
+    quantities: ClassVar[tuple[str, ...]] = ("teacher_entropy", "prediction_diversity")
+
+    def default_views(self, model: Any) -> EquiCoherentViews:
+        """The host's own views, the second global one transformed as the model says."""
+        if model is None:
+            return EquiCoherentViews()
+        config = model.config
+        return EquiCoherentViews(config.host, config.transformation, config.num_intermediate, config.patch_size)
+
+    def check_views(self, model: Any, views: Any) -> None:
+        """Raises a ValueError where the views are another host's or not those that the model reconstructs."""
+        for name in ("host", "transformation", "num_intermediate", "patch_size"):
+            ours, theirs = getattr(views, name), getattr(model.config, name)
+            if ours != theirs:
+                raise ValueError(f"{name} of the views must be the model's, {theirs!r}, got {ours!r}")
+
+    def model_arguments(self, step: int) -> dict[str, Any]:
+        """The teacher's temperature."""
+        return {"teacher_temperature": self.teacher_temperature_at(step)} if self.model.config.has_teacher else {}
+
+    def teacher_temperature_at(self, step: int) -> float:
+        """Linear from `teacher_temperature_start` to the model's, then constant."""
+        warmup = steps_of(self.args.teacher_temperature_warmup, self.state.max_steps)
+        start, end = self.args.teacher_temperature_start, self.model.config.teacher_temperature
+        return end if step >= warmup else start + (end - start) * step / warmup
+
+    def before_optimizer_step(self) -> None:
+        """Keeps the prototypes where they are at the start of the run, as DINO does for its first epoch."""
+        if self.state.global_step < steps_of(self.args.freeze_last_layer, self.state.max_steps):
+            for module in self.accelerator.unwrap_model(self.model).modules():
+                if isinstance(module, PrototypeLinear):
+                    for parameter in module.parameters():
+                        parameter.grad = None
+
+    def learning_rate_share(self, name: str) -> float:
+        """DINOv2's: `layer_decay` for each layer above a parameter, and a share of its own for the patch embedding."""
+        if not name.startswith("equicoherent."):
+            return 1.0
+        depth = self.model.config.num_hidden_layers
+        layer = _LAYER.match(name)
+        above = depth - int(layer.group(1)) if layer else 0
+        if name.startswith("equicoherent.embeddings."):
+            above = depth + 1
+        share = self.args.layer_decay**above
+        return share * self.args.patch_embed_learning_rate if ".patch_embeddings." in name else share
+
+    def chance_levels(self) -> dict[str, float]:
+        """All prototypes as likely: a class loss or a teacher's entropy that stays there has never started."""
+        if not self.model.config.has_teacher:
+            return {}
+        uniform = math.log(self.model.config.num_prototypes)
+        return {"class_loss": uniform, "teacher_entropy": uniform}
+
+    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """On the first global views: class tokens, of the teacher where there is one, and what it is compared by."""
+        module = model if model.teacher is None else model.teacher
+        with self.compute_loss_context_manager():
+            outputs = module.equicoherent(inputs["global_pixel_values"][:, 0])
+            spreads = {"feature_spread": outputs.pooler_output}
+            if model.teacher is not None:
+                spreads["target_spread"] = module.head.bottleneck(model.invariant(module, outputs.pooler_output))
+        return spreads
