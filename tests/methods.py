@@ -191,18 +191,25 @@ def literal_trunk(
     pixel_values: torch.Tensor,
     kept_tokens: list[int] | None = None,
     use_positions: bool = True,
+    bool_masked_pos: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The trunk in float64 from the weights alone, image by image and head by head; `(batch, tokens, hidden_size)`."""
+    """
+    The trunk in float64 from the weights alone, image by image and head by head; `(batch, tokens, hidden_size)`:
+    class token, registers, patches.
+    """
     width, heads, patch = config.hidden_size, config.num_attention_heads, config.patch_size
     state = {name: value.double() for name, value in state.items()}
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        scale = (centred.pow(2).mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
-        return centred / scale * state[f"{name}.weight"] + state[f"{name}.bias"]
+        deviation = (centred.pow(2).mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
+        return centred / deviation * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def scale(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x * state[f"{name}.weight"] if config.layerscale_value is not None else x
 
     kernel = state["embeddings.patch_embeddings.weight"].flatten(1)
     rows, columns = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
@@ -212,13 +219,16 @@ def literal_trunk(
     table = positions[prefix:].reshape(grid_rows, grid_columns, width)
     table = literal_positions(config, table, rows, columns).flatten(0, 1)
     found = []
-    for image in pixel_values.double():
+    for place, image in enumerate(pixel_values.double()):
         tokens = []
         for cell in range(rows * columns) if kept_tokens is None else kept_tokens:
             y, x = cell // columns * patch, cell % columns * patch
             token = kernel @ image[:, y : y + patch, x : x + patch].flatten()
             token = token + state["embeddings.patch_embeddings.bias"]
+            if bool_masked_pos is not None and bool_masked_pos[place, cell]:
+                token = state["embeddings.mask_token"][0]
             tokens.append(token + table[cell] if use_positions else token)
+        tokens = [*state.get("embeddings.register_tokens", torch.zeros(1, 0, width).double())[0], *tokens]
         if prefix:
             first = state["embeddings.cls_token"][0, 0]
             tokens.insert(0, first + positions[0] if use_positions else first)
@@ -229,7 +239,8 @@ def literal_trunk(
             mixed = []
             for one_q, one_k, one_v in zip(*(t.chunk(heads, dim=-1) for t in (q, k, v)), strict=True):
                 mixed.append((one_q @ one_k.T / (width // heads) ** 0.5).softmax(-1) @ one_v)
-            x = x + linear(torch.cat(mixed, dim=-1), f"{name}.attention.projection")
-            x = x + literal_mlp(config, norm(x, f"{name}.norm2"), linear, f"{name}.mlp.fc1", f"{name}.mlp.fc2")
+            x = x + scale(linear(torch.cat(mixed, dim=-1), f"{name}.attention.projection"), f"{name}.layer_scale1")
+            hidden = literal_mlp(config, norm(x, f"{name}.norm2"), linear, f"{name}.mlp.fc1", f"{name}.mlp.fc2")
+            x = x + scale(hidden, f"{name}.layer_scale2")
         found.append(norm(x, "layernorm"))
     return torch.stack(found)
