@@ -13,6 +13,7 @@ from .configuration_equicoherent import EquiCoherentConfig
 from .heads_equicoherent import GlobalBatchNorm, Projector, PrototypeHead, PrototypeLinear, SplitHead
 from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedModel
 from .modeling_vit import ViTDropPath
+from .objectives import reconstruction_loss
 from .objectives_hosts import (
     class_token_loss,
     koleo_loss,
@@ -39,7 +40,8 @@ class EquiCoherentForPreTrainingOutput(ModelOutput):
             where nothing is reconstructed.
         components (`dict[str, torch.Tensor]`): The host's parts, unweighted: `class_loss`, `patch_loss`, `koleo_loss`;
             `invariance_loss`, `variance_loss`, `covariance_loss`; or `contrast_loss`; with a teacher also
-            `teacher_entropy` and `prediction_diversity` of its class tokens, in nats, without gradient.
+            `teacher_entropy` and `prediction_diversity` of its class tokens, in nats, without gradient; where something
+            is reconstructed also `mean_image_loss`, what the batch's mean images would reach as reconstructions.
         reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
             with `reconstruct_final`.
         hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,
@@ -375,6 +377,9 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             first, second = self._equivariant(patches).unflatten(0, (-1, 2)).unbind(1)  # (B, N, d_equi) each
             grid = (views.shape[-2] // config.patch_size, views.shape[-1] // config.patch_size)
             reconstruction, reconstructions = self.reconstruction(first, second, targets, grid)
+            components["mean_image_loss"] = reconstruction_loss(
+                targets.mean(dim=0, keepdim=True).expand_as(targets), targets
+            )
             loss = host_loss + config.reconstruction_weight * reconstruction
         return EquiCoherentForPreTrainingOutput(
             loss=loss,
