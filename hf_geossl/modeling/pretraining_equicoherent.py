@@ -115,9 +115,10 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
                 self.register_buffer("patch_center", torch.zeros(1, config.num_prototypes))
         self.reconstruction = None
         if config.num_decoders:
-            self.reconstruction = ReconstructionTask(
-                config.equivariant_features, config.num_decoders, config.decoder_hidden_size, config.num_channels
-            )
+            with torch.random.fork_rng(devices=[]):  # what constructors draw is drawn again by post_init
+                self.reconstruction = ReconstructionTask(
+                    config.equivariant_features, config.num_decoders, config.decoder_hidden_size, config.num_channels
+                )
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # sums of the teacher's scores, and how many
         self.post_init()
         self.copy_student_to_teacher()
@@ -197,7 +198,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         if global_pixel_values.ndim != 5 or global_pixel_values.shape[1] != 2:
             raise ValueError(
                 "global_pixel_values must have shape (batch, 2, channels, height, width), the second view transformed, "
-                f"got {tuple(global_pixel_values.shape)}"
+                f"got {tuple(global_pixel_values.shape)}; make two global views an image and stack them"
             )
         if local_pixel_values is not None:
             if not self.config.has_teacher:
@@ -208,14 +209,14 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             if local_pixel_values.ndim != 5 or len(local_pixel_values) != len(global_pixel_values):
                 raise ValueError(
                     f"local_pixel_values must have shape ({len(global_pixel_values)}, views, channels, height, width), "
-                    f"got {tuple(local_pixel_values.shape)}"
+                    f"got {tuple(local_pixel_values.shape)}; stack the local views of each image"
                 )
         if bool_masked_pos is not None:
             patches = global_pixel_values[0, 0, 0].numel() // self.config.patch_size**2
             if bool_masked_pos.shape != (len(global_pixel_values), 2, patches):
                 raise ValueError(
                     f"bool_masked_pos must have shape {(len(global_pixel_values), 2, patches)}, "
-                    f"got {tuple(bool_masked_pos.shape)}"
+                    f"got {tuple(bool_masked_pos.shape)}; mask the patches of both global views at their size"
                 )
 
     # ---- The hosts ----
