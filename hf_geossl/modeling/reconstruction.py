@@ -107,7 +107,7 @@ def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, co
         `torch.Tensor` of shape `(batch, num_intermediate [+ 1], channels, height, width)`.
 
     Raises:
-        ValueError: If the intermediate images are missing.
+        ValueError: If the intermediate images are missing, or are not as many or as large as expected.
     """
     if intermediate_pixel_values is None:
         if config.num_intermediate:
@@ -116,6 +116,13 @@ def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, co
                 "the views with the same transformation, or set reconstruction_weight=0"
             )
         intermediate_pixel_values = final[:, None][:, :0]
+    expected = (len(final), config.num_intermediate, *final.shape[1:])
+    if intermediate_pixel_values.shape != expected:
+        raise ValueError(
+            f"intermediate_pixel_values must have shape {expected}, (batch, num_intermediate, channels, height, width) at "
+            f"the size of the transformed view, got {tuple(intermediate_pixel_values.shape)}; give num_intermediate to the "
+            "views too"
+        )
     if config.reconstruct_final:
         return torch.cat([intermediate_pixel_values, final[:, None]], dim=1)
     return intermediate_pixel_values
