@@ -44,6 +44,7 @@ _NOT_FOR_PRETRAINING = {
     "correspondence_weight",
     "rotation_weight",
 }
+_PREFIXED = {"split": "model_split"}  # fields of a configuration that data arguments have the name of
 _NOT_FOR_METHOD = {"loca": {"initializer_range"}}  # it has its own initialisation
 
 
@@ -127,7 +128,7 @@ def _simple_type(annotation: Any, default: Any) -> Any:
     if default is None and sequences:
         return list[typing.get_args(sequences[0])[0]] | None  # type: ignore[misc]
     simple = next((option for option in (float, int, bool, str) if option in options), str)
-    return simple | None if default is None else simple
+    return simple | None if default is None or type(None) in options else simple
 
 
 def _described(*classes: type) -> dict[str, str]:
@@ -157,14 +158,24 @@ def _dataclass_of(name: str, fields: dict[str, tuple[Any, Any]], help_texts: dic
 
 
 def _model_arguments(config: Any) -> type:
-    own = {**GeometricViTConfig.__annotations__, **config.__annotations__}
+    bases = [base for base in reversed(config.__mro__) if issubclass(base, GeometricViTConfig)]
+    own = {name for base in bases for name in base.__annotations__}
     left_out = _NOT_FOR_PRETRAINING | _NOT_FOR_METHOD.get(config.model_type, set())
     fields = {
-        entry.name: (entry.type, entry.default)
+        _PREFIXED.get(entry.name, entry.name): (entry.type, entry.default)
         for entry in dataclasses.fields(config)
         if entry.name in own and not entry.name.startswith("_") and entry.name not in left_out
     }
-    return _dataclass_of("ModelArguments", fields, _described(GeometricViTConfig, config))
+    described = _described(*bases)
+    return _dataclass_of(
+        "ModelArguments", fields, {_PREFIXED.get(name, name): text for name, text in described.items()}
+    )
+
+
+def model_fields(model_arguments: Any) -> dict[str, Any]:
+    """The fields of a configuration, from the model arguments of `parse_pretrain`."""
+    names = {given: name for name, given in _PREFIXED.items()}
+    return {names.get(name, name): value for name, value in dataclasses.asdict(model_arguments).items()}
 
 
 def _view_arguments(method: Method) -> type:

@@ -152,10 +152,10 @@ class PauseCallback(TrainerCallback):
 class ImagesProgressCallback(ProgressCallback):
     """transformers' progress bar, with the loss and images a second beside it."""
 
-    def __init__(self, images_per_step: int, metrics: Sequence[str] = ()) -> None:
+    def __init__(self, images_per_step: int, metrics: Sequence[str] = (), quantities: Sequence[str] = ()) -> None:
         super().__init__()
         self.images_per_step = images_per_step
-        self.metrics = metrics
+        self.metrics, self.quantities = metrics, quantities
         self.loss = ""
 
     def on_train_begin(
@@ -191,11 +191,11 @@ class ImagesProgressCallback(ProgressCallback):
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
         if "loss" not in logs:
-            line = ", ".join(describe_losses(logs, self.metrics, prefix="eval_"))
+            line = ", ".join(describe_losses(logs, self.metrics, self.quantities, prefix="eval_"))
             self.training_bar.write(f"step {state.global_step}, {logs['eval_images']} held-out images: {line}")
             return
         self.loss = f"loss {logs['loss']:.3f}"
-        parts = describe_losses(logs, self.metrics)
+        parts = describe_losses(logs, self.metrics, self.quantities)
         spreads = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
         speed = [f"{logs['images_per_second']:.1f} images/s"] if "images_per_second" in logs else []
         skipped = [f"{logs['skipped_images']} images skipped"] if logs.get("skipped_images") else []
@@ -204,19 +204,22 @@ class ImagesProgressCallback(ProgressCallback):
         self.training_bar.write(f"step {state.global_step}: {line}")
 
 
-def describe_losses(logs: dict[str, float], metrics: Sequence[str], prefix: str = "") -> list[str]:
+def describe_losses(
+    logs: dict[str, float], metrics: Sequence[str], quantities: Sequence[str] = (), prefix: str = ""
+) -> list[str]:
     """
     Losses and metrics of a log line in words.
 
     Args:
         logs (`dict[str, float]`): The log line.
-        metrics (`Sequence[str]`): Names of the metrics; they are shares.
+        metrics, quantities (`Sequence[str]`): Names of what stands beside the losses: shares, and other numbers.
         prefix (`str`): What their names in `logs` begin with.
 
     Returns:
-        `list[str]`: "loss 1.234", the parts, the metrics in percent.
+        `list[str]`: "loss 1.234", the parts, the quantities, the metrics in percent.
     """
     named = {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
     parts = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in named.items() if name.endswith("_loss")]
     shares = [f"{name.replace('_', ' ')} {100 * named[name]:.1f} %" for name in metrics if name in named]
+    parts += [f"{name} {named[name]:.3f}" for name in quantities if name in named]
     return [f"loss {named['loss']:.3f}", *(part.replace("_", " ") for part in parts), *shares]

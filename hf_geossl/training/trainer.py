@@ -91,7 +91,7 @@ class TeacherStudentTrainer(ScheduledTrainer):
         for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels()), self.pause, *self._pictures):
             self.add_callback(callback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(ImagesProgressCallback(self.args.global_batch_size, self.metrics))
+            self.add_callback(ImagesProgressCallback(self.args.global_batch_size, self.metrics, self.quantities))
 
     # ---- What a method says about itself ----
 
@@ -273,7 +273,7 @@ class TeacherStudentTrainer(ScheduledTrainer):
 
     def describe_evaluation(self, measured: dict[str, float]) -> str:
         """What `evaluate` has returned, in a line."""
-        losses = ", ".join(describe_losses(measured, self.metrics, prefix="eval_"))
+        losses = ", ".join(describe_losses(measured, self.metrics, self.quantities, prefix="eval_"))
         return (
             f"losses on {measured['eval_images']} held-out images of {self.describe_data(self.eval_dataset)}: {losses}"
         )
