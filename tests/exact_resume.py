@@ -34,11 +34,14 @@ def run_and_die(make_trainer: Callable[..., Any]) -> None:
     make_trainer(**settings, callbacks=[KillAt(13)]).train()
 
 
-def undisturbed_and_resumed(make_trainer: Callable[..., Any], folder: Path, workers: int) -> tuple[Any, Any]:
+def undisturbed_and_resumed(
+    make_trainer: Callable[..., Any], folder: Path, workers: int, **more: Any
+) -> tuple[Any, Any]:
     """
     Trains 20 steps, and again: 13 steps in a process that is killed, then on from step 10.
 
-    The log's interval does not divide the save's; two micro-batches make a step.
+    The log's interval does not divide the save's; two micro-batches make a step. `more` goes to `make_trainer`, as JSON
+    for the process that is killed.
     """
     script = Path(sys.modules[make_trainer.__module__].__file__ or "")
     settings = {
@@ -48,6 +51,7 @@ def undisturbed_and_resumed(make_trainer: Callable[..., Any], folder: Path, work
         "dataloader_num_workers": workers,
         "logging_steps": 3,
         "save_steps": 5,
+        **more,
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
