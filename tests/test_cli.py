@@ -72,6 +72,28 @@ SMALL_LOCA = {
     "use_cpu": True,
 }
 
+SMALL_EQUICOHERENT = {
+    "method": "equicoherent",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "patch_features": 48,
+    "head_hidden_size": 32,
+    "head_bottleneck_size": 16,
+    "num_prototypes": 32,
+    "projector_sizes": [32, 32],
+    "global_size": 32,
+    "local_size": 16,
+    "per_device_train_batch_size": 4,
+    "max_steps": 2,
+    "logging_steps": 1,
+    "shuffle_block": 8,
+    "base_learning_rate": 0.05,
+    "use_cpu": True,
+}
+
 OPEN_ELSEWHERE = """
 import sys
 sys.modules["hf_geossl"] = None  # not importable
@@ -300,6 +322,56 @@ def test_wrong_loca_arguments_give_one_line(
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump({**SMALL_LOCA, "output_dir": str(tmp_path / "run"), "eval_strategy": "no"}))
     assert message in _error(capsys, "pretrain", str(recipe), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "ibott"], "host must be one of ibot, dinov2, dino, vicreg, simclr, got 'ibott'"),
+        (["--transformation", "warp"], "transformation must be one of se2, rotation, translation, color, blur, None"),
+        (["--equivariant_features", "48"], "equivariant_features must be at least 1 and below patch_features=48"),
+        (
+            ["--host", "dino", "--model_split", "logits"],
+            "split='logits' divides the outputs of iBOT's head, got host='dino'",
+        ),
+        (["--model_split", "channels"], "split must be one of feature, logits, got 'channels'"),
+        (["--centering", "sinkhorn"], "centering='sinkhorn' is DINOv2's, got host='ibot'"),
+        (
+            ["--host", "vicreg", "--num_local", "2"],
+            "num_local must be 0 for the host 'vicreg', which takes no local views",
+        ),
+        (["--local_size", "20"], "local_size must be a multiple of patch_size = 8 pixels, got 20"),
+        (["--padding_mode", "black"], "padding_mode"),
+        (["--num_intermediate", "-1"], "num_intermediate must be 0 or more, got -1"),
+        (["--reconstruction_weight", "-1"], "reconstruction_weight must be 0 or more, got -1"),
+        (["--learning_rate_scaling", "root"], "learning_rate_scaling must be 'linear' or 'sqrt', got 'root'"),
+        (["--layer_decay", "0"], "layer_decay must be above 0 and at most 1, got 0.0"),
+        (["--patch_embed_learning_rate", "3"], "patch_embed_learning_rate must be above 0 and at most 1, got 3.0"),
+        (["--freeze_last_layer", "-1"], "freeze_last_layer must be 0 or more, got -1.0"),
+        (["--teacher_temperature_start", "0"], "teacher_temperature_start must be above 0, got 0.0"),
+        (["--teacher_temperature_warmup", "-0.1"], "teacher_temperature_warmup must be 0 or more, got -0.1"),
+        (["--rotation_weight", "1"], "unknown argument --rotation_weight"),
+        (
+            ["--host", "dinov2", "--per_device_train_batch_size", "1"],
+            "batch_size must be 2 or more, host 'dinov2' compares",
+        ),
+        (
+            ["--host", "vicreg", "--per_device_train_batch_size", "1"],
+            "batch_size must be 2 or more, host 'vicreg' compares",
+        ),
+        (
+            ["--host", "simclr", "--per_device_train_batch_size", "1"],
+            "batch_size must be 2 or more, host 'simclr' compares",
+        ),
+    ],
+)
+def test_wrong_equicoherent_arguments_give_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump({**SMALL_EQUICOHERENT, "output_dir": str(tmp_path / "run")}))
+    photographs = ["--dataset", str(write_folder(tmp_path / "jpeg", 8))]
+    assert message in _error(capsys, "pretrain", str(recipe), *photographs, *arguments)
 
 
 def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def _run(
     return [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.fixture(scope="module", params=["gtsa", "loca"])
+@pytest.fixture(scope="module", params=["gtsa", "loca", "equicoherent"])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     method, folder = request.param, tmp_path_factory.mktemp("two")
     data = write_folder(folder / "images", 48)
@@ -118,6 +118,9 @@ def test_logged_loss_is_the_mean_over_processes(runs: dict[str, list[dict[str, A
         if "crop_loss" in entry:
             weight = 0.5 if step >= 1 else 0.0  # correspondence_start 0.11 of 6 steps
             total = entry["crop_loss"] + weight * entry["correspondence_loss"] + 0.5 * entry["rotation_loss"]
+        elif "host_loss" in entry:
+            assert entry["host_loss"] == pytest.approx(entry["class_loss"] + entry["patch_loss"], abs=1e-5)
+            total = entry["host_loss"] + entry["reconstruction_loss"]
         else:
             total = entry["location_loss"] + entry["cluster_loss"] + entry["mean_entropy_loss"]
         assert total == pytest.approx(entry["loss"], abs=1e-5)
