@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PICTURE = "features.png"
 POSITIONS_PICTURE = "positions.png"
+RECONSTRUCTIONS_PICTURE = "reconstructions.png"
 
 
 @dataclass(frozen=True)
@@ -233,12 +234,14 @@ def render_card(run: "TeacherStudentTrainer", folder: Path, weights: str) -> str
         method=method,
         model_type=config.model_type,
         class_token=getattr(config, "use_class_token", True),
+        registers=config.num_register_tokens,
         weights=weights,
         name=folder.resolve().name,
         config=config,
         trunk={name.replace("_", " "): getattr(config, name) for name in (*_TRUNK_FIELDS, *method.fields)},
         picture=PICTURE if (folder / PICTURE).is_file() else None,
         positions_picture=POSITIONS_PICTURE if (folder / POSITIONS_PICTURE).is_file() else None,
+        reconstructions_picture=RECONSTRUCTIONS_PICTURE if (folder / RECONSTRUCTIONS_PICTURE).is_file() else None,
         data=f"{stream.source.name} ({stream.source.kind})" if stream is not None else None,
         dataset_id=stream.source.name if stream is not None and stream.source.kind == "hub" else None,
         steps=state.global_step,
