@@ -137,8 +137,8 @@ EQUICOHERENT_HEADS = {"patch_features": 24, "equivariant_features": 8, "num_prot
 EQUICOHERENT_HEADS |= {"head_bottleneck_size": 12, "decoder_hidden_size": 16, "projector_sizes": (20, 18)}
 
 METHODS = {
-    "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry.py"})),
-    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca.py"})),
+    "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry.py", "reconstruction.py"})),
+    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca.py", "reconstruction.py"})),
     "equicoherent": Method(
         "EquiCoherent",
         equicoherent_batch,

@@ -416,13 +416,15 @@ OTHER = {
     "std": (0.25, 0.224, 0.225),
     "exact_color": True,
     "exact_resize": True,
+    "reconstruction": "se2",
 }
 
 
 def test_the_description_names_every_setting():
-    assert OTHER.keys() | {"blur_sigma"} == inspect.signature(LOCAViews).parameters.keys()
+    assert OTHER.keys() | {"blur_sigma", "num_intermediate"} == inspect.signature(LOCAViews).parameters.keys()
     lines = [LOCAViews().describe(), *(LOCAViews(**{name: value}).describe() for name, value in OTHER.items())]
     lines.append(LOCAViews(blur="intended", blur_sigma=(0.2, 2.0)).describe())
+    lines.append(LOCAViews(reconstruction="se2", num_intermediate=1).describe())
     assert len(set(lines)) == len(lines)
     assert "\n" not in "".join(lines)
     assert LOCAViews().describe() == LOCAViews(blur_sigma=(0.2, 2.0)).describe()  # nothing is blurred

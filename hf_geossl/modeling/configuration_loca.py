@@ -4,16 +4,16 @@ import math
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vit import GeometricViTConfig
+from .configuration_vit import ReconstructingViTConfig
 
 
 @strict
-class LOCAConfig(GeometricViTConfig):
+class LOCAConfig(ReconstructingViTConfig):
     r"""
     Configuration of all LOCA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
     192/12/3, `base` 768/12/12, `large` 1024/24/16 and `huge` 1280/32/16 (`hidden_size`, `num_hidden_layers`,
-    `num_attention_heads`). The trunk's fields are those of `GeometricViTConfig`; `initializer_range` is not used, LOCA
-    has its own initialisation.
+    `num_attention_heads`). The trunk's fields are those of `GeometricViTConfig`, the reconstruction's those of
+    `ReconstructingViTConfig`; `initializer_range` is not used, LOCA has its own initialisation.
 
     Args:
         hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of all MLPs, the cluster head's too.
@@ -82,6 +82,11 @@ class LOCAConfig(GeometricViTConfig):
         for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+        if self.location_target == "self" and self.num_decoders:
+            raise ValueError(
+                "reconstruction needs two views of an image, and location_target='self' trains on one; got "
+                f"reconstruction={self.reconstruction!r}, set it to None"
+            )
 
 
 __all__ = ["LOCAConfig"]

@@ -7,6 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
+
 
 @strict
 class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -106,3 +108,59 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"layerscale_value must be a number, or None for no scale, got {self.layerscale_value}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+
+
+@strict
+class ReconstructingViTConfig(GeometricViTConfig):
+    r"""
+    The reconstruction task of EquiCoherent, for methods that have losses of their own and can carry it beside them.
+
+    Args:
+        reconstruction (`str`, *optional*): What one more view goes through, the images on whose way are reconstructed:
+            `"se2"`, `"rotation"`, `"translation"`, `"color"` or `"blur"`; nothing is reconstructed by default.
+        num_intermediate (`int`, defaults to 2): Images on the way (K) that are reconstructed, each by its own decoder.
+        reconstruct_final (`bool`, defaults to `False`): Whether the transformed view is reconstructed too.
+        reconstruction_weight (`float`, defaults to 1.0): Weight of the reconstruction loss; with 0 there is none.
+        equivariant_features (`int`, *optional*): Channels of each view's tokens that decoders see (d_equi); by default a
+            quarter of `hidden_size`, at least 1.
+        decoder_hidden_size (`int`, *optional*): Channels of the first stage of a decoder (C0); by default half of
+            `hidden_size`, at least 8 and at most 256.
+
+    Source: arXiv 2503.18753.
+    """
+
+    reconstruction: str | None = None
+    num_intermediate: int = 2
+    reconstruct_final: bool = False
+    reconstruction_weight: float | int = 1.0
+    equivariant_features: int | None = None
+    decoder_hidden_size: int | None = None
+
+    @property
+    def num_decoders(self) -> int:
+        """Decoders of the reconstruction; 0 where nothing is reconstructed."""
+        if self.reconstruction is None or not self.reconstruction_weight:
+            return 0
+        return self.num_intermediate + int(self.reconstruct_final)
+
+    @property
+    def decoder_sizes(self) -> tuple[int, int]:
+        """`equivariant_features` and `decoder_hidden_size`, or what they are by default."""
+        return (
+            self.equivariant_features or max(1, self.hidden_size // 4),
+            self.decoder_hidden_size or min(256, max(self.hidden_size // 2, 8)),
+        )
+
+    def validate_reconstruction(self) -> None:
+        """Part of `@strict` validation."""
+        if self.reconstruction not in (None, *TRANSFORMATIONS):
+            raise ValueError(
+                f"reconstruction must be one of {', '.join(TRANSFORMATIONS)} or None, got {self.reconstruction!r}"
+            )
+        for name in ("num_intermediate", "reconstruction_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("equivariant_features", "decoder_hidden_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None for its default, got {value}")

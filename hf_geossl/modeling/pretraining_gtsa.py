@@ -17,16 +17,23 @@ from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import ViTDropPath, init_like_torch
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
 from .pretraining_vit import TeacherStudentModel
+from .reconstruction import attached_reconstruction, attached_task
 
 
 @dataclass
 class GTSAForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `()`): crop + correspondence_weight * correspondence + rotation_weight * rotation.
+        loss (`torch.Tensor` of shape `()`): crop + correspondence_weight * correspondence + rotation_weight * rotation
+            [+ reconstruction_weight * reconstruction].
         crop_loss, correspondence_loss, rotation_loss (`torch.Tensor` of shape `()`): The parts, unweighted; the first
             two lie in [-1, 1].
         rotation_logits (`torch.Tensor` of shape `(batch, views, 4)`): Scores of 0..3 counter-clockwise quarter turns.
+        reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
+            where nothing is reconstructed.
+        mean_image_loss (`torch.Tensor` of shape `()`, *optional*): What the batch's mean images would reach.
+        reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
+            with `reconstruct_final`.
         hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,
             `(batch * globals, tokens, hidden_size)` and `(batch * globals, heads, tokens, tokens)`.
     """
@@ -36,6 +43,9 @@ class GTSAForPreTrainingOutput(ModelOutput):
     correspondence_loss: torch.Tensor | None = None
     rotation_loss: torch.Tensor | None = None
     rotation_logits: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    mean_image_loss: torch.Tensor | None = None
+    reconstructions: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -145,6 +155,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         self.predictor = GTSAPredictor(config)
         self.rotation_head = GTSARotationHead(config)
         self.teacher = GTSATeacher(config)
+        self.reconstruction = attached_task(config)  # last, so that all else initialises as without it
         self.post_init()
         self.copy_student_to_teacher()
 
@@ -215,6 +226,8 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         crop_boxes: torch.Tensor | None = None,
         quarter_turns: torch.Tensor | None = None,
         correspondence_weight: float | None = None,
+        transformed_pixel_values: torch.Tensor | None = None,
+        intermediate_pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> GTSAForPreTrainingOutput:
         """
@@ -225,14 +238,19 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
                 source image, globals first. Every view must overlap every global view.
             quarter_turns (`torch.Tensor` of shape `(batch, views)`): Counter-clockwise quarter turns made, 0..3.
             correspondence_weight (`float`, *optional*): Replaces `config.correspondence_weight`.
+            transformed_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`, *optional*): The second global view
+                (of one, the first) transformed; needed where something is reconstructed, and not read elsewhere.
+            intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The images on
+                the way there, the same.
 
         Returns:
             `GTSAForPreTrainingOutput`. The pair losses are 0 where there is no pair (one global view, no local one).
 
         Raises:
-            ValueError: If shapes do not fit together, views are not square, or the patch does not divide them.
+            ValueError: If shapes do not fit together, views are not square, the patch does not divide them, or the images
+                of the reconstruction are missing.
 
-        Source: arXiv 2304.08014.
+        Source: arXiv 2304.08014; the reconstruction arXiv 2503.18753.
         """
         if crop_boxes is None or quarter_turns is None:
             raise ValueError("crop_boxes and quarter_turns are needed: take them from GTSAViews with the views")
@@ -255,6 +273,15 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
             rotation = rotation_loss(rotation_logits, quarter_turns)
             weight = self.config.correspondence_weight if correspondence_weight is None else correspondence_weight
             loss = crop_loss + weight * correspondence_loss + self.config.rotation_weight * rotation
+
+        reconstructed: dict[str, torch.Tensor] = {}
+        if self.reconstruction is not None:
+            view = global_pixel_values[:, 0]
+            tokens = self.gtsa.patch_tokens(outputs).unflatten(0, (-1, num_global))[:, 0]  # (B, N, D)
+            reconstructed = attached_reconstruction(
+                self, tokens, view.shape, transformed_pixel_values, intermediate_pixel_values
+            )
+            loss = loss + self.config.reconstruction_weight * reconstructed["reconstruction_loss"]
         return GTSAForPreTrainingOutput(
             loss=loss,
             crop_loss=crop_loss,
@@ -263,6 +290,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
             rotation_logits=rotation_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **reconstructed,
         )
 
     def _pair_losses(

@@ -15,6 +15,7 @@ from .heads_loca import LOCAClusterHead, LOCACrossAttentionBlock, LOCAPrototypes
 from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
 from .pretraining_vit import TeacherStudentModel
+from .reconstruction import attached_reconstruction, attached_task
 
 
 @dataclass
@@ -24,7 +25,7 @@ class LOCAForPreTrainingOutput(ModelOutput):
     fields are None without the cluster loss, the query fields with `location_target="self"`.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): location_loss + feature_loss.
+        loss (`torch.Tensor` of shape `()`): location_loss + feature_loss [+ reconstruction_weight * reconstruction_loss].
         location_loss (`torch.Tensor` of shape `()`): Cross-entropy of the predicted position, over tokens inside.
         feature_loss (`torch.Tensor` of shape `()`): cluster_loss + mean_entropy_loss.
         cluster_loss (`torch.Tensor` of shape `()`): Cross-entropy with the teacher's clusters, over tokens inside.
@@ -37,6 +38,11 @@ class LOCAForPreTrainingOutput(ModelOutput):
         focal_query_cluster_logits (`torch.Tensor` of shape `(batch, focal_queries, tokens, P)`): The same.
         reference_cluster_logits (`torch.Tensor` of shape `(batch, N, P)`): The teacher's cosines, of all tokens.
         reference_logits (`torch.Tensor` of shape `(batch, N, N)`): With `location_target="self"`: scores of positions.
+        reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
+            where nothing is reconstructed.
+        mean_image_loss (`torch.Tensor` of shape `()`, *optional*): What the batch's mean images would reach.
+        reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
+            with `reconstruct_final`.
         hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the random query (with
             `location_target="self"` on the reference).
     """
@@ -53,6 +59,9 @@ class LOCAForPreTrainingOutput(ModelOutput):
     focal_query_cluster_logits: torch.Tensor | None = None
     reference_cluster_logits: torch.Tensor | None = None
     reference_logits: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    mean_image_loss: torch.Tensor | None = None
+    reconstructions: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -103,6 +112,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         self.loca = LOCAModel(config)
         _add_heads(self, config)
         self.teacher = LOCATeacher(config)
+        self.reconstruction = attached_task(config)  # last, so that all else initialises as without it
         self.post_init()
         self.freeze_untrained()
         self.copy_student_to_teacher()
@@ -247,6 +257,8 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         focal_query_positions: torch.Tensor | None = None,
         kept_query_tokens: torch.Tensor | None = None,
         visible_reference_tokens: torch.Tensor | None = None,
+        transformed_pixel_values: torch.Tensor | None = None,
+        intermediate_pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LOCAForPreTrainingOutput:
         """
@@ -263,15 +275,19 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
                 encoder, the same for the whole batch; drawn where absent.
             visible_reference_tokens (`torch.Tensor` of shape `(M,)`, *optional*): Tokens of the reference that queries
                 look at; drawn where absent.
+            transformed_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`, *optional*): The reference
+                transformed; needed where something is reconstructed, and not read elsewhere.
+            intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The images on
+                the way there, the same.
 
         Returns:
             `LOCAForPreTrainingOutput`.
 
         Raises:
-            ValueError: If shapes do not fit together, a position or token does not exist, or the reference has not the
-                configuration's `image_size`.
+            ValueError: If shapes do not fit together, a position or token does not exist, the reference has not the
+                configuration's `image_size`, or the images of the reconstruction are missing.
 
-        Source: arXiv 2212.02400.
+        Source: arXiv 2212.02400; the reconstruction arXiv 2503.18753.
         """
         if focal_query_pixel_values is not None and focal_query_pixel_values.shape[1:2] == (0,):
             focal_query_pixel_values = focal_query_positions = None
@@ -336,6 +352,20 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
                 feature_loss = cluster_loss + mean_entropy_loss
             loss = location if feature_loss is None else location + feature_loss
 
+        reconstructed: dict[str, torch.Tensor] = {}
+        if self.reconstruction is not None:
+            # the student sees the kept tokens of the random query, and nothing of the others
+            tokens = outputs.last_hidden_state
+            whole = tokens.new_zeros(len(tokens), random_query_positions.shape[1], tokens.shape[2])
+            reconstructed = attached_reconstruction(
+                self,
+                whole.index_copy(1, kept_query_tokens, tokens),
+                random_query_pixel_values.shape,
+                transformed_pixel_values,
+                intermediate_pixel_values,
+            )
+            loss = loss + self.config.reconstruction_weight * reconstructed["reconstruction_loss"]
+
         def split(values: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
             if values is None or not focal_shape[0]:
                 return values, None
@@ -357,6 +387,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             reference_cluster_logits=reference_clusters,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **reconstructed,
         )
 
     def _cluster_losses(

@@ -126,3 +126,79 @@ def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, co
     if config.reconstruct_final:
         return torch.cat([intermediate_pixel_values, final[:, None]], dim=1)
     return intermediate_pixel_values
+
+
+# ---- Beside the losses of a method whose own views stay untransformed
+
+
+def attached_task(config: Any) -> ReconstructionTask | None:
+    """
+    The task of a method with losses of its own, to be made after all its other submodules and before `post_init`.
+
+    Args:
+        config (`ReconstructingViTConfig`): The method's configuration.
+
+    Returns:
+        `ReconstructionTask` or None: None where nothing is reconstructed. It leaves the random numbers as they are, so that
+        `post_init`, which comes to it last, gives all else the weights that it has without the task.
+    """
+    if not config.num_decoders:
+        return None
+    features, hidden_size = config.decoder_sizes
+    with torch.random.fork_rng(devices=[]):  # what constructors draw is drawn again by post_init
+        return ReconstructionTask(features, config.num_decoders, hidden_size, config.num_channels, config.hidden_size)
+
+
+def attached_reconstruction(
+    model: Any,
+    first: torch.Tensor,
+    shape: torch.Size,
+    transformed_pixel_values: torch.Tensor | None,
+    intermediate_pixel_values: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """
+    Encodes the transformed view, in one more pass of the student, and reconstructs the images on its way.
+
+    Args:
+        model: A pretraining model whose `reconstruction` is a task.
+        first (`torch.Tensor` of shape `(batch, patches, hidden_size)`): The student's patch tokens of another view.
+        shape (`torch.Size`): That view's, `(batch, channels, height, width)`.
+        transformed_pixel_values (`torch.Tensor` of this shape): The transformed view.
+        intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`): The images on its way.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the model's outputs `reconstruction_loss`, `mean_image_loss` and `reconstructions`.
+
+    Raises:
+        ValueError: If images are missing or have another shape.
+    """
+    config = model.config
+    if transformed_pixel_values is None or transformed_pixel_values.shape != shape:
+        got = None if transformed_pixel_values is None else tuple(transformed_pixel_values.shape)
+        raise ValueError(
+            f"transformed_pixel_values must have shape {tuple(shape)}, as the view beside it, got {got}; make the views "
+            f"with reconstruction={config.reconstruction!r}, or the model with reconstruction=None"
+        )
+    targets = intermediate_targets(intermediate_pixel_values, transformed_pixel_values, config)
+    trunk = model.base_model
+    second = trunk.patch_tokens(trunk(transformed_pixel_values))
+    grid = (shape[-2] // config.patch_size, shape[-1] // config.patch_size)
+    loss, reconstructions = model.reconstruction(first, second, targets, grid)
+    mean_image_loss = reconstruction_loss(targets.mean(dim=0, keepdim=True).expand_as(targets), targets)
+    return {"reconstruction_loss": loss, "mean_image_loss": mean_image_loss, "reconstructions": reconstructions}
+
+
+def check_reconstruction_views(config: Any, views: Any) -> None:
+    """
+    Args:
+        config (`ReconstructingViTConfig`): Of the model.
+        views: What has `reconstruction` and `num_intermediate` too.
+
+    Raises:
+        ValueError: If the model does not reconstruct what the views transform.
+    """
+    for name in ("reconstruction", "num_intermediate"):
+        ours, theirs = getattr(views, name), getattr(config, name)
+        transformed_for_nothing = name == "reconstruction" and ours is not None
+        if ours != theirs and (config.num_decoders or transformed_for_nothing):
+            raise ValueError(f"{name} of the views must be the model's, {theirs!r}, got {ours!r}")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.training.arguments import GTSATrainingArguments
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -41,15 +42,22 @@ class GTSATrainer(TeacherStudentTrainer):
                 setattr(self.model.config, name, getattr(self.args, name))
 
     def default_views(self, model: Any) -> GTSAViews:
-        """Two global views of 224 pixels and eight local ones of 96."""
-        return GTSAViews()
+        """Two global views of 224 pixels and eight local ones of 96, and what the model reconstructs."""
+        if model is None:
+            return GTSAViews()
+        config = model.config
+        return GTSAViews(
+            reconstruction=config.reconstruction if config.num_decoders else None,
+            num_intermediate=config.num_intermediate,
+        )
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a ValueError where the patch does not divide a view."""
+        """Raises a ValueError where the views do not fit the model's patches and reconstruction."""
         for name in ("global_size", "local_size"):
             size, patch_size = getattr(views, name), model.config.patch_size
             if size % patch_size and not (name == "local_size" and views.num_local == 0):
                 raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
+        check_reconstruction_views(model.config, views)
 
     def chance_levels(self) -> dict[str, float]:
         """Four turns, all as likely."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.training.arguments import LOCATrainingArguments
 from hf_geossl.training.pictures import PictureCallback
 from hf_geossl.training.pictures_loca import PositionPictureCallback
@@ -41,11 +42,17 @@ class LOCATrainer(TeacherStudentTrainer):
     metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
 
     def default_views(self, model: Any) -> LOCAViews:
-        """A reference and a random query of 224 pixels, nine focal queries of 96."""
-        return LOCAViews()
+        """A reference and a random query of 224 pixels, nine focal queries of 96, and what the model reconstructs."""
+        if model is None:
+            return LOCAViews()
+        config = model.config
+        return LOCAViews(
+            reconstruction=config.reconstruction if config.num_decoders else None,
+            num_intermediate=config.num_intermediate,
+        )
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a ValueError where the views do not fit the model's positions and patches."""
+        """Raises a ValueError where the views do not fit the model's positions, patches and reconstruction."""
         config = model.config
         side = views.reference_size
         if config.image_height_width != (side, side):
@@ -57,6 +64,7 @@ class LOCATrainer(TeacherStudentTrainer):
             raise ValueError(
                 f"patch_size of the views must be the model's, {config.patch_size}, got {views.patch_size}"
             )
+        check_reconstruction_views(config, views)
 
     def learning_rate_share_at(self, step: int, total_steps: int, warmup_steps: int, end: float) -> float:
         """The cosine times a linear warm-up, which reaches the peak at step `warmup_steps`."""

@@ -1,6 +1,7 @@
 """The views of GTSA: large and small crops that overlap, each turned by a random quarter."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 
 from hf_geossl.training.color_recipe import ColorParameters, ColorRecipe, draw_color_parameters
 from hf_geossl.training.photometric import IMAGENET_MEAN, IMAGENET_STD, render_color
+from hf_geossl.training.transformation_path import TransformationPath
 from hf_geossl.training.views import (
     Batch,
     Box,
@@ -44,6 +46,9 @@ class GTSAViews(Views):
         mean, std (`tuple[float, float, float]`): normalisation of red, green and blue, for images in [0, 1].
         exact_color (`bool`): render colours by torchvision's operations one by one instead of one affine map a view.
         exact_resize (`bool`): resize with Pillow, bit for bit, instead of torch's faster kernel.
+        reconstruction (`str`, *optional*): the transformation, see `TransformationPath`, that the second global view (of
+            one, the first) goes through once more, for a model that reconstructs the images on its way; none by default.
+        num_intermediate (`int`): how many images on the way are rendered, 0 or more.
 
     Raises:
         ValueError: sizes, counts, scales, ratios, normalisation or colour settings out of range.
@@ -73,6 +78,8 @@ class GTSAViews(Views):
         std: tuple[float, float, float] = IMAGENET_STD,
         exact_color: bool = False,
         exact_resize: bool = False,
+        reconstruction: str | None = None,
+        num_intermediate: int = 2,
     ) -> None:
         for name, size in (("global_size", global_size), ("local_size", local_size)):
             if size < 1:
@@ -105,6 +112,8 @@ class GTSAViews(Views):
         )
         self.mean, self.std = mean, std
         self.exact_color, self.exact_resize = exact_color, exact_resize
+        self.reconstruction, self.num_intermediate = reconstruction, num_intermediate
+        self.path = None if reconstruction is None else TransformationPath(reconstruction, num_intermediate)
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """Crops of one image and the record of their geometry.
@@ -196,6 +205,8 @@ class GTSAViews(Views):
             f"grey in {color.grayscale_probability:.0%}",
             f"blur in {color.blur_probability:.0%} (sigma {color.blur_sigma[0]:g} to {color.blur_sigma[1]:g})",
         ]
+        if self.path is not None:
+            parts.append(f"the {'second' if self.num_global > 1 else 'first'} global once more, {self.path.describe()}")
         return ", ".join(parts)
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
@@ -221,13 +232,23 @@ class GTSAViews(Views):
             `dict`: the arguments of `GTSAForPreTraining.forward`: `global_pixel_values`
             (`(batch, num_global, 3, global_size, global_size)`, float32), `local_pixel_values`
             (`(batch, num_local, 3, local_size, local_size)`, float32, or None without local views), and `crop_boxes` and
-            `quarter_turns` as they came.
+            `quarter_turns` as they came. With `reconstruction` also `transformed_pixel_values` (`(batch, 3, global_size,
+            global_size)`, float32: the second global view, or the only one, transformed) and `intermediate_pixel_values`
+            (`(batch, num_intermediate, 3, global_size, global_size)`, float32: the points at k / (num_intermediate + 1) of
+            the way there).
         """
         views = batch["crop_boxes"].shape[:2]
-        return self._render(batch, draw_color_parameters(self.color_recipe, views.numel(), generator))
+        rendered = self._render(batch, draw_color_parameters(self.color_recipe, views.numel(), generator))
+        if self.path is not None:  # drawn last, so that all else is equal without it
+            global_views: Any = rendered["global_pixel_values"]
+            source = global_views[:, min(1, self.num_global - 1)]
+            ends = self.path.draw(len(source), generator)
+            transformed, between = self.path.render(source, ends, self.mean, self.std)
+            rendered |= {"transformed_pixel_values": transformed, "intermediate_pixel_values": between}
+        return rendered
 
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """`augment` without change of colour: the crops turned and normalised, nothing random.
+        """`augment` without change of colour: the crops turned and normalised, nothing random, nothing transformed.
 
         Args:
             batch (`dict[str, torch.Tensor]`): what `collate` returned.

@@ -12,6 +12,7 @@ from PIL import Image
 from hf_geossl.modeling.geometry import batched_query_positions
 from hf_geossl.training.color_recipe import ColorRecipe, draw_color_parameters
 from hf_geossl.training.photometric import IMAGENET_MEAN, IMAGENET_STD, render_color
+from hf_geossl.training.transformation_path import TransformationPath
 from hf_geossl.training.views import (
     Batch,
     Box,
@@ -59,6 +60,9 @@ class LOCAViews(Views):
         exact_color (`bool`): render colours by TensorFlow's operations one by one instead of one affine map a view.
         exact_resize (`bool`): keep the resized crops as float32 without rounding, as the original does; a batch is four
             times as large.
+        reconstruction (`str`, *optional*): the transformation, see `TransformationPath`, that the reference goes through
+            once more, for a model that reconstructs the images on its way; none by default.
+        num_intermediate (`int`): how many images on the way are rendered, 0 or more.
 
     Raises:
         ValueError: sizes, counts, scales, ratios, probabilities, normalisation, colour or blur settings out of range.
@@ -91,6 +95,8 @@ class LOCAViews(Views):
         std: tuple[float, float, float] = IMAGENET_STD,
         exact_color: bool = False,
         exact_resize: bool = False,
+        reconstruction: str | None = None,
+        num_intermediate: int = 2,
     ) -> None:
         if patch_size < 1:
             raise ValueError(f"patch_size must be at least 1 pixel, got {patch_size}")
@@ -141,6 +147,8 @@ class LOCAViews(Views):
         self.random_query_recipe = recipe("random", solarize_probability)
         self.mean, self.std = mean, std
         self.exact_color, self.exact_resize = exact_color, exact_resize
+        self.reconstruction, self.num_intermediate = reconstruction, num_intermediate
+        self.path = None if reconstruction is None else TransformationPath(reconstruction, num_intermediate)
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """Crops of one image and the record of their geometry.
@@ -236,6 +244,8 @@ class LOCAViews(Views):
             parts.append("colours operation by operation")
         if self.exact_resize:
             parts.append("resized without rounding")
+        if self.path is not None:
+            parts.append(f"the reference once more, {self.path.describe()}")
         return ", ".join(parts)
 
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
@@ -253,12 +263,15 @@ class LOCAViews(Views):
             `focal_query_pixel_values` (`(batch, num_focal, 3, focal_size, focal_size)`, float32),
             `random_query_positions` (`(batch, N)`, int64: raster index into the reference's patches, -1 outside, for the
             patches of the query in raster order) and `focal_query_positions` (`(batch, num_focal, n)`, int64, the same);
-            those of the focal queries are None without focal queries.
+            those of the focal queries are None without focal queries. With `reconstruction` also
+            `transformed_pixel_values` (`(batch, 3, reference_size, reference_size)`, float32: the reference transformed) and
+            `intermediate_pixel_values` (`(batch, num_intermediate, 3, reference_size, reference_size)`, float32: the points
+            at k / (num_intermediate + 1) of the way there).
         """
         return self._render(batch, generator, random=True)
 
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """`augment` without change of colour: the crops normalised, nothing random.
+        """`augment` without change of colour: the crops normalised, nothing random, nothing transformed.
 
         Args:
             batch (`dict[str, torch.Tensor]`): what `collate` returned.
@@ -302,13 +315,18 @@ class LOCAViews(Views):
         # The random query draws last: only it may need one more number a view.
         reference = render("reference_crop", self.reference_recipe)
         focal = render("focal_query_crops", self.focal_recipe) if self.num_focal else None
-        return {
+        rendered = {
             "reference_pixel_values": reference,
             "random_query_pixel_values": render("random_query_crop", self.random_query_recipe),
             "focal_query_pixel_values": focal,
             "random_query_positions": positions(slice(1, 2), self.reference_size)[:, 0],
             "focal_query_positions": positions(slice(2, None), self.focal_size) if self.num_focal else None,
         }
+        if random and self.path is not None:  # drawn last, so that all else is equal without it
+            ends = self.path.draw(len(reference), generator)
+            transformed, between = self.path.render(reference, ends, self.mean, self.std)
+            rendered |= {"transformed_pixel_values": transformed, "intermediate_pixel_values": between}
+        return rendered
 
 
 def draw_distorted_crop(
