@@ -433,11 +433,11 @@ def test_losses_reconstructions_and_gradients_equal_the_formulas(arm: str) -> No
     _assert_literal(model, _batch(model))
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", [*HOSTS, "dinov2 sinkhorn"])
 def test_every_weight_and_temperature_does_what_it_says(host: str) -> None:
     """Also registers and layer scale, and intermediate images of another number, the last of them the final one."""
     model = _model(
-        host=host,
+        **ARMS[host],
         num_register_tokens=2,
         layerscale_value=0.5,
         num_intermediate=1,
