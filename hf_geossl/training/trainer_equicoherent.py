@@ -8,6 +8,8 @@ import torch
 
 from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
 from hf_geossl.training.arguments import EquiCoherentTrainingArguments
+from hf_geossl.training.pictures import PictureCallback
+from hf_geossl.training.pictures_equicoherent import ReconstructionPictureCallback
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.training.views_equicoherent import EquiCoherentViews
@@ -24,6 +26,9 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         args (`EquiCoherentTrainingArguments`): The training arguments.
         train_dataset, eval_dataset, views, **kwargs: As `TeacherStudentTrainer`; `views` defaults to those of the model's
             host and transformation.
+
+    Raises:
+        ValueError: As `TeacherStudentTrainer`, or if a batch holds one image and the host compares images.
 
     Example:
         ```python
@@ -46,6 +51,16 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
     args: EquiCoherentTrainingArguments
     views: EquiCoherentViews
     quantities: ClassVar[tuple[str, ...]] = ("teacher_entropy", "prediction_diversity")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        host, images = self.model.config.host, self.args.train_batch_size
+        if host != "dinov2":  # KoLeo compares the images of a process, VICReg and SimCLR those of all
+            images *= self.args.world_size
+        if host in ("dinov2", "vicreg", "simclr") and self.train_dataset is not None and images < 2:
+            raise ValueError(
+                f"per_device_train_batch_size must be 2 or more, host {host!r} compares the images of a batch; got 1"
+            )
 
     def default_views(self, model: Any) -> EquiCoherentViews:
         """The host's own views, the second global one transformed as the model says."""
@@ -107,3 +122,7 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
             if model.teacher is not None:
                 spreads["target_spread"] = module.head.bottleneck(model.invariant(module, outputs.pooler_output))
         return spreads
+
+    def make_pictures(self) -> list[PictureCallback]:
+        """Features before and after, and what is reconstructed."""
+        return [*super().make_pictures(), ReconstructionPictureCallback(self)]
