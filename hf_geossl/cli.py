@@ -23,10 +23,16 @@ from hf_geossl.publishing import (
     convert_loca_checkpoint,
     convert_timm_checkpoint,
 )
-from hf_geossl.recipes import UsageError, nearest, parse_pretrain
+from hf_geossl.recipes import UsageError, model_fields, nearest, parse_pretrain
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.evaluation_batches import FirstImages
-from hf_geossl.training.export import PICTURE, POSITIONS_PICTURE, export_model, make_image_processor
+from hf_geossl.training.export import (
+    PICTURE,
+    POSITIONS_PICTURE,
+    RECONSTRUCTIONS_PICTURE,
+    export_model,
+    make_image_processor,
+)
 from hf_geossl.training.streams import BrokenStreamError, load_stream
 from hf_geossl.training.trainer import NonFiniteLossError
 
@@ -78,7 +84,7 @@ def pretrain(argv: Sequence[str]) -> int:
         max_pixels=data.max_pixels,
     )
     held_out = _held_out(data)
-    config = method.config(**dataclasses.asdict(model_arguments))
+    config = method.config(**model_fields(model_arguments))
     if data.model_name_or_path is None:
         model = method.model(config)
     else:
@@ -115,7 +121,11 @@ def pretrain(argv: Sequence[str]) -> int:
         print(f"\nThe model lies in {args.output_dir} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
         print("  from transformers import AutoModel")
         print(f'  model = AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)\n')
-        for what, picture in (("Features before and after", PICTURE), ("Where queries are found", POSITIONS_PICTURE)):
+        for what, picture in (
+            ("Features before and after", PICTURE),
+            ("Where queries are found", POSITIONS_PICTURE),
+            ("Images on the way, reconstructed", RECONSTRUCTIONS_PICTURE),
+        ):
             if (Path(args.output_dir) / picture).is_file():
                 print(f"{what}: {Path(args.output_dir) / picture}")
         if measured is not None:
