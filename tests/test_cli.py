@@ -20,7 +20,7 @@ from photographs import pieces, write_folder
 from transformers import AutoModel
 
 from hf_geossl.cli import main
-from hf_geossl.recipes import parse_pretrain, recipes
+from hf_geossl.recipes import model_fields, parse_pretrain, recipes
 
 SMALL = {
     "method": "gtsa",
@@ -392,8 +392,10 @@ def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_every_recipe_reads_and_the_command_line_wins() -> None:
-    imagenet = {"loca_base_imnet1k", "loca_small_imnet1k"}
-    assert set(recipes()) == {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k", "loca_quickstart", *imagenet}
+    loca = {"loca_quickstart", "loca_base_imnet1k", "loca_small_imnet1k"}
+    equicoherent = {f"equicoherent_{name}" for name in ("quickstart", "ibot_small", "dinov2_large", "vicreg_small")}
+    gtsa = {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k"}
+    assert set(recipes()) == {*gtsa, *loca, *equicoherent, "dino_small_coco"}
     for name in ("gtsa_small_coco", "gtsa_small_ade20k"):
         # 16-bit floats want a GPU; all else is as published
         method, _, (data, model, views, args) = parse_pretrain([name, "--fp16", "false", "--use_cpu", "true"])
@@ -410,6 +412,41 @@ def test_every_recipe_reads_and_the_command_line_wins() -> None:
         assert data.dataset != "scenes"
     _, name, (_, _, _, args) = parse_pretrain(["quickstart", "--max_steps=7", "--base_learning_rate", "none"])
     assert (args.max_steps, args.base_learning_rate, args.output_dir) == (7, None, "geossl-quickstart")
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk", "host", "split", "rate", "epoch", "epochs"),
+    [
+        ("equicoherent_ibot_small", (384, 12, 6), "ibot", (8192, 2048), 5e-4 * 1024 / 256, 1251, 800),
+        ("equicoherent_dinov2_large", (1024, 24, 16), "dinov2", (2048, 512), 4e-3 * 2**0.5, 1250, 100),
+        ("equicoherent_vicreg_small", (384, 12, 6), "vicreg", (512, 256), 1e-4 * 2048 / 256, 625, 800),
+        ("dino_small_coco", (384, 12, 6), "dino", (8192, 2048), 5e-4 * 512 / 256, 231, 100),
+    ],
+)
+def test_equicoherent_recipes_are_the_papers_settings(
+    name: str, trunk: tuple[int, ...], host: str, split: tuple[int, int], rate: float, epoch: int, epochs: int
+) -> None:
+    batch = {"ibot": 1024, "dinov2": 2048, "vicreg": 2048, "dino": 512}[host]
+    given = ["--fp16", "false", "--use_cpu", "true", "--per_device_train_batch_size", str(batch)]
+    method, _, (data, model, views, args) = parse_pretrain([name, *given])
+    config = method.config(**model_fields(model))
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == trunk
+    assert (config.host, config.patch_features, config.equivariant_features, config.split) == (host, *split, "feature")
+    assert (config.patch_size, config.num_intermediate) == (16, 2)
+    assert (config.transformation, config.num_decoders) == ((None, 0) if host == "dino" else ("se2", 2))
+    assert args.scaled_learning_rate == pytest.approx(rate)
+    assert args.max_steps == epoch * epochs
+    assert args.get_warmup_steps(args.max_steps) == 10 * epoch
+    assert args.weight_decay_end == (None if host == "vicreg" else 0.4)
+    assert data.dataset != "scenes"
+    made = method.views(host=config.host, transformation=config.transformation, num_local=views.num_local)
+    assert made.num_local == {"ibot": 10, "dinov2": 8, "vicreg": 0, "dino": 8}[host]
+    if config.has_teacher:
+        assert args.freeze_last_layer == epoch
+        assert config.num_prototypes == {"ibot": 8192, "dinov2": 65536, "dino": 65536}[host]
+        assert (args.teacher_momentum, args.max_grad_norm) == (0.992 if host == "dinov2" else 0.996, 3.0)
+    if host == "dinov2":
+        assert (args.layer_decay, args.patch_embed_learning_rate, config.layerscale_value) == (0.9, 0.2, 1e-5)
 
 
 @pytest.mark.parametrize(("name", "width", "heads"), [("loca_base_imnet1k", 768, 12), ("loca_small_imnet1k", 384, 6)])

@@ -4,10 +4,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vit import GeometricViTConfig
+from .configuration_vit import TRANSFORMATIONS, GeometricViTConfig
 
 HOSTS = ("ibot", "dinov2", "dino", "vicreg", "simclr")
-TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
 # the paper's d_patch and d_equi, and prototypes of each host's head; DINO's split is iBOT's, SimCLR's is VICReg's
 _PATCH_FEATURES = {"ibot": 8192, "dinov2": 2048, "dino": 8192, "vicreg": 512, "simclr": 512}
 _EQUIVARIANT_SHARE = {"ibot": 4, "dinov2": 4, "dino": 4, "vicreg": 2, "simclr": 2}
@@ -150,6 +149,8 @@ class EquiCoherentConfig(GeometricViTConfig):
             raise ValueError(f"split='logits' divides the outputs of iBOT's head, got host={self.host!r}")
         if self.centering == "sinkhorn" and self.host != "dinov2":
             raise ValueError(f"centering='sinkhorn' is DINOv2's, got host={self.host!r}")
+        if self.centering == "sinkhorn" and self.sinkhorn_iterations < 1:
+            raise ValueError(f"sinkhorn_iterations must be at least 1, got {self.sinkhorn_iterations}")
         patch_features, equivariant = self.patch_features or 0, self.equivariant_features or 0
         if not 0 < equivariant < patch_features:
             raise ValueError(

@@ -41,7 +41,8 @@ class EquiCoherentForPreTrainingOutput(ModelOutput):
         components (`dict[str, torch.Tensor]`): The host's parts, unweighted: `class_loss`, `patch_loss`, `koleo_loss`;
             `invariance_loss`, `variance_loss`, `covariance_loss`; or `contrast_loss`; with a teacher also
             `teacher_entropy` and `prediction_diversity` of its class tokens, in nats, without gradient; where something
-            is reconstructed also `mean_image_loss`, what the batch's mean images would reach as reconstructions.
+            is reconstructed also `mean_image_loss`, what the mean images of this
+            process's batch would reach as reconstructions.
         reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
             with `reconstruct_final`.
         hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,

@@ -71,6 +71,11 @@ class LOCATeacher(nn.Module):
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__()
+        if config.num_register_tokens:
+            raise ValueError(
+                f"num_register_tokens must be 0 to pretrain with LOCA, whose tokens are all patches; got "
+                f"{config.num_register_tokens}"
+            )
         self.loca = LOCAModel(config)
         _add_heads(self, config)
         self.requires_grad_(False)

@@ -49,22 +49,41 @@ class EvaluationBatches:
         views (`Views`): Makes the views of an image.
         batch_size (`int`): Images in a batch.
         rank, world_size (`int`): This process of how many.
+        whole (`bool`): Leave out a rest that is smaller than the batches of all processes, for methods that compare the
+            images of a batch.
 
     Attributes:
-        images (`int`): How many images the pass has read so far, over all processes.
+        images (`int`): How many images the pass has given so far, over all processes.
+
+    Raises:
+        ValueError: When iterated, if only whole batches are wanted and there is none.
     """
 
     def __init__(
-        self, stream: ImageStream | FirstImages, views: Views, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        stream: ImageStream | FirstImages,
+        views: Views,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        whole: bool = False,
     ) -> None:
         self.stream, self.views, self.batch_size = stream, views, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.whole = rank, world_size, whole
         self.images = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         samples = iter(self.stream.one_epoch())
         batch = self.images = 0
-        while group := list(islice(samples, self.batch_size * self.world_size)):
+        size = self.batch_size * self.world_size
+        while group := list(islice(samples, size)):
+            if self.whole and len(group) < size:
+                if not batch:
+                    raise ValueError(
+                        f"evaluation needs a whole batch of {size} images, whose images are compared with each other, got "
+                        f"{len(group)}; give more images or a smaller per_device_eval_batch_size"
+                    )
+                return
             self.images += len(group)
             mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch
             views = [self.views(sample["image"], seed=sample["seed"]) for sample in mine]

@@ -75,6 +75,11 @@ class StreamTrainer(Trainer):
         """The folder of the run."""
         return Path(self.args.output_dir or ".")
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether the loss of an image depends on the others of its batch, so that all batches must be whole."""
+        return False
+
     def run_state(self) -> dict[str, Any]:
         """What this process adds to a checkpoint beside its position: plain values."""
         return {}
@@ -112,7 +117,9 @@ class StreamTrainer(Trainer):
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
         args = self.args
-        return EvaluationBatches(dataset, self.views, args.eval_batch_size, args.process_index, args.world_size)
+        return EvaluationBatches(
+            dataset, self.views, args.eval_batch_size, args.process_index, args.world_size, whole=self.compares_images
+        )
 
     # ---- Checkpoints ----
 

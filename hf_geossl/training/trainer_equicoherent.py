@@ -62,6 +62,11 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
                 f"per_device_train_batch_size must be 2 or more, host {host!r} compares the images of a batch; got 1"
             )
 
+    @property
+    def compares_images(self) -> bool:
+        """KoLeo's neighbours, VICReg's statistics and SimCLR's contrast are the batch's."""
+        return self.model.config.host in ("dinov2", "vicreg", "simclr")
+
     def default_views(self, model: Any) -> EquiCoherentViews:
         """The host's own views, the second global one transformed as the model says."""
         if model is None:

@@ -1,0 +1,91 @@
+"""EquiCoherent on 256 scenes: reconstructions, the order of the decoders, and a host that stays alive."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import set_seed
+
+from hf_geossl import (
+    EquiCoherentConfig,
+    EquiCoherentForPreTraining,
+    EquiCoherentTrainer,
+    EquiCoherentTrainingArguments,
+    EquiCoherentViews,
+    load_stream,
+)
+
+CONFIG = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 8,
+    "patch_features": 256,
+    "head_hidden_size": 256,
+    "head_bottleneck_size": 64,
+    "num_prototypes": 128,
+    "decoder_hidden_size": 64,
+    "drop_path_rate": 0.0,
+    "teacher_temperature": 0.025,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> EquiCoherentTrainer:
+    scenes = load_stream("scenes", config_name="scene-96").one_epoch()
+    images = [{"image": sample["image"]} for sample in itertools.islice(scenes, 256)]
+    set_seed(0)
+    config = EquiCoherentConfig(**CONFIG)
+    args = EquiCoherentTrainingArguments(
+        str(tmp_path_factory.mktemp("overfit")),
+        max_steps=300,
+        per_device_train_batch_size=16,
+        base_learning_rate=1e-2,
+        warmup_steps=0.05,
+        adam_beta2=0.95,
+        teacher_momentum=0.99,
+        teacher_temperature_start=0.025,
+        logging_steps=50,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        picture=False,
+    )
+    plain = {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "solarize_probability": 0.0}
+    plain |= {"blur_probability": (0.0, 0.0, 0.0), "flip_probability": 0.0}
+    whole = {"global_scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
+    views = EquiCoherentViews(patch_size=8, global_size=64, local_size=32, num_local=2, **plain, **whole)
+    trainer = EquiCoherentTrainer(EquiCoherentForPreTraining(config), args, images, views=views)
+    trainer.train()
+    return trainer
+
+
+def test_reconstructions_are_twice_as_good_as_the_mean_image(trained: EquiCoherentTrainer) -> None:
+    last = [entry for entry in trained.state.log_history if "reconstruction_loss" in entry][-1]
+    assert last["reconstruction_loss"] < 0.5 * last["mean_image_loss"]
+
+
+def test_the_host_stays_alive(trained: EquiCoherentTrainer) -> None:
+    """spec/scenes.md, section 4: above half a nat and not falling, and the teacher not within .1 of ln K."""
+    logged = [entry for entry in trained.state.log_history if "prediction_diversity" in entry]
+    diversities = [entry["prediction_diversity"] for entry in logged]
+    assert diversities[-1] > 0.5
+    assert diversities[-1] > min(diversities[2:]) - 0.02
+    assert logged[-1]["teacher_entropy"] < torch.tensor(128.0).log() - 0.1
+
+
+def test_each_decoder_is_nearer_to_its_own_image_than_to_the_others(trained: EquiCoherentTrainer) -> None:
+    batches = itertools.islice(trained.get_eval_dataloader(trained.train_dataset), 16)
+    model, errors = trained.model.eval(), []
+    for number, batch in enumerate(batches):
+        batch.pop("evaluation_batch")
+        inputs = trained.views.augment(batch, torch.Generator().manual_seed(number))
+        targets = inputs["intermediate_pixel_values"]
+        with torch.no_grad():
+            found = model(**inputs).reconstructions
+        # (batch, decoder, target)
+        errors.append((found[:, :, None] - targets[:, None]).square().mean(dim=(-3, -2, -1)))
+    (first, first_other), (second_other, second) = torch.cat(errors).mean(dim=0).tolist()
+    assert first < first_other
+    assert second < second_other
