@@ -373,7 +373,7 @@ def test_measuring_does_not_change_the_run(host: str, images: Any, tmp_path: Pat
     assert {name: again[name] for name in _exact(again) if name != "epoch"} == {
         name: measured[-1][name] for name in _exact(again) if name != "epoch"
     }
-    assert again["eval_images"] == 10
+    assert again["eval_images"] == (10 if host in ("ibot", "dino") else 8)
     has_teacher = host in ("ibot", "dinov2", "dino")
     for line in _logged(watched):
         assert 0.05 < line["feature_spread"] <= 1
@@ -392,10 +392,10 @@ def test_evaluation_is_the_mean_over_images(host: str, images: Any, tmp_path: Pa
         with torch.no_grad():
             outputs = trainer.model.eval()(**batches[-1])
         for name in sums:
-            sums[name] += counts[-1] * outputs[name].item() / 24
-    assert counts == [10, 10, 4]
+            sums[name] += counts[-1] * outputs[name].item()
+    assert counts == ([10, 10, 4] if host in ("ibot", "dino") else [10, 10])  # the others compare the images of a batch
     for name, value in sums.items():
-        assert measured[f"eval_{name}"] == pytest.approx(value, abs=1e-5)
+        assert measured[f"eval_{name}"] == pytest.approx(value / sum(counts), abs=1e-5)
 
 
 @pytest.mark.parametrize("host", ["vicreg", "simclr"])
@@ -497,7 +497,6 @@ def test_evaluation_leaves_a_rest_out_where_images_are_compared(
     assert math.isfinite(measured["eval_host_loss"])
     assert measured["eval_images"] == count
     if count == 8:
-        assert measured["eval_loss"] == trainer.evaluate(images[:8])["eval_loss"]
         with pytest.raises(ValueError, match="a whole batch of 4 images, .* got 3; .* per_device_eval_batch_size"):
             trainer.evaluate(images[:3])
 
