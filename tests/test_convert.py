@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SHARED, SHIPPED
+from methods import METHODS, randomise
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -490,6 +491,16 @@ def test_to_timm_has_equal_features_at_the_size_asked_for(size: Any, offset: flo
         outputs = model(pixels)
         _close(vit.forward_features(pixels), outputs.last_hidden_state, 5e-6)
         _close(vit(pixels), outputs.pooler_output, 5e-6)
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_register_tokens": 3, "layerscale_value": 0.3, "host": "dino"}])
+def test_to_timm_takes_registers_layer_scale_and_a_class_token_that_is_pooled(fields: dict[str, Any]) -> None:
+    model = randomise(METHODS["equicoherent"].model("Model", **fields))
+    pixels = _images(2, 3, 32, 32)
+    vit = to_timm(model)
+    _close(_features(vit, pixels), _features(model, pixels))
+    with torch.no_grad():
+        _close(vit(pixels), model(pixels).pooler_output)
 
 
 def test_to_timm_takes_any_class_and_refuses_what_timm_has_not() -> None:

@@ -320,13 +320,13 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
     Gives the trunk as a timm `VisionTransformer`.
 
     Args:
-        model (`GTSAModel` or any class that holds one as `gtsa`): The model.
+        model (`GTSAModel`, `EquiCoherentModel` or any class that holds one): The model; its mask token stays behind.
         image_size (`int` or `(height, width)`, *optional*): Size in pixels that the timm model is made for; positions
             are resampled to it once, so that features are equal there. Defaults to `config.image_size`.
 
     Returns:
         `timm.models.VisionTransformer` in eval mode, without a head: `forward_features` equals `last_hidden_state`,
-        and calling it gives the mean patch token, `pooler_output`.
+        and calling it gives `pooler_output`: the mean patch token, EquiCoherent's class token.
 
     Raises:
         ImportError: If timm is not installed.
@@ -352,7 +352,9 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
         patch_size=config.patch_size,
         in_chans=config.num_channels,
         num_classes=0,
-        global_pool="avg",
+        global_pool="token" if config.model_type == "equicoherent" else "avg",
+        reg_tokens=config.num_register_tokens,
+        init_values=config.layerscale_value,
         fc_norm=False,
         embed_dim=config.hidden_size,
         depth=config.num_hidden_layers,
@@ -363,7 +365,11 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
     )
     state = {}
     for key, value in trunk.state_dict().items():
+        if key == "embeddings.mask_token":
+            continue
         key = re.sub(r"^embeddings\.(cls_token)$", r"\1", key)
+        key = re.sub(r"^embeddings\.register_tokens$", "reg_token", key)
+        key = re.sub(r"^encoder\.layer\.(\d+)\.layer_scale(\d)\.weight$", r"blocks.\1.ls\2.gamma", key)
         key = re.sub(r"^embeddings\.position_embeddings$", "pos_embed", key)
         key = re.sub(r"^embeddings\.patch_embeddings\.", "patch_embed.proj.", key)
         key = re.sub(r"^encoder\.layer\.(\d+)\.attention\.projection\.", r"blocks.\1.attn.proj.", key)
@@ -373,6 +379,7 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
     prefix, table = state["pos_embed"][:, :1], state["pos_embed"][0, 1:].unflatten(0, trunk.embeddings.grid_size)
     offset = trunk.embeddings.position_interpolation_offset
     table = resample_positions(table, height // config.patch_size, width // config.patch_size, offset)
-    state["pos_embed"] = torch.cat([prefix, table.flatten(0, 1)[None]], dim=1)
+    registers = prefix.new_zeros(1, config.num_register_tokens, config.hidden_size)  # they have no position
+    state["pos_embed"] = torch.cat([prefix, registers, table.flatten(0, 1)[None]], dim=1)
     timm_model.load_state_dict(state)
     return timm_model.eval()
