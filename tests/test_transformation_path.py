@@ -155,7 +155,7 @@ def test_draws_follow_the_laws() -> None:
 def test_the_generator_alone_decides_and_gives_as_many_numbers_for_every_transformation() -> None:
     states = []
     for kind in TRANSFORMATIONS:
-        path, source = TransformationPath(kind, probability=0.5), generator(3)
+        path, source = TransformationPath(kind, transformation_probability=0.5), generator(3)
         first, again, other = path.draw(6, source), path.draw(6, generator(3)), path.draw(6, generator(4))
         assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in [*NUMBERS, "transformed"])
         assert any(not torch.equal(getattr(first, name), getattr(other, name)) for name in NUMBERS)
@@ -189,7 +189,7 @@ def test_no_points_between_leave_the_end(images: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", TRANSFORMATIONS)
 def test_an_image_that_is_not_drawn_stays_as_it_is(images: torch.Tensor, kind: str) -> None:
-    path = TransformationPath(kind, probability=0.4, path_blur_sigma=(1.0, 2.0))
+    path = TransformationPath(kind, transformation_probability=0.4, path_blur_sigma=(1.0, 2.0))
     assert path.draw(5000, generator()).transformed.float().mean().item() == pytest.approx(0.4, abs=0.02)
     parameters = path.draw(5, generator(1))
     stays = ~parameters.transformed
@@ -223,7 +223,7 @@ def test_autocast_changes_nothing(images: torch.Tensor) -> None:
         ({"path_contrast": -0.1}, "path_contrast must lie in"),
         ({"path_saturation": float("nan")}, "path_saturation must lie in"),
         ({"path_hue": 0.6}, "path_hue must lie in"),
-        ({"probability": 2.0}, "probability must lie in"),
+        ({"transformation_probability": 2.0}, "transformation_probability must lie in"),
         ({"path_blur_sigma": (2.0, 0.1)}, "path_blur_sigma must be"),
     ],
 )

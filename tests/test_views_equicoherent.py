@@ -311,7 +311,7 @@ OTHER = {
     "padding_mode": "zeros",
     "max_rotation": 30.0,
     "max_translation": 0.05,
-    "probability": 0.995,
+    "transformation_probability": 0.995,
     "flip_probability": 0.505,
     "brightness": 0.41,
     "contrast": 0.41,

@@ -88,7 +88,7 @@ class TransformationPath:
             most 1.
         path_hue (`float`): the turn of the colour circle is uniform in `[-x, x]`, at most 0.5.
         path_blur_sigma (`tuple[float, float]`): the standard deviation is uniform between these, in pixels.
-        probability (`float`): how often an image is transformed; another stays as it is, all along its path.
+        transformation_probability (`float`): how often an image is transformed; another stays as it is, all along its path.
 
     Raises:
         ValueError: an unknown word or a number out of range.
@@ -110,7 +110,7 @@ class TransformationPath:
         path_saturation: float = 0.1,
         path_hue: float = 0.1,
         path_blur_sigma: tuple[float, float] = (0.1, 2.0),
-        probability: float = 1.0,
+        transformation_probability: float = 1.0,
     ) -> None:
         for name, word, words in (
             ("transformation", transformation, TRANSFORMATIONS),
@@ -127,7 +127,7 @@ class TransformationPath:
             ("path_contrast", path_contrast, 1.0),
             ("path_saturation", path_saturation, 1.0),
             ("path_hue", path_hue, 0.5),
-            ("probability", probability, 1.0),
+            ("transformation_probability", transformation_probability, 1.0),
         ):
             if not 0 <= value <= largest:
                 raise ValueError(f"{name} must lie in [0, {largest:g}], got {value}")
@@ -141,7 +141,7 @@ class TransformationPath:
         self.path_brightness, self.path_contrast = path_brightness, path_contrast
         self.path_saturation, self.path_hue = path_saturation, path_hue
         self.path_blur_sigma = path_blur_sigma
-        self.probability = probability
+        self.transformation_probability = transformation_probability
 
     @property
     def blur_radius(self) -> int:
@@ -175,7 +175,7 @@ class TransformationPath:
             saturation=of(("color",), signed[:, 5] * self.path_saturation),
             hue=of(("color",), signed[:, 6] * self.path_hue),
             blur_sigma=of(("blur",), smallest + uniform[:, 7] * (largest - smallest)),
-            transformed=uniform[:, 8] < self.probability,
+            transformed=uniform[:, 8] < self.transformation_probability,
         )
 
     def apply(self, images: torch.Tensor, parameters: TransformationParameters, share: float = 1.0) -> torch.Tensor:
@@ -254,7 +254,7 @@ class TransformationPath:
             "color": f"recoloured by up to {'/'.join(f'{strength:g}' for strength in colors)}",
             "blur": f"blurred by sigma {self.path_blur_sigma[0]:g} to {self.path_blur_sigma[1]:g}",
         }[self.transformation]
-        return f"{what} in {100 * self.probability:g}%, with {self.num_intermediate} points between"
+        return f"{what} in {100 * self.transformation_probability:g}%, with {self.num_intermediate} points between"
 
 
 def _adjust_colors(

@@ -76,7 +76,7 @@ class EquiCoherentViews(Views):
         global_scale, local_scale (`tuple[float, float]`, *optional*): smallest and largest share of the image's area.
         aspect_ratio (`tuple[float, float]`): smallest and largest width / height of a crop.
         padding_mode, max_rotation, max_translation, path_brightness, path_contrast, path_saturation, path_hue,
-            path_blur_sigma, probability: as in `TransformationPath`.
+            path_blur_sigma, transformation_probability: as in `TransformationPath`.
         flip_probability (`float`): how often a view is mirrored left to right, each by itself.
         brightness, contrast, saturation, hue (`float`, *optional*): as in `ColorRecipe`, for all views.
         color_jitter_probability, grayscale_probability, blur_sigma: as in `ColorRecipe`, for all views.
@@ -116,7 +116,7 @@ class EquiCoherentViews(Views):
         path_saturation: float = 0.1,
         path_hue: float = 0.1,
         path_blur_sigma: tuple[float, float] = (0.1, 2.0),
-        probability: float = 1.0,
+        transformation_probability: float = 1.0,
         flip_probability: float = 0.5,
         brightness: float | None = None,
         contrast: float | None = None,
@@ -192,7 +192,7 @@ class EquiCoherentViews(Views):
             path_saturation=path_saturation,
             path_hue=path_hue,
             path_blur_sigma=path_blur_sigma,
-            probability=probability,
+            transformation_probability=transformation_probability,
         )
         self.path = None if transformation is None else path
         self.host, self.transformation, self.num_intermediate = host, transformation, num_intermediate
