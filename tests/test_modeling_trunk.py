@@ -243,7 +243,8 @@ def test_continuing_from_an_exported_trunk_starts_the_teacher_as_the_student(met
         export_model(model, tmp_path / weights, weights=weights)
         again = type(model).from_pretrained(tmp_path / weights)
         for name, value in method.trunk(again).state_dict().items():
-            assert torch.equal(value, trunk.state_dict()[name]), name
+            if name != "embeddings.mask_token":  # pretraining's own, not exported
+                assert torch.equal(value, trunk.state_dict()[name]), name
         for teacher, student in zip(*again._teacher_pairs(), strict=True):
             assert torch.equal(teacher, student)
             assert teacher.data_ptr() != student.data_ptr()

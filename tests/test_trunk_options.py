@@ -88,7 +88,7 @@ def test_registers_and_scale_and_mask_token_learn(method: Method) -> None:
 def test_options_are_absent_by_default(method: Method) -> None:
     plain = method.config()
     assert (plain.num_register_tokens, plain.layerscale_value) == (0, None)
-    assert plain.use_mask_token == (method.name == "EquiCoherent")  # iBOT, its default host, masks
+    assert plain.use_mask_token is False  # pretraining gives its student one where the host masks
     names = set(method.kind("Model")(method.config(use_mask_token=False, **_host(method, "dino"))).state_dict())
     assert not [name for name in names if "register" in name or "mask" in name or "scale" in name]
     extra = set(method.kind("Model")(method.config(**ALL)).state_dict()) - names
@@ -224,7 +224,11 @@ def test_features_are_those_of_transformers_dinov2_with_the_same_weights(registe
     peer = randomise(Dinov2WithRegistersModel(config))
     model = (
         METHODS["equicoherent"]
-        .kind("Model")(METHODS["equicoherent"].config(**sizes, num_register_tokens=registers, layerscale_value=0.5))
+        .kind("Model")(
+            METHODS["equicoherent"].config(
+                **sizes, num_register_tokens=registers, layerscale_value=0.5, use_mask_token=True
+            )
+        )
         .eval()
     )
     theirs, ours = peer.state_dict(), {}

@@ -108,7 +108,6 @@ class EquiCoherentConfig(GeometricViTConfig):
                 self.num_prototypes = _PROTOTYPES[self.host]
             if self.norm_last_layer is None:
                 self.norm_last_layer = self.host == "dino"
-            self.use_mask_token = self.use_mask_token or self.masks
         if self.decoder_hidden_size is None:
             self.decoder_hidden_size = min(256, max(self.hidden_size // 2, 8))
         super().__post_init__(**kwargs)

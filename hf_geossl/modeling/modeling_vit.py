@@ -80,7 +80,9 @@ class ViTEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, config.hidden_size)) if registers else None
-        self.mask_token = nn.Parameter(torch.zeros(1, config.hidden_size)) if config.use_mask_token else None
+        self.mask_token: nn.Parameter | None = None
+        if config.use_mask_token:
+            self.add_mask_token()
         self.num_class_tokens = int(config.use_class_token)
         self.num_prefix_tokens = self.num_class_tokens + registers  # what precedes the patch tokens
         num_positions = self.num_class_tokens + self.grid_size[0] * self.grid_size[1]
@@ -123,6 +125,11 @@ class ViTEmbeddings(nn.Module):
         if not prefix:
             return tokens
         return torch.cat([*(token.expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
+
+    def add_mask_token(self) -> None:
+        """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class holds one."""
+        if self.mask_token is None:
+            self.mask_token = nn.Parameter(torch.zeros(1, self.patch_embeddings.out_channels))
 
     def _mask(self, tokens: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
         """Puts the mask token in the place of some of `tokens (batch, rows, columns, hidden_size)`."""

@@ -108,6 +108,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.equicoherent = EquiCoherentModel(config)
+        if config.masks:
+            self.equicoherent.embeddings.add_mask_token()  # the student's alone
         _add_heads(self, config)
         self.teacher = EquiCoherentTeacher(config) if config.has_teacher else None
         if config.has_teacher and config.centering == "softmax":
@@ -121,6 +123,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
                     config.equivariant_features, config.num_decoders, config.decoder_hidden_size, config.num_channels
                 )
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # sums of the teacher's scores, and how many
+        kept = self._keep_in_fp32_modules_strict
+        self._keep_in_fp32_modules_strict = [name for name in kept if getattr(self, name, None) is not None]
         self.post_init()
         self.copy_student_to_teacher()
 
@@ -339,7 +343,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The images
                 between; needed where something is reconstructed.
             bool_masked_pos (`torch.Tensor` of shape `(batch, 2, patches)`, bool, *optional*): Patches of the global views
-                that the student does not see; hosts that do not mask ignore it.
+                that the student does not see; `(batch, patches)` are the same in both. Hosts that do not mask ignore it.
             teacher_temperature (`float`, *optional*): Replaces `config.teacher_temperature`.
 
         Returns:
@@ -354,6 +358,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         config = self.config
         if local_pixel_values is not None and local_pixel_values.shape[1] == 0:
             local_pixel_values = None
+        if bool_masked_pos is not None and bool_masked_pos.ndim == 2:
+            bool_masked_pos = bool_masked_pos[:, None].expand(-1, 2, -1)
         self._check_views(global_pixel_values, local_pixel_values, bool_masked_pos if config.masks else None)
         masked = None
         if config.masks and bool_masked_pos is not None:

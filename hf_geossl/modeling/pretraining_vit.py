@@ -9,7 +9,7 @@ from .modeling_vit import GeometricViTPreTrainedModel
 
 class TeacherStudentModel(GeometricViTPreTrainedModel):
     """
-    Base of the pretraining classes. A subclass sets `teacher`, a module whose children have the names of the student's,
+    Base of the pretraining classes. A subclass sets `teacher`, a module whose weights have the names of the student's,
     after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`. A method
     without a teacher sets it to None.
     """
@@ -45,9 +45,10 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
         students: list[torch.Tensor] = []
         if self.teacher is None:
             return teachers, students
-        for name, module in self.teacher.named_children():
-            teachers += module.parameters()
-            students += getattr(self, name).parameters()
+        student = dict(self.named_parameters())
+        for name, parameter in self.teacher.named_parameters():
+            teachers.append(parameter)
+            students.append(student[name])
         return teachers, students
 
     @torch.no_grad()

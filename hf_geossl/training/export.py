@@ -151,6 +151,8 @@ def export_model(
     source = getattr(model.teacher, prefix) if weights == "teacher" else getattr(model, prefix)
     trunk = copy.deepcopy(source)  # not made anew, which would draw random numbers
     trunk.config.__dict__.pop("use_cache", None)  # the Trainer's, meant for text
+    if not trunk.config.use_mask_token:  # only pretraining has one then
+        trunk.embeddings.mask_token = None
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
