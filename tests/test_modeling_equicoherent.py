@@ -1106,3 +1106,15 @@ def test_a_fresh_model_predicts_evenly() -> None:
     model = EquiCoherentForPreTraining(_config(host="dino", num_prototypes=200, teacher_temperature=100.0))
     model.config.student_temperature = 100.0
     assert model(**_batch(model)).components["class_loss"].item() == pytest.approx(math.log(200), rel=1e-3)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_student_in_half_precision_has_nearly_the_same_losses(host: str, tmp_path: Path) -> None:
+    model = _model(0.1, host=host)
+    model.save_pretrained(tmp_path)
+    half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    batch = _batch(model)
+    full, halved = model(**batch), half(**batch)
+    assert halved.loss.dtype == torch.float32
+    assert halved.host_loss.item() == pytest.approx(full.host_loss.item(), rel=0.03)
+    assert halved.reconstruction_loss.item() == pytest.approx(full.reconstruction_loss.item(), rel=0.03)
