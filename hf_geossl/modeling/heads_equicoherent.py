@@ -102,7 +102,8 @@ class Projector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, in_features)` to `(batch, sizes[-1])`."""
-        dtype = self.linears[-1].weight.dtype  # the norms give float32
-        for linear, norm in zip(self.linears, self.norms, strict=False):
-            features = F.relu(norm(linear(features))).to(dtype)
-        return self.linears[-1](features)
+        *hidden, last = self.linears
+        for linear, norm in zip(hidden, self.norms, strict=True):
+            projected = linear(features)
+            features = F.relu(norm(projected)).to(projected.dtype)  # the norm gives float32
+        return last(features)
