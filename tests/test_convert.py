@@ -503,6 +503,17 @@ def test_to_timm_takes_registers_layer_scale_and_a_class_token_that_is_pooled(fi
         _close(vit(pixels), model(pixels).pooler_output)
 
 
+@pytest.mark.parametrize("size", [None, (48, 16), 64])
+def test_to_timm_takes_loca(size: Any) -> None:
+    model = randomise(METHODS["loca"].model("Model"))
+    height, width = (size, size) if isinstance(size, int) else size or model.config.image_height_width
+    pixels = _images(2, 3, height, width)
+    vit = to_timm(model, image_size=size)
+    _close(_features(vit, pixels), _features(model, pixels))
+    with torch.no_grad():
+        _close(vit(pixels), model(pixels).pooler_output)
+
+
 def test_to_timm_takes_any_class_and_refuses_what_timm_has_not() -> None:
     config = GTSAConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=3, image_size=32, patch_size=8)
     pixels = _images(1, 3, 32, 32)
@@ -514,7 +525,7 @@ def test_to_timm_takes_any_class_and_refuses_what_timm_has_not() -> None:
     with pytest.raises(ValueError, match="multiple of the patch size 8, got 36 x 36"):
         to_timm(backbone, image_size=36)
     config.hidden_act = "relu"
-    with pytest.raises(ValueError, match="hidden_act 'gelu', got 'relu'"):
+    with pytest.raises(ValueError, match="hidden_act gelu or gelu_pytorch_tanh, got 'relu'"):
         to_timm(GTSAModel(config))
 
 

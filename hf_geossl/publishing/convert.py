@@ -320,7 +320,7 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
     Gives the trunk as a timm `VisionTransformer`.
 
     Args:
-        model (`GTSAModel`, `EquiCoherentModel` or any class that holds one): The model; its mask token stays behind.
+        model (`GTSAModel`, `LOCAModel`, `EquiCoherentModel` or any class that holds one): The model; its mask token stays behind.
         image_size (`int` or `(height, width)`, *optional*): Size in pixels that the timm model is made for; positions
             are resampled to it once, so that features are equal there. Defaults to `config.image_size`.
 
@@ -341,8 +341,9 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
     if trunk is None or not hasattr(trunk, "embeddings"):
         raise ValueError(f"to_timm takes a model with a ViT trunk, such as GTSAModel, got {type(model).__name__}")
     config = trunk.config
-    if config.hidden_act != "gelu":
-        raise ValueError(f"timm's ViT uses hidden_act 'gelu', got {config.hidden_act!r}")
+    activations = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # transformers' name: timm's
+    if config.hidden_act not in activations:
+        raise ValueError(f"to_timm takes hidden_act {' or '.join(activations)}, got {config.hidden_act!r}")
     size = config.image_height_width if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
     if height % config.patch_size or width % config.patch_size:
@@ -353,6 +354,7 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
         in_chans=config.num_channels,
         num_classes=0,
         global_pool="token" if config.model_type == "equicoherent" else "avg",
+        class_token=config.use_class_token,
         reg_tokens=config.num_register_tokens,
         init_values=config.layerscale_value,
         fc_norm=False,
@@ -361,6 +363,7 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
         num_heads=config.num_attention_heads,
         mlp_ratio=(config.intermediate_size + 0.5) / config.hidden_size,  # timm rounds the product down
         qkv_bias=config.qkv_bias,
+        act_layer=activations[config.hidden_act],
         norm_layer=partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
     )
     state = {}
@@ -376,9 +379,15 @@ def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
         key = re.sub(r"^encoder\.layer\.(\d+)\.attention\.", r"blocks.\1.attn.", key)
         key = re.sub(r"^encoder\.layer\.(\d+)\.", r"blocks.\1.", key)
         state[re.sub(r"^layernorm\.", "norm.", key)] = value.float()
-    prefix, table = state["pos_embed"][:, :1], state["pos_embed"][0, 1:].unflatten(0, trunk.embeddings.grid_size)
-    offset = trunk.embeddings.position_interpolation_offset
-    table = resample_positions(table, height // config.patch_size, width // config.patch_size, offset)
+    classes = trunk.embeddings.num_class_tokens
+    prefix, table = state["pos_embed"][:, :classes], state["pos_embed"][0, classes:]
+    table = resample_positions(
+        table.unflatten(0, trunk.embeddings.grid_size),
+        height // config.patch_size,
+        width // config.patch_size,
+        trunk.embeddings.position_interpolation_offset,
+        config.position_interpolation,
+    )
     registers = prefix.new_zeros(1, config.num_register_tokens, config.hidden_size)  # they have no position
     state["pos_embed"] = torch.cat([prefix, registers, table.flatten(0, 1)[None]], dim=1)
     timm_model.load_state_dict(state)
