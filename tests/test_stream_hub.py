@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_reader import COMMIT, HubReader
+from hub_server import HubServer, Token
 from PIL import Image
 
 ROWS = 37
@@ -51,9 +51,10 @@ for name, options in (("user/parquet", {}), ("user/folder", {}), ("user/tars", {
     resumed_samples = head + first(resumed, 37)
     failing = iter(stream)
     failed = first(failing, 6)
-    urllib.request.urlopen(f"{server}/fail/8")
+    fault = {"match": "^GET .*/resolve/", "status": 500, "times": 8}
+    urllib.request.urlopen(f"{server}/faults", json.dumps(fault).encode())
     failed += first(failing, 54)
-    urllib.request.urlopen(f"{server}/fail/0")
+    urllib.request.urlopen(urllib.request.Request(f"{server}/faults", method="DELETE"))
     batches = StreamBatches(stream, Views(), 3, num_streams=2)
     alone = StreamBatches(stream, Views(), 3, num_streams=2)
     keys = [[batches.advance(batch) for batch in itertools.islice(batches.loader(2), 12)]]
@@ -103,28 +104,30 @@ def tar(numbers: range) -> bytes:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict:
     card = b"---\nlicense: mit\n---\n"
-    hub = HubReader(
-        {
-            "user/parquet": {
-                "README.md": card,
-                "data/train-00000-of-00002.parquet": parquet(range(20)),
-                "data/train-00001-of-00002.parquet": parquet(range(20, ROWS)),
-                "data/test-00000-of-00001.parquet": parquet(range(3)),
-            },
-            "user/folder": {
-                **{f"train/class_{n % 3}/{n:03d}.png": encoded(n) for n in range(ROWS)},
-                **{f"validation/class_0/{n}.png": encoded(n) for n in range(3)},
-            },
-            "user/several": {
-                "README.md": b"---\nconfigs:\n- config_name: small\n  data_files: a.parquet\n- config_name: large\n  data_files: b.parquet\n---\n",
-                "a.parquet": parquet(range(3)),
-                "b.parquet": parquet(range(3)),
-            },
-            "user/tars": {f"train/{part}.tar": tar(range(ROWS)[part::3]) for part in range(3)},
-            "user/gated": {"data/train-00000-of-00001.parquet": parquet(range(5))},
+    repositories = {
+        "user/parquet": {
+            "README.md": card,
+            "data/train-00000-of-00002.parquet": parquet(range(20)),
+            "data/train-00001-of-00002.parquet": parquet(range(20, ROWS)),
+            "data/test-00000-of-00001.parquet": parquet(range(3)),
         },
-        gated=frozenset({"user/gated"}),
-    )
+        "user/folder": {
+            **{f"train/class_{n % 3}/{n:03d}.png": encoded(n) for n in range(ROWS)},
+            **{f"validation/class_0/{n}.png": encoded(n) for n in range(3)},
+        },
+        "user/several": {
+            "README.md": b"---\nconfigs:\n- config_name: small\n  data_files: a.parquet\n- config_name: large\n  data_files: b.parquet\n---\n",
+            "a.parquet": parquet(range(3)),
+            "b.parquet": parquet(range(3)),
+        },
+        "user/tars": {f"train/{part}.tar": tar(range(ROWS)[part::3]) for part in range(3)},
+        "user/gated": {"data/train-00000-of-00001.parquet": parquet(range(5))},
+    }
+    hub = HubServer(tmp_path_factory.mktemp("hub"), tokens={"hf_secret": Token("reader", "read")})
+    commits = {
+        name: hub.add(name, files, gated="auto" if name == "user/gated" else False)
+        for name, files in repositories.items()
+    }
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("home"))}
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
         environment.pop(name, None)
@@ -136,10 +139,11 @@ def results(tmp_path_factory) -> dict:
         timeout=240,
         check=False,
     )
-    hub.server.shutdown()
+    hub.close()
+    assert not hub.errors
     assert "RESULTS" in child.stdout, child.stderr[-3000:]
     assert "hf_secret" not in child.stdout + child.stderr
-    return json.loads(child.stdout.split("RESULTS")[1])
+    return json.loads(child.stdout.split("RESULTS")[1]) | {"commits": commits}
 
 
 @pytest.mark.parametrize("name", ["user/parquet", "user/folder", "user/tars"])
@@ -147,7 +151,7 @@ def test_hub_datasets_are_whole_pinned_and_resume(results, name):
     got = results[name]
     assert sorted(pixel[0] for _, _, pixel in got["samples"][:ROWS]) == list(range(ROWS))
     assert got["resumed"] == got["samples"]
-    assert got["revision"] == COMMIT
+    assert got["revision"] == results["commits"][name]
     assert got["keys"][0] == got["keys"][1]
     assert len({key for batch in got["keys"][0] for key in batch}) >= 30
 
