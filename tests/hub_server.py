@@ -134,6 +134,7 @@ class Fault:
     skip: int = 0
     status: int | None = None
     retry_after: int | None = None
+    page: str | None = None
     cut_upload: int | None = None
     cut_answer: int | None = None
     stall: float = 0.0
@@ -270,7 +271,6 @@ class Repository:
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def save(self) -> None:
-        (self.folder / "objects").mkdir(parents=True, exist_ok=True)
         record = {name: value for name, value in asdict(self).items() if name != "folder"}
         draft = self.folder / f"draft-{uuid.uuid4().hex}"
         draft.write_text(json.dumps(record, indent=1))
@@ -455,8 +455,8 @@ class Handler(BaseHTTPRequestHandler):
         except (CutConnection, ConnectionError):
             self.close_connection = True
             # A reset, not a polite end: what the client still sends has nowhere to go.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with contextlib.suppress(OSError):
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.shutdown(socket.SHUT_RDWR)
         except Exception:
             self.hub.errors.append(traceback.format_exc())
@@ -474,10 +474,10 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(fault.stall)
             if fault.status is not None:
                 self.read_body()
-                refusal = Refused(fault.status, "asked to fail")
-                if fault.retry_after is not None:
-                    refusal.headers["Retry-After"] = str(fault.retry_after)
-                raise refusal
+                wait = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+                if fault.page is not None:
+                    return Answer(fault.page.encode(), fault.status, {"Content-Type": "text/html", **wait})
+                return as_json({"error": "asked to fail"}, fault.status, **wait)
         if self.command == "PUT" and (found := LFS_ADDRESS.fullmatch(self.url.path)):
             return self.put_large_file(*found.groups())
         self.body = self.read_body()
@@ -861,6 +861,10 @@ class Listener(ThreadingHTTPServer):
         self.hub, self.connections = hub, set[socket.socket]()
         super().__init__(("127.0.0.1", port), Handler)
 
+    def handle_error(self, request: Any, address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients that go away are no error
+            self.hub.errors.append(traceback.format_exc())
+
 
 class HubServer:
     """A running Hub.
@@ -911,7 +915,8 @@ class HubServer:
         The first fault that matches is used; the first `skip` matches go through untouched.
 
         Args:
-            status (`int`), retry_after (`int`, seconds): read the request, do nothing, answer with this error.
+            status (`int`), retry_after (`int`, seconds): read the request, do nothing, answer with this error;
+                `page` (`str`) is then sent as HTML, as gateways do, instead of JSON.
             cut_upload (`int`): close the connection after reading that many bytes of the request's body.
             cut_answer (`int`): do what was asked, send that many bytes of the answer's body and close; -1 sends nothing.
             stall (`float`): seconds to wait before reading the request.
@@ -949,7 +954,7 @@ class HubServer:
     def create(self, repo: str, kind: str = "model", *, user: str = "tester", **settings: Any) -> Repository:
         """Makes a repository with the .gitattributes of a new one in its first commit."""
         made = Repository(self.root / f"{kind}s" / repo, kind, repo, **settings)
-        made.save()
+        (made.folder / "objects").mkdir(parents=True)
         patterns = [*LARGE_FILES.split(), *(LARGE_MEDIA.split() if kind == "dataset" else [])]
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in patterns)
         made.commit("main", {".gitattributes": made.file(attributes.encode(), False)}, "initial commit", "", user)

@@ -1,6 +1,7 @@
 """The Hub of the tests against the real client: what it keeps, what it refuses, and how it fails when asked to."""
 
 import hashlib
+import inspect
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     ModelCardData,
+    RepoCard,
     constants,
     file_download,
 )
@@ -229,6 +231,10 @@ def test_the_info_of_a_repository_is_read_from_its_card_and_config(hub, api, fol
 # Cards
 
 
+@pytest.mark.skipif(
+    "https://huggingface.co" in inspect.getsource(RepoCard.validate),
+    reason="hub 1 asks huggingface.co, whatever HF_ENDPOINT",
+)
 def test_model_card_validate_tells_good_from_bad(api):
     result = EvalResult("image-classification", "eurosat", "EuroSAT", "accuracy", 0.9)
     data = ModelCardData(
@@ -410,6 +416,38 @@ def test_a_commit_that_fails_is_not_retried_and_leaves_nothing(hub, api, folder,
     api.upload_folder(repo_id=MODEL, folder_path=folder)
     assert not sent(hub, "PUT", "/lfs/")
     assert hub.files(MODEL)["model.safetensors"] == WEIGHTS
+
+
+def test_an_upload_that_keeps_failing_is_given_up_with_the_name_of_the_file(hub, api, folder, pauses):
+    hub.fail("PUT /lfs/", status=500, times=6)
+    with pytest.raises(RuntimeError, match="Error while uploading 'model.safetensors' to the Hub") as error:
+        api.upload_folder(repo_id=MODEL, folder_path=folder)
+    assert isinstance(error.value.__cause__, HfHubHTTPError)
+    assert pauses == [1, 2, 4, 8, 8]
+    assert len(hub.commits(MODEL)) == 1
+
+
+@pytest.mark.parametrize(
+    "match", ["whoami", "repos/create", "validate-yaml", "commit/main", "tag/main", "revision/main"]
+)
+def test_requests_that_the_client_makes_only_once(hub, api, folder, pauses, match):
+    def everything() -> None:
+        api.whoami()
+        api.create_repo("tester/new")
+        api.upload_folder(repo_id=MODEL, folder_path=folder)
+        api.create_tag(MODEL, tag="v1")
+        api.model_info(MODEL, revision="main")
+
+    fault = hub.fail(match, status=503)
+    with pytest.raises(HfHubHTTPError, match="503"):
+        everything()
+    assert (fault.times, pauses) == (0, [])
+
+
+def test_a_gateways_page_in_place_of_the_check_of_a_card_looks_like_a_wrong_value(hub, api, folder):
+    hub.fail("validate-yaml", status=503, page="<html>Service Unavailable</html>")
+    with pytest.raises(json.JSONDecodeError):  # a ValueError, as a wrong card is, but not its message
+        api.upload_folder(repo_id=MODEL, folder_path=folder)
 
 
 def test_a_commit_whose_answer_is_lost_has_happened(hub, api, folder):
