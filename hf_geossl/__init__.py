@@ -51,6 +51,7 @@ _HOMES = {
     "training.views_gtsa": ["GTSAViews"],
     "training.views_loca": ["LOCAViews"],
     "data": ["load_scenes"],
+    "publishing.push": ["Publication", "PublishError", "PublishedFile", "publish"],
     "auto": ["load_backbone"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -19,6 +19,13 @@ from hf_geossl.modeling.configuration_equicoherent import EquiCoherentConfig
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.configuration_loca import LOCAConfig
 
+_AUTO_MAPS: dict[str, dict[str, str]] = {}
+
+
+def auto_map_of(model_type: str) -> dict[str, str]:
+    """The whole `auto_map` of a method's models: Auto class -> `"module.Class"`."""
+    return dict(_AUTO_MAPS[model_type])
+
 
 def _register(config_class: Any, *modules: Any) -> None:
     """Registers a configuration and every class that its models' `_auto_map` names."""
@@ -28,6 +35,7 @@ def _register(config_class: Any, *modules: Any) -> None:
     AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
     by_name = {name: getattr(module, name) for module in modules for name in module.__all__}
     base = next(cls for cls in by_name.values() if getattr(cls, "_auto_map", None))
+    _AUTO_MAPS[config_class.model_type] = base._auto_map
     for auto_name, reference in base._auto_map.items():
         if auto_name == "AutoConfig":
             continue

@@ -18,10 +18,13 @@ from transformers import set_seed
 
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.publishing import (
+    Publication,
+    PublishError,
     convert_dino_checkpoint,
     convert_gtsa_checkpoint,
     convert_loca_checkpoint,
     convert_timm_checkpoint,
+    publish,
 )
 from hf_geossl.recipes import UsageError, model_fields, nearest, parse_pretrain
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
@@ -37,7 +40,7 @@ from hf_geossl.training.streams import BrokenStreamError, load_stream
 from hf_geossl.training.trainer import NonFiniteLossError
 
 # what a run leaves that was killed before its first checkpoint was whole
-_TRACES = r"\.staging.*|\.features|\.export-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
+_TRACES = r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
 
 
 def _resume_from(args: Any) -> str | bool | None:
@@ -99,6 +102,7 @@ def pretrain(argv: Sequence[str]) -> int:
             **{key: getattr(model.config, key) for key in method.shared},
         ),
     )
+    trainer.command = f"geossl pretrain {shlex.join(argv)}"
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     speaks = trainer.is_world_process_zero()
     if speaks:
@@ -112,7 +116,7 @@ def pretrain(argv: Sequence[str]) -> int:
     if stopped is None:
         try:
             measured = trainer.describe_evaluation(trainer.evaluate()) if held_out is not None else None
-        finally:  # what could not be measured has been trained all the same
+        finally:  # what could not be measured or pushed has been trained all the same
             trainer.save_model()
     if speaks and stopped is not None:
         print(f"stopped at step {trainer.state.global_step}. Go on with:")
@@ -163,6 +167,64 @@ def _held_out(data: Any) -> FirstImages | None:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def _describe(publication: Publication) -> None:
+    """Lists a publication on the screen."""
+    for file in publication.files:
+        print(f"  {file.state:9}  {_megabytes(file.size):>9}  {file.path}")
+    sent = [file for file in publication.files if file.state in ("new", "changed")]
+    done = "would be sent" if publication.commit is None else "sent"
+    total = f"{len(sent)} of {len(publication.files)} files {done}, {_megabytes(sum(file.size for file in sent))}"
+    at = f", revision {publication.commit[:10]}" if publication.commit else ""
+    print(f"{publication.kind} {publication.repo_id}: {total}{at}\n  {publication.url}")
+
+
+def publish_folder(argv: Sequence[str]) -> int:
+    """`geossl publish`: a trained folder to a repository of the Hub, in one commit."""
+    parser = argparse.ArgumentParser(prog="geossl publish", description=publish_folder.__doc__)
+    parser.add_argument("folder", help="What geossl pretrain, geossl convert or save_pretrained wrote.")
+    parser.add_argument("repo", help="user/name on the Hub; made where it is missing.")
+    parser.add_argument("--space", action="store_true", help="Publish a Gradio Space of the same name too.")
+    parser.add_argument("--private", action="store_true", help="Make new repositories private.")
+    parser.add_argument("--revision", help="Branch to publish to, made where it is missing; main by default.")
+    parser.add_argument("--results", help="JSON file of measured numbers; results.json in the folder by default.")
+    parser.add_argument("--license", help="Licence of the weights, as the Hub calls it, such as apache-2.0.")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="List what would be sent, and send nothing."
+    )
+    options = parser.parse_args(argv)
+    publication = publish(
+        options.folder,
+        options.repo,
+        results=options.results,
+        space=options.space,
+        private=options.private,
+        revision=options.revision,
+        license=options.license,
+        dry_run=options.dry_run,
+    )
+    _describe(publication)
+    if publication.space is not None:
+        _describe(publication.space)
+    return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """`geossl demo`: a trained folder in the browser, to click."""
+    parser = argparse.ArgumentParser(prog="geossl demo", description=demo.__doc__)
+    parser.add_argument("folder", help="What geossl pretrain or geossl convert wrote, or a checkpoint in it.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 lets other machines in.")
+    parser.add_argument("--port", type=int, help="Port to listen at; a free one from 7860 on by default.")
+    options = parser.parse_args(argv)
+    from hf_geossl.publishing.demo import launch_demo  # imports gradio
+
+    launch_demo(options.folder, host=options.host, port=options.port)
+    return 0
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -225,7 +287,7 @@ def convert(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; errors of the user's are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"pretrain": pretrain, "convert": convert}
+    commands = {"pretrain": pretrain, "publish": publish_folder, "demo": demo, "convert": convert}
     transformers.utils.logging.disable_progress_bar()
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: geossl COMMAND ...\n\ncommands:")
@@ -237,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in commands:
             raise UsageError(f"there is no command {arguments[0]!r}{nearest(arguments[0], list(commands))}")
         return commands[arguments[0]](arguments[1:])
-    except (UsageError, CheckpointError, BrokenStreamError, NonFiniteLossError) as error:
+    except (UsageError, CheckpointError, BrokenStreamError, NonFiniteLossError, PublishError) as error:
         print(f"geossl: {error}", file=sys.stderr)
         return 2
     except StrictDataclassError as error:

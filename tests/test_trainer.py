@@ -449,7 +449,6 @@ def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> No
         ("ignore_data_skip", False, "ignore_data_skip on"),
         ("learning_rate", 1e-2, "learning_rate=0.01 and base_learning_rate=0.05 .* were both given"),
         ("save_strategy", "epoch", "save_strategy must be 'steps' or 'no', got 'epoch'"),
-        ("push_to_hub", True, "push_to_hub must stay off: upload the folder"),
     ],
 )
 def test_arguments_out_of_range_are_named(field: str, value: Any, message: str, tmp_path: Path) -> None:

@@ -102,11 +102,6 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         for name in ("logging_strategy", "save_strategy", "eval_strategy"):
             if getattr(getattr(self, name), "value", getattr(self, name)) == "epoch":
                 raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': a stream has no end, count in steps")
-        if self.push_to_hub:
-            raise ValueError(
-                "push_to_hub must stay off: upload the folder that save_model() writes, by "
-                "huggingface_hub.upload_folder(folder_path=..., repo_id=...)"
-            )
         if self.remove_unused_columns or not self.ignore_data_skip:
             raise ValueError("remove_unused_columns must stay off and ignore_data_skip on: streams resume by position")
         super().__post_init__()

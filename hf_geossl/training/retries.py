@@ -11,6 +11,8 @@ logger = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 OPENING_PAUSES = PAUSES[:3]  # somebody waits in front of the screen, and the name may be mistyped
+LONGEST_PAUSE = 300.0
+ADVICE = "Check the network and resume from the last checkpoint"
 sleep = time.sleep
 
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -49,17 +51,29 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+def _asked_pause(error: BaseException) -> float:
+    """Seconds that a server asked to wait in `Retry-After`; 0 where it did not."""
+    for link in _causes(error):
+        value = getattr(getattr(link, "response", None), "headers", {}).get("Retry-After", "")
+        if value.isdigit():
+            return float(value)
+    return 0.0
+
+
 class Patience:
     """Counts the failures in a row of one thing and waits longer after each.
 
     Args:
         what (`str`): what is being done, for the log and the error ("reading unit 3 of user/photos").
-        pauses (`tuple[float, ...]`, *optional*): seconds to wait after the first failure, the second, ...
+        pauses (`tuple[float, ...]`, *optional*): seconds to wait after the first failure, the second, ...; longer where
+            the server asks for it (`Retry-After`), up to `LONGEST_PAUSE`.
+        advice (`str`, *optional*): what to do when it was all in vain.
     """
 
-    def __init__(self, what: str, pauses: tuple[float, ...] = PAUSES) -> None:
+    def __init__(self, what: str, pauses: tuple[float, ...] = PAUSES, advice: str = ADVICE) -> None:
         self.what = what
         self.pauses = pauses
+        self.advice = advice
         self.failures = 0
 
     def wait(self, error: BaseException) -> None:
@@ -76,9 +90,9 @@ class Patience:
         if self.failures == len(self.pauses):
             raise ConnectionError(
                 f"{self.what} failed {self.failures + 1} times in a row, the last time with "
-                f"{type(error).__name__}: {error}. Check the network and resume from the last checkpoint"
+                f"{type(error).__name__}: {error}. {self.advice}"
             ) from error
-        pause = self.pauses[self.failures]
+        pause = max(self.pauses[self.failures], min(_asked_pause(error), LONGEST_PAUSE))
         self.failures += 1
         logger.warning(
             "%s failed (%s: %s); attempt %d of %d follows in %g s",
@@ -91,13 +105,15 @@ class Patience:
         self.failures = 0
 
 
-def with_patience(what: str, action: Callable[[], _Result], pauses: tuple[float, ...] = PAUSES) -> _Result:
+def with_patience(
+    what: str, action: Callable[[], _Result], pauses: tuple[float, ...] = PAUSES, advice: str = ADVICE
+) -> _Result:
     """Calls `action` until it succeeds, at most `len(pauses) + 1` times.
 
     Args:
         what (`str`): what is being done, for the log and the error.
         action (`Callable`): takes nothing; may be called several times.
-        pauses (`tuple[float, ...]`, *optional*): as in [`Patience`].
+        pauses (`tuple[float, ...]`, *optional*), advice (`str`, *optional*): as in [`Patience`].
 
     Returns:
         What `action` returns.
@@ -105,7 +121,7 @@ def with_patience(what: str, action: Callable[[], _Result], pauses: tuple[float,
     Raises:
         ConnectionError: when every attempt failed with a transient error. Other errors are raised at once.
     """
-    patience = Patience(what, pauses)
+    patience = Patience(what, pauses, advice)
     while True:
         try:
             return action()

@@ -53,7 +53,7 @@ class StreamTrainer(Trainer):
         self, model: Any, args: Any, train_dataset: Any, eval_dataset: Any, views: Views, **kwargs: Any
     ) -> None:
         args = copy.copy(args)
-        args.hub_token = None  # checkpoints hold the arguments, and nothing here needs it
+        self._hub_token, args.hub_token = args.hub_token, None  # checkpoints hold the arguments
         if train_dataset is not None and args.max_steps <= 0:
             args.max_steps = _steps_of_epochs(args, train_dataset)
         if args.base_learning_rate is not None:
@@ -217,10 +217,6 @@ class StreamTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging is None:  # not before it is whole
-            super()._push_from_checkpoint(checkpoint_folder)
 
 
 def _steps_of_epochs(args: Any, dataset: Any) -> int:

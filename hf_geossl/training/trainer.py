@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,9 +25,9 @@ from hf_geossl.training.callbacks import (
 from hf_geossl.training.checkpoints import (
     newest_whole_checkpoint,
 )
-from hf_geossl.training.export import export_model, make_image_processor
+from hf_geossl.training.export import make_image_processor
+from hf_geossl.training.hub_trainer import HubTrainer
 from hf_geossl.training.pictures import PictureCallback
-from hf_geossl.training.scheduled_trainer import ScheduledTrainer
 from hf_geossl.training.views import Views
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became infinite or not a number; the message names the step, the images and the last checkpoint."""
 
 
-class TeacherStudentTrainer(ScheduledTrainer):
+class TeacherStudentTrainer(HubTrainer):
     """
     Base of the methods' trainers; use `GTSATrainer` or `LOCATrainer`. Everything not named here is transformers' `Trainer`.
 
@@ -86,6 +87,8 @@ class TeacherStudentTrainer(ScheduledTrainer):
         self._wait = self._since = 0.0
         self._spreads: dict[str, float] = {}
         self._evaluated: list[tuple[int, dict[str, torch.Tensor]]] = []  # images of a batch, and what it gave
+        self.command: str | None = None  # what started the run, for its card
+        self._seconds = self._began = 0.0  # trained before this call of train, and when that began (0 outside of it)
         self.pause = PauseCallback()
         self._pictures = self.make_pictures() if self.args.picture else []
         for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels()), self.pause, *self._pictures):
@@ -331,7 +334,13 @@ class TeacherStudentTrainer(ScheduledTrainer):
         try:
             return super().train(*args, **kwargs)
         finally:
+            self._seconds, self._began = self.seconds_trained, 0.0
             self.pause.stop_listening()
+
+    @property
+    def seconds_trained(self) -> float:
+        """Seconds that the run has trained, over all resumes."""
+        return self._seconds + (time.perf_counter() - self._began if self._began else 0.0)
 
     def end_processes(self) -> None:
         """
@@ -345,7 +354,7 @@ class TeacherStudentTrainer(ScheduledTrainer):
         gc.collect()
 
     def run_state(self) -> dict[str, Any]:
-        """What the unfinished log line has gathered."""
+        """What the unfinished log line has gathered, and how long the run has trained."""
         return {
             "log": {
                 "loss": self._tr_loss.item(),
@@ -354,14 +363,17 @@ class TeacherStudentTrainer(ScheduledTrainer):
                 "parts": {name: value.item() for name, value in self._parts.items()},
                 "steps": self._steps_since_log,
                 "spreads": self._spreads,
-            }
+            },
+            "seconds": self.seconds_trained,
         }
 
     def restore_run_state(self) -> None:
         """Puts back what a log line had gathered when the checkpoint was saved."""
         self.reset_log()
+        self._seconds, self._began = 0.0, time.perf_counter()
         if not self._resume:
             return
+        self._seconds = self._resume[0].get("seconds", 0.0)
         rank = min(self.args.process_index, len(self._resume) - 1)
         state, device = self._resume[rank]["log"], self.args.device
         self._tr_loss = torch.tensor(state["loss"], device=device)
@@ -393,10 +405,6 @@ class TeacherStudentTrainer(ScheduledTrainer):
             super().save_model(output_dir, _internal_call=True)
             return
         if self.args.should_save:
-            export_model(
-                self.accelerator.unwrap_model(self.model),
-                output_dir or self.run_dir,
-                weights=weights,
-                image_processor=self.processing_class,
-                run=self,
-            )
+            self.export(Path(output_dir) if output_dir else self.run_dir, weights)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")

@@ -1,0 +1,346 @@
+"""`publish`: a trained folder becomes a repository of the Hub, in one commit."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+
+from hf_geossl.publishing.folder import Source, folder_of, is_managed, model_files
+from hf_geossl.training.export import MAX_SHARD_SIZE
+from hf_geossl.training.redaction import redact
+from hf_geossl.training.retries import OPENING_PAUSES, is_transient, with_patience
+
+logger = logging.getLogger(__name__)
+
+_HOW_TO_LOG_IN = "make a token with write access on the Hub, then run `hf auth login` or set HF_TOKEN"
+_GO_ON = "The repository is as it was; publish again when the network is back"
+
+
+class PublishError(RuntimeError):
+    """The Hub could not be reached or has refused; the message says what to do, and the repository is as it was."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """
+    A file of a publication.
+
+    Args:
+        path (`str`): In the repository.
+        size (`int`): In bytes; of what is there where it is removed.
+        state (`str`): "new", "changed", "unchanged" (not sent) or "removed".
+    """
+
+    path: str
+    size: int
+    state: str
+
+
+@dataclass(frozen=True)
+class Publication:
+    """
+    What was published, or would be.
+
+    Args:
+        repo_id, kind (`str`): The repository, and "model" or "space".
+        url (`str`): Where people see it.
+        commit (`str` or `None`): The revision; None of a dry run.
+        files (`tuple[PublishedFile, ...]`): Sorted by path.
+        space (`Publication` or `None`): The Space published with it.
+    """
+
+    repo_id: str
+    kind: str
+    url: str
+    commit: str | None
+    files: tuple[PublishedFile, ...]
+    space: "Publication | None" = None
+
+
+@contextmanager
+def _in_words(repo_id: str) -> Iterator[None]:
+    """Turns what the client raises into a `PublishError` of one line."""
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PublishError(f"publishing {repo_id} needs a token, and there is none: {_HOW_TO_LOG_IN}") from error
+    except HfHubHTTPError as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = redact(getattr(error, "server_message", None) or str(error).partition("\n")[0])
+        if status == 401:
+            raise PublishError(f"the Hub does not accept the token for {repo_id} ({said}): {_HOW_TO_LOG_IN}") from error
+        if status == 403:
+            raise PublishError(
+                f"the token may not write to {repo_id} ({said}): {_HOW_TO_LOG_IN}, or choose a repository of your own"
+            ) from error
+        raise PublishError(f"the Hub refused {repo_id} ({status}: {said}); the repository is as it was") from error
+    except ConnectionError as error:
+        raise PublishError(redact(error)) from error
+    except Exception as error:
+        if is_transient(error):  # of the HTTP client, whose classes have no stable home
+            raise PublishError(f"the Hub cannot be reached ({redact(error)}). {_GO_ON}") from error
+        raise
+
+
+def check_write_access(repo_id: str, token: str | None = None) -> str:
+    """
+    Makes sure, before anything is computed, that a token is there and may write to a repository.
+
+    Args:
+        repo_id (`str`): `user/name`, or `name` in the namespace of the token's user.
+        token (`str`, *optional*): The one that `hf auth login` saved, or HF_TOKEN, by default.
+
+    Returns:
+        `str`: `user/name`.
+
+    Raises:
+        PublishError: If the token is missing, unknown or read-only, or belongs to nobody of that namespace.
+        ValueError: If `repo_id` is not the name of a repository.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{redact(repo_id)!r} is no name of a repository: give user/name") from error
+    api = HfApi(token=token)
+    with _in_words(repo_id):
+        who = with_patience("asking the Hub whose token it is", api.whoami, OPENING_PAUSES, _GO_ON)
+    access = who.get("auth", {}).get("accessToken", {})
+    scopes = [*access.get("fineGrained", {}).get("global", [])]
+    for scoped in access.get("fineGrained", {}).get("scoped", []):
+        scopes += scoped.get("permissions", [])
+    if access.get("role") == "read" or (
+        access.get("role") == "fineGrained" and not any(scope.endswith("write") for scope in scopes)
+    ):
+        raise PublishError(f"the token of {who['name']} may only read: {_HOW_TO_LOG_IN}")
+    namespace, _, name = repo_id.rpartition("/")
+    mine = [who["name"], *(organisation["name"] for organisation in who.get("orgs", []))]
+    if namespace and namespace not in mine:
+        raise PublishError(
+            f"the token belongs to {who['name']}, who is not {namespace} and no member of it: publish to "
+            f"{who['name']}/{name}, or log in as {namespace}"
+        )
+    return f"{namespace or who['name']}/{name}"
+
+
+def _open_repository(api: HfApi, repo_id: str, kind: str, revision: str | None, private: bool) -> None:
+    """Makes the repository and the branch where they are missing."""
+    sdk = "gradio" if kind == "space" else None
+    api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
+    if revision is not None and revision != "main":
+        api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
+
+
+def _remote_files(api: HfApi, repo_id: str, kind: str, revision: str | None) -> dict[str, tuple[int, str]]:
+    """Size and hash (git's of the content, or SHA-256 of a large file) of every file there; none where nothing is."""
+    try:
+        tree = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=kind))
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
+        return {}
+    found = {}
+    for entry in tree:
+        if isinstance(entry, RepoFile):
+            found[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+    return found
+
+
+def _is_same(source: Source, size: int, digest: str) -> bool:
+    if _size_of(source) != size:
+        return False
+    large = len(digest) == 64
+    found = hashlib.sha256() if large else hashlib.sha1(b"blob %d\0" % size)
+    if isinstance(source, bytes):
+        found.update(source)
+    else:
+        with source.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest() == digest
+
+
+def _size_of(source: Source) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+
+def _compare(
+    files: Mapping[str, Source], remote: dict[str, tuple[int, str]], replaced: tuple[str, ...]
+) -> tuple[PublishedFile, ...]:
+    compared = []
+    for path, source in files.items():
+        state = "new" if path not in remote else "unchanged" if _is_same(source, *remote[path]) else "changed"
+        compared.append(PublishedFile(path, _size_of(source), state))
+    for path, (size, _) in remote.items():
+        if path not in files and (is_managed(path) or path.startswith(replaced)):
+            compared.append(PublishedFile(path, size, "removed"))
+    return tuple(sorted(compared, key=lambda file: file.path))
+
+
+def push_files(
+    files: Mapping[str, Source],
+    repo_id: str,
+    *,
+    kind: str = "model",
+    revision: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "Upload by hf_geossl",
+    dry_run: bool = False,
+    replaced: tuple[str, ...] = (),
+) -> Publication:
+    """
+    Makes a repository hold some files, by one commit or none.
+
+    Args:
+        files (`dict[str, Path | bytes]`): By path in the repository. What is there already is not sent again.
+        repo_id (`str`): `user/name`.
+        kind (`str`): "model" or "space".
+        revision (`str`, *optional*): A branch, made where it is missing; `main` by default.
+        private (`bool`): Whether a repository that is made here is private; one that exists stays as it is.
+        token (`str`, *optional*): The one that `hf auth login` saved, or HF_TOKEN, by default.
+        message (`str`): Of the commit.
+        dry_run (`bool`): Whether to compare only.
+        replaced (`tuple[str, ...]`): Beginnings of paths under which files that are not given are removed, beside those
+            that publishing has written itself.
+
+    Returns:
+        `Publication`: What was sent, or would be.
+
+    Raises:
+        PublishError: If the Hub cannot be reached or refuses; the repository is as it was.
+    """
+    api = HfApi(token=token)
+    with _in_words(repo_id):
+        if not dry_run:
+            with_patience(
+                f"opening {repo_id}",
+                lambda: _open_repository(api, repo_id, kind, revision, private),
+                OPENING_PAUSES,
+                _GO_ON,
+            )
+        remote = with_patience(
+            f"reading {repo_id}", lambda: _remote_files(api, repo_id, kind, revision), OPENING_PAUSES, _GO_ON
+        )
+        compared = _compare(files, remote, replaced)
+        prefix = "spaces/" if kind == "space" else ""
+        url = f"{api.endpoint}/{prefix}{repo_id}" + (f"/tree/{revision}" if revision else "")
+        if dry_run:
+            return Publication(repo_id, kind, url, None, compared)
+        operations: list[Any] = [
+            CommitOperationAdd(file.path, files[file.path]) for file in compared if file.state in ("new", "changed")
+        ]
+        operations += [CommitOperationDelete(file.path) for file in compared if file.state == "removed"]
+        if operations:
+            info = with_patience(
+                f"sending {repo_id}",
+                lambda: api.create_commit(
+                    repo_id, operations, commit_message=message, repo_type=kind, revision=revision
+                ),
+                OPENING_PAUSES,
+                _GO_ON,
+            )
+            commit = info.oid
+        else:
+            commit = str(api.repo_info(repo_id, repo_type=kind, revision=revision).sha)
+    return Publication(repo_id, kind, url, commit, compared)
+
+
+def publish(
+    model_or_folder: Any,
+    repo_id: str,
+    *,
+    results: Mapping[str, Any] | str | Path | None = None,
+    space: bool = False,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+    message: str = "Upload model by hf_geossl",
+    dry_run: bool = False,
+    max_shard_size: str | int = MAX_SHARD_SIZE,
+    extra_files: Mapping[str, Path] | None = None,
+) -> Publication:
+    """
+    Turns a trained folder or model into a repository of the Hub that others load, trust and click.
+
+    Weights, configuration with the whole `auto_map`, the code that it needs, image processor, card, pictures, measured
+    results and what is known of the run are sent in one commit; what is there already is not sent again, and a push that
+    is cut off leaves the repository as it was.
+
+    Args:
+        model_or_folder (`str`, `Path` or `PreTrainedModel`): A run's folder, one that `save_pretrained` wrote, or a model
+            (of a `...ForPreTraining` one the trunk).
+        repo_id (`str`): `user/name`, or `name` of your own.
+        results (`dict`, `str` or `Path`, *optional*): Measured numbers, `{task: {metric: number}}` or a JSON file of it;
+            `results.json` in the folder by default. See `read_results`.
+        space (`bool`): Whether to publish a Gradio Space of the same name that shows the model.
+        private (`bool`): Whether repositories that are made here are private; those that exist stay as they are.
+        token (`str`, *optional*): With write access; the one that `hf auth login` saved, or HF_TOKEN, by default.
+        revision (`str`, *optional*): A branch, made where it is missing; `main` by default. Not of the Space.
+        license (`str`, *optional*): Of the weights, as the Hub calls it ("apache-2.0", "cc-by-4.0"); the card says that
+            none is named otherwise.
+        message (`str`): Of the commit.
+        dry_run (`bool`): Whether to list only what would be sent; needs no token.
+        max_shard_size (`str` or `int`): Weights in a larger file are sent in several.
+        extra_files (`dict[str, Path]`, *optional*): More files, by path in the repository; others in the same folders
+            there are removed.
+
+    Returns:
+        `Publication`: The files and what happened to each, the commit, and the Space.
+
+    Raises:
+        PublishError: If the token is missing or may not write (before anything is computed), or the Hub cannot be
+            reached or refuses.
+        ValueError: If the folder holds no model of this library, or results are not numbers.
+    """
+    if not dry_run:
+        repo_id = check_write_access(repo_id, token)
+    with folder_of(model_or_folder) as folder:
+        place = repo_id if space else None
+        with model_files(
+            folder, repo_id, results=results, license=license, space=place, max_shard_size=max_shard_size
+        ) as files:
+            extra = dict(extra_files or {})
+            publication = push_files(
+                {**files, **extra},
+                repo_id,
+                revision=revision,
+                private=private,
+                token=token,
+                message=message,
+                dry_run=dry_run,
+                replaced=tuple({f"{path.partition('/')[0]}/" for path in extra if "/" in path}),
+            )
+        if not space:
+            return publication
+        from hf_geossl.publishing.space import write_space  # imports gradio
+
+        with tempfile.TemporaryDirectory() as temporary:
+            root = write_space(folder, Path(temporary) / "space", repo_id=repo_id)
+            pushed = push_files(
+                {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()},
+                repo_id,
+                kind="space",
+                private=private,
+                token=token,
+                message="Upload demo by hf_geossl",
+                dry_run=dry_run,
+                replaced=("hf_geossl/", "model/", "samples/"),
+            )
+    return Publication(
+        publication.repo_id, publication.kind, publication.url, publication.commit, publication.files, pushed
+    )

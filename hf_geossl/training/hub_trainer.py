@@ -1,0 +1,160 @@
+"""`HubTrainer`: how a run reaches the Hub, at its end and while it goes on."""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+
+from hf_geossl.training.export import export_model
+from hf_geossl.training.scheduled_trainer import ScheduledTrainer
+
+logger = logging.getLogger(__name__)
+
+PUSHED = ".push-"
+_KEPT_HERE = ("training_args.bin",)  # a pickle
+
+
+class HubTrainer(ScheduledTrainer):
+    """Exports the model, and publishes what it exports; the rest is `TeacherStudentTrainer`'s."""
+
+    push_in_progress: Any = None
+    hub_model_id: Any
+    _pusher: ThreadPoolExecutor | None = None
+
+    def export(self, folder: Path, weights: str | None = None) -> None:
+        """Writes the trunk, its code, the image processor, the record of the run and the card to a folder."""
+        export_model(
+            self.accelerator.unwrap_model(self.model),
+            folder,
+            weights=weights,
+            image_processor=self.processing_class,
+            run=self,  # type: ignore[arg-type]
+        )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Makes sure that the token may write to `args.hub_model_id`, and makes that repository.
+
+        Called when the trainer is made if `args.push_to_hub`, so that nothing is trained in vain.
+
+        Raises:
+            PublishError: If the token is missing, unknown or read-only, or may not write there.
+        """
+        if not self.is_world_process_zero():
+            return
+        from hf_geossl.publishing.push import check_write_access, push_files  # a later room of the house
+
+        token = token or self._hub_token
+        private = bool(self.args.hub_private_repo if private is None else private)
+        name = self.args.hub_model_id or self.run_dir.absolute().name
+        self.hub_model_id = check_write_access(name, token)
+        push_files({}, self.hub_model_id, revision=self.args.hub_revision, private=private, token=token)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        results: Mapping[str, Any] | str | Path | None = None,
+        space: bool = False,
+        license: str | None = None,
+    ) -> Any:
+        """
+        Exports the model to the folder of the run and publishes it, as `publish` does.
+
+        Args:
+            commit_message (`str`, *optional*): Of the commit.
+            blocking (`bool`): Whether to wait; if not, a `Future` of the `Publication` is returned.
+            token (`str`, *optional*): With write access; `args.hub_token`, HF_TOKEN or the one that was saved by default.
+            revision (`str`, *optional*): A branch; `args.hub_revision` by default.
+            private (`bool`, *optional*): Whether a repository that is made here is private.
+            results, space, license: As in `publish`.
+
+        Returns:
+            `Publication`, a `Future` of it, or None on processes other than the first.
+
+        Raises:
+            PublishError: If the Hub cannot be reached or refuses; the model lies in the folder of the run all the same.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        if self.args.should_save:
+            self.export(self.run_dir)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        job = self._publish(
+            self.run_dir,
+            results=results,
+            space=space,
+            license=license,
+            private=bool(self.args.hub_private_repo if private is None else private),
+            token=token or self._hub_token,
+            revision=revision or self.args.hub_revision,
+            message=commit_message or "End of training",
+        )
+        if not blocking:
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+            return job
+        return job.result()
+
+    def _publish(self, folder: Path, **kwargs: Any) -> "Future[Any]":
+        from hf_geossl.publishing.push import publish  # a later room of the house
+
+        if self._pusher is None:
+            self._pusher = ThreadPoolExecutor(1, thread_name_prefix="push")
+        return self._pusher.submit(publish, folder, self.hub_model_id, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publishes the model as it is now, and the checkpoint where `hub_strategy` says so, beside the training."""
+        strategy = self.args.hub_strategy
+        if self._staging is not None or not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return  # a checkpoint is pushed when it is whole
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        step = self.state.global_step
+        folder = self.run_dir / f"{PUSHED}{step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.export(folder)
+        extra = {}
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            checkpoint = Path(checkpoint_folder)
+            place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            kept = folder / "checkpoint"  # the run may remove its own while this one is sent
+            shutil.copytree(checkpoint, kept, copy_function=_link, ignore=shutil.ignore_patterns(*_KEPT_HERE))
+            extra = {f"{place}/{path.relative_to(kept)}": path for path in sorted(kept.rglob("*")) if path.is_file()}
+        job = self._publish(
+            folder,
+            private=bool(self.args.hub_private_repo),
+            token=self._hub_token,
+            revision=self.args.hub_revision,
+            message=f"Training in progress, step {step}",
+            extra_files=extra,
+        )
+
+        def end(job: "Future[Any]") -> None:
+            if job.exception() is not None:
+                logger.warning(f"step {step} was not pushed, and the run goes on: {job.exception()}")
+            shutil.rmtree(folder, ignore_errors=True)
+
+        job.add_done_callback(end)
+        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file where the file system has such, a copy elsewhere."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
