@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ibot separate": {"shared_head": False, "norm_last_layer": True},
     "ibot logits": {"split": "logits", "num_prototypes": None},
     "ibot logits separate": {"split": "logits", "num_prototypes": None, "shared_head": False},
-    "ibot unmasked": {"reconstruct_unmasked": True},
+    "ibot unmasked": {"recon_unmasked": True},
     "dinov2": {"host": "dinov2"},
     "dinov2 separate": {"host": "dinov2", "shared_head": False},
     "dinov2 sinkhorn": {"host": "dinov2", "centering": "sinkhorn"},
@@ -282,7 +282,7 @@ class _Literal:
 
     def reconstruct(self, batch: State) -> tuple[torch.Tensor, torch.Tensor]:
         config, views = self.config, batch["global_pixel_values"]
-        masked = config.host in ("ibot", "dinov2") and not config.reconstruct_unmasked and "bool_masked_pos" in batch
+        masked = config.host in ("ibot", "dinov2") and not config.recon_unmasked and "bool_masked_pos" in batch
         found = []
         for view in range(2):
             tokens = self.trunk("", views[:, view], batch["bool_masked_pos"][:, view] if masked else None)
@@ -378,7 +378,7 @@ def test_defaults_are_the_papers() -> None:
         2,
         1.0,
     )
-    assert (config.split, config.reconstruct_final, config.reconstruct_unmasked) == ("feature", False, False)
+    assert (config.split, config.reconstruct_final, config.recon_unmasked) == ("feature", False, False)
     assert (config.head_hidden_size, config.head_bottleneck_size, config.shared_head) == (2048, 256, True)
     assert (config.student_temperature, config.teacher_temperature, config.center_momentum) == (0.1, 0.07, 0.9)
     assert (config.class_loss_weight, config.patch_loss_weight, config.koleo_weight) == (1, 1, 0.1)

@@ -27,7 +27,7 @@ class EquiCoherentConfig(GeometricViTConfig):
         reconstruct_final (`bool`, defaults to `False`): Whether the second global view is reconstructed too.
         reconstruction_weight (`float`, defaults to 1.0): Weight of the reconstruction loss; 0 is "host + g": the
             transformation without decoders.
-        reconstruct_unmasked (`bool`, defaults to `False`): Whether hosts that mask encode the global views once more
+        recon_unmasked (`bool`, defaults to `False`): Whether hosts that mask encode the global views once more
             without masks for the reconstruction.
         patch_features (`int`, *optional*): Channels after the split's linear layer (the paper's d_patch); by default
             the paper's: 8192 for iBOT (and DINO), 2048 for DINOv2, 512 for VICReg (and SimCLR).
@@ -71,7 +71,7 @@ class EquiCoherentConfig(GeometricViTConfig):
     num_intermediate: int = 2
     reconstruct_final: bool = False
     reconstruction_weight: float | int = 1.0
-    reconstruct_unmasked: bool = False
+    recon_unmasked: bool = False
     patch_features: int | None = None
     equivariant_features: int | None = None
     split: str = "feature"

@@ -380,7 +380,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         loss, reconstruction, reconstructions = host_loss, None, None
         if self.reconstruction is not None:
             targets = intermediate_targets(intermediate_pixel_values, global_pixel_values[:, 1], config)
-            if config.reconstruct_unmasked and masked is not None:
+            if config.recon_unmasked and masked is not None:
                 patches = self.equicoherent.patch_tokens(self.equicoherent(views))
             first, second = self._equivariant(patches).unflatten(0, (-1, 2)).unbind(1)  # (B, N, d_equi) each
             grid = (views.shape[-2] // config.patch_size, views.shape[-1] // config.patch_size)
