@@ -473,15 +473,15 @@ def test_slow_answers_and_slow_disks_take_their_time(hub, api, folder):
     hub.fail("PUT /lfs/", slow_disk=0.3)
     hub.fail("preupload", stall=0.3)
     hub.fail("/commit/main", slow_disk=0.3)
-    hub.fail("revision/", drip=0.1, skip=1)
+    hub.fail("revision/", drip=0.25, skip=1)
     begun = time.monotonic()
     api.upload_folder(repo_id=MODEL, folder_path=folder)
-    assert 0.9 <= time.monotonic() - begun < 5
+    assert 0.9 <= time.monotonic() - begun < 15
     begun = time.monotonic()
     assert api.model_info(MODEL, revision="main").sha
-    assert time.monotonic() - begun < 0.25
+    assert time.monotonic() - begun < 0.9
     assert api.model_info(MODEL, revision="main").sha
-    assert 0.3 <= time.monotonic() - begun < 3
+    assert 1.0 <= time.monotonic() - begun < 15
 
 
 # Death
