@@ -1,6 +1,7 @@
 """A page that shows what a model of this library sees: in a browser on this machine, or as a Space."""
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,7 @@ from typing import Any
 def _page() -> Any:
     if find_spec("gradio") is None:
         raise ImportError("the demo needs gradio: pip install 'hf_geossl[space]'")
-    from hf_geossl.publishing.demo import page
-
-    return page
+    return import_module("hf_geossl.publishing.demo.page")
 
 
 def build_demo(folder: str | Path, *, samples: str | Path | None = None) -> Any:

@@ -72,6 +72,10 @@ STYLE = """<style>
 .gradio-container button, .gradio-container label { touch-action: manipulation; }
 .gradio-container button.geo-upload { min-height: 44px; }
 .gradio-container [role=radiogroup] label, .gradio-container fieldset .wrap label { min-height: 44px; min-width: 44px; }
+.gradio-container .html-container { padding: 0; }
+.gradio-container input[type=range] { min-height: 12px; }
+.gradio-container input[type=range]::-webkit-slider-thumb { width: 28px; height: 28px; margin-top: -10px; }
+.gradio-container input[type=range]::-moz-range-thumb { width: 28px; height: 28px; }
 .tab-container.wrap { background: none !important; }
 .tab-container.wrap button { height: 44px !important; font-size: 16px; }
 .geo-strip { display: flex; gap: 8px; overflow-x: auto; padding: 4px 4px 10px; }
@@ -99,6 +103,7 @@ STYLE = """<style>
 @media (max-width: 640px) {
     .geo-figures { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)); gap: 10px; }
     .geo-figures figure:has(.geo-picture), .geo-figures figure:only-child { grid-column: 1 / -1; }
+    .geo-figures figure:first-child:has(.geo-picture) ~ figure:last-child:nth-child(even) { grid-column: 1 / -1; }
     .geo-figures figcaption { font-size: 14px; }
 }
 </style>"""

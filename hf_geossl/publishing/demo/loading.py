@@ -145,6 +145,41 @@ class DemoModel:
         return None
 
 
+def find_model(folder: Path) -> tuple[Path, dict[str, Any], str]:
+    """
+    Finds what a demo shows of a folder, see `open_model`.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Returns:
+        `tuple[Path, dict, str]`: The folder with the weights, what its config.json says, and, where it is a checkpoint of
+        the given one, words that say so.
+
+    Raises:
+        ValueError: If there is no folder, or no model of this library in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(folder)!r}: give the folder of a run, of a checkpoint or of a model")
+    config = _read_config(folder)
+    place = ""
+    if config is None or not is_whole(config):
+        for checkpoint in list_checkpoints(folder):
+            inner = _read_config(checkpoint)
+            if inner is not None and is_whole(inner) and why_not_whole(checkpoint) is None:
+                config, folder, place = inner, checkpoint, f" in {checkpoint.name}"
+                break
+    if config is None:
+        raise ValueError(
+            f"{str(folder)!r} holds no model: there is no config.json in it, and no whole checkpoint-N folder"
+        )
+    if config.get("model_type") not in METHODS:
+        raise ValueError(
+            f"{str(folder)!r} holds a model of type {config.get('model_type')!r}; the demo shows {', '.join(METHODS)}"
+        )
+    return folder, config, place
+
+
 def open_model(folder: Path) -> DemoModel:
     """
     Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk.
@@ -159,34 +194,17 @@ def open_model(folder: Path) -> DemoModel:
     Raises:
         ValueError: If there is no folder, no model of this library in it, or its weights cannot be read.
     """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(folder)!r}: give the folder of a run, of a checkpoint or of a model")
-    config = _read_config(folder)
-    source = "this folder"
-    if config is None or not _is_whole(config):
-        for checkpoint in list_checkpoints(folder):
-            inner = _read_config(checkpoint)
-            if inner is not None and _is_whole(inner) and why_not_whole(checkpoint) is None:
-                config, folder, source = inner, checkpoint, checkpoint.name
-                break
-    if config is None:
-        raise ValueError(
-            f"{str(folder)!r} holds no model: there is no config.json in it, and no whole checkpoint-N folder"
-        )
-    if config.get("model_type") not in METHODS:
-        raise ValueError(
-            f"{str(folder)!r} holds a model of type {config.get('model_type')!r}; the demo shows {', '.join(METHODS)}"
-        )
-    auto_class = AutoModelForPreTraining if _is_whole(config) else AutoModel
+    folder, config, place = find_model(folder)
+    auto_class = AutoModelForPreTraining if is_whole(config) else AutoModel
     model = _load(auto_class, folder)
     if model.config.num_channels != 3:
         raise ValueError(f"the demo shows colour pictures, and this model takes {model.config.num_channels} channels")
     mean, std = _normalization(folder)
     if auto_class is AutoModel:
-        return DemoModel(model, None, mean, std, f"the trunk in {source}")
+        return DemoModel(model, None, mean, std, f"the trunk{place}")
     taught = model.teacher is not None
     trunk = getattr(model.teacher, model.base_model_prefix) if taught else model.base_model
-    return DemoModel(trunk, model, mean, std, f"the {'teacher' if taught else 'student'} in {source}")
+    return DemoModel(trunk, model, mean, std, f"the {'teacher' if taught else 'student'}{place}")
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
@@ -202,7 +220,8 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     return config
 
 
-def _is_whole(config: dict[str, Any]) -> bool:
+def is_whole(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a pretraining model with its heads."""
     return any(str(name).endswith("ForPreTraining") for name in config.get("architectures") or [])
 
 

@@ -261,7 +261,12 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say:
         footer_links=[],
         max_file_size=MAX_BYTES,
         state_session_capacity=_SESSIONS,
-        theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
+            block_info_text_color="*neutral_600",
+            block_info_text_color_dark="*neutral_300",
+            body_text_color_subdued="*neutral_600",
+            body_text_color_subdued_dark="*neutral_300",
+        ),
     )
     say(f"the demo runs at {demo.local_url} (Ctrl-C ends it)")
     if block:

@@ -175,6 +175,7 @@ def attention_tab(model: DemoModel) -> Tab:
             figures(
                 Figure(picture, "Picture A: click a patch", "pick", chosen.place, grid),
                 Figure(heat, f"What {who} looks at, {by}"),
+                narrow=1,
             ),
             said(
                 f"{100 * seen.sum().item():.0f}% of the attention goes to patches; the largest share of one patch is "

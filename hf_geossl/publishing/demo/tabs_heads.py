@@ -158,8 +158,8 @@ def path_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
             shown = [true, Figure(enlarged(found.reconstructed), "What the decoder makes of v1 and v2", rough=True)]
             words = (
                 f"Mean squared error of the reconstruction: {found.error:.3f}. The mean of the sample pictures, "
-                f"transformed alike, would have {found.mean_image_error:.3f}; a perfect reconstruction has 0. Blurred "
-                "edges are what a small decoder leaves of the error that it is trained with."
+                f"transformed alike, would have {found.mean_image_error:.3f}; a perfect reconstruction has 0. Decoders "
+                "are small and trained on this error, which leaves edges blurred."
             )
         return [
             figures(
