@@ -94,7 +94,9 @@ class TransformationPath:
         ValueError: an unknown word or a number out of range.
 
     Source: EquiCoherent (arXiv 2503.18753), Table 2. The paper leaves open what lies outside, the scale of a shift for
-    other sizes than 224 pixels, the order of colour operations, and that shares of a motion are linear in its numbers.
+    other sizes than 224 pixels, the order of colour operations, that shares of a motion are linear in its numbers, and
+    what a blur sees beyond the border: here the border pixel goes on, as in Pillow (see `gaussian_blur`), where
+    torchvision reflects the image. This changes nothing but the outermost pixels, as many as `blur_radius`.
     """
 
     def __init__(
