@@ -406,7 +406,10 @@ def test_defaults_are_the_papers() -> None:
         ({"equivariant_features": 30}, "equivariant_features .* below patch_features=24, .* got 30"),
         ({"equivariant_features": 0}, "equivariant_features must be at least 1 .* got 0"),
         ({"split": "logits", "host": "dinov2"}, "split='logits' .*iBOT's head, got host='dinov2'"),
-        ({"split": "logits", "num_prototypes": 20}, "num_prototypes must be .* = 16 .*, got 20; leave it out"),
+        (
+            {"split": "logits", "num_prototypes": 20},
+            "num_prototypes must be .* = 16 .*, got 20; leave it out or set it to none",
+        ),
         ({"centering": "sinkhorn"}, "centering='sinkhorn' is DINOv2's, got host='ibot'"),
         ({"use_class_token": False}, "use_class_token must be True.* got False"),
         ({"num_intermediate": -1}, "num_intermediate must be 0 or more, got -1"),
@@ -415,7 +418,15 @@ def test_defaults_are_the_papers() -> None:
         ({"koleo_weight": -1}, "koleo_weight must be 0 or more, got -1"),
         ({"student_temperature": 0}, "student_temperature must be above 0, got 0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature must be above 0, got -1"),
-        ({"num_prototypes": 0}, "num_prototypes must be above 0, got 0"),
+        ({"num_prototypes": 0}, "num_prototypes must be at least 2, .* got 0"),
+        ({"num_prototypes": 1}, "num_prototypes must be at least 2, .* got 1"),
+        (
+            {"split": "logits", "num_prototypes": None, "equivariant_features": 23},
+            "num_prototypes .* at least 2, .* got 1",
+        ),
+        ({"reconstruction_weight": math.inf}, "reconstruction_weight must be 0 or more, got inf"),
+        ({"class_loss_weight": math.inf}, "class_loss_weight must be 0 or more, got inf"),
+        ({"teacher_temperature": math.inf}, "teacher_temperature must be above 0, got inf"),
         ({"decoder_hidden_size": 0}, "decoder_hidden_size must be above 0, got 0"),
         ({"center_momentum": 1.5}, r"center_momentum must be in \[0, 1\], got 1.5"),
         ({"projector_sizes": ()}, r"projector_sizes must be one or more widths, got \(\)"),
@@ -790,6 +801,11 @@ def test_a_step_without_masked_patches(arm: str) -> None:
     assert not torch.equal(model.class_center, before_class)
     if arm == "ibot":
         _assert_near(model.patch_center, 0.9 * before + 0.1 * seen.mean(0, keepdim=True), "patch_center", 1e-5)
+        moved = model.patch_center.clone()
+        model.patch_center.copy_(before)
+        model(**_drop(batch, "bool_masked_pos"))
+        model.update_centers()
+        assert torch.equal(model.patch_center, moved), "no masks are masks of nothing"
     else:
         assert len(seen) == 0
         assert torch.equal(model.patch_center, before)
@@ -933,7 +949,9 @@ def test_local_views_of_hosts_of_pairs_are_refused_by_name(host: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_one_image_is_too_few_for_losses_between_images(host: str, training: bool) -> None:
     model = _model(host=host).train(training)
-    with pytest.raises(ValueError, match="at least 2 images.* got 1"):
+    with pytest.raises(
+        ValueError, match=f"global_pixel_values must hold at least 2 images for the host '{host}'.* got 1;"
+    ):
         model(**_batch(model, 1))
 
 
@@ -941,6 +959,14 @@ def test_one_image_is_too_few_for_losses_between_images(host: str, training: boo
 def test_one_image_is_enough_for_the_others(host: str) -> None:
     model = _model(host=host)
     _assert_literal(model, _batch(model, 1), gradients=False)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.inf, math.nan])
+@pytest.mark.parametrize("host", ["ibot", "dinov2 sinkhorn", "dino"])
+def test_a_temperature_that_is_not_above_0_is_refused(host: str, temperature: float) -> None:
+    model = _model(**ARMS[host])
+    with pytest.raises(ValueError, match=f"teacher_temperature must be above 0, got {temperature}; .* 0.07"):
+        model(**_batch(model), teacher_temperature=temperature)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.5, float("nan")])

@@ -245,6 +245,7 @@ def test_views_with_one_global_transform_it() -> None:
         ({"num_intermediate": -1}, "num_intermediate must be 0 or more, got -1"),
         ({"reconstruction_weight": -0.5}, "reconstruction_weight must be 0 or more, got -0.5"),
         ({"reconstruction_weight": math.nan}, "reconstruction_weight must be 0 or more, got nan"),
+        ({"reconstruction_weight": math.inf}, "reconstruction_weight must be 0 or more, got inf"),
         ({"equivariant_features": 0}, "equivariant_features must be at least 1, or None for its default, got 0"),
         ({"decoder_hidden_size": 0}, "decoder_hidden_size must be at least 1, or None for its default, got 0"),
     ],

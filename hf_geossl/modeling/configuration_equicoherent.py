@@ -1,5 +1,6 @@
 """Configuration of EquiCoherent models."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -39,7 +40,7 @@ class EquiCoherentConfig(GeometricViTConfig):
             `hidden_size`, at most 256.
         head_hidden_size, head_bottleneck_size (`int`, default to 2048 and 256): Widths of the host's head.
         num_prototypes (`int`, *optional*): Outputs of the head; by default 8192 for iBOT and 65536 for DINO and DINOv2.
-            With the logits split they are `patch_features - equivariant_features`.
+            With the logits split they are `patch_features - equivariant_features`. At least 2.
         norm_last_layer (`bool`, *optional*): Whether prototypes keep unit length; by default for DINO alone.
         shared_head (`bool`, defaults to `True`): Whether class token and patches share the head.
         centering (`str`, defaults to `"softmax"`): How DINOv2's teacher is balanced: `"softmax"` with a center, or
@@ -159,18 +160,19 @@ class EquiCoherentConfig(GeometricViTConfig):
         if self.split == "logits" and self.num_prototypes != patch_features - equivariant:
             raise ValueError(
                 f"num_prototypes must be patch_features - equivariant_features = {patch_features - equivariant} where "
-                f"split='logits', got {self.num_prototypes}; leave it out"
+                f"split='logits', got {self.num_prototypes}; leave it out or set it to none"
             )
+        if self.has_teacher and (self.num_prototypes or 0) < 2:
+            raise ValueError(f"num_prototypes must be at least 2, or all images look alike, got {self.num_prototypes}")
         positive = ["head_hidden_size", "head_bottleneck_size", "decoder_hidden_size"]
         positive += ["student_temperature", "teacher_temperature", "contrast_temperature"]
-        positive += ["num_prototypes"] if self.has_teacher else []
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         weights = ["reconstruction_weight", "class_loss_weight", "patch_loss_weight", "koleo_weight"]
         weights += ["invariance_weight", "variance_weight", "covariance_weight"]
         for name in ("num_intermediate", "sinkhorn_iterations", *weights):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.center_momentum <= 1:
             raise ValueError(f"center_momentum must be in [0, 1], got {self.center_momentum}")

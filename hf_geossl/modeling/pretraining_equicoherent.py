@@ -1,5 +1,6 @@
 """EquiCoherent pretraining: a host's student, teacher and loss, and the reconstruction task (arXiv 2503.18753)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -205,6 +206,14 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
                 "global_pixel_values must have shape (batch, 2, channels, height, width), the second view transformed, "
                 f"got {tuple(global_pixel_values.shape)}; make two global views an image and stack them"
             )
+        if (host := self.config.host) in ("dinov2", "vicreg", "simclr"):
+            of_all = host != "dinov2" and torch.distributed.is_available() and torch.distributed.is_initialized()
+            images = len(global_pixel_values) * (torch.distributed.get_world_size() if of_all else 1)
+            if images < 2:
+                raise ValueError(
+                    f"global_pixel_values must hold at least 2 images for the host {host!r}, which compares the images of "
+                    f"a batch{' on each process' if host == 'dinov2' else ''}, got {images}; give larger batches"
+                )
         if local_pixel_values is not None:
             if not self.config.has_teacher:
                 raise ValueError(
@@ -257,15 +266,18 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         scores = self._scores(teacher.head, self.invariant(teacher, outputs.pooler_output))  # (2B, K)
         self._see("class_center", scores.sum(dim=0, keepdim=True), len(scores))
         targets = self._teacher_targets(scores.unflatten(0, (-1, 2)).transpose(0, 1), "class_center", temperature)
-        if masked is None:
+        of_all_patches = self.config.host == "ibot" and self.training  # iBOT's center, whatever is masked
+        if masked is None and not of_all_patches:
             return targets, None
         head = teacher.head if self.config.shared_head else teacher.patch_head
         patches = teacher.equicoherent.patch_tokens(outputs)
-        if self.config.host == "ibot" and self.training:  # its center is the mean over all patches, masked or not
+        if of_all_patches:
             features = head.bottleneck(self.invariant(teacher, patches)).flatten(0, 1)
             # the last layer is linear: the mean of scores is the score of the mean
             mean = head.prototypes(features.mean(dim=0, keepdim=True))[:, : self.config.num_prototypes]
             self._see("patch_center", mean * len(features), len(features))
+            if masked is None:
+                return targets, None
             scores = head.prototypes(features[masked.flatten()])[:, : self.config.num_prototypes]
         else:
             scores = self._scores(head, self.invariant(teacher, patches[masked]))  # (M, K)
@@ -344,14 +356,14 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
                 between; needed where something is reconstructed.
             bool_masked_pos (`torch.Tensor` of shape `(batch, 2, patches)`, bool, *optional*): Patches of the global views
                 that the student does not see; `(batch, patches)` are the same in both. Hosts that do not mask ignore it.
-            teacher_temperature (`float`, *optional*): Replaces `config.teacher_temperature`.
+            teacher_temperature (`float`, *optional*): Above 0; replaces `config.teacher_temperature`.
 
         Returns:
             `EquiCoherentForPreTrainingOutput`.
 
         Raises:
-            ValueError: If shapes do not fit together, intermediate images are missing, or the batch is too small for the
-                host: KoLeo, VICReg and SimCLR need two images.
+            ValueError: If shapes do not fit together, intermediate images are missing, the temperature is out of range,
+                or the batch is too small for the host: DINOv2 needs two images a process, VICReg and SimCLR two in all.
 
         Source: arXiv 2503.18753, L = L_SSL(z_inv) + lambda L_recon.
         """
@@ -365,6 +377,11 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         if config.masks and bool_masked_pos is not None:
             masked = bool_masked_pos.flatten(0, 1)  # (2B, N)
         temperature = config.teacher_temperature if teacher_temperature is None else teacher_temperature
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"teacher_temperature must be above 0, got {temperature}; None takes the configuration's, "
+                f"{config.teacher_temperature}"
+            )
 
         views = global_pixel_values.flatten(0, 1)  # (B, 2, ...) -> (2B, ...)
         outputs = self.equicoherent(views, bool_masked_pos=masked, **kwargs)
