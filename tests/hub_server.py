@@ -551,9 +551,9 @@ class Handler(BaseHTTPRequestHandler):
         body = b"" if self.command == "HEAD" else answer.body[: fault.cut_answer]
         size = max(1, -(-len(body) // 4)) if fault.drip else max(1, len(body))
         for start in range(0, len(body), size):
+            time.sleep(fault.drip if start else 0)
             self.wfile.write(body[start : start + size])
             self.wfile.flush()
-            time.sleep(fault.drip)
         self.wfile.flush()
         if fault.cut_answer is not None:
             self.connection.shutdown(socket.SHUT_RDWR)
