@@ -9,7 +9,7 @@ from huggingface_hub import SpaceCardData
 from huggingface_hub.utils import validate_repo_id
 
 import hf_geossl
-from hf_geossl.publishing.demo.loading import METHODS, find_model, is_whole
+from hf_geossl.publishing.demo.loading import METHODS, find_model, is_whole, processor_files
 from hf_geossl.publishing.demo.pictures import scene_pictures
 
 GRADIO_VERSION = "6.31.0"  # the oldest that the demo has been tried with
@@ -94,10 +94,13 @@ def write_space(
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"output must be a new or empty folder, got {str(target)!r}, which holds something")
+    weights = sorted(source.glob("model*.safetensors*"))
+    if not any(path.suffix == ".safetensors" for path in weights):
+        raise ValueError(f"{str(source)!r} holds no model.safetensors; save the model with save_pretrained first")
     method = METHODS[config["model_type"]]
-    title = title or f"{method} demo"
+    title = " ".join((title or f"{method} demo").split())
     target.mkdir(parents=True, exist_ok=True)
-    _write_model(source, target / "model", config)
+    _write_model([*weights, *processor_files(source)[:1]], target / "model", config)
     _write_samples(target / "samples")
     _write_library(target / "hf_geossl")
     (target / "requirements.txt").write_text("".join(f"{line}\n" for line in REQUIREMENTS), encoding="utf-8")
@@ -125,23 +128,19 @@ def _metadata(title: str, repo_id: str, license: str | None) -> str:
     ).to_yaml(line_break="\n")
 
 
-def _write_model(source: Path, target: Path, config: dict[str, Any]) -> None:
-    weights = sorted(source.glob("model*.safetensors"))
-    if not weights:
-        raise ValueError(f"{str(source)!r} holds no model.safetensors; save the model with save_pretrained first")
+def _write_model(files: list[Path], target: Path, config: dict[str, Any]) -> None:
     target.mkdir()
-    for path in [*weights, *source.glob("model.safetensors.index.json")]:
-        shutil.copyfile(path, target / path.name)
-    _write_json(target / "config.json", {name: value for name, value in config.items() if name not in _OF_THE_MACHINE})
-    processor = source / "preprocessor_config.json"
-    if processor.is_file():
-        stated = json.loads(processor.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in stated.items() if name not in _OF_THE_MACHINE}
-        _write_json(target / processor.name, kept)
+    for path in files:
+        if path.suffix == ".safetensors":
+            shutil.copyfile(path, target / path.name)
+        else:
+            _write_json(target / path.name, json.loads(path.read_text(encoding="utf-8")))
+    _write_json(target / "config.json", config)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    kept = {name: value for name, value in content.items() if name not in _OF_THE_MACHINE}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_samples(target: Path) -> None:

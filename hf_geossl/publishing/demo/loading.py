@@ -1,6 +1,7 @@
 """A folder becomes the model of a demo: the published trunk, and the heads where they are."""
 
 import json
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,13 +246,19 @@ def _load(auto_class: Any, folder: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def processor_files(folder: Path) -> list[Path]:
+    """Where a model's image processor is stated: in its folder, or beside it where it is a checkpoint of a run."""
+    places = [folder, folder.parent] if re.fullmatch(r"checkpoint-\d+", folder.name) else [folder]
+    return [path for place in places if (path := place / "preprocessor_config.json").is_file()]
+
+
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that the folder's image processor states, or ImageNet's."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    paths = processor_files(folder)
+    if not paths:
         return IMAGENET_MEAN, IMAGENET_STD
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
+        stated = json.loads(paths[0].read_text(encoding="utf-8"))
         mean, std = (tuple(float(value) for value in stated[name]) for name in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"preprocessor_config.json in {str(folder)!r} cannot be read: {_first_line(error)}") from error
