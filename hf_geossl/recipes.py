@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from hf_geossl.modeling.configuration_equicoherent import EquiCoherentConfig
@@ -176,6 +177,29 @@ def model_fields(model_arguments: Any) -> dict[str, Any]:
     """The fields of a configuration, from the model arguments of `parse_pretrain`."""
     names = {given: name for name, given in _PREFIXED.items()}
     return {names.get(name, name): value for name, value in dataclasses.asdict(model_arguments).items()}
+
+
+def make_config(method: Method, model_arguments: Any) -> Any:
+    """
+    The configuration that the user has asked for.
+
+    Args:
+        method (`Method`): The method.
+        model_arguments: The model arguments of `parse_pretrain`.
+
+    Returns:
+        `GeometricViTConfig`: the method's configuration.
+
+    Raises:
+        UsageError: With one line, in the command line's words, if a value is of another type or out of its range.
+    """
+    try:
+        return method.config(**model_fields(model_arguments))
+    except StrictDataclassError as error:
+        message = " ".join(str(error.__cause__ or error).split())
+        for name, given in _PREFIXED.items():  # the field, not the same word in a sentence
+            message = re.sub(rf"\b{name}(?=='| must\b)", given, message)
+        raise UsageError(message) from error
 
 
 def _view_arguments(method: Method) -> type:

@@ -20,7 +20,7 @@ from photographs import pieces, write_folder
 from transformers import AutoModel
 
 from hf_geossl.cli import main
-from hf_geossl.recipes import model_fields, parse_pretrain, recipes
+from hf_geossl.recipes import UsageError, make_config, model_fields, parse_pretrain, recipes
 
 SMALL = {
     "method": "gtsa",
@@ -372,6 +372,33 @@ def test_wrong_equicoherent_arguments_give_one_line(
     recipe.write_text(yaml.safe_dump({**SMALL_EQUICOHERENT, "output_dir": str(tmp_path / "run")}))
     photographs = ["--dataset", str(write_folder(tmp_path / "jpeg", 8))]
     assert message in _error(capsys, "pretrain", str(recipe), *photographs, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model_split", "channels"], "model_split must be one of feature, logits, got 'channels'"),
+        (
+            ["--host", "dino", "--model_split", "logits"],
+            "model_split='logits' divides the outputs of iBOT's head, got host='dino'",
+        ),
+        (
+            ["--model_split", "logits"],
+            "num_prototypes must be patch_features - equivariant_features = 192 where model_split='logits', got 128; "
+            "leave it out or set it to none",
+        ),
+        (["--num_intermediate", "-1"], "num_intermediate must be 0 or more, got -1"),
+    ],
+)
+def test_wrong_configurations_are_told_in_the_words_of_the_command_line(arguments: list[str], message: str) -> None:
+    """`--split` is the data's; what the message advises is right."""
+    method, _, (_, model_arguments, _, _) = parse_pretrain(["equicoherent_quickstart", *arguments])
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        make_config(method, model_arguments)
+    mended = ["--model_split", "logits", "--num_prototypes", "none"]
+    method, _, (_, model_arguments, _, _) = parse_pretrain(["equicoherent_quickstart", *mended])
+    config = make_config(method, model_arguments)
+    assert (config.split, config.num_prototypes) == ("logits", 192)
 
 
 def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
