@@ -7,19 +7,33 @@ import re
 from pathlib import Path
 from typing import Any
 
+import equicoherent_run
 import gtsa_run
 import loca_run
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from equicoherent_run import make_trainer, small_arguments, small_config, small_views
 from exact_resume import different_weights, undisturbed_and_resumed
+from methods import METHODS
+from photographs import pieces, write_folder
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 
-from hf_geossl import EquiCoherentForPreTraining, EquiCoherentTrainer, EquiCoherentTrainingArguments
+from hf_geossl import (
+    EquiCoherentForPreTraining,
+    EquiCoherentTrainer,
+    EquiCoherentTrainingArguments,
+    GTSATrainer,
+    LOCATrainer,
+    load_stream,
+)
+from hf_geossl.training.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.training.export import export_model
+from hf_geossl.training.streams import ImageStream
 
 HOSTS = ("ibot", "dinov2", "dino", "vicreg", "simclr")
 PARTS = {
@@ -486,6 +500,84 @@ def test_batch_of_one_image_is_refused_where_images_are_compared(host: str, imag
     message = f"per_device_train_batch_size must be 2 or more, host '{host}' compares the images of a batch; got 1"
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, images, config={"host": host}, per_device_train_batch_size=1)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_evaluation_that_cannot_work_is_refused_before_training(host: str, images: Any, tmp_path: Path) -> None:
+    """Batches of one image, and fewer images than a batch, wherever their number is known without reading them."""
+    photographs = load_stream(str(write_folder(tmp_path / "jpeg", 5)))
+    table = pa.table({"image": [{"bytes": piece, "path": None} for piece in pieces(5)]})
+    pq.write_table(table, tmp_path / "photographs.parquet")
+    few = [images[:5], photographs, load_stream(str(tmp_path / "photographs.parquet"))]
+    few += [FirstImages(load_stream("scenes"), 5), FirstImages(photographs, 512)]
+    for held_out, size, told in (
+        (
+            few[0],
+            1,
+            f"per_device_eval_batch_size must be 2 or more, host '{host}' compares the images of a batch; got 1",
+        ),
+        *(
+            (found, 6, "eval_dataset must hold at least a whole batch of 6 images, .* got 5; .*--eval_images")
+            for found in few
+        ),
+    ):
+        fields = {"eval_dataset": held_out, "per_device_eval_batch_size": size}
+        if host in ("ibot", "dino"):
+            trainer = make_trainer(tmp_path, images, config={"host": host}, **fields)
+            assert trainer.evaluate()["eval_images"] == 5
+        else:
+            with pytest.raises(ValueError, match=told):
+                make_trainer(tmp_path, images, config={"host": host}, **fields)
+    trainer = make_trainer(tmp_path, images, config={"host": host}, eval_dataset=few[-1], per_device_eval_batch_size=5)
+    assert trainer.evaluate()["eval_images"] == 5
+
+
+def test_evaluation_batches_of_several_processes_are_whole_over_all(images: Any) -> None:
+    stream, views = ImageStream.from_dataset(images[:7]), small_views(small_config())
+    told = r"a whole batch of 8 images \(4 on each of 2 processes\), .* got 7; .* per_device_eval_batch_size"
+    batches = EvaluationBatches(stream, views, 4, rank=0, world_size=2, whole=True)
+    with pytest.raises(ValueError, match=told):
+        batches.check_size()
+    with pytest.raises(ValueError, match=told):
+        next(iter(batches))
+    EvaluationBatches(stream, views, 4, rank=0, world_size=2).check_size()
+    EvaluationBatches(stream, views, 3, rank=0, world_size=2, whole=True).check_size()
+
+
+RUNS = {"gtsa": gtsa_run, "loca": loca_run, "equicoherent": equicoherent_run}
+TRAINERS = {"gtsa": GTSATrainer, "loca": LOCATrainer, "equicoherent": EquiCoherentTrainer}
+
+
+@pytest.mark.parametrize("other", RUNS)
+@pytest.mark.parametrize("own", RUNS)
+@pytest.mark.parametrize("late", [False, True])
+def test_model_and_views_of_another_method_are_refused_by_name(
+    own: str, other: str, late: bool, images: Any, tmp_path: Path
+) -> None:
+    """Whether the model is given or made by `model_init`, and whether views are given or the trainer's own."""
+
+    def parts(name: str) -> tuple[Any, Any]:
+        config = RUNS[name].small_config()
+        views = RUNS[name].small_views(*([config] if name == "equicoherent" else []))
+        return METHODS[name].kind("ForPreTraining")(config), views
+
+    def make(model: Any, views: Any) -> Any:
+        given = {"model_init": lambda: model} if late else {"model": model}
+        return TRAINERS[own](**given, args=RUNS[own].small_arguments(tmp_path), train_dataset=images, views=views)
+
+    (model, views), (theirs, their_views) = parts(own), parts(other)
+    if own == other:
+        assert make(model, views).views is views
+        return
+    named = {name: METHODS[name].name for name in RUNS}
+    for made in (views, their_views, None):
+        told = (
+            f"model must be of {named[own]}ForPreTraining, got {named[other]}ForPreTraining; each method has a trainer"
+        )
+        with pytest.raises(TypeError, match=told):
+            make(theirs, made)
+    with pytest.raises(TypeError, match=f"views must be {named[own]}Views, got {named[other]}Views; leave them out"):
+        make(model, their_views)
 
 
 @pytest.mark.parametrize(("host", "count"), [("ibot", 9), ("dino", 9), ("dinov2", 8), ("vicreg", 8), ("simclr", 8)])

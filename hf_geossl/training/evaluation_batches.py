@@ -8,6 +8,20 @@ from hf_geossl.training.streams import ImageStream
 from hf_geossl.training.views import Views
 
 
+def known_images(stream: ImageStream) -> int | None:
+    """
+    How many images a pass gives, broken ones among them.
+
+    Args:
+        stream (`ImageStream`): The stream.
+
+    Returns:
+        `int` or `None`: None where it would have to be read to know.
+    """
+    known = stream.fingerprint  # a folder's files are its images, a tar holds many
+    return known["files"] if known["kind"] == "folder" else known.get("rows")
+
+
 class FirstImages:
     """
     The first images of a stream's pass, as an `eval_dataset`.
@@ -34,6 +48,12 @@ class FirstImages:
     def fingerprint(self) -> dict[str, Any]:
         """What the stream is, in plain values."""
         return self.stream.fingerprint
+
+    @property
+    def most_images(self) -> int:
+        """How many images there are, or as far as is known at most."""
+        known = known_images(self.stream)
+        return self.count if known is None else min(self.count, known)
 
     def one_epoch(self) -> Iterator[dict[str, Any]]:
         """Iterates over the images, in the stream's order."""
@@ -72,6 +92,26 @@ class EvaluationBatches:
         self.rank, self.world_size, self.whole = rank, world_size, whole
         self.images = 0
 
+    def check_size(self) -> None:
+        """
+        Looks whether there can be a batch, without reading an image.
+
+        Raises:
+            ValueError: If only whole batches are wanted and the images are known to be fewer than one.
+        """
+        most = self.stream.most_images if isinstance(self.stream, FirstImages) else known_images(self.stream)
+        if self.whole and most is not None and most < self.batch_size * self.world_size:
+            raise self._too_few(most)
+
+    def _too_few(self, images: int) -> ValueError:
+        size = f"{self.batch_size * self.world_size} images"
+        if self.world_size > 1:
+            size += f" ({self.batch_size} on each of {self.world_size} processes)"
+        return ValueError(
+            f"eval_dataset must hold at least a whole batch of {size}, which are compared with each other, got {images}; "
+            "give more images (--eval_images) or a smaller per_device_eval_batch_size"
+        )
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         samples = iter(self.stream.one_epoch())
         batch = self.images = 0
@@ -79,10 +119,7 @@ class EvaluationBatches:
         while group := list(islice(samples, size)):
             if self.whole and len(group) < size:
                 if not batch:
-                    raise ValueError(
-                        f"evaluation needs a whole batch of {size} images, whose images are compared with each other, got "
-                        f"{len(group)}; give more images or a smaller per_device_eval_batch_size"
-                    )
+                    raise self._too_few(len(group))
                 return
             self.images += len(group)
             mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch

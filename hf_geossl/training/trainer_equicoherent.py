@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import torch
 
 from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
+from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
 from hf_geossl.training.arguments import EquiCoherentTrainingArguments
+from hf_geossl.training.matching import check_model, check_views_class
 from hf_geossl.training.pictures import PictureCallback
 from hf_geossl.training.pictures_equicoherent import ReconstructionPictureCallback
 from hf_geossl.training.schedules import steps_of
@@ -28,7 +30,9 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
             host and transformation.
 
     Raises:
-        ValueError: As `TeacherStudentTrainer`, or if a batch holds one image and the host compares images.
+        TypeError: As `TeacherStudentTrainer`.
+        ValueError: As `TeacherStudentTrainer`, or if the host compares the images of a batch and a batch, of training or
+            evaluation, holds one, or `eval_dataset` is known to hold less than a batch.
 
     Example:
         ```python
@@ -54,13 +58,18 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        host, images = self.model.config.host, self.args.train_batch_size
-        if host != "dinov2":  # KoLeo compares the images of a process, VICReg and SimCLR those of all
-            images *= self.args.world_size
-        if host in ("dinov2", "vicreg", "simclr") and self.train_dataset is not None and images < 2:
-            raise ValueError(
-                f"per_device_train_batch_size must be 2 or more, host {host!r} compares the images of a batch; got 1"
-            )
+        if not self.compares_images:
+            return
+        host = self.model.config.host
+        processes = 1 if host == "dinov2" else self.args.world_size  # KoLeo compares the images of a process
+        for name, size, dataset in (
+            ("per_device_train_batch_size", self.args.train_batch_size, self.train_dataset),
+            ("per_device_eval_batch_size", self.args.eval_batch_size, self.eval_dataset),
+        ):
+            if dataset is not None and size * processes < 2:
+                raise ValueError(f"{name} must be 2 or more, host {host!r} compares the images of a batch; got {size}")
+        if self.eval_dataset is not None:
+            self.get_eval_dataloader().check_size()  # before training, not after
 
     @property
     def compares_images(self) -> bool:
@@ -71,11 +80,14 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         """The host's own views, the second global one transformed as the model says."""
         if model is None:
             return EquiCoherentViews()
+        check_model(model, EquiCoherentForPreTraining)
         config = model.config
         return EquiCoherentViews(config.host, config.transformation, config.num_intermediate, config.patch_size)
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a ValueError where the views are another host's or not those that the model reconstructs."""
+        """Raises a TypeError for another method's, a ValueError for another host's or what the model does not reconstruct."""
+        check_model(model, EquiCoherentForPreTraining)
+        check_views_class(views, EquiCoherentViews)
         for name in ("host", "transformation", "num_intermediate", "patch_size"):
             ours, theirs = getattr(views, name), getattr(model.config, name)
             if ours != theirs:

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.training.arguments import GTSATrainingArguments
+from hf_geossl.training.matching import check_model, check_views_class
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.training.views_gtsa import GTSAViews
@@ -45,6 +47,7 @@ class GTSATrainer(TeacherStudentTrainer):
         """Two global views of 224 pixels and eight local ones of 96, and what the model reconstructs."""
         if model is None:
             return GTSAViews()
+        check_model(model, GTSAForPreTraining)
         config = model.config
         return GTSAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
@@ -52,7 +55,9 @@ class GTSATrainer(TeacherStudentTrainer):
         )
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a ValueError where the views do not fit the model's patches and reconstruction."""
+        """Raises a TypeError for another method's, a ValueError where they do not fit the patches and the reconstruction."""
+        check_model(model, GTSAForPreTraining)
+        check_views_class(views, GTSAViews)
         for name in ("global_size", "local_size"):
             size, patch_size = getattr(views, name), model.config.patch_size
             if size % patch_size and not (name == "local_size" and views.num_local == 0):

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.training.arguments import LOCATrainingArguments
+from hf_geossl.training.matching import check_model, check_views_class
 from hf_geossl.training.pictures import PictureCallback
 from hf_geossl.training.pictures_loca import PositionPictureCallback
 from hf_geossl.training.schedules import linear_warmup_cosine
@@ -45,6 +47,7 @@ class LOCATrainer(TeacherStudentTrainer):
         """A reference and a random query of 224 pixels, nine focal queries of 96, and what the model reconstructs."""
         if model is None:
             return LOCAViews()
+        check_model(model, LOCAForPreTraining)
         config = model.config
         return LOCAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
@@ -52,7 +55,9 @@ class LOCATrainer(TeacherStudentTrainer):
         )
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a ValueError where the views do not fit the model's positions, patches and reconstruction."""
+        """Raises a TypeError for another method's, a ValueError where they do not fit positions, patches, reconstruction."""
+        check_model(model, LOCAForPreTraining)
+        check_views_class(views, LOCAViews)
         config = model.config
         side = views.reference_size
         if config.image_height_width != (side, side):
