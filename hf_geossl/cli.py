@@ -134,6 +134,8 @@ def pretrain(argv: Sequence[str]) -> int:
                 print(f"{what}: {Path(args.output_dir) / picture}")
         if measured is not None:
             print(measured)
+        if trainer.publication is not None:
+            print(f"Published: {trainer.publication.url}")
     trainer.end_processes()
     return 0 if stopped is None else 128 + stopped
 

@@ -190,6 +190,14 @@ def _compare(
     return tuple(sorted(compared, key=lambda file: file.path))
 
 
+def _operations(files: Mapping[str, Source], compared: tuple[PublishedFile, ...]) -> list[Any]:
+    return [
+        CommitOperationDelete(file.path) if file.state == "removed" else CommitOperationAdd(file.path, files[file.path])
+        for file in compared
+        if file.state != "unchanged"
+    ]
+
+
 def push_files(
     files: Mapping[str, Source],
     repo_id: str,
@@ -232,30 +240,24 @@ def push_files(
                 OPENING_PAUSES,
                 _GO_ON,
             )
-        remote = with_patience(
-            f"reading {repo_id}", lambda: _remote_files(api, repo_id, kind, revision), OPENING_PAUSES, _GO_ON
+        compared = with_patience(
+            f"reading {repo_id}",
+            lambda: _compare(files, _remote_files(api, repo_id, kind, revision), replaced),
+            OPENING_PAUSES,
+            _GO_ON,
         )
-        compared = _compare(files, remote, replaced)
         prefix = "spaces/" if kind == "space" else ""
         url = f"{api.endpoint}/{prefix}{repo_id}" + (f"/tree/{revision}" if revision else "")
         if dry_run:
             return Publication(repo_id, kind, url, None, compared)
-        operations: list[Any] = [
-            CommitOperationAdd(file.path, files[file.path]) for file in compared if file.state in ("new", "changed")
-        ]
-        operations += [CommitOperationDelete(file.path) for file in compared if file.state == "removed"]
-        if operations:
-            info = with_patience(
-                f"sending {repo_id}",
-                lambda: api.create_commit(
-                    repo_id, operations, commit_message=message, repo_type=kind, revision=revision
-                ),
-                OPENING_PAUSES,
-                _GO_ON,
-            )
-            commit = info.oid
-        else:
-            commit = str(api.repo_info(repo_id, repo_type=kind, revision=revision).sha)
+
+        def send() -> str:  # compares again: an attempt whose answer was lost may have succeeded
+            operations = _operations(files, _compare(files, _remote_files(api, repo_id, kind, revision), replaced))
+            if not operations:
+                return str(api.repo_info(repo_id, repo_type=kind, revision=revision).sha)
+            return api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, revision=revision).oid
+
+        commit = with_patience(f"sending {repo_id}", send, OPENING_PAUSES, _GO_ON)
     return Publication(repo_id, kind, url, commit, compared)
 
 

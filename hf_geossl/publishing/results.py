@@ -16,13 +16,14 @@ RESULTS = "results.json"
 ABOUT = "about"
 EMBEDDED = "hf_geossl/scenes"  # the name that the embedded dataset has where one of the Hub is asked for
 
+# the Hub's name for a kind of task, by a part of ours; the first that fits
 _HUB_TASKS = {
-    "knn": "image-classification",
-    "linear": "image-classification",
     "segmentation": "image-segmentation",
     "detection": "object-detection",
     "depth": "depth-estimation",
     "keypoints": "keypoint-detection",
+    "knn": "image-classification",
+    "linear": "image-classification",
 }
 
 
@@ -55,7 +56,7 @@ class Result:
     @property
     def hub_task(self) -> str:
         """The Hub's name for the kind of task."""
-        found = (hub for name, hub in _HUB_TASKS.items() if self.task.startswith(name))
+        found = (hub for name, hub in _HUB_TASKS.items() if name in self.task)
         return next(found, "image-feature-extraction")
 
 
@@ -142,12 +143,11 @@ def model_index(results: list[Result]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=result.hub_task,
-            task_name=result.task,
             dataset_type=result.dataset_id or "other",
             dataset_name=result.dataset,
             dataset_split=result.split,
             metric_type=result.metric,
-            metric_name=result.metric.replace("_", " "),
+            metric_name=f"{result.task} {result.metric}".replace("_", " "),
             metric_value=result.value,
         )
         for result in results

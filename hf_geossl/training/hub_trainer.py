@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from hf_geossl.training.scheduled_trainer import ScheduledTrainer
 logger = logging.getLogger(__name__)
 
 PUSHED = ".push-"
-_KEPT_HERE = ("training_args.bin",)  # a pickle
 
 
 class HubTrainer(ScheduledTrainer):
     """Exports the model, and publishes what it exports; the rest is `TeacherStudentTrainer`'s."""
 
     push_in_progress: Any = None
+    publication: Any = None  # the last one that `push_to_hub` has waited for
     hub_model_id: Any
     _pusher: ThreadPoolExecutor | None = None
 
@@ -93,7 +93,10 @@ class HubTrainer(ScheduledTrainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        job = self._publish(
+        from hf_geossl.publishing.push import publish  # a later room of the house
+
+        job = self._submit(
+            publish,
             self.run_dir,
             results=results,
             space=space,
@@ -106,14 +109,14 @@ class HubTrainer(ScheduledTrainer):
         if not blocking:
             self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
             return job
-        return job.result()
+        self.publication = job.result()
+        return self.publication
 
-    def _publish(self, folder: Path, **kwargs: Any) -> "Future[Any]":
-        from hf_geossl.publishing.push import publish  # a later room of the house
-
+    def _submit(self, action: Callable[..., Any], folder: Path, **kwargs: Any) -> "Future[Any]":
+        """Does something beside the training, after what was submitted before."""
         if self._pusher is None:
             self._pusher = ThreadPoolExecutor(1, thread_name_prefix="push")
-        return self._pusher.submit(publish, folder, self.hub_model_id, **kwargs)
+        return self._pusher.submit(action, folder, self.hub_model_id, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes the model as it is now, and the checkpoint where `hub_strategy` says so, beside the training."""
@@ -132,9 +135,10 @@ class HubTrainer(ScheduledTrainer):
             checkpoint = Path(checkpoint_folder)
             place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             kept = folder / "checkpoint"  # the run may remove its own while this one is sent
-            shutil.copytree(checkpoint, kept, copy_function=_link, ignore=shutil.ignore_patterns(*_KEPT_HERE))
+            shutil.copytree(checkpoint, kept, copy_function=_link)
             extra = {f"{place}/{path.relative_to(kept)}": path for path in sorted(kept.rglob("*")) if path.is_file()}
-        job = self._publish(
+        job = self._submit(
+            _publish_step,
             folder,
             private=bool(self.args.hub_private_repo),
             token=self._hub_token,
@@ -142,14 +146,20 @@ class HubTrainer(ScheduledTrainer):
             message=f"Training in progress, step {step}",
             extra_files=extra,
         )
-
-        def end(job: "Future[Any]") -> None:
-            if job.exception() is not None:
-                logger.warning(f"step {step} was not pushed, and the run goes on: {job.exception()}")
-            shutil.rmtree(folder, ignore_errors=True)
-
-        job.add_done_callback(end)
         self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+
+
+def _publish_step(folder: Path, repo_id: str, **kwargs: Any) -> None:
+    """Publishes a folder of a step and removes it; what fails is told, for the run goes on."""
+    from hf_geossl.publishing.push import publish  # a later room of the house
+
+    try:
+        publish(folder, repo_id, **kwargs)
+    except Exception as error:  # whatever it is, it must not end a run of days
+        step = folder.name.removeprefix(PUSHED)
+        logger.warning(f"step {step} was not pushed, and the run goes on: {type(error).__name__}: {error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

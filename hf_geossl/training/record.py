@@ -177,9 +177,14 @@ def shared_arguments(args: Any) -> dict[str, Any]:
     )
 
 
+def write_arguments(args: Any, folder: Path) -> None:
+    """Writes `training_args.yaml` to a folder."""
+    arguments = yaml.safe_dump(shared_arguments(args), sort_keys=True, allow_unicode=True)
+    (folder / ARGUMENTS).write_text(arguments, encoding="utf-8")
+
+
 def write_record(run: "TeacherStudentTrainer", weights: str, folder: Path) -> None:
     """Writes `training_run.json` and `training_args.yaml` (never a pickle) to a folder."""
     record = json.dumps(run_record(run, weights), indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")
-    arguments = yaml.safe_dump(shared_arguments(run.args), sort_keys=True, allow_unicode=True)
-    (folder / ARGUMENTS).write_text(arguments, encoding="utf-8")
+    write_arguments(run.args, folder)

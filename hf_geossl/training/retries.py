@@ -60,6 +60,16 @@ def _asked_pause(error: BaseException) -> float:
     return 0.0
 
 
+def _in_short(error: BaseException) -> str:
+    """An error in part of a line: the deepest of a server, as it put it."""
+    server = [link for link in _causes(error) if isinstance(link, HfHubHTTPError)]
+    if not server:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    status = getattr(getattr(server[-1], "response", None), "status_code", "")
+    said = getattr(server[-1], "server_message", None) or str(server[-1]).partition("\n")[0]
+    return f"{type(error).__name__}: {status} {' '.join(said.split())}"
+
+
 class Patience:
     """Counts the failures in a row of one thing and waits longer after each.
 
@@ -90,13 +100,13 @@ class Patience:
         if self.failures == len(self.pauses):
             raise ConnectionError(
                 f"{self.what} failed {self.failures + 1} times in a row, the last time with "
-                f"{type(error).__name__}: {error}. {self.advice}"
+                f"{_in_short(error)}. {self.advice}"
             ) from error
         pause = max(self.pauses[self.failures], min(_asked_pause(error), LONGEST_PAUSE))
         self.failures += 1
         logger.warning(
-            "%s failed (%s: %s); attempt %d of %d follows in %g s",
-            self.what, type(error).__name__, error, self.failures + 1, len(self.pauses) + 1, pause,
+            "%s failed (%s); attempt %d of %d follows in %g s",
+            self.what, _in_short(error), self.failures + 1, len(self.pauses) + 1, pause,
         )  # fmt: skip
         sleep(pause)
 

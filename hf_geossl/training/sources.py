@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 from datasets.iterable_dataset import ExamplesIterable
+from huggingface_hub import HfFileSystem
 
 from hf_geossl.training.images import BrokenImageError
 from hf_geossl.training.retries import with_patience
@@ -43,7 +44,8 @@ class Source:
 
     def unit(self, index: int) -> datasets.IterableDataset:
         """Returns unit `index` as a dataset of its own; a copy, since shallow ones share their position."""
-        return deepcopy(self.rows.shard(self.units, index, contiguous=False))
+        shared = HfFileSystem._cache  # which datasets refer to, and which other threads may be changing
+        return deepcopy(self.rows.shard(self.units, index, contiguous=False), {id(shared): shared})
 
 
 def units_for(rows: int, shuffle_block: int, most: int | None = None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
@@ -22,6 +23,7 @@ from hf_geossl.training.checkpoints import (
 )
 from hf_geossl.training.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.training.loading import StreamBatches
+from hf_geossl.training.record import write_arguments
 from hf_geossl.training.streams import ImageStream
 from hf_geossl.training.views import Views
 
@@ -204,6 +206,8 @@ class StreamTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         final = run_dir / name
         if self.args.should_save:
+            (staging / name / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
+            write_arguments(self.args, staging / name)
             if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
                 self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
                 self.state.save_to_json(str(staging / name / "trainer_state.json"))
