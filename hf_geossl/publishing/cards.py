@@ -55,7 +55,7 @@ METHODS = {
         "the mean of the patch tokens",
         ("correspondence_weight", "rotation_weight"),
         "Self-Supervised Learning from Non-Object Centric Images with a Geometric Transformation Sensitive Architecture",
-        "Kim, Taeho and others",
+        "Kim, Taeho and Lee, Jong-Min",
     ),
     "loca": MethodCard(
         "LOCA",
@@ -82,7 +82,7 @@ METHODS = {
         "the class token",
         ("host", "split", "patch_features", "num_prototypes"),
         "Self-Supervised Learning Based on Transformed Image Reconstruction for Equivariance-Coherent Feature Representation",
-        "Wang, Qin and others",
+        "Wang, Qin and Quercia, Alessio and Bruns, Benjamin and Morrison, Abigail and Scharr, Hanno and Krajsek, Kai",
     ),
 }
 _TRUNK_FIELDS = (
