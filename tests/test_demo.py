@@ -262,6 +262,7 @@ def test_placement_tells_how_far_off_it_is() -> None:
     placed = heads.Placement((0, 0, 16, 16), 2, [0, 1, 4, 5], [5, 6, 9, 10], 4)
     assert placed.exact == 0
     assert placed.distance == pytest.approx(math.sqrt(2))
+    assert placed.guessed_distance == pytest.approx(2.0080, abs=1e-3)
     assert placed.predicted_box == (1, 1, 3, 3)
     assert heads.Placement((0, 0, 1, 1), 2, [0, 1, 4, 5], [0, 1, 4, 6], 4).exact == 0.75
 

@@ -63,8 +63,15 @@ class Placement:
     @property
     def distance(self) -> float:
         """Mean distance between true and predicted places, in patches."""
-        pairs = [(divmod(a, self.grid), divmod(b, self.grid)) for a, b in zip(self.true, self.predicted, strict=True)]
-        return sum(math.dist(a, b) for a, b in pairs) / len(pairs)
+        return self._distance(list(zip(self.true, self.predicted, strict=True)))
+
+    @property
+    def guessed_distance(self) -> float:
+        """That of places chosen evenly at random."""
+        return self._distance([(a, b) for a in self.true for b in range(self.grid**2)])
+
+    def _distance(self, pairs: list[tuple[int, int]]) -> float:
+        return sum(math.dist(divmod(a, self.grid), divmod(b, self.grid)) for a, b in pairs) / len(pairs)
 
     @property
     def predicted_box(self) -> tuple[float, float, float, float]:

@@ -131,7 +131,7 @@ class Page:
 
     def _chooser(self, name: str, index: int) -> tuple[Any, ...]:
         with gr.Column(min_width=280):
-            gr.Markdown(f"### {name}" + (" (for Features and Correspondence)" if index else ""))
+            gr.Markdown(f"### {name}")
             state = gr.State(Picked(index))
             pictures = gr.HTML(strip(self.samples, index, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
             upload = gr.UploadButton(

@@ -78,12 +78,12 @@ def box_tab(model: DemoModel) -> Tab:
                 Figure(_colored(query, placed.side), "What is inside, its patches coloured"),
                 Figure(_painted(picture, placed, placed.true), "Where they are"),
                 Figure(predicted, "Where the model puts them; white: the true box, yellow: the predicted one"),
-                columns=4,
+                columns=2,
             ),
             said(
                 f"{round(placed.exact * len(placed.true))} of {len(placed.true)} patches are put exactly where they are "
                 f"({100 * placed.exact:.0f}%; guessing: {chance:.1f}%), and they lie {placed.distance:.1f} patches off "
-                "on average. A place that looks the same elsewhere in the picture, such as sky, can be put there as well."
+                f"on average (guessing: {placed.guessed_distance:.1f}). A place that looks the same elsewhere in the picture, such as sky, can be put there as well."
             ),
         ]
 
