@@ -74,8 +74,17 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The page with everything that happens on it."""
+        makers = [
+            ("Features", partial(features_tab, self.model)),
+            ("Correspondence", partial(correspondence_tab, self.model)),
+            *head_tabs(self.model, self.samples),
+            ("Attention", partial(attention_tab, self.model)),
+            ("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)),
+        ]
+        if self.model.config.hidden_size < 3:
+            makers = makers[1:]  # three components are shown
         with gr.Blocks(title=f"{self.model.name} demo", analytics_enabled=False, delete_cache=(600, 600)) as demo:
-            self.current = gr.State("Features")
+            self.current = gr.State(makers[0][0])
             gr.HTML(STYLE, js_on_load=None, apply_default_css=False)
             gr.Markdown(self._about())
             with gr.Row(equal_height=False):
@@ -91,15 +100,6 @@ class Page:
             )
             self.place = gr.State((0.5, 0.5))
             self.common = [choosers[0][0], choosers[1][0], finer, self.place]
-            makers = [
-                ("Features", partial(features_tab, self.model)),
-                ("Correspondence", partial(correspondence_tab, self.model)),
-                *head_tabs(self.model, self.samples),
-                ("Attention", partial(attention_tab, self.model)),
-                ("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)),
-            ]
-            if self.model.config.hidden_size < 3:
-                makers = makers[1:]  # three components are shown
             with gr.Tabs(overflow_behavior="wrap"):
                 containers = []
                 for name, make in makers:

@@ -154,7 +154,7 @@ def attention_tab(model: DemoModel) -> Tab:
     )
     starts = [("the clicked patch", "patch"), *([("the class token", "class")] if class_token else [])]
     first = "class" if class_token and model.method == "equicoherent" else "patch"
-    start = gr.Radio(starts, value=first, label="Who looks", visible=class_token, elem_classes=["geo-start"])
+    start = gr.Radio(starts, value=first, label="Who looks", visible=class_token)
     heads = [("mean of all", -1), *((str(head + 1), head) for head in range(model.config.num_attention_heads))]
     head = gr.Radio(heads, value=-1, label="Head")
     area, text = picture_area(), plain_area()
