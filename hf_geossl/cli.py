@@ -26,7 +26,7 @@ from hf_geossl.publishing import (
     convert_timm_checkpoint,
     publish,
 )
-from hf_geossl.recipes import UsageError, model_fields, nearest, parse_pretrain
+from hf_geossl.recipes import UsageError, make_config, nearest, parse_pretrain
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.evaluation_batches import FirstImages
 from hf_geossl.training.export import (
@@ -87,7 +87,7 @@ def pretrain(argv: Sequence[str]) -> int:
         max_pixels=data.max_pixels,
     )
     held_out = _held_out(data)
-    config = method.config(**model_fields(model_arguments))
+    config = make_config(method, model_arguments)
     if data.model_name_or_path is None:
         model = method.model(config)
     else:

@@ -16,7 +16,7 @@ from exact_resume import different_weights, undisturbed_and_resumed
 from gtsa_run import make_trainer, small_arguments, small_config, small_views
 from transformers import AutoModel, TrainerCallback, set_seed
 
-from hf_geossl import GTSAForPreTraining, GTSATrainer
+from hf_geossl import EquiCoherentTrainer, GTSAForPreTraining, GTSATrainer, LOCATrainer
 from hf_geossl.training.callbacks import STUCK_LOGS, CollapseCallback
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.trainer import NonFiniteLossError
@@ -434,7 +434,7 @@ def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> N
 
 
 def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="training arguments, got NoneType"):
+    with pytest.raises(TypeError, match="args must be GTSATrainingArguments, got NoneType"):
         GTSATrainer(GTSAForPreTraining(small_config()))
     with pytest.raises(TypeError, match="with a teacher, got Linear"):
         GTSATrainer(torch.nn.Linear(2, 2), small_arguments(tmp_path), images)
@@ -454,3 +454,14 @@ def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> No
 def test_arguments_out_of_range_are_named(field: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         small_arguments(tmp_path, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["gtsa", "loca", "equicoherent"])
+def test_arguments_of_another_method_are_refused(name: str, tmp_path: Path) -> None:
+    trainers = {"gtsa": GTSATrainer, "loca": LOCATrainer, "equicoherent": EquiCoherentTrainer}
+    for other, trainer in trainers.items():
+        if other != name:
+            args = trainer.arguments_class(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
+            expected = trainers[name].arguments_class.__name__
+            with pytest.raises(TypeError, match=f"args must be {expected}, got {type(args).__name__}"):
+                trainers[name](None, args)

@@ -55,6 +55,7 @@ class TeacherStudentTrainer(HubTrainer):
         ValueError: If the views do not fit the model, or the length of the run is not known.
     """
 
+    arguments_class: ClassVar[type[TeacherStudentTrainingArguments]] = TeacherStudentTrainingArguments
     metrics: ClassVar[tuple[str, ...]] = ()  # outputs of the model that are logged beside the losses: shares,
     quantities: ClassVar[tuple[str, ...]] = ()  # and other numbers
 
@@ -67,10 +68,10 @@ class TeacherStudentTrainer(HubTrainer):
         views: Views | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(args, TeacherStudentTrainingArguments):
-            raise TypeError(f"args must be {type(self).__name__}'s training arguments, got {type(args).__name__}")
+        if not isinstance(args, self.arguments_class):
+            raise TypeError(f"args must be {self.arguments_class.__name__}, got {type(args).__name__}")
         if model is not None and not hasattr(model, "update_teacher"):
-            raise TypeError(f"model must be a ...ForPreTraining model with a teacher, got {type(model).__name__}")
+            raise TypeError(f"model must be a ...ForPreTraining model, got {type(model).__name__}")
         views = self.default_views(model) if views is None else views
         if model is not None:
             self.check_views(model, views)

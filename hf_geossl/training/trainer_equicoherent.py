@@ -52,6 +52,7 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         ```
     """
 
+    arguments_class = EquiCoherentTrainingArguments
     args: EquiCoherentTrainingArguments
     views: EquiCoherentViews
     quantities: ClassVar[tuple[str, ...]] = ("teacher_entropy", "prediction_diversity")

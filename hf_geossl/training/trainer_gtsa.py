@@ -34,6 +34,7 @@ class GTSATrainer(TeacherStudentTrainer):
         ```
     """
 
+    arguments_class = GTSATrainingArguments
     args: GTSATrainingArguments
     views: GTSAViews
 

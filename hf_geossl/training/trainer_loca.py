@@ -39,6 +39,7 @@ class LOCATrainer(TeacherStudentTrainer):
         ```
     """
 
+    arguments_class = LOCATrainingArguments
     args: LOCATrainingArguments
     views: LOCAViews
     metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
