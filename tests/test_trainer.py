@@ -436,7 +436,7 @@ def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> N
 def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="args must be GTSATrainingArguments, got NoneType"):
         GTSATrainer(GTSAForPreTraining(small_config()))
-    with pytest.raises(TypeError, match="with a teacher, got Linear"):
+    with pytest.raises(TypeError, match="must be a ...ForPreTraining model, got Linear"):
         GTSATrainer(torch.nn.Linear(2, 2), small_arguments(tmp_path), images)
 
 
