@@ -477,6 +477,27 @@ def test_a_branch_is_made_and_main_stays(hub: HubServer, run: Path) -> None:
     assert publish(run, "tester/m", revision="v2", license="mit").url.endswith("/tester/m/tree/v2")
 
 
+def test_a_space_of_the_same_name_shows_the_model(hub: HubServer, run: Path) -> None:
+    pytest.importorskip("gradio")
+    found = publish(run, "tester/m", space=True, private=True)
+    assert found.space is not None
+    assert found.space.url == f"{hub.url}/spaces/tester/m"
+    assert len(commits(hub, kind="space")) == 2
+    info = HfApi(token=WRITE_TOKEN).space_info("tester/m")
+    assert (info.sdk, info.private) == ("gradio", True)
+    files = hub.files("tester/m", kind="space")
+    assert {"app.py", "requirements.txt", "README.md", "model/config.json", "model/model.safetensors"} <= set(files)
+    assert json.loads(files["model/config.json"])["architectures"] == ["LOCAForPreTraining"]  # with the heads to show
+    for path, content in files.items():
+        assert TOKEN_IN_TEXT.encode() not in content, path
+        assert str(run).encode() not in content, path
+    assert "https://huggingface.co/spaces/tester/m" in hub.files("tester/m")["README.md"].decode()
+    hub.requests.clear()
+    again = publish(run, "tester/m", space=True)
+    assert {file.state for file in (*again.files, *again.space.files)} == {"unchanged"}
+    assert sent(hub, "POST", "/commit/") == sent(hub, "PUT", "") == 0
+
+
 # ---- During training
 
 
