@@ -19,6 +19,7 @@ REQUIREMENTS = (
     f"gradio>={GRADIO_VERSION},<7",
     "huggingface_hub>=1.31",
     "jinja2>=3.1",
+    "msgpack>=1.0.5",
     "numpy>=1.26",
     "pillow>=10.1",
     "pyyaml>=6",

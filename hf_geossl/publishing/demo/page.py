@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
 _SESSIONS = 200
-_FONTS = [gr.themes.GoogleFont("Inter"), "system-ui", "sans-serif"]
+_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
 
 @dataclass
