@@ -4,7 +4,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["lightly>=1.6", "pytest>=8", "scikit-image>=0.22", "scikit-learn>=1.4", "timm>=1.0", "torchdata>=0.11"]
+SPACE = ["gradio>=6.31,<7"]
+TEST = [
+    *SPACE,
+    "lightly>=1.6",
+    "playwright>=1.50",
+    "pytest>=8",
+    "scikit-image>=0.22",
+    "scikit-learn>=1.4",
+    "timm>=1.0",
+    "torchdata>=0.11",
+]
 EVAL = ["evaluate>=0.4.6", "scikit-learn>=1.4"]
 
 setup(
@@ -35,7 +45,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2,<3", "types-PyYAML"],
         "eval": EVAL,
-        "space": ["gradio>=5"],
+        "space": SPACE,
         "timm": ["timm>=1.0"],
     },
     entry_points={"console_scripts": ["geossl=hf_geossl.cli:main"]},

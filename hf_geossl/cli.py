@@ -26,6 +26,7 @@ from hf_geossl.publishing import (
     convert_timm_checkpoint,
     publish,
 )
+from hf_geossl.publishing.demo import launch_demo
 from hf_geossl.recipes import UsageError, make_config, nearest, parse_pretrain
 from hf_geossl.training.checkpoints import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.evaluation_batches import FirstImages
@@ -223,8 +224,6 @@ def demo(argv: Sequence[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 lets other machines in.")
     parser.add_argument("--port", type=int, help="Port to listen at; a free one from 7860 on by default.")
     options = parser.parse_args(argv)
-    from hf_geossl.publishing.demo import launch_demo  # imports gradio
-
     launch_demo(options.folder, host=options.host, port=options.port)
     return 0
 

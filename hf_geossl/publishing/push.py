@@ -22,6 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from hf_geossl.publishing.folder import Source, folder_of, is_managed, model_files
+from hf_geossl.publishing.space import write_space
 from hf_geossl.training.export import MAX_SHARD_SIZE
 from hf_geossl.training.redaction import redact
 from hf_geossl.training.retries import OPENING_PAUSES, is_transient, with_patience
@@ -329,10 +330,8 @@ def publish(
             )
         if not space:
             return publication
-        from hf_geossl.publishing.space import write_space  # imports gradio
-
         with tempfile.TemporaryDirectory() as temporary:
-            root = write_space(folder, Path(temporary) / "space", repo_id=repo_id)
+            root = write_space(folder, Path(temporary) / "space", repo_id=repo_id, license=license)
             pushed = push_files(
                 {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()},
                 repo_id,
