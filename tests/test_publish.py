@@ -478,7 +478,6 @@ def test_a_branch_is_made_and_main_stays(hub: HubServer, run: Path) -> None:
 
 
 def test_a_space_of_the_same_name_shows_the_model(hub: HubServer, run: Path) -> None:
-    pytest.importorskip("gradio")
     found = publish(run, "tester/m", space=True, private=True)
     assert found.space is not None
     assert found.space.url == f"{hub.url}/spaces/tester/m"

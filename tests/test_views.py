@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import skimage.data
 import torch
@@ -21,6 +22,7 @@ from hf_geossl.training.views_gtsa import GTSAViews
 GOLDEN = Path(__file__).parent / "golden" / "gtsa"
 LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # of the golden quantiles
 SMALL = {"global_size": 32, "local_size": 16}
+ONE_LEVEL = 1.001 / 255 / 0.224
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def overlap(a, b):
 # ---------------------------------------------------------------------------------------------------------- pixels
 
 
-@pytest.mark.parametrize(("exact", "tolerance"), [(True, 1e-6), (False, 1.001 / 255 / 0.224)])
+@pytest.mark.parametrize(("exact", "tolerance"), [(True, 1e-6), (False, ONE_LEVEL)])
 def test_pixels_equal_the_golden_ones(exact, tolerance):
     cases, golden = json.loads((GOLDEN / "pixels.json").read_text())["cases"], load_file(GOLDEN / "pixels.safetensors")
     for number, case in enumerate(cases):
@@ -51,6 +53,8 @@ def test_pixels_equal_the_golden_ones(exact, tolerance):
         }
         out = views.normalize(batch)["global_pixel_values"][0, 0]
         difference = (out - golden[f"out.{number}"]).abs()
+        if int(PIL.__version__.partition(".")[0]) < 13:  # rounds values half-way between two levels the other way
+            tolerance = ONE_LEVEL
         assert difference.max() <= tolerance
         assert difference.mean() <= tolerance * 0.3  # 48 to 64 pixels: many values lie half-way between two levels
 
