@@ -23,8 +23,9 @@ from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
 from methods import METHODS, randomise
 from photographs import write_folder
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 import hf_geossl
 from hf_geossl import PublishError, load_stream, publish
@@ -51,6 +52,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         monkeypatch.setattr(_http, "time", clock)
         monkeypatch.setattr(retries, "sleep", lambda seconds: None)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -138,6 +141,71 @@ def test_nothing_private_arrives(hub: HubServer, run: Path, photos: Path) -> Non
     assert "geossl pretrain x --dataset (local path) (removed) --run_name '?b?| x'" in body
 
 
+def test_secrets_that_come_into_a_folder_later_do_not_leave_it(hub: HubServer, run: Path) -> None:
+    planted = f"{TOKEN_IN_TEXT} of /home/alice"
+    checkpoint = max(run.glob("checkpoint-*"))
+    for folder, name in ((run, "config.json"), (checkpoint, "config.json"), (run, "preprocessor_config.json"),
+                         (checkpoint, "preprocessor_config.json"), (run, "training_run.json")):  # fmt: skip
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(
+            json.dumps({**content, "my_note": planted, planted: 1, "_name_or_path": "/home/alice"})
+        )
+    with (run / "training_args.yaml").open("a") as file:
+        file.write(f"note: {planted}\n")
+    publish(run, "tester/m", space=True, results={TOKEN_IN_TEXT: {"/home/alice": 1, "x": [planted]}})
+    for kind in ("model", "space"):
+        for path, content in hub.files("tester/m", kind=kind).items():
+            assert TOKEN_IN_TEXT.encode() not in content, path
+            if not path.startswith("hf_geossl/"):
+                assert b"/home/alice" not in content, path
+    assert json.loads(hub.files("tester/m")["config.json"])["my_note"] == "(removed) of (local path)"
+
+
+def test_labels_stay_as_they_are_and_are_told(hub: HubServer, tmp_path: Path) -> None:
+    labels = {0: "/m/0bt9lr", 1: "hf_AbCdEfGhIjKl", 2: "<b>"}
+    model = METHODS["gtsa"].model("ForImageClassification", id2label=labels, label2id={v: k for k, v in labels.items()})
+    publish(model, "tester/m")
+    assert json.loads(hub.files("tester/m")["config.json"])["id2label"] == {str(k): v for k, v in labels.items()}
+    card = hub.files("tester/m")["README.md"].decode()
+    assert "It tells 3 classes: (local path), (removed), &lt;b&gt;." in card
+
+
+@pytest.mark.parametrize("host", ["vicreg", "dino"])
+def test_the_card_of_a_host_alone_speaks_of_no_reconstruction(hub: HubServer, host: str) -> None:
+    publish(METHODS["equicoherent"].model("ForPreTraining", host=host, transformation=None), "tester/m")
+    card = ModelCard(hub.files("tester/m")["README.md"].decode())
+    assert {"vicreg": "2105.04906", "dino": "2104.14294"}[host] in card.text
+    assert "2503.18753" not in card.text
+    assert "reconstruct" not in card.text.replace("no image is reconstructed", "")
+    assert host in card.data.tags
+
+
+def test_the_code_of_the_card_runs(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(run, "tester/m")
+    card = hub.files("tester/m")["README.md"].decode().replace("tester/m", str(run))
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 40), "red").save("photo.jpg")
+    found: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, found)
+    with torch.no_grad():
+        pixels = found["processor"](found["image"], return_tensors="pt").pixel_values
+        expected = found["model"](pixels).last_hidden_state
+        assert torch.allclose(found["timm_model"].forward_features(pixels), expected, atol=1e-5)
+
+
+def test_segmentation_models_work_in_the_pipeline(hub: HubServer, tmp_path: Path) -> None:
+    publish(randomise(METHODS["loca"].model("ForSemanticSegmentation")), "tester/m")
+    for path, content in hub.files("tester/m").items():
+        (tmp_path / Path(path).name).write_bytes(content)
+    masks = pipeline(ModelCard(hub.files("tester/m")["README.md"].decode()).data.pipeline_tag, model=str(tmp_path))(
+        Image.new("RGB", (50, 40))
+    )
+    assert masks[0]["mask"].size == (50, 40)
+
+
 def test_the_card_tells_what_was_measured_and_the_hub_reads_it(hub: HubServer, run: Path) -> None:
     results = {
         "knn": {"accuracy": 0.625, "per_class": [1, 2]},
@@ -168,7 +236,7 @@ def test_the_card_tells_what_was_measured_and_the_hub_reads_it(hub: HubServer, r
         "to_timm(model, image_size=32)",
         "| knn | accuracy | 0.625 | scenes (validation), 512 images |",
         "geossl evaluate my-run",
-        f"| location accuracy | {held_out['location_accuracy']:.4f} | 0.0625 |",
+        f"| location accuracy | {held_out['location_accuracy']:.4f} (knowing nothing: 0.0625) |",
         "(positions.png)",
         "The weights are published under cc-by-4.0.",
         "| training time |",
@@ -178,7 +246,7 @@ def test_the_card_tells_what_was_measured_and_the_hub_reads_it(hub: HubServer, r
         assert text in card, text
     assert "N/A" not in card
     assert not re.search(r"\|\s*\|\s*$", card.replace("| | |\n", ""), re.MULTILINE)  # no empty cell
-    scenes = yaml.safe_load(files[".eval_results/hf_geossl--scenes.yaml"])
+    scenes = yaml.safe_load(files[".eval_results/hf_geossl.yaml"])
     assert [(entry["dataset"]["task_id"], entry["value"]) for entry in scenes] == [
         ("knn.accuracy", 0.625),
         ("linear_segmentation.mean_iou", 0.25),
@@ -265,21 +333,133 @@ def test_a_card_written_by_hand_keeps_its_text(hub: HubServer, run: Path) -> Non
         "---\nlicense: mit\ntags:\n- satellite\n---\n# My satellite model\n\nRead this *first*.\n"
         'AutoModel.from_pretrained("my-run")\n'
     )
-    publish(run, "tester/m", results={"knn": {"accuracy": 0.5}})
+    about = {"dataset": "scenes"}
+    publish(run, "tester/m", results={"knn": {"accuracy": 0.5}, "about": about})
     card = ModelCard(hub.files("tester/m")["README.md"].decode())
     assert "# My satellite model\n\nRead this *first*." in card.text
     assert 'AutoModel.from_pretrained("tester/m")' in card.text
     assert (card.data.license, card.data.tags, card.data.library_name) == ("mit", ["satellite"], "transformers")
     assert ("knn accuracy", 0.5) in {(entry.metric_name, entry.metric_value) for entry in card.data.eval_results}
-    assert card.text.count("| knn | accuracy | 0.5 |") == 1
+    assert card.text.count("| knn | accuracy | 0.5 | scenes |") == 1
     (run / "README.md").write_text(hub.files("tester/m")["README.md"].decode())
-    publish(run, "tester/m", results={"knn": {"accuracy": 0.75}})
+    publish(run, "tester/m", results={"knn": {"accuracy": 0.75}, "about": about})
     text = hub.files("tester/m")["README.md"].decode()
-    assert text.count("| knn | accuracy | 0.75 |") == 1
+    assert text.count("| knn | accuracy | 0.75 | scenes |") == 1
     assert "| 0.5 |" not in text
     (run / "README.md").write_text(f"---\nlicense: mit\n---\nUse {TOKEN_IN_TEXT}\n")
     with pytest.raises(ValueError, match="line 4 of README.md holds what looks like a token"):
         publish(run, "tester/m")
+
+
+def test_a_card_keeps_its_own_numbers_and_names_and_takes_the_licence_given(hub: HubServer, run: Path) -> None:
+    (run / "README.md").write_text(
+        "---\nlicense: mit\nmodel-index:\n- name: mine\n  results:\n  - task:\n      type: image-segmentation\n"
+        "    dataset:\n      type: ade\n      name: ADE\n    metrics:\n    - type: miou\n      value: 0.41\n---\n# Mine\n"
+        'AutoModel.from_pretrained("bert-base-uncased")\nAutoModel.from_pretrained("my-run")\n'
+    )
+    publish(run, "tester/m", license="apache-2.0")
+    card = ModelCard(hub.files("tester/m")["README.md"].decode())
+    assert card.data.license == "apache-2.0"
+    assert 0.41 in [entry.metric_value for entry in card.data.eval_results]
+    assert 'from_pretrained("bert-base-uncased")\nAutoModel.from_pretrained("tester/m")' in card.text
+    assert "## Measured on held-out images" in card.text  # the metadata claims nothing that the text does not show
+    (run / "README.md").write_text("---\na: [\n---\n# Mine\n")
+    with pytest.raises(ValueError, match="metadata at the top of README.md is not YAML"):
+        publish(run, "tester/m")
+
+
+def test_what_people_wrote_on_the_hub_stays(hub: HubServer, run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish(run, "tester/m", license="mit", results={"knn": {"accuracy": 0.5}})
+    publish(run, "tester/m")
+    card = hub.files("tester/m")["README.md"].decode()
+    assert ModelCard(card).data.license == "mit"
+    assert "| knn | accuracy | 0.5 |" in card  # of the same weights
+    api = HfApi(token=WRITE_TOKEN)
+    for path, content in (("README.md", card.replace("## Limits", "## Read this\n\n## Limits").encode()),
+                          (".eval_results/leaderboard.yaml", b"[]")):  # fmt: skip
+        api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id="tester/m")
+    weights = load_file(run / "model.safetensors")
+    save_file(
+        {name: value + 1 for name, value in weights.items()}, run / "model.safetensors", metadata={"format": "pt"}
+    )
+    publish(run, "tester/m")
+    files = hub.files("tester/m")
+    card = files["README.md"].decode()
+    assert "## Read this" in card
+    assert ".eval_results/leaderboard.yaml" in files
+    assert "results.json" not in files  # measured with other weights
+    assert "knn" not in card.split("---\n", 2)[2]
+    assert any("on the Hub was written by hand: its text stays" in record.message for record in caplog.records)
+
+
+def test_an_earlier_version_s_card_is_not_taken_for_a_written_one(hub: HubServer, run: Path) -> None:
+    assert cards.is_rendered((run / "README.md").read_text())
+    rendered = cards.render_card(run, "any/name").replace("## Limits", "## Limits of old")
+    body = rendered.rstrip("\n").rpartition("\n")[0]
+    assert not cards.is_rendered(rendered)
+    assert cards.is_rendered(f"{body}\n{cards._mark(body)}\n")
+
+
+def test_results_must_say_what_they_were_measured_on_to_be_indexed(hub: HubServer, run: Path) -> None:
+    publish(run, "tester/m", results={"segmentation": {"miou": 0.3}})
+    files = hub.files("tester/m")
+    card = ModelCard(files["README.md"].decode())
+    assert "| segmentation | miou | 0.3 |\n" in card.text
+    assert all(entry.metric_type != "miou" for entry in card.data.eval_results)
+    assert ".eval_results/hf_geossl.yaml" not in files
+    publish(run, "tester/m", results={"segmentation": {"miou": 0.3}, "about": {"dataset_id": "user/photos"}})
+    files = hub.files("tester/m")
+    assert yaml.safe_load(files[".eval_results/hf_geossl.yaml"])[0]["dataset"]["id"] == "user/photos"
+    assert "| segmentation | miou | 0.3 | user/photos |" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([1], "results must be of the form"),
+        ({"knn": {"a": "0.5"}}, "knn a of the results is '0.5', and only finite numbers"),
+        ({"knn": {"a": 10**400}}, "and only finite numbers go on a card"),
+        ({"knn": {"a": 1}, "about": {"images": "<img>"}}, "about.images of the results must be a number of images"),
+        ({"knn": {"a": 1}, "about": {"images": -1}}, "about.images of the results must be a number of images, got -1"),
+        ({"knn": {"a": 1}, "about": {"command": ["x"]}}, "about.command of the results must be a text"),
+        ({"knn": {"a": 1}, "about": {"dataset": None}}, "about.dataset of the results must be a text, got None"),
+        ("", "cannot be read: is a directory"),
+    ],
+)
+def test_results_of_another_form(hub: HubServer, run: Path, results: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        publish(run, "tester/m", results=run if results == "" else results)
+    assert not hub.repositories
+
+
+def test_a_folder_s_name_cannot_end_a_code_block(hub: HubServer, run: Path) -> None:
+    named = run.rename(run.with_name('x" <img src=y onerror=1>\n```\n[evil](x)'))
+    card = cards.render_card(named, named.name)
+    assert "<img" not in card
+    assert "[evil]" not in card
+    names = re.findall(r'from_pretrained\("([^"\n]*)"', card)
+    assert len(names) == card.count("from_pretrained(") == 3
+    assert all(re.fullmatch(r"[\w./ -]+", name) for name in names)
+
+
+def test_a_licence_that_the_hub_does_not_know_makes_no_repository(
+    hub: HubServer, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["publish", str(run), "tester/m", "--license", "nonsense-1.0"]) == 2
+    error = capsys.readouterr().err
+    assert 'the Hub refuses the card of tester/m: Invalid metadata in README.md. - "license" must be one of' in error
+    assert len(error) < 300
+    assert not hub.repositories
+
+
+def test_a_hub_that_is_not_there_is_told_soon(run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.close()
+    start = time.monotonic()
+    assert main(["publish", str(run), "tester/m", "--dry_run"]) == 2
+    assert "geossl: reading tester/m failed with ConnectError: " in capsys.readouterr().err
+    assert main(["publish", str(run), "m", "--dry_run"]) == 2
+    assert "a dry run needs the whole name of the repository, user/m" in capsys.readouterr().err
+    assert time.monotonic() - start < 20
 
 
 def test_a_renamed_folder_has_a_card_of_the_new_name(hub: HubServer, run: Path) -> None:
@@ -369,7 +549,7 @@ def test_a_dry_run_lists_and_sends_nothing(
         (lambda run: (run / "results.json").write_text("[1]"), "results must be of the form {task: {metric: number}}"),
         (
             lambda run: (run / "results.json").write_text('{"knn": {"a": NaN}}'),
-            "knn a is nan, and only measured numbers",
+            "knn a of the results is 'nan', and only finite numbers",
         ),
     ],
 )
@@ -387,7 +567,7 @@ def test_folders_that_cannot_be_published(
 def test_names_and_files_that_are_none(hub: HubServer, run: Path) -> None:
     with pytest.raises(ValueError, match="'a b/c' is no name of a repository: give user/name"):
         publish(run, "a b/c")
-    with pytest.raises(ValueError, match="there is no results file 'none.json'"):
+    with pytest.raises(ValueError, match="the results file 'none.json' cannot be read"):
         publish(run, "tester/m", results=run / "none.json")
     with pytest.raises(TypeError, match="publish takes a folder, or a model of gtsa, loca, equicoherent, got Linear"):
         publish(torch.nn.Linear(1, 1), "tester/m")
@@ -487,14 +667,29 @@ def test_a_space_of_the_same_name_shows_the_model(hub: HubServer, run: Path) -> 
     files = hub.files("tester/m", kind="space")
     assert {"app.py", "requirements.txt", "README.md", "model/config.json", "model/model.safetensors"} <= set(files)
     assert json.loads(files["model/config.json"])["architectures"] == ["LOCAForPreTraining"]  # with the heads to show
-    for path, content in files.items():
-        assert TOKEN_IN_TEXT.encode() not in content, path
-        assert str(run).encode() not in content, path
     assert "https://huggingface.co/spaces/tester/m" in hub.files("tester/m")["README.md"].decode()
     hub.requests.clear()
     again = publish(run, "tester/m", space=True)
     assert {file.state for file in (*again.files, *again.space.files)} == {"unchanged"}
     assert sent(hub, "POST", "/commit/") == sent(hub, "PUT", "") == 0
+
+
+def test_what_is_private_stays_private(hub: HubServer, run: Path) -> None:
+    publish(run, "tester/m", private=True)
+    found = publish(run, "tester/m", space=True)
+    assert HfApi(token=WRITE_TOKEN).space_info("tester/m").private is True
+    assert found.space is not None
+    publish(run, "tester/open")
+    with pytest.raises(PublishError, match="model tester/open is there already and public, and a private one is asked"):
+        publish(run, "tester/open", private=True)
+
+
+def test_a_space_with_another_app_is_not_written_over(hub: HubServer, run: Path) -> None:
+    hub.add("tester/m", {"app.py": b"print('mine')"}, kind="space", sdk="gradio")
+    with pytest.raises(PublishError, match="there is a Space tester/m with another app, which would be lost"):
+        publish(run, "tester/m", space=True)
+    assert ("model", "tester/m") not in hub.repositories
+    assert hub.files("tester/m", kind="space")["app.py"] == b"print('mine')"
 
 
 # ---- During training
@@ -519,6 +714,7 @@ def test_training_pushes_while_it_goes_on(hub: HubServer, photos: Path, tmp_path
     assert set(hub.files("tester/m")) == {".gitattributes"}  # made, and nothing in it yet
     trainer.train()
     assert seen == [1, 2, 3, 4, 5, 6]
+    trainer._finish_current_push()
     messages = [commit["title"] for commit in commits(hub)]
     assert messages[-2] == "Training in progress, step 1"
     assert len(messages) == 3  # those in between found the first still on its way; the last was pushed after it
@@ -543,6 +739,7 @@ def test_a_push_that_fails_does_not_stop_the_run(
     trainer = make_trainer(tmp_path / "run", str(photos), hub_strategy="every_save", hub_always_push=True, **fields)
     hub.fail("POST .*/commit/", times=1000, status=500)
     trainer.train()
+    trainer._finish_current_push()
     assert trainer.state.global_step == 2
     warnings = [record.message for record in caplog.records if "was not pushed, and the run goes on" in record.message]
     assert [warning.split()[1] for warning in warnings] == ["1", "2"]
@@ -566,6 +763,7 @@ def test_a_pushed_checkpoint_resumes_bit_for_bit(hub: HubServer, photos: Path, t
         tmp_path / "run", str(photos), hub_strategy="checkpoint", hub_always_push=True, save_total_limit=1, **fields
     )
     trainer.train()
+    trainer._finish_current_push()
     assert len(commits(hub)) == 3  # model and checkpoint of a step in one commit
     step_2 = commits(hub)[1]["id"]
     folder = tmp_path / "down" / "checkpoint-2"

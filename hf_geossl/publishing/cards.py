@@ -1,5 +1,6 @@
 """Model cards: what a model is, how to load it, what it was trained on, and what was measured; nothing else."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoConfig
@@ -27,6 +29,7 @@ class MethodCard:
         pooled (`str`): What `pooler_output` is.
         fields (`tuple[str, ...]`): Configuration fields that say what was trained.
         title, authors (`str`): Of the paper, for the citation; year and number are the arXiv's.
+        host (`tuple[str, str, str, str]`, *optional*): Name, number, title and authors of the method that carries it.
     """
 
     name: str
@@ -36,14 +39,17 @@ class MethodCard:
     fields: tuple[str, ...]
     title: str
     authors: str
+    host: tuple[str, str, str, str] | None = None
 
     @property
-    def citation(self) -> str:
-        """The paper as a BibTeX entry."""
-        return (
-            f"@article{{{self.name.lower()}20{self.arxiv[:2]},\n  title={{{self.title}}},\n  author={{{self.authors}}},\n"
-            f"  journal={{arXiv preprint arXiv:{self.arxiv}}},\n  year={{20{self.arxiv[:2]}}}\n}}"
-        )
+    def citations(self) -> list[str]:
+        """The paper as a BibTeX entry, and that of the host method where there is one."""
+        papers = [(self.name, self.arxiv, self.title, self.authors), *([self.host] if self.host else [])]
+        return [
+            f"@article{{{name.lower()}20{arxiv[:2]},\n  title={{{title}}},\n  author={{{authors}}},\n"
+            f"  journal={{arXiv preprint arXiv:{arxiv}}},\n  year={{20{arxiv[:2]}}}\n}}"
+            for name, arxiv, title, authors in papers
+        ]
 
 
 METHODS = {
@@ -158,8 +164,15 @@ def _metadata(config: Any, name: str, record: dict[str, Any], results: list[Resu
         license=license,
         datasets=[record["dataset_id"]] if record.get("dataset_id") else None,
         base_model=record.get("base_model"),
-        tags=["self-supervised-learning", "vision", "vit", config.model_type, "custom_code"],
-        model_name=name if results else None,
+        tags=[
+            "self-supervised-learning",
+            "vision",
+            "vit",
+            config.model_type,
+            *([config.host] if config.model_type == "equicoherent" else []),
+            "custom_code",
+        ],
+        model_name=_as_name(name) if model_index(results) else None,
         eval_results=model_index(results) or None,
         co2_eq_emissions=emissions if record.get("emissions") else None,
     )
@@ -181,7 +194,7 @@ def _method_of(config: Any) -> MethodCard:
         about = f"{host} alone, as a baseline: no image is reconstructed."
         return replace(method, name=host, arxiv=arxiv, title=title, authors=authors, about=about)
     if config.model_type == "equicoherent":
-        return replace(method, fields=(*method.fields, "transformation", *_TASK_FIELDS))
+        return replace(method, fields=(*method.fields, "transformation", *_TASK_FIELDS), host=_HOSTS[config.host])
     about = (
         f"{method.about} Beside it the images on the way of a transformation are reconstructed from a part of the patch "
         "features (EquiCoherent's task, [arXiv 2503.18753](https://arxiv.org/abs/2503.18753))."
@@ -226,11 +239,12 @@ def render_card(
     environment.filters["plain"], environment.filters["code"] = as_plain_text, as_code
     architecture = (config.architectures or [""])[0]
     fields = (*_TRUNK_FIELDS, *(method.fields if record or architecture.endswith("ForPreTraining") else ()))
-    return environment.get_template("card.md.jinja").render(
+    card = environment.get_template("card.md.jinja").render(
         metadata=_metadata(config, name, record, [*held_out, *results], license),
         method=method,
         config=config,
-        name=name,
+        name=_as_name(name),
+        labels=[config.id2label[index] for index in sorted(config.id2label)],
         auto_class=auto_class,
         head=head,
         pretraining=architecture.endswith("ForPreTraining"),
@@ -247,35 +261,70 @@ def render_card(
         license=license,
         space=space,
     )
+    return f"{card}\n{_mark(card)}\n"
 
 
-def is_edited(card: str, folder: Path) -> bool:
-    """Whether a card was changed by hand: whether it is not what `render_card` makes of the folder, under any name."""
-    match = re.search(r'from_pretrained\("([^"\n]+)"', card)
-    return match is None or card != render_card(folder, match[1])
+def _as_name(name: str) -> str:
+    """A name for the code blocks, which nothing in it can end."""
+    return re.sub(r"[^\w./ -]", "_", name)
 
 
-def update_card(card: str, rendered: str) -> str:
+def _mark(card: str) -> str:
+    """The last line of a card that nobody has changed since it was rendered."""
+    return f"<!-- rendered by hf_geossl: {hashlib.sha256(card.encode()).hexdigest()[:16]} -->"
+
+
+def is_rendered(card: str) -> bool:
+    """Whether a card is as `render_card` made it, of this or an earlier version, and not changed by hand."""
+    text, _, mark = card.rstrip("\n").rpartition("\n")
+    return mark == _mark(text)
+
+
+def parse_card(card: str) -> ModelCard:
+    """
+    Reads a card.
+
+    Raises:
+        ValueError: If its metadata is not YAML.
+    """
+    try:
+        return ModelCard(card, ignore_metadata_errors=True)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the metadata at the top of README.md is not YAML ({reason}): mend it") from error
+
+
+def update_card(card: str, rendered: str, folder_name: str, license: str | None = None) -> str:
     """
     Brings a card that was written by hand up to date: its text stays, what was measured is put in.
 
     Args:
         card (`str`): The card.
         rendered (`str`): What `render_card` makes of the same model now.
+        folder_name (`str`): The name by which the card may load the model; that of `rendered` takes its place.
+        license (`str`, *optional*): Takes the place of the card's.
 
     Returns:
-        `str`: The card, with the metadata of `rendered` where it has none of its own, with its `model-index`, with its
-        section of results (between the marks `<!-- results -->`) replaced or added at the end, and loading the model by
-        the name that `rendered` loads it by, where it did so by the name of a folder.
+        `str`: The card, with the metadata of `rendered` where it has none of its own, with its entries in `model-index`,
+        and with its section of results (between the marks `<!-- results -->`) replaced or added at the end.
+
+    Raises:
+        ValueError: If the card's metadata is not YAML.
     """
-    loads = re.compile(r'(?<=from_pretrained\(")([^"/\n]+)(?=")')
     new_name = re.search(r'from_pretrained\("([^"\n]+)"', rendered)
     if new_name is not None:
-        card = loads.sub(lambda _: new_name[1], card)
-    kept, made = ModelCard(card, ignore_metadata_errors=True), ModelCard(rendered)
+        card = card.replace(f'from_pretrained("{folder_name}"', f'from_pretrained("{new_name[1]}"')
+    kept, made = parse_card(card), ModelCard(rendered)
+    theirs, ours = kept.data.get("eval_results") or [], made.data.get("eval_results") or []
+    known = {(entry.unique_identifier, entry.metric_type, entry.metric_name) for entry in ours}
+    merged = [e for e in theirs if (e.unique_identifier, e.metric_type, e.metric_name) not in known] + ours
     for key, value in made.data.__dict__.items():
-        if key in ("model_name", "eval_results") or kept.data.get(key) is None:
+        if kept.data.get(key) is None:
             kept.data[key] = value
+    if merged:
+        kept.data["eval_results"] = merged
+    if license is not None:
+        kept.data["license"] = license
     section = _RESULTS.search(rendered)
     text = str(kept)
     if section is None:

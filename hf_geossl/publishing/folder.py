@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,18 @@ from safetensors.torch import load_file
 
 import hf_geossl.modeling
 from hf_geossl.auto import auto_map_of
-from hf_geossl.publishing.cards import METHODS, is_edited, read_json, render_card, update_card
-from hf_geossl.publishing.results import RESULTS, Result, eval_result_files, held_out_results, read_results
+from hf_geossl.publishing.cards import METHODS, is_rendered, parse_card, read_json, render_card, update_card
+from hf_geossl.publishing.results import (
+    EVAL_RESULTS,
+    RESULTS,
+    eval_results,
+    held_out_results,
+    load_results,
+    read_results,
+)
 from hf_geossl.training.export import MAX_SHARD_SIZE, PICTURES, export_model, make_image_processor
 from hf_geossl.training.record import ARGUMENTS, RECORD
-from hf_geossl.training.redaction import find_secret, redact_values
+from hf_geossl.training.redaction import find_secret, redact, redact_values
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +42,9 @@ _LIBRARY_CODE = frozenset(path.name for path in _CODE.glob("*.py")) - {"__init__
 def is_managed(path: str) -> bool:
     """Whether a file of a repository is one that publishing writes, so that it may take it away again."""
     return (
-        path in (WEIGHTS, INDEX, PROCESSOR, RECORD, ARGUMENTS, RESULTS, *PICTURES)
+        path in (WEIGHTS, INDEX, PROCESSOR, RECORD, ARGUMENTS, RESULTS, EVAL_RESULTS, *PICTURES)
         or path in _LIBRARY_CODE
-        or re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors|\.eval_results/[\w.-]+\.yaml", path) is not None
+        or re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path) is not None
     )
 
 
@@ -164,22 +171,31 @@ def _as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _card(
-    folder: Path, repo_id: str, results: Sequence[Result], license: str | None, space: str | None, pictures: list[str]
-) -> str:
-    rendered = render_card(folder, repo_id, pictures=pictures, results=results, license=license, space=space)
-    if not (folder / CARD).is_file():
-        return rendered
-    written = (folder / CARD).read_text(encoding="utf-8")
-    if not is_edited(written, folder):
-        return rendered
-    secret = find_secret(written)
-    if secret is not None:
-        raise ValueError(
-            f"line {secret} of {CARD} holds what looks like a token or password: take it out before publishing"
-        )
-    logger.info(f"{CARD} was written by hand: its text stays, metadata and results are brought up to date")
-    return update_card(written, rendered)
+def license_of(card: str | None) -> str | None:
+    """The licence in a card's metadata."""
+    found = parse_card(card).data.get("license") if card else None
+    return found if isinstance(found, str) else None
+
+
+def _card(folder: Path, rendered: str, license: str | None, remote_card: str | None) -> str:
+    """The card to publish: what was written by hand, here or on the Hub, keeps its text."""
+    path = folder / CARD
+    local = path.read_text(encoding="utf-8") if path.is_file() else None
+    for written in (local, remote_card):
+        if written is None or is_rendered(written):
+            continue
+        secret = find_secret(written)
+        if secret is not None:
+            raise ValueError(
+                f"line {secret} of {CARD} holds what looks like a token or password: take it out before publishing"
+            )
+        updated = update_card(written, rendered, folder.resolve().name, license)
+        if not parse_card(written).text.strip():
+            continue  # metadata alone, such as the Hub writes for a new repository
+        where = "in the folder" if written is local else "on the Hub"
+        logger.warning(f"the {CARD} {where} was written by hand: its text stays, and metadata and results are put in")
+        return updated
+    return rendered
 
 
 @contextmanager
@@ -191,6 +207,7 @@ def model_files(
     license: str | None = None,
     space: str | None = None,
     max_shard_size: str | int = MAX_SHARD_SIZE,
+    remote_card: str | None = None,
 ) -> Iterator[dict[str, Source]]:
     """
     The files of a model repository.
@@ -199,6 +216,7 @@ def model_files(
         folder (`Path`): A run's folder, or one that `save_pretrained` wrote.
         repo_id, results, license, max_shard_size: As in `publish`.
         space (`str`, *optional*): The Space that the card points to.
+        remote_card (`str`, *optional*): The card in the repository now; what was written there by hand is kept.
 
     Yields:
         `dict[str, Path | bytes]`: By path in the repository: weights, configuration with the whole `auto_map`, the code
@@ -212,20 +230,26 @@ def model_files(
     config = _config_of(folder)
     weights = _weights_of(folder)
     given = results if results is not None else folder / RESULTS if (folder / RESULTS).is_file() else None
-    measured = read_results(given) if given is not None else []
+    content = None if given is None else load_results(given)
+    measured = [] if content is None else read_results(content)
     auto_map = auto_map_of(config["model_type"])
-    shared = {key: value if key in _LABELS else redact_values(value) for key, value in config.items()}
+    shared = {redact(key): value if key in _LABELS else redact_values(value) for key, value in config.items()}
     shared["auto_map"] = auto_map
     shared.pop("_name_or_path", None)
     files: dict[str, Source] = {CONFIG: _as_json(shared), **code_of(folder, auto_map)}
     if (folder / PROCESSOR).is_file():
-        files[PROCESSOR] = folder / PROCESSOR
+        processor = redact_values(read_json(folder / PROCESSOR))
     else:
         logger.warning(f"{folder.name} holds no {PROCESSOR}: one with ImageNet's mean and deviation is published")
         with TemporaryDirectory() as temporary:
             size = config.get("image_size", 224)
             make_image_processor((size, size) if isinstance(size, int) else tuple(size)).save_pretrained(temporary)
-            files[PROCESSOR] = (Path(temporary) / PROCESSOR).read_bytes()
+            processor = read_json(Path(temporary) / PROCESSOR)
+    segments = (config.get("architectures") or [""])[0].endswith("ForSemanticSegmentation")
+    if segments and str(processor.get("image_processor_type", "")).startswith("ViTImageProcessor"):
+        # resizes and normalises alike, and turns logits into masks, which the Hub's pipeline asks for
+        processor |= {"image_processor_type": "SegformerImageProcessor", "do_reduce_labels": False}
+    files[PROCESSOR] = _as_json(processor)
     pictures = [name for name in PICTURES if (folder / name).is_file()]
     files |= {name: folder / name for name in pictures}
     if (folder / RECORD).is_file():
@@ -233,11 +257,14 @@ def model_files(
     if (folder / ARGUMENTS).is_file():
         arguments = redact_values(yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8")))
         files[ARGUMENTS] = yaml.safe_dump(arguments, sort_keys=True, allow_unicode=True).encode()
-    if given is not None:
-        content = given if isinstance(given, Mapping) else json.loads(Path(given).read_text(encoding="utf-8"))
-        files[RESULTS] = _as_json(redact_values(dict(content)))
-    for path, entries in eval_result_files([*held_out_results(read_json(folder / RECORD)), *measured]).items():
-        files[path] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
-    files[CARD] = _card(folder, repo_id, measured, license, space, pictures).encode()
+    if content is not None:
+        files[RESULTS] = _as_json(content)
+    entries = eval_results([*held_out_results(read_json(folder / RECORD)), *measured])
+    if entries:
+        files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
+    license = license or license_of((folder / CARD).read_text() if (folder / CARD).is_file() else None)
+    license = license or license_of(remote_card)
+    rendered = render_card(folder, repo_id, pictures=pictures, results=measured, license=license, space=space)
+    files[CARD] = _card(folder, rendered, license, remote_card).encode()
     with _sharded(weights, max_shard_size) as sharded:
         yield dict(sorted({**files, **sharded}.items()))

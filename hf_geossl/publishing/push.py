@@ -1,11 +1,13 @@
 """`publish`: a trained folder becomes a repository of the Hub, in one commit."""
 
 import hashlib
+import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from hf_geossl.publishing.folder import Source, folder_of, is_managed, model_files
+from hf_geossl.publishing.folder import CARD, Source, folder_of, is_managed, model_files
+from hf_geossl.publishing.results import RESULTS
 from hf_geossl.publishing.space import write_space
 from hf_geossl.training.export import MAX_SHARD_SIZE
 from hf_geossl.training.redaction import redact
@@ -93,6 +96,11 @@ def _in_words(repo_id: str) -> Iterator[None]:
         raise PublishError(f"the Hub refused {repo_id} ({status}: {said}); the repository is as it was") from error
     except ConnectionError as error:
         raise PublishError(redact(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Invalid metadata in README.md"):
+            raise
+        said = re.sub(r"\[([^]]{60})[^]]*\]", r"[\1 ...]", " ".join(str(error).split()))
+        raise PublishError(f"the Hub refuses the card of {repo_id}: {said}") from error
     except Exception as error:
         if is_transient(error):  # of the HTTP client, whose classes have no stable home
             raise PublishError(f"the Hub cannot be reached ({redact(error)}). {_GO_ON}") from error
@@ -130,7 +138,8 @@ def check_write_access(repo_id: str, token: str | None = None) -> str:
     ):
         raise PublishError(f"the token of {who['name']} may only read: {_HOW_TO_LOG_IN}")
     namespace, _, name = repo_id.rpartition("/")
-    mine = [who["name"], *(organisation["name"] for organisation in who.get("orgs", []))]
+    organisations = [entry for entry in who.get("orgs", []) if entry.get("roleInOrg") != "read"]
+    mine = [who["name"], *(entry["name"] for entry in organisations)]
     if namespace and namespace not in mine:
         raise PublishError(
             f"the token belongs to {who['name']}, who is not {namespace} and no member of it: publish to "
@@ -140,9 +149,14 @@ def check_write_access(repo_id: str, token: str | None = None) -> str:
 
 
 def _open_repository(api: HfApi, repo_id: str, kind: str, revision: str | None, private: bool) -> None:
-    """Makes the repository and the branch where they are missing."""
+    """Makes the repository and the branch where they are missing; refuses a public one where a private one is asked."""
     sdk = "gradio" if kind == "space" else None
     api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
+    if private and not api.repo_info(repo_id, repo_type=kind).private:
+        raise PublishError(
+            f"the {kind} {repo_id} is there already and public, and a private one is asked for: make it private in its "
+            "settings on the Hub, or choose another name"
+        )
     if revision is not None and revision != "main":
         api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
 
@@ -150,6 +164,7 @@ def _open_repository(api: HfApi, repo_id: str, kind: str, revision: str | None, 
 def _remote_files(api: HfApi, repo_id: str, kind: str, revision: str | None) -> dict[str, tuple[int, str]]:
     """Size and hash (git's of the content, or SHA-256 of a large file) of every file there; none where nothing is."""
     try:
+        api.repo_info(repo_id, revision=revision, repo_type=kind)  # fails at once where the Hub is not there
         tree = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=kind))
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
         return {}
@@ -176,6 +191,29 @@ def _is_same(source: Source, size: int, digest: str) -> bool:
 
 def _size_of(source: Source) -> int:
     return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+
+def _text_of(api: HfApi, repo_id: str, kind: str, revision: str | None, path: str) -> str | None:
+    """A text file of a repository; None where it, the revision or the repository is not there."""
+    try:
+        api.repo_info(repo_id, revision=revision, repo_type=kind)
+        with tempfile.TemporaryDirectory() as temporary:
+            place = api.hf_hub_download(repo_id, path, revision=revision, repo_type=kind, local_dir=temporary)
+            return Path(place).read_text(encoding="utf-8")
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
+        return None
+
+
+def _keep_measured(api: HfApi, repo_id: str, revision: str | None, folder: Path) -> dict[str, Any] | None:
+    """The results that are published already, if they were measured with the very weights in the folder."""
+    remote = _remote_files(api, repo_id, "model", revision)
+    weights = sorted(folder.glob("model*.safetensors"))
+    if RESULTS not in remote or not weights or (folder / RESULTS).is_file():
+        return None
+    if not all(path.name in remote and _is_same(path, *remote[path.name]) for path in weights):
+        return None
+    text = _text_of(api, repo_id, "model", revision, RESULTS)
+    return None if text is None else json.loads(text)
 
 
 def _compare(
@@ -234,6 +272,9 @@ def push_files(
     """
     api = HfApi(token=token)
     with _in_words(repo_id):
+        card = files.get("README.md")
+        if not dry_run and isinstance(card, bytes):
+            api._validate_yaml(card.decode(), repo_type=kind)  # before a repository is made for it
         if not dry_run:
             with_patience(
                 f"opening {repo_id}",
@@ -244,7 +285,7 @@ def push_files(
         compared = with_patience(
             f"reading {repo_id}",
             lambda: _compare(files, _remote_files(api, repo_id, kind, revision), replaced),
-            OPENING_PAUSES,
+            () if dry_run else OPENING_PAUSES,
             _GO_ON,
         )
         prefix = "spaces/" if kind == "space" else ""
@@ -312,12 +353,31 @@ def publish(
     """
     if not dry_run:
         repo_id = check_write_access(repo_id, token)
+    elif "/" not in repo_id:
+        raise ValueError(f"a dry run needs the whole name of the repository, user/{repo_id}")
+    api = HfApi(token=token)
     with folder_of(model_or_folder) as folder:
-        place = repo_id if space else None
+        with _in_words(repo_id):
+            patience = () if dry_run else OPENING_PAUSES
+            if results is None:
+                results = with_patience(
+                    f"reading {repo_id}", lambda: _keep_measured(api, repo_id, revision, folder), patience, _GO_ON
+                )
+            remote_card = with_patience(
+                f"reading {repo_id}", lambda: _text_of(api, repo_id, "model", revision, CARD), patience, _GO_ON
+            )
+        extra = dict(extra_files or {})
         with model_files(
-            folder, repo_id, results=results, license=license, space=place, max_shard_size=max_shard_size
+            folder,
+            repo_id,
+            results=results,
+            license=license,
+            space=repo_id if space else None,
+            max_shard_size=max_shard_size,
+            remote_card=remote_card,
         ) as files:
-            extra = dict(extra_files or {})
+            if space:
+                _check_space(api, repo_id)
             publication = push_files(
                 {**files, **extra},
                 repo_id,
@@ -330,6 +390,9 @@ def publish(
             )
         if not space:
             return publication
+        if not private and not dry_run:  # what is kept back is not shown either
+            with _in_words(repo_id):
+                private = bool(api.repo_info(repo_id).private)
         with tempfile.TemporaryDirectory() as temporary:
             root = write_space(folder, Path(temporary) / "space", repo_id=repo_id, license=license)
             pushed = push_files(
@@ -342,6 +405,15 @@ def publish(
                 dry_run=dry_run,
                 replaced=("hf_geossl/", "model/", "samples/"),
             )
-    return Publication(
-        publication.repo_id, publication.kind, publication.url, publication.commit, publication.files, pushed
-    )
+    return replace(publication, space=pushed)
+
+
+def _check_space(api: HfApi, repo_id: str) -> None:
+    """Refuses to write over a Space that shows something else."""
+    with _in_words(repo_id):
+        app = _text_of(api, repo_id, "space", None, "app.py")
+    if app is not None and "hf_geossl.publishing.demo" not in app:
+        raise PublishError(
+            f"there is a Space {repo_id} with another app, which would be lost: publish without a Space, or under another "
+            "name"
+        )

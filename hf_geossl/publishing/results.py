@@ -1,7 +1,7 @@
 """Measured numbers on their way to a card: `{task: {metric: value}}`, and where and how they were measured."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from hf_geossl.training.record import is_hub_id
 from hf_geossl.training.redaction import redact, redact_values
 
-RESULTS = "results.json"
+RESULTS, EVAL_RESULTS = "results.json", ".eval_results/hf_geossl.yaml"
 ABOUT = "about"
 EMBEDDED = "hf_geossl/scenes"  # the name that the embedded dataset has where one of the Hub is asked for
 
@@ -35,7 +35,7 @@ class Result:
     Args:
         task, metric (`str`): What was measured.
         value (`float`): The number.
-        dataset (`str`): What it was measured on, for people.
+        dataset (`str` or `None`): What it was measured on, for people.
         dataset_id (`str` or `None`): The same, as the Hub names it; nothing for images that are not there.
         split (`str` or `None`): Which part.
         images (`int` or `None`): How many.
@@ -46,7 +46,7 @@ class Result:
     task: str
     metric: str
     value: float
-    dataset: str
+    dataset: str | None = None
     dataset_id: str | None = None
     split: str | None = None
     images: int | None = None
@@ -60,57 +60,89 @@ class Result:
         return next(found, "image-feature-extraction")
 
 
-def _hub_name(dataset: str, dataset_id: str | None) -> str | None:
+def _hub_name(dataset: str | None, dataset_id: str | None) -> str | None:
     for name in (dataset_id, dataset):
         if name is not None and is_hub_id(name):
             return name
-    return EMBEDDED if dataset.startswith("scenes") else None
+    return EMBEDDED if dataset is not None and dataset.startswith("scenes") else None
 
 
-def read_results(results: Mapping[str, Any] | str | Path) -> list[Result]:
+_FORM = 'results must be of the form {task: {metric: number}}, such as {"knn": {"accuracy": 0.7}}'
+
+
+def load_results(results: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     """
-    Reads measured results.
+    Opens measured results.
 
     Args:
-        results (`dict`, `str` or `Path`): `{task: {metric: number}}`, or a JSON file of it. The entry `about` is no task:
-            `dataset`, `dataset_id`, `split`, `images` and `command` there tell where and how all were measured.
+        results (`dict`, `str` or `Path`): `{task: {metric: number}}`, or a JSON file of it.
 
     Returns:
-        `list[Result]`: In the order given; values that are no numbers (nested tables, lists) are left to the file.
+        `dict`: What is there, without tokens and paths of the machine.
 
     Raises:
-        ValueError: If there is no such file, it is of another form, or a number is not finite.
+        ValueError: If there is no such file, or it is of another form.
     """
-    if not isinstance(results, Mapping):
+    if isinstance(results, (str, Path)):
         path = Path(results)
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"there is no results file {path.name!r}: geossl evaluate writes one") from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ValueError(f"the results file {path.name!r} cannot be read: {reason}") from None
         except ValueError as error:
             raise ValueError(
                 f"{path.name} is not JSON ({error}): give a file of {{task: {{metric: number}}}}"
             ) from error
     if not isinstance(results, Mapping) or not all(isinstance(entry, Mapping) for entry in results.values()):
-        raise ValueError('results must be of the form {task: {metric: number}}, such as {"knn": {"accuracy": 0.7}}')
-    about = redact_values(dict(results.get(ABOUT, {})))
-    dataset = str(about.get("dataset", "scenes"))
+        raise ValueError(_FORM)
+    return redact_values(dict(results))
+
+
+def read_results(results: Mapping[str, Any]) -> list[Result]:
+    """
+    Reads measured results.
+
+    Args:
+        results (`dict`): `{task: {metric: number}}` as `load_results` opens it. The entry `about` is no task: its texts
+            `dataset`, `dataset_id`, `split` and `command` and its number `images` tell where and how all were measured.
+
+    Returns:
+        `list[Result]`: In the order given; nested tables and lists are left to the file.
+
+    Raises:
+        ValueError: If a value is no finite number, or an entry of `about` is of another kind.
+    """
+    about = results.get(ABOUT, {})
+    for name in ("dataset", "dataset_id", "split", "command"):
+        if not isinstance(about.get(name, ""), str):
+            raise ValueError(f"about.{name} of the results must be a text, got {about[name]!r}")
+    images = about.get("images")
+    if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
+        raise ValueError(f"about.images of the results must be a number of images, got {images!r}")
+    dataset = about.get("dataset") or about.get("dataset_id")
     found = []
     for task, metrics in results.items():
         for metric, value in metrics.items() if task != ABOUT else ():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, (Mapping, list, tuple)):
                 continue
-            if not math.isfinite(value):
-                raise ValueError(f"{task} {metric} is {value}, and only measured numbers go on a card: leave it out")
+            finite = (
+                isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+            )
+            if not finite:
+                raise ValueError(
+                    f"{task} {metric} of the results is {redact(value)[:40]!r}, and only finite numbers go on a card: "
+                    "leave it out"
+                )
             found.append(
                 Result(
-                    redact(task),
-                    redact(metric),
+                    task,
+                    metric,
                     float(value),
                     dataset,
                     _hub_name(dataset, about.get("dataset_id")),
                     about.get("split"),
-                    about.get("images"),
+                    images,
                     about.get("command"),
                 )
             )
@@ -139,7 +171,7 @@ def held_out_results(record: Mapping[str, Any]) -> list[Result]:
 
 
 def model_index(results: list[Result]) -> list[EvalResult]:
-    """The results as `model-index` entries of a card's metadata."""
+    """The results as `model-index` entries of a card's metadata; those that name no data are left to its text."""
     return [
         EvalResult(
             task_type=result.hub_task,
@@ -151,12 +183,13 @@ def model_index(results: list[Result]) -> list[EvalResult]:
             metric_value=result.value,
         )
         for result in results
+        if result.dataset is not None
     ]
 
 
-def eval_result_files(results: list[Result]) -> dict[str, list[dict[str, Any]]]:
-    """The results on datasets with a name on the Hub, as files: `.eval_results/<dataset>.yaml` -> entries in its form."""
-    files: dict[str, list[EvalResultEntry]] = {}
+def eval_results(results: list[Result]) -> list[dict[str, Any]]:
+    """The results on datasets with a name of the Hub's form, as entries of `.eval_results/*.yaml`."""
+    entries = []
     for result in results:
         if result.dataset_id is None:
             continue
@@ -164,11 +197,12 @@ def eval_result_files(results: list[Result]) -> dict[str, list[dict[str, Any]]]:
         told += [f"{result.images} images"] if result.images else []
         told += ["a dataset embedded in hf_geossl, not on the Hub"] if result.dataset_id == EMBEDDED else []
         told += [f"measured by: {result.command}"] if result.command else []
-        entry = EvalResultEntry(
-            dataset_id=result.dataset_id,
-            task_id=f"{result.task}.{result.metric}",
-            value=result.value,
-            notes="; ".join(told),
+        entries.append(
+            EvalResultEntry(
+                dataset_id=result.dataset_id,
+                task_id=f"{result.task}.{result.metric}",
+                value=result.value,
+                notes="; ".join(told),
+            )
         )
-        files.setdefault(f".eval_results/{result.dataset_id.replace('/', '--')}.yaml", []).append(entry)
-    return {path: eval_result_entries_to_yaml(entries) for path, entries in files.items()}
+    return eval_result_entries_to_yaml(entries)

@@ -11,6 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 import hf_geossl
 from hf_geossl.publishing.demo.loading import METHODS, find_model, is_whole, processor_files
 from hf_geossl.publishing.demo.pictures import scene_pictures
+from hf_geossl.training.redaction import redact, redact_values
 
 GRADIO_VERSION = "6.31.0"  # the oldest that the demo has been tried with
 PYTHON_VERSION = "3.11"
@@ -139,7 +140,12 @@ def _write_model(files: list[Path], target: Path, config: dict[str, Any]) -> Non
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    kept = {name: value for name, value in content.items() if name not in _OF_THE_MACHINE}
+    labels = ("id2label", "label2id")  # texts that the model needs as they are
+    kept = {
+        redact(name): value if name in labels else redact_values(value)
+        for name, value in content.items()
+        if name not in _OF_THE_MACHINE
+    }
     path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

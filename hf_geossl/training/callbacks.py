@@ -142,6 +142,12 @@ class PauseCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listens no more: from here on Ctrl-C ends at once whatever is waited for."""
+        self.stop_listening()
+
     def stop_listening(self) -> None:
         """Gives the signals back to whoever had them."""
         for number, handler in self._previous.items():

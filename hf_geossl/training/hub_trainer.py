@@ -95,22 +95,27 @@ class HubTrainer(ScheduledTrainer):
         self._finish_current_push()
         from hf_geossl.publishing.push import publish  # a later room of the house
 
-        job = self._submit(
-            publish,
-            self.run_dir,
-            results=results,
-            space=space,
-            license=license,
-            private=bool(self.args.hub_private_repo if private is None else private),
-            token=token or self._hub_token,
-            revision=revision or self.args.hub_revision,
-            message=commit_message or "End of training",
-        )
+        told: dict[str, Any] = {
+            "results": results,
+            "space": space,
+            "license": license,
+            "private": bool(self.args.hub_private_repo if private is None else private),
+            "token": token or self._hub_token,
+            "revision": revision or self.args.hub_revision,
+            "message": commit_message or "End of training",
+        }
         if not blocking:
+            job = self._submit(publish, self.run_dir, **told)
             self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
             return job
-        self.publication = job.result()
+        assert self.hub_model_id is not None
+        self.publication = publish(self.run_dir, self.hub_model_id, **told)
         return self.publication
+
+    def _finish_current_push(self) -> None:
+        """Waits for what is being pushed; not at the end of `train`, where the model is not saved yet."""
+        if not self.is_in_train:
+            super()._finish_current_push()
 
     def _submit(self, action: Callable[..., Any], folder: Path, **kwargs: Any) -> "Future[Any]":
         """Does something beside the training, after what was submitted before."""

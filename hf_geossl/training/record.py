@@ -83,6 +83,9 @@ def _held_out(run: "TeacherStudentTrainer") -> dict[str, Any] | None:
         return None
     last, chances = measured[-1], run.chance_levels()
     names = [name for name in last if name == "eval_loss" or name.endswith("_loss") or name[5:] in run.metrics]
+    if "eval_mean_image_loss" in last:  # what knowing nothing reconstructs
+        names.remove("eval_mean_image_loss")
+        chances = {**chances, "reconstruction_loss": last["eval_mean_image_loss"]}
     source = run.eval_dataset.source
     return {
         "data": run.describe_data(run.eval_dataset),

@@ -55,7 +55,7 @@ def find_secret(text: str) -> int | None:
 def redact_values(value: Any) -> Any:
     """`redact` for every text in nested lists and dictionaries; a text that begins as a path is one. Others stay."""
     if isinstance(value, dict):
-        return {str(key): redact_values(entry) for key, entry in value.items()}
+        return {redact(key): redact_values(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact_values(entry) for entry in value]
     if not isinstance(value, str):

@@ -98,10 +98,8 @@ class Patience:
         if not is_transient(error):
             raise error
         if self.failures == len(self.pauses):
-            raise ConnectionError(
-                f"{self.what} failed {self.failures + 1} times in a row, the last time with "
-                f"{_in_short(error)}. {self.advice}"
-            ) from error
+            times = f"{self.failures + 1} times in a row, the last time with " if self.failures else "with "
+            raise ConnectionError(f"{self.what} failed {times}{_in_short(error)}. {self.advice}") from error
         pause = max(self.pauses[self.failures], min(_asked_pause(error), LONGEST_PAUSE))
         self.failures += 1
         logger.warning(

@@ -245,29 +245,33 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say:
         `gradio.Blocks`: The page.
     """
     demo.queue(max_size=64, default_concurrency_limit=2)
-    demo.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        inbrowser=False,
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        run_history=False,
-        enable_monitoring=False,
-        show_error=False,
-        footer_links=[],
-        max_file_size=MAX_BYTES,
-        state_session_capacity=_SESSIONS,
-        theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
-            block_info_text_color="*neutral_600",
-            block_info_text_color_dark="*neutral_300",
-            body_text_color_subdued="*neutral_600",
-            body_text_color_subdued_dark="*neutral_300",
-        ),
-    )
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            inbrowser=False,
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            show_error=False,
+            footer_links=[],
+            max_file_size=MAX_BYTES,
+            state_session_capacity=_SESSIONS,
+            theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
+                block_info_text_color="*neutral_600",
+                block_info_text_color_dark="*neutral_300",
+                body_text_color_subdued="*neutral_600",
+                body_text_color_subdued_dark="*neutral_300",
+            ),
+        )
+    except OSError as error:
+        taken = "every port from 7860 on is" if port is None else f"port {port} is"
+        raise OSError(f"{taken} in use or not to be had at {host}: choose another with --port") from error
     say(f"the demo runs at {demo.local_url} (Ctrl-C ends it)")
     if block:
         demo.block_thread()
