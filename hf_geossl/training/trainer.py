@@ -329,6 +329,8 @@ class TeacherStudentTrainer(HubTrainer):
             if self._batches is not None:
                 logs["skipped_images"] = self._batches.skipped_images
             logs["skipped_steps"] = self.finite.skipped
+            if self.failed_saves:
+                logs["failed_saves"] = self.failed_saves
             elapsed = time.perf_counter() - self._since
             logs["images_per_second"] = self._steps_timed * self.args.global_batch_size / elapsed
             logs["data_wait"] = self._wait / elapsed
