@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
@@ -29,13 +29,14 @@ from hf_geossl.training.checkpoints import (
 from hf_geossl.training.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.record import write_arguments
+from hf_geossl.training.sharded_trainer import ShardedTrainer
 from hf_geossl.training.streams import ImageStream
 from hf_geossl.training.views import Views
 
 logger = logging.getLogger(__name__)
 
 
-class StreamTrainer(Trainer):
+class StreamTrainer(ShardedTrainer):
     """
     Where the data come from and where the run stands; what is learned from them is `TeacherStudentTrainer`'s.
 

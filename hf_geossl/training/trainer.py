@@ -26,6 +26,7 @@ from hf_geossl.training.export import make_image_processor
 from hf_geossl.training.guards import FiniteGuard, NonFiniteLossError, TeacherWatch
 from hf_geossl.training.hub_trainer import HubTrainer
 from hf_geossl.training.pictures import PictureCallback
+from hf_geossl.training.sharding import is_sharded
 from hf_geossl.training.views import Views
 
 __all__ = ["NonFiniteLossError", "TeacherStudentTrainer"]
@@ -136,23 +137,29 @@ class TeacherStudentTrainer(HubTrainer):
         """Moves a batch to the device and makes its colours, blur and quarter turns there, from a seed of the step."""
         inputs = dict(inputs)
         if "evaluation_batch" in inputs:
-            entropy: tuple[int, ...] = (1, inputs.pop("evaluation_batch"))
+            entropy: tuple[int, ...] = (self.args.process_index, 1, inputs.pop("evaluation_batch"))
         else:
             if self._batches is None:
                 raise ValueError("batches come from get_train_dataloader")
             self._keys += self._batches.advance(inputs)
-            entropy = (0, self.state.global_step, self._micro_batch)
+            # the batch's place among those of its step, however many processes share them
+            place = self._micro_batch * self.args.world_size + self.args.process_index
+            entropy = (0, 0, self.state.global_step, place)
             self._micro_batch += 1
-            if entropy == (0, 0, 0) and self.is_world_process_zero():
+            if self.state.global_step == 0 and self._micro_batch == 1:
                 for picture in self._pictures:
                     picture.keep(inputs)
-        generator = torch.Generator().manual_seed(self._seed_of(*entropy))
+        generator = torch.Generator().manual_seed(self._seed(*entropy))
         return self.views.augment(super()._prepare_inputs(inputs), generator)
+
+    def _seed(self, *position: int) -> int:
+        """A seed for what is drawn at a position of the run."""
+        seed = np.random.SeedSequence((self.args.seed, *position)).generate_state(1, np.uint64)
+        return int(seed[0] >> np.uint64(1))
 
     def _seed_of(self, *position: int) -> int:
         """A seed for what this process draws at a position of the run."""
-        seed = np.random.SeedSequence((self.args.seed, self.args.process_index, *position)).generate_state(1, np.uint64)
-        return int(seed[0] >> np.uint64(1))
+        return self._seed(self.args.process_index, *position)
 
     def draw_apart(self) -> None:
         """Lets each process draw its own stochastic depth and tokens; the first draws what it would draw alone."""
@@ -212,6 +219,8 @@ class TeacherStudentTrainer(HubTrainer):
     @torch.no_grad()
     def _probe(self, inputs: dict[str, Any]) -> None:
         model = self.accelerator.unwrap_model(self.model)
+        if is_sharded(model):
+            model.unshard()  # what the model's forward holds; its backward divides it again
         probed = model if model.teacher is None else model.teacher
         training = probed.training
         probed.eval()  # stochastic depth would draw numbers that the run needs
@@ -440,7 +449,6 @@ class TeacherStudentTrainer(HubTrainer):
         if _internal_call:  # a checkpoint holds the whole pretraining model
             super().save_model(output_dir, _internal_call=True)
             return
-        if self.args.should_save:
-            self.export(Path(output_dir) if output_dir else self.run_dir, weights)
+        self.export(Path(output_dir) if output_dir else self.run_dir, weights)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")
