@@ -18,6 +18,7 @@ import loca_run
 import torch
 from methods import equicoherent_batch, gtsa_batch, loca_batch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
@@ -47,8 +48,8 @@ def given(method: str) -> dict[str, torch.Tensor]:
     return {**loca_batch(batch_size=STEPS * IMAGES), **tokens}
 
 
-def make(method: str, output: Path, folder: Path, **fields: Any) -> Any:
-    """The trainer of a method whose inputs are given; the stream moves on beside them."""
+def make(method: str, output: Path, folder: Path, from_stream: bool = False, **fields: Any) -> Any:
+    """The trainer of a method whose inputs are given, while the stream moves on beside them; or are the stream's own."""
     run, batches = RUNS[method], given(method)
     settings: dict[str, Any] = {
         "max_steps": STEPS,
@@ -56,8 +57,9 @@ def make(method: str, output: Path, folder: Path, **fields: Any) -> Any:
         "logging_steps": 1,
         "probe_every_steps": 2,
         # gradients that are 0 but for rounding move nothing: biases of keys; VICReg's before its batch norm
-        "adam_epsilon": 1e-4 if method == "vicreg" else 1e-6,
-        "teacher_momentum": 0.9,
+        "adam_epsilon": 1e-3 if method == "vicreg" else 1e-6,
+        "teacher_momentum": 0.7,
+        "teacher_momentum_end": 0.8,
         "max_grad_norm": 0.3,
         "picture": method == "loca",
         "num_streams": 2,
@@ -73,6 +75,8 @@ def make(method: str, output: Path, folder: Path, **fields: Any) -> Any:
     for module in trainer.model.modules():
         if isinstance(module, ViTDropPath):
             module.rate = 0.0
+    if from_stream:
+        return trainer
     prepare = trainer._prepare_inputs
 
     def prepare_given(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def train(name: str, method: str, folder: Path, resume: Path | None = None, **fi
     if method == "gtsa":
         evaluated.append(trainer.evaluate(images)["eval_loss"])
     model = trainer.accelerator.unwrap_model(trainer.model)
-    types = {type(value) for value in model.parameters()}
+    parts = [value.to_local() if isinstance(value, DTensor) else value for value in model.parameters()]
     kept = {key: value for key, value in model.state_dict().items() if "teacher." in key or "center" in key}
     same = same_on_all({key: whole(value) for key, value in kept.items()})
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -141,7 +145,9 @@ def train(name: str, method: str, folder: Path, resume: Path | None = None, **fi
                 for group in trainer.optimizer.param_groups
             ],
             "same_on_all": same,
-            "divided": any(issubclass(kind, DTensor) for kind in types),
+            "held": sum(part.numel() for part in parts) / sum(value.numel() for value in model.parameters()),
+            "units": sorted({type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)}),
+            "unused": getattr(trainer.model_wrapped, "find_unused_parameters", None),
             "dtypes": sorted({str(value.dtype) for value in model.parameters()}),
             "evaluated": evaluated,
         }
@@ -194,6 +200,11 @@ def main(folder: Path, layout: str) -> None:
         train(f"one_{method}", method, folder)
         if method in IN_MICRO_BATCHES:
             train(f"micro_{method}", method, folder, **micro)
+    if layout == "alone":
+        train("micro_stream", "gtsa", folder, from_stream=True, **micro)
+    else:
+        train(f"{layout}_stream", "gtsa", folder, from_stream=True)
+        train(f"{layout}_three", "ibot", folder, gradient_accumulation_steps=3)
     messages = {}
     if layout == "alone":
         for other in ("ddp", "fsdp"):
