@@ -25,6 +25,7 @@ from transformers import set_seed
 import hf_geossl.modeling.pretraining_equicoherent as pretraining_equicoherent
 from hf_geossl.modeling.modeling_vit import ViTDropPath
 from hf_geossl.modeling.objectives_hosts import koleo_loss
+from hf_geossl.training.sharding import read_whole
 
 IMAGES, STEPS, SAVED = 6, 5, 2  # images of a step; steps of a run; step of the checkpoint that others go on from
 SHARED = ("kept_query_tokens", "visible_reference_tokens")
@@ -70,7 +71,8 @@ def make(method: str, output: Path, folder: Path, from_stream: bool = False, **f
     settings["per_device_train_batch_size"] = IMAGES // parts
     if run is equicoherent_run:
         settings |= {"layer_decay": 0.8, "freeze_last_layer": SAVED}  # prototypes have no optimizer state when saved
-        settings["config"] = {"host": method, "num_intermediate": 2}
+        centering = {"centering": "sinkhorn"} if method == "dinov2" else {}
+        settings["config"] = {"host": method, "num_intermediate": 2, **centering}
     trainer = run.make_trainer(output, str(folder / "images"), **settings)
     for module in trainer.model.modules():
         if isinstance(module, ViTDropPath):
@@ -157,6 +159,14 @@ def train(name: str, method: str, folder: Path, resume: Path | None = None, **fi
         loaded = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if trainer.is_world_process_zero():
             torch.save({key: value.clone() for key, value in loaded.items()}, folder / f"{name}_loaded.pt")
+            read = read_whole(model, resume)  # what is pushed while a run goes on
+            assert type(read).__name__ == type(model).__name__.removeprefix("FSDP")
+            torch.save(read.state_dict(), folder / f"{name}_read.pt")
+        if method == "loca":
+            trainer.train(resume_from_checkpoint=str(resume))
+            again = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if trainer.is_world_process_zero():
+                torch.save({key: value.clone() for key, value in again.items()}, folder / f"{name}_again.pt")
     trainer.accelerator.free_memory()
 
 

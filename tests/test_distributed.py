@@ -139,6 +139,12 @@ def test_fsdp_resumes_bit_for_bit(folder: Path, method: str) -> None:
     assert [name for name, value in expected["weights"].items() if not value.equal(found["weights"][name])] == []
 
 
+def test_fsdp_resumes_bit_for_bit_in_the_same_trainer(folder: Path) -> None:
+    found = torch.load(folder / "fsdp_bits_loca_again.pt", weights_only=True)
+    expected = _result(folder, "fsdp_loca")["weights"]
+    assert [name for name, value in expected.items() if not value.equal(found[name])] == []
+
+
 @pytest.mark.parametrize("method", RUNS)
 def test_ddp_and_fsdp_go_on_from_each_other(folder: Path, method: str) -> None:
     _assert_continues(folder, f"fsdp_from_ddp_{method}", f"ddp_{method}")
@@ -185,10 +191,12 @@ def test_checkpoints_have_one_layout(folder: Path, method: str) -> None:
 
 @pytest.mark.parametrize("method", RUNS)
 def test_a_checkpoint_loads_into_a_divided_model(folder: Path, method: str) -> None:
-    loaded = torch.load(folder / f"fsdp_bits_{method}_loaded.pt", weights_only=True)
+    """Where training put other weights; and by one process alone into a model that is whole."""
     saved = load_file(folder / "runs" / f"fsdp_{method}" / f"checkpoint-{SAVED}" / "model.safetensors")
-    assert loaded.keys() == saved.keys()
-    assert [name for name, value in saved.items() if not value.equal(loaded[name])] == []
+    for how in ("loaded", "read"):
+        found = torch.load(folder / f"fsdp_bits_{method}_{how}.pt", weights_only=True)
+        assert found.keys() == saved.keys()
+        assert [name for name, value in saved.items() if not value.equal(found[name])] == []
 
 
 @pytest.mark.parametrize("method", RUNS)

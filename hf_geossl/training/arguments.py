@@ -26,7 +26,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         clip_mode (`str`): `"tensor"` clips each parameter tensor to `max_grad_norm`, `"global"` all of them together.
         num_streams (`int` or `None`): Logical streams that the data is read in; a multiple of the processes and of the
             workers of each. None takes one a worker (or the checkpoint's). More streams let a run be resumed with
-            other numbers of processes and workers, for more memory.
+            other numbers of processes and workers, for more memory; images, crops and colours stay the same, but not what
+            a process draws for itself (stochastic depth, tokens of LOCA).
         probe_every_steps (`int`): Steps between two measurements of the spread of features; 0 turns them off.
         max_nonfinite_steps (`int`): Optimizer steps in a row, at least 1, whose loss or gradient is not finite before
             the run stops. Fewer are left out: weights and teacher stay, the data go on.

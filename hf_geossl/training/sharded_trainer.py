@@ -71,8 +71,16 @@ class ShardedTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers'; processes start from the first one's weights, with FSDP2 as with DDP."""
-        if not self.is_fsdp_enabled or is_sharded(self.model):
+        if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
+        if is_sharded(self.model):
+            # trained before, and ready; accelerate would tell the parameters by their addresses, which parts without
+            # rows have in common
+            self.accelerator.prepare = _as_they_are
+            try:
+                return super()._prepare_for_training(*args, **kwargs)
+            finally:
+                del self.accelerator.prepare
         broadcast_state(self.model, self.args.device)
         # outputs are views here and there, and nothing changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -91,6 +99,8 @@ class ShardedTrainer(Trainer):
         if self.accelerator._models or self.model_wrapped is not self.model:
             return super().evaluation_loop(*args, **kwargs)
         fsdp, self.is_fsdp_enabled = self.is_fsdp_enabled, False  # a model is divided together with its optimizer
+        if fsdp:
+            self.model.to(self.args.device)
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
@@ -167,3 +177,7 @@ class ShardedTrainer(Trainer):
 
 def _nothing() -> None:
     return None
+
+
+def _as_they_are(*prepared: Any) -> tuple[Any, ...]:
+    return prepared
