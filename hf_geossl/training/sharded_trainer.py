@@ -38,22 +38,29 @@ class ShardedTrainer(Trainer):
     # ---- Before training ----
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers'. Takes FSDP on CPUs too, where accelerate leaves it out and would train with DDP unasked."""
+        """
+        As transformers'. Takes FSDP on CPUs too, where accelerate leaves it out and would train with DDP unasked.
+
+        Raises:
+            ValueError: For FSDP of version 1.
+        """
+        given = self.args.fsdp_plugin_args or {}
+        asked = bool(given) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        version = int(given.get("fsdp_version", os.environ.get("FSDP_VERSION", 1)))
+        if asked and version != 2:
+            raise ValueError(
+                f"fsdp_version must be 2, got {version}: launch with hf_geossl/training/accelerate/fsdp2.yaml, or set "
+                "fsdp_version: 2 in your own file"
+            )
         super().create_accelerator_and_postprocess()
         state: Any = self.accelerator.state
-        asked = self.args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         if asked and state.distributed_type == DistributedType.MULTI_CPU:
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**given)
             state.distributed_type = DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # as accelerate does on GPUs
             self.is_fsdp_enabled = True
         if not self.is_fsdp_enabled:
             return
-        if state.fsdp_plugin.fsdp_version != 2:
-            raise ValueError(
-                f"fsdp_version must be 2, got {state.fsdp_plugin.fsdp_version}: launch with "
-                "hf_geossl/training/accelerate/fsdp2.yaml, or set fsdp_version: 2 in your own file"
-            )
         if not state.fsdp_plugin.transformer_cls_names_to_wrap:
             state.fsdp_plugin.transformer_cls_names_to_wrap = [ViTLayer.__name__]
         if state.mixed_precision != "no":

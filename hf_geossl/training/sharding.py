@@ -1,6 +1,7 @@
 """Weights and optimizer states that FSDP2 divides among processes: gathered, divided again, and named."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,11 @@ def load_optimizer_state(model: nn.Module, optimizer: Any, saved: Mapping[str, A
     theirs = [list(group["params"]) for group in saved["param_groups"]]
     ours = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     if [sorted(map(str, group)) for group in theirs] != [sorted(group) for group in ours]:
+        pairs: Any = itertools.zip_longest(theirs, ours, fillvalue=[])
+        moved = sorted(str(name) for before, now in pairs for name in {*before} ^ {*now})
         raise ValueError(
-            f"the state of the optimizer is of other parameter groups ({', '.join(str(len(group)) for group in theirs)} "
-            f"parameters, now {', '.join(str(len(group)) for group in ours)}): resume with the same model, weight decay "
-            "and layer-wise learning rates"
+            f"the state of the optimizer has its parameters in other groups ({moved[0] if moved else 'twice the same'}): "
+            "resume with the same model, decayed parameters and layer-wise learning rates"
         )
     for group, entry in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         for index, parameter in enumerate(group["params"], start=place):
