@@ -49,8 +49,12 @@ def given(method: str) -> dict[str, torch.Tensor]:
     return {**loca_batch(batch_size=STEPS * IMAGES), **tokens}
 
 
-def make(method: str, output: Path, folder: Path, from_stream: bool = False, **fields: Any) -> Any:
-    """The trainer of a method whose inputs are given, while the stream moves on beside them; or are the stream's own."""
+def make(method: str, output: Path, folder: Path, from_stream: bool = False, broken_at: int = -1, **fields: Any) -> Any:
+    """
+    The trainer of a method whose inputs are given, while the stream moves on beside them; or are the stream's own.
+
+    `broken_at` is a step in which the last process gets images that are not finite.
+    """
     run, batches = RUNS[method], given(method)
     settings: dict[str, Any] = {
         "max_steps": STEPS,
@@ -87,7 +91,10 @@ def make(method: str, output: Path, folder: Path, from_stream: bool = False, **f
         step, place = trainer.state.global_step, trainer._micro_batch * world + rank
         prepare(inputs)
         first, size = step * IMAGES + place * (IMAGES // parts), IMAGES // parts
-        return {name: value[step] if name in SHARED else value[first : first + size] for name, value in batches.items()}
+        batch = {n: value[step] if n in SHARED else value[first : first + size] for n, value in batches.items()}
+        if step == broken_at and rank == world - 1:
+            batch["global_pixel_values"] = batch["global_pixel_values"] * torch.nan
+        return batch
 
     trainer._prepare_inputs = prepare_given
     return trainer
@@ -215,6 +222,10 @@ def main(folder: Path, layout: str) -> None:
     else:
         train(f"{layout}_stream", "gtsa", folder, from_stream=True)
         train(f"{layout}_three", "ibot", folder, gradient_accumulation_steps=3)
+        train(f"{layout}_broken", "ibot", folder, broken_at=2)
+        if layout == "fsdp":
+            recomputed = {"fsdp": True, "fsdp_config": {"activation_checkpointing": True}}
+            train("fsdp_recomputed_ibot", "ibot", folder, **recomputed)
     messages = {}
     if layout == "alone":
         for other in ("ddp", "fsdp"):

@@ -132,6 +132,24 @@ def test_fsdp_divides_student_and_teacher_and_keeps_them_in_float32(folder: Path
     assert in_half["logged"][0]["loss"] == pytest.approx(full["logged"][0]["loss"], abs=0.02)
 
 
+def test_fsdp_with_layers_computed_again_is_the_same(folder: Path) -> None:
+    """Activation checkpointing, given by arguments, which wraps layers under names of its own."""
+    _assert_continues(folder, "fsdp_recomputed_ibot", "fsdp_ibot")
+    names = [
+        torch.load(folder / "runs" / run / "checkpoint-4" / "optimizer.pt", weights_only=True)["state"].keys()
+        for run in ("fsdp_recomputed_ibot", "fsdp_ibot")
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_step_that_one_process_breaks_is_left_out_by_both(folder: Path) -> None:
+    found, expected = _result(folder, "fsdp_broken"), _result(folder, "ddp_broken")
+    for result in (found, expected):
+        assert [entry["skipped_steps"] for entry in result["logged"]] == [0, 0, 1, 1]
+    assert [e["loss"] for e in found["logged"]] == pytest.approx([e["loss"] for e in expected["logged"]], abs=TOLERANCE)
+    _assert_same_weights(found["weights"], expected["weights"])
+
+
 @pytest.mark.parametrize("method", RUNS)
 def test_fsdp_resumes_bit_for_bit(folder: Path, method: str) -> None:
     found, expected = _result(folder, f"fsdp_bits_{method}"), _result(folder, f"fsdp_{method}")

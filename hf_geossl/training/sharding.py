@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_tensor
 
+_WRAPPED = "_checkpoint_wrapped_module."
+
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes hold parts of the model's weights."""
@@ -134,7 +136,8 @@ def _names(model: nn.Module) -> dict[int, str]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # the optimizer's parameters are the parts
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+    # activation checkpointing puts a name of its own between those of the modules
+    return {id(parameter): name.replace(_WRAPPED, "") for name, parameter in model.named_parameters()}
 
 
 def gather_optimizer_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Any]:
