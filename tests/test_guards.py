@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.utils import AutocastKwargs
 from exact_resume import different_weights
 from gtsa_run import make_trainer
 from transformers import TrainerCallback
@@ -373,3 +374,33 @@ def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.Monk
     pause._request(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
         pause._request(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("norm", [3.0, 0.0])
+def test_under_a_gradient_scaler_a_loss_that_is_not_finite_is_left_out_too(
+    norm: float, images: Any, tmp_path: Path
+) -> None:
+    """The scaler skips what only overflowed; where smaller scales do not help, that counts as well."""
+    spoil = Spoil(losses={2})
+    trainer = _spoiled(tmp_path, images, spoil, max_steps=5, max_grad_norm=norm)
+    accelerator = trainer.accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    try:
+        trainer.train()
+        moved = [
+            any(not torch.equal(before[name], after[name]) for name in before)
+            for before, after in itertools.pairwise(spoil.states)
+        ]
+        assert moved == [True, False, True, True]
+        assert (trainer.finite.skipped, trainer.finite.in_a_row) == (1, 0)
+        endless = _spoiled(tmp_path / "endless", images, Spoil(gradients=set(range(50))), max_steps=50)
+        endless.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+        endless.accelerator.native_amp = True
+        with pytest.raises(NonFiniteLossError, match="is not finite, as in the 2 steps before it"):
+            endless.train()
+        assert endless.state.global_step == 6  # 8, 4, 2, 1, and three below
+    finally:
+        accelerator.state._mixed_precision = "no"

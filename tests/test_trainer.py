@@ -328,7 +328,9 @@ def test_interrupted_save_leaves_the_checkpoint_before(images: Any, tmp_path: Pa
         original(folder)
 
     trainer._save_optimizer_and_scheduler = fail
-    with pytest.raises(CheckpointError, match="checkpoint-4 could not be written .no space left on device.: see to the"):
+    with pytest.raises(
+        CheckpointError, match="checkpoint-4 could not be written .no space left on device.: see to the"
+    ):
         trainer.train()
     assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert not (tmp_path / "checkpoint-4").exists()

@@ -61,7 +61,8 @@ class TeacherCallback(TrainerCallback):
         """Moves teacher and centers after the student has moved; not where the step was left out."""
         if self.trainer.finite.skips:
             return
-        if self.trainer.accelerator.optimizer_step_was_skipped:
+        # accelerate does not see that a fused optimizer has skipped
+        if self.trainer.finite.overflows or self.trainer.accelerator.optimizer_step_was_skipped:
             self.trainer.check_scale()
             return
         self.trainer.finite.made()

@@ -32,6 +32,7 @@ class FiniteGuard:
         skipped (`int`): Steps left out since the start of the run.
         in_a_row (`int`): Of these, the ones since the last step that was made.
         skips (`bool`): Whether the present step is left out.
+        overflows (`bool`): Whether a gradient scaler leaves it out, which then lowers its scale.
     """
 
     def __init__(self, most_in_a_row: int) -> None:
@@ -43,7 +44,7 @@ class FiniteGuard:
         """Forgets the step before."""
         self._loss: torch.Tensor | None = None
         self._gradient: torch.Tensor | None = None
-        self.skips = False
+        self.skips = self.overflows = False
 
     def see_loss(self, loss: torch.Tensor) -> None:
         """Notes a micro-batch's loss, without waiting for the device."""
@@ -56,28 +57,29 @@ class FiniteGuard:
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self._gradient = torch.isfinite(torch.as_tensor(norm, device=self._loss.device))
 
-    def judge(self, heard: int, world_size: int) -> int:
+    def judge(self, heard: int, world_size: int, scaled: bool = False) -> int:
         """
         Decides for all processes together whether the step is left out; waits for the device once.
 
         Args:
             heard (`int`): The signal that this process was sent, or 0.
             world_size (`int`): How many processes.
+            scaled (`bool`): Whether a gradient scaler looks after gradients that are not finite.
 
         Returns:
             `int`: The signal that any of them was sent, or 0.
         """
         if self._loss is None:
             return heard
-        finite = self._loss if self._gradient is None else self._loss & self._gradient
+        gradient = self._loss if self._gradient is None else self._gradient
+        told = torch.stack([(~finite).long().reshape(()) for finite in (self._loss, gradient)])
         if world_size > 1:
-            told = torch.stack([(~finite).long().reshape(()), torch.tensor(heard, device=finite.device)])
+            told = torch.cat([told, torch.tensor([heard], device=told.device)])
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            broken, heard = told.tolist()
-            self.skips = bool(broken)
-        else:
-            self.skips = not bool(finite)
-        return heard
+        broken_loss, broken_gradient, *signals = told.tolist()
+        self.skips = bool(broken_loss or (broken_gradient and not scaled))
+        self.overflows = bool(broken_gradient and scaled and not broken_loss)
+        return signals[0] if signals else heard
 
     def count(self, step: int, rank: int, keys: list[str], run_dir: Path) -> None:
         """

@@ -239,28 +239,30 @@ class TeacherStudentTrainer(HubTrainer):
             NonFiniteLossError: If that was the last of `max_nonfinite_steps` in a row.
         """
         args = self.args
-        self.pause.agree(self.finite.judge(self.pause.heard or 0, args.world_size))
+        scaled = self.accelerator.scaler is not None
+        self.pause.agree(self.finite.judge(self.pause.heard or 0, args.world_size, scaled))
         if self.finite.skips:
-            if self.accelerator.scaler is not None and args.max_grad_norm <= 0:
-                self.accelerator.unscale_gradients()  # a scaler that has looked at no gradient refuses the step
             self.model.zero_grad(set_to_none=True)
-            if self._before_step is not None:
-                self._tr_loss.copy_(self._before_step[0])
-                self._parts = self._before_step[1]
-        self.finite.count(self.state.global_step, args.process_index, self._keys, self.run_dir)
+            self._count_skipped()
+
+    def _count_skipped(self) -> None:
+        """Takes a step that was left out from the log line, and counts it."""
+        if self._before_step is not None:
+            self._tr_loss.copy_(self._before_step[0])
+            self._parts = self._before_step[1]
+        self.finite.count(self.state.global_step, self.args.process_index, self._keys, self.run_dir)
 
     def check_scale(self) -> None:
         """Counts a step that the gradient scaler has skipped, where smaller scales have not helped."""
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() < 1.0:
             self.finite.skips = True
-            self.finite.count(self.state.global_step, self.args.process_index, self._keys, self.run_dir)
+            self._count_skipped()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """As transformers'; a norm that is not finite counts too, unless a gradient scaler will skip the step."""
+        """As transformers'; a norm that is not finite counts too, or tells that a gradient scaler will skip the step."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None:
-            self.finite.see_gradient(norm)
+        self.finite.see_gradient(norm)
         return norm
 
     def prediction_step(
