@@ -91,14 +91,16 @@ def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tup
         positions (`torch.Tensor` of shape `(...)`): Raster index of the true one, -1 where it lies outside.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: loss and accuracy in [0, 1], both of shape `()`: means over the tokens
-        that lie inside; 0 where none does.
+        `tuple[torch.Tensor, torch.Tensor]`: loss and accuracy in [0, 1], both of shape `()`: sums over this process's
+        tokens that lie inside, divided by the mean number of such tokens a process. Their means over processes are the
+        means over all these tokens; 0 where there is none.
 
-    Source: arXiv 2212.02400, localisation loss; epsilon 1e-8 in the count as in the authors' code.
+    Source: arXiv 2212.02400, localisation loss; epsilon 1e-8 in the count as in the authors' code, which divides by the
+    count of each device: there a token weighs the more, the fewer of its device's tokens lie inside.
     """
     logits, targets = location_logits.float(), positions.long()
     valid = targets >= 0
-    count = valid.sum() + 1e-8
+    count = mean_over_processes(valid.sum().float()) + 1e-8
     log_probabilities = F.log_softmax(logits, dim=-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
     correct = (logits.argmax(dim=-1) == targets) & valid
     return -(log_probabilities * valid).sum() / count, correct.sum() / count
@@ -188,15 +190,15 @@ def patch_cluster_losses(
         temperature (`float`): Divides the student's cosines.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over this process's valid
-        tokens (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens, valid or not, of
+        `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over valid tokens counted as in
+        [`location_loss`] (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens, valid or not, of
         all processes, in [-ln clusters, 0]. Its gradient is the true one once gradients are averaged over processes.
 
     Source: arXiv 2212.02400, patch clustering and mean-entropy maximisation; epsilon 1e-8 in the count.
     """
     log_probabilities = F.log_softmax(cluster_logits.float() / temperature, dim=-1)
     cross_entropy = -(assignments.float() * log_probabilities).sum(dim=-1)
-    cluster = (cross_entropy * valid).sum() / (valid.sum() + 1e-8)
+    cluster = (cross_entropy * valid).sum() / (mean_over_processes(valid.sum().float()) + 1e-8)
     mean = mean_over_processes(log_probabilities.exp().mean(dim=0))
     # a cluster that no token comes near: p log p and its gradient are 0 where the softmax has underflowed
     return cluster, (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

@@ -185,7 +185,8 @@ def patch_token_loss(
 
 def koleo_loss(features: torch.Tensor) -> torch.Tensor:
     """
-    Spreads features over the sphere: each is pushed away from the nearest other one of this process.
+    Spreads features over the sphere: each is pushed away from the nearest other one of this process, as in DINOv2's code;
+    so it depends on how a batch is divided among processes, alone of all losses here.
 
     Args:
         features (`torch.Tensor` of shape `(batch, channels)`): One view's class tokens before the head.

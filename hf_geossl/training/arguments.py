@@ -26,8 +26,11 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         clip_mode (`str`): `"tensor"` clips each parameter tensor to `max_grad_norm`, `"global"` all of them together.
         num_streams (`int` or `None`): Logical streams that the data is read in; a multiple of the processes and of the
             workers of each. None takes one a worker (or the checkpoint's). More streams let a run be resumed with
-            other numbers of processes and workers, for more memory.
+            other numbers of processes and workers, for more memory; images, crops and colours stay the same, but not what
+            a process draws for itself (stochastic depth, tokens of LOCA).
         probe_every_steps (`int`): Steps between two measurements of the spread of features; 0 turns them off.
+        max_nonfinite_steps (`int`): Optimizer steps in a row, at least 1, whose loss or gradient is not finite before
+            the run stops. Fewer are left out: weights and teacher stay, the data go on.
         picture (`bool`): Whether to make pictures of what is learned, at the end of the run.
 
     Raises:
@@ -49,7 +52,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: views have keys of their own."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Off: a loss that is not finite stops the run."}
+        default=False, metadata={"help": "Off: steps that are not finite are left out and counted."}
     )
     ignore_data_skip: bool = field(
         default=True, metadata={"help": "Must stay on: a checkpoint holds the position of the stream."}
@@ -79,6 +82,12 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     probe_every_steps: int = field(
         default=50, metadata={"help": "Steps between two measurements of the spread of features; 0 is never."}
     )
+    max_nonfinite_steps: int = field(
+        default=3,
+        metadata={
+            "help": "Steps in a row whose loss or gradient is not finite before the run stops; fewer are left out."
+        },
+    )
     picture: bool = field(default=True, metadata={"help": "Make pictures of what is learned, at the end of the run."})
 
     def __post_init__(self) -> None:
@@ -90,6 +99,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         for name in ("base_learning_rate", "num_streams"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, or left out, got {getattr(self, name)}")
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"max_nonfinite_steps must be 1 or more, got {self.max_nonfinite_steps}")
         if self.probe_every_steps < 0:
             raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
         if self.base_learning_rate is not None and self.learning_rate != _LEARNING_RATE:

@@ -1,6 +1,7 @@
 """Reading a unit block by block, and the order in which units and rows are visited."""
 
 from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from hf_geossl.training.sources import Source, missing_column
 _UNIT_ORDER, _BLOCK_ORDER, _SAMPLE_SEED = 0, 1, 2
 
 
+@lru_cache(maxsize=2)
 def unit_order(seed: int, epoch: int, units: int) -> np.ndarray:
-    """The order of the `units` units in an epoch: a permutation of shape `(units,)`."""
-    return _permutation([seed, _UNIT_ORDER, epoch], units)
+    """The order of the `units` units in an epoch: a permutation of shape `(units,)`, not to be written to."""
+    order = _permutation([seed, _UNIT_ORDER, epoch], units)
+    order.flags.writeable = False
+    return order
 
 
 def block_order(seed: int, epoch: int, unit: int, block: int, rows: int) -> np.ndarray:

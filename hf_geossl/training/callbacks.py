@@ -4,10 +4,10 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 COLLAPSED_SPREAD = 0.05
 STUCK_TOLERANCE = 0.005
 STUCK_LOGS = 20
+SAME_SIGNAL = 2.0
 
 
 class TeacherCallback(TrainerCallback):
@@ -32,6 +33,8 @@ class TeacherCallback(TrainerCallback):
         """Puts back what a checkpoint's unfinished log line had gathered; processes draw apart from here on."""
         self.trainer.restore_run_state()
         self.trainer.draw_apart()  # a checkpoint's own generators come after this
+        if self.trainer.model.teacher is not None:
+            self.trainer.teacher_watch.begin(self.trainer.args.teacher_momentum, self.trainer.args.teacher_momentum_end)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,22 +44,30 @@ class TeacherCallback(TrainerCallback):
             if group.get("decayed"):
                 group["weight_decay"] = self.trainer.weight_decay_at(state.global_step)
         self.trainer.begin_step()
+        self.trainer.watch_teacher()
         self.trainer.accelerator.unwrap_model(self.trainer.model).begin_step()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stops the run before a loss that is not finite can reach the weights."""
+        """Leaves the step out, or stops the run, before a loss that is not finite can reach the weights."""
         self.trainer.check_finite()
-        self.trainer.before_optimizer_step()
+        if not self.trainer.finite.skips:
+            self.trainer.before_optimizer_step()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Moves teacher and centers after the student has moved; not where the gradient scaler skipped the step."""
-        if not self.trainer.accelerator.optimizer_step_was_skipped:
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            model.after_step(self.trainer.teacher_momentum_at(state.global_step))
+        """Moves teacher and centers after the student has moved; not where the step was left out."""
+        if self.trainer.finite.skips:
+            return
+        # accelerate does not see that a fused optimizer has skipped
+        if self.trainer.finite.overflows or self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.check_scale()
+            return
+        self.trainer.finite.made()
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        model.after_step(self.trainer.teacher_momentum_at(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the step for the log line, before it is written."""
@@ -110,35 +121,50 @@ class CollapseCallback(TrainerCallback):
 
 
 class PauseCallback(TrainerCallback):
-    """Lets Ctrl-C (or SIGTERM) end a run after its current step, with a checkpoint; a second one ends it at once."""
+    """
+    Lets Ctrl-C (or SIGTERM) end a run after its current step, with a checkpoint; a second Ctrl-C ends it at once.
+
+    A launcher passes on to its processes what they have been sent already: SIGTERM again, and Ctrl-C again within
+    `SAME_SIGNAL` seconds, are the same request.
+
+    Attributes:
+        heard (`int` or `None`): The signal that this process was sent.
+        signal (`int` or `None`): The signal that the run has stopped for, the same on all processes.
+    """
 
     def __init__(self) -> None:
+        self.heard: int | None = None
         self.signal: int | None = None
+        self._agreed: int | None = None
+        self._heard_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def _request(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
+        if self.heard is None:
+            self.heard, self._heard_at = number, time.monotonic()
+            logger.warning("stopping after this step with a checkpoint; Ctrl-C once more stops at once")
+        elif number == signal.SIGINT and time.monotonic() - self._heard_at > SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.signal = number
-        logger.warning("stopping after this step with a checkpoint; once more stops at once")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Listens, where this is the main thread."""
-        self.signal = None
+        self.heard = self.signal = self._agreed = None
         if threading.current_thread() is threading.main_thread():
             self._previous = {
                 number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
             }
 
+    def agree(self, number: int) -> None:
+        """Takes the signal (or 0) that any of the processes has heard before they decided on this step."""
+        self._agreed = number or None
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks for a checkpoint and the end of the run; of all processes at the same step."""
-        if args.world_size > 1:
-            heard = torch.tensor(self.signal or 0, device=args.device)
-            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-            self.signal = int(heard.item()) or None
-        if self.signal is not None and state.global_step < state.max_steps:
+        asked = self._agreed if args.world_size > 1 else self.heard
+        if asked is not None and state.global_step < state.max_steps:
+            self.signal = asked
             control.should_save = True
             control.should_training_stop = True
 
@@ -174,6 +200,9 @@ class ImagesProgressCallback(ProgressCallback):
             self.current_step = state.global_step
             self.training_bar.initial = self.training_bar.n = self.training_bar.last_print_n = state.global_step
             self.training_bar.unit = " steps"
+            # tqdm asks a clock that may be set in between
+            self.training_bar._time = time.monotonic
+            self.training_bar.start_t = self.training_bar.last_print_t = time.monotonic()
             self.training_bar.refresh()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -193,6 +222,11 @@ class ImagesProgressCallback(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Prints one short line; `report_to` and `trainer_state.json` have all of it."""
+        if logs and self.training_bar is not None and "loss" not in logs and "skipped_steps" in logs:
+            self.training_bar.write(
+                f"step {state.global_step}: {logs['skipped_steps']} steps left out, none made since"
+            )
+            return
         if not logs or self.training_bar is None or not ("loss" in logs or "eval_loss" in logs):
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
@@ -205,6 +239,7 @@ class ImagesProgressCallback(ProgressCallback):
         spreads = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
         speed = [f"{logs['images_per_second']:.1f} images/s"] if "images_per_second" in logs else []
         skipped = [f"{logs['skipped_images']} images skipped"] if logs.get("skipped_images") else []
+        skipped += [f"{logs['skipped_steps']} steps left out"] if logs.get("skipped_steps") else []
         rate = [f"learning rate {logs['learning_rate']:.2e}"]
         line = ", ".join([*parts, *rate, *spreads, *speed, *skipped])
         self.training_bar.write(f"step {state.global_step}: {line}")

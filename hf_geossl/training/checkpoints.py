@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and the choice of the one to resume from."""
 
+import errno
 import json
 import logging
 import os
@@ -8,15 +9,46 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "COMPLETE.json"
 STAGING = ".staging"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TORCH_WRITER = (
+    "PytorchStreamWriter",
+    "inline_container.cc",
+    "iostream error",
+)  # what torch.save says, always without why
 _NOT_THE_MODEL = {"architectures", "auto_map", "dtype", "transformers_version", "use_cache", "_name_or_path"}
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be resumed from; the message says why and what to do."""
+
+
+def is_write_failure(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written: the system's, safetensors' or that of `torch.save`."""
+    return isinstance(error, (OSError, SafetensorError)) or any(part in str(error) for part in _TORCH_WRITER)
+
+
+def is_lack_of_space(error: BaseException) -> bool:
+    """Whether a write failure comes from a full disk, a quota or a limit on the size of files."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    # what else could stop torch.save would have stopped it when it opened the file
+    said = (*_TORCH_WRITER, *(f"{before}{number}" for before in ("os error ", "code: ") for number in _NO_SPACE))
+    return any(part in str(error) for part in said)
+
+
+def describe_space(run_dir: Path) -> str:
+    """How much room there is and how much a checkpoint takes, as part of a sentence."""
+    free = f"{shutil.disk_usage(run_dir).free / 1e6:.1f} MB are free"
+    whole = next((path for path in list_checkpoints(run_dir) if why_not_whole(path) is None), None)
+    if whole is None:
+        return f"{free}, and no checkpoint has been saved yet"
+    return f"{free}, {whole.name}, which is whole, takes {sum(_sizes(whole).values()) / 1e6:.1f} MB"
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -57,6 +89,8 @@ def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
     for path in [*staged.rglob("*"), staged]:
         _sync(path)
     replaced = final.with_name(f"{STAGING}-replaced-{final.name}")
+    for left in final.parent.glob(f"{STAGING}-replaced-*"):  # by a save that was killed between the two renames
+        shutil.rmtree(left, ignore_errors=True)
     if final.exists():
         os.replace(final, replaced)
     os.replace(staged, final)

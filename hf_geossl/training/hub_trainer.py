@@ -13,6 +13,7 @@ from transformers.utils.hub import PushInProgress
 
 from hf_geossl.training.export import export_model
 from hf_geossl.training.scheduled_trainer import ScheduledTrainer
+from hf_geossl.training.sharding import is_sharded, read_whole
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,16 @@ class HubTrainer(ScheduledTrainer):
     hub_model_id: Any
     _pusher: ThreadPoolExecutor | None = None
 
-    def export(self, folder: Path, weights: str | None = None) -> None:
-        """Writes the trunk, its code, the image processor, the record of the run and the card to a folder."""
+    def export(self, folder: Path, weights: str | None = None, model: Any = None) -> None:
+        """
+        Writes the trunk, its code, the image processor, the record of the run and the card to a folder, where this process
+        saves. All processes must call this, unless the whole model is given.
+        """
+        model = self.whole_model() if model is None else model
+        if not self.args.should_save:
+            return
         export_model(
-            self.accelerator.unwrap_model(self.model),
+            model,
             folder,
             weights=weights,
             image_processor=self.processing_class,
@@ -88,8 +95,7 @@ class HubTrainer(ScheduledTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        if self.args.should_save:
-            self.export(self.run_dir)
+        self.export(self.run_dir)
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
@@ -134,7 +140,10 @@ class HubTrainer(ScheduledTrainer):
         step = self.state.global_step
         folder = self.run_dir / f"{PUSHED}{step}"
         shutil.rmtree(folder, ignore_errors=True)
-        self.export(folder)
+        model = self.accelerator.unwrap_model(self.model)
+        if is_sharded(model):  # the other processes are not here
+            model = read_whole(model, checkpoint_folder)
+        self.export(folder, model=model)
         extra = {}
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             checkpoint = Path(checkpoint_folder)

@@ -1,6 +1,8 @@
 """Batches of views for the Trainer, whose position is exact for any number of workers."""
 
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -235,7 +237,7 @@ class StreamBatches(IterableDataset):
             generator=generator or torch.Generator().manual_seed(self.stream.seed),
             multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
             collate_fn=_unchanged,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_signals_to_main,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -305,7 +307,13 @@ class _ClearErrorLoader(DataLoader):
     """A `DataLoader` that raises the errors of its workers with their own type and message."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return _raise_failures(super().__iter__())  # the workers start now, not at the first next()
+        if self.num_workers == 0 or not hasattr(signal, "sigwaitinfo"):
+            return _raise_failures(super().__iter__())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # workers inherit it, see below
+        try:
+            return _raise_failures(super().__iter__())  # the workers start now, not at the first next()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
@@ -330,6 +338,15 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leaves Ctrl-C to the main process, which ends its workers."""
+def _leave_signals_to_main(worker: int) -> None:
+    """Leaves Ctrl-C, and SIGTERM that schedulers send to all processes, to the main process, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # tells who sent a signal; Linux has it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_main, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for_main(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main and os.getppid() == main:
+        pass
+    os._exit(0)

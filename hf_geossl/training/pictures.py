@@ -77,16 +77,19 @@ class PictureCallback(TrainerCallback):
     def __init__(self, trainer: "TeacherStudentTrainer") -> None:
         self.trainer = trainer
 
-    def _trunk(self) -> Any:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+    @staticmethod
+    def _trunk(model: Any) -> Any:
         return getattr(model if model.teacher is None else model.teacher, model.base_model_prefix)
 
     def keep(self, batch: dict[str, torch.Tensor]) -> None:
         """Keeps some crops of the run's first batch and what the untrained teacher sees in them."""
+        model = self.trainer.whole_model()  # of all processes
+        if not self.trainer.is_world_process_zero():
+            return
         folder = self.trainer.run_dir / PARTS
         folder.mkdir(parents=True, exist_ok=True)
         crops = self.trainer.views.main_crops(batch)[:IMAGES].cpu()
-        before = feature_row(self._trunk(), crops, self.trainer.views.mean, self.trainer.views.std)
+        before = feature_row(self._trunk(model), crops, self.trainer.views.mean, self.trainer.views.std)
         for index, (crop, features) in enumerate(zip(crops, before, strict=True)):
             Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"input_{index}.png")
             features.save(folder / f"before_{index}.png")
@@ -95,6 +98,7 @@ class PictureCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Puts inputs, features before and features after under one another."""
+        model = self.trainer.whole_model()  # of all processes
         folder = self.trainer.run_dir / PARTS
         inputs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("input_*.png"))]
         before = [Image.open(path).convert("RGB") for path in sorted(folder.glob("before_*.png"))]
@@ -104,7 +108,7 @@ class PictureCallback(TrainerCallback):
             [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(*p.size[::-1], 3) for p in inputs]
         )
         views = self.trainer.views
-        after = feature_row(self._trunk(), crops.permute(0, 3, 1, 2), views.mean, views.std)
+        after = feature_row(self._trunk(model), crops.permute(0, 3, 1, 2), views.mean, views.std)
         shown = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]
         titles = ("input", "features before training", f"features after {state.global_step} steps")
         step, head = SIDE + GAP, 20

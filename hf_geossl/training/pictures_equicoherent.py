@@ -263,7 +263,7 @@ class ReconstructionPictureCallback(PictureCallback):
     def keep(self, batch: dict[str, torch.Tensor]) -> None:
         """Keeps crops, so that a resumed run can draw them."""
         trainer = self.trainer
-        if not trainer.model.config.num_decoders:
+        if not trainer.model.config.num_decoders or not trainer.is_world_process_zero():
             return
         held_out = trainer.eval_dataset is not None
         if held_out:
@@ -282,13 +282,13 @@ class ReconstructionPictureCallback(PictureCallback):
     ) -> None:
         """Draws the picture."""
         trainer = self.trainer
-        path = trainer.run_dir / PARTS / _KEPT
+        path, model = trainer.run_dir / PARTS / _KEPT, trainer.whole_model()  # of all processes
         if not trainer.model.config.num_decoders or not path.is_file() or not state.is_world_process_zero:
             return
         with safe_open(path, framework="pt") as file:
             batch = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             images = file.metadata()["images"]
-        rows = find_reconstructions(trainer.accelerator.unwrap_model(trainer.model), trainer.views, batch)
+        rows = find_reconstructions(model, trainer.views, batch)
         title = f"Images on the way from u to v2, and reconstructed after {state.global_step} steps ({images} images)"
         config = trainer.model.config
         picture = draw_reconstructions(rows, config.num_intermediate, config.transformation, title)

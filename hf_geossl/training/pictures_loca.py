@@ -255,6 +255,8 @@ class PositionPictureCallback(PictureCallback):
     def keep(self, batch: dict[str, torch.Tensor]) -> None:
         """Keeps crops and their boxes, so that a resumed run can draw them."""
         trainer = self.trainer
+        if not trainer.is_world_process_zero():
+            return
         held_out = trainer.eval_dataset is not None
         if held_out:
             samples = islice(trainer.eval_dataset.one_epoch(), ROWS)
@@ -269,12 +271,12 @@ class PositionPictureCallback(PictureCallback):
     ) -> None:
         """Draws the picture."""
         trainer = self.trainer
-        path = trainer.run_dir / PARTS / _KEPT
+        path, model = trainer.run_dir / PARTS / _KEPT, trainer.whole_model()  # of all processes
         if not path.is_file() or not state.is_world_process_zero:
             return
         with safe_open(path, framework="pt") as file:
             batch = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             images = file.metadata()["images"]
-        rows = find_positions(trainer.accelerator.unwrap_model(trainer.model), trainer.views, batch)
+        rows = find_positions(model, trainer.views, batch)
         title = f"Where the patches of a query are found, after {state.global_step} steps ({images} images)"
         save_picture(draw_positions(rows, title), trainer.run_dir / POSITIONS_PICTURE)

@@ -6,6 +6,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_geossl.training.schedules import cosine, warmup_cosine
+from hf_geossl.training.sharding import gradient_norms, local_parts, whole
 from hf_geossl.training.stream_trainer import StreamTrainer
 
 
@@ -76,10 +77,14 @@ class ScheduledTrainer(StreamTrainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clips to `max_grad_norm`: all gradients together, or each tensor by itself; returns the norm before."""
         if self.args.clip_mode == "global":
-            return super()._clip_grad_norm(model)
+            return whole(super()._clip_grad_norm(model))
         self.accelerator.unscale_gradients()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norms = torch._foreach_norm(gradients)
-        factors = [(self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-        torch._foreach_mul_(gradients, factors)
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norms = gradient_norms(gradients)
+        factors = (self.args.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(local_parts(gradients), list(factors.unbind()))
+        return torch.linalg.vector_norm(norms)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As transformers', of all processes' parts."""
+        return whole(super()._get_grad_norm(model, grad_norm))

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -27,6 +27,30 @@ from hf_geossl.training.sources import (
     rows_from,
     units_for,
 )
+
+
+def _read_again_where_it_failed(stream_file: Any) -> None:
+    """
+    Lets a file that is streamed from the Hub open a new connection after a read that failed.
+
+    huggingface_hub (1.x) tries once more by itself and raises. `datasets` then reads on from the same object, whose
+    connection has ended: it gets nothing, takes that for the end of the file, and the rest of a tar would be lost without
+    a word.
+    """
+    read = stream_file.read
+
+    def read_or_reopen(self: Any, length: int = -1) -> bytes:
+        try:
+            return read(self, length)
+        except Exception:
+            self.response = None  # the next read opens one, from the byte after the last that was given
+            raise
+
+    stream_file.read = read_or_reopen
+
+
+if hasattr(hf_file_system, "HfFileSystemStreamFile"):
+    _read_again_where_it_failed(hf_file_system.HfFileSystemStreamFile)
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2", ".7z", ".rar")
 

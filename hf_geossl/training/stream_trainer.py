@@ -5,11 +5,13 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
@@ -18,19 +20,23 @@ from hf_geossl.training.checkpoints import (
     STAGING,
     CheckpointError,
     check_checkpoint,
+    describe_space,
+    is_lack_of_space,
+    is_write_failure,
     newest_whole_checkpoint,
     publish_checkpoint,
 )
 from hf_geossl.training.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.record import write_arguments
+from hf_geossl.training.sharded_trainer import ShardedTrainer
 from hf_geossl.training.streams import ImageStream
 from hf_geossl.training.views import Views
 
 logger = logging.getLogger(__name__)
 
 
-class StreamTrainer(Trainer):
+class StreamTrainer(ShardedTrainer):
     """
     Where the data come from and where the run stands; what is learned from them is `TeacherStudentTrainer`'s.
 
@@ -64,6 +70,8 @@ class StreamTrainer(Trainer):
         self._batches: StreamBatches | None = None
         self._resume: list[dict[str, Any]] | None = None
         self._staging: Path | None = None
+        self._write_failure: BaseException | None = None  # of the checkpoint that is being saved
+        self.failed_saves = 0
         super().__init__(
             model=model,
             args=args,
@@ -183,44 +191,128 @@ class StreamTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
+    @contextmanager
+    def _noting_write_failures(self) -> Iterator[None]:
+        """Lets a process whose disk is full go on to where all find out, instead of leaving the others waiting."""
+        try:
+            yield
+        except Exception as error:
+            if self._staging is None or not is_write_failure(error):
+                raise
+            self._write_failure = self._write_failure or error
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers'."""
+        with self._noting_write_failures():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self._noting_write_failures():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        with self._noting_write_failures():
+            super()._save_scaler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with self._noting_write_failures():
+            super()._save_rng_state(output_dir)
+
+    def _all_have_written(self) -> bool:
+        """Whether all processes have come here without a write failure; a barrier too."""
+        failed = torch.tensor(self._write_failure is not None, device=self.args.device)
+        return not bool(self.accelerator.reduce(failed.long().reshape(1), "sum").item())
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes the checkpoint beside its place and moves it there when it is whole."""
+        """
+        Writes the checkpoint beside its place and moves it there when it is whole. Where the disk is full nothing is left
+        of it, the checkpoints before stay, and the run goes on to its next save.
+
+        Raises:
+            CheckpointError: If it could not be written for another reason, or is the one that a signal asked for.
+        """
         if self._batches is None:
             raise ValueError("a checkpoint is saved during training")
         run_dir = Path(super()._get_output_dir(trial))
         staging, name = run_dir / STAGING, f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            (staging / name).mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        state_file = staging / name / f"run_state_{self.args.process_index}.json"
-        state_file.write_text(
-            json.dumps({"settings": self._settings(), "stream": self._batches.state_dict(), **self.run_state()})
-        )
-        best = self.state.best_global_step
+        best, best_before = self.state.best_global_step, self.state.best_model_checkpoint
+        self._write_failure = None
         try:
             self._staging = staging
-            super()._save_checkpoint(model, trial)
+            with self._noting_write_failures():
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    (staging / name).mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            with self._noting_write_failures():
+                state = {"settings": self._settings(), "stream": self._batches.state_dict(), **self.run_state()}
+                (staging / name / f"run_state_{self.args.process_index}.json").write_text(json.dumps(state))
+            with self._noting_write_failures():
+                super()._save_checkpoint(model, trial)
+            written = self._all_have_written()
+            if written and self.args.should_save:
+                with self._noting_write_failures():
+                    self._publish(staging / name, run_dir / name, best)
+            written = written and self._all_have_written()
         finally:
             self._staging = None
-        self.accelerator.wait_for_everyone()
-        final = run_dir / name
-        if self.args.should_save:
-            (staging / name / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
-            write_arguments(self.args, staging / name)
-            if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
-                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
-                self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            publish_checkpoint(staging / name, final, self.args.world_size)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-        self.accelerator.wait_for_everyone()
+        if not written:
+            self.state.best_model_checkpoint = best_before
+            self._give_up_saving(staging, name, run_dir)
+            return
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def _publish(self, staged: Path, final: Path, best: int | None) -> None:
+        """Makes what all processes have written a checkpoint, and deletes those that are too many."""
+        run_dir = final.parent
+        (staged / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
+        write_arguments(self.args, staged)
+        if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
+            self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+        publish_checkpoint(staged, final, self.args.world_size)
+        shutil.rmtree(staged.parent, ignore_errors=True)
+        rotate_checkpoints(
+            output_dir=str(run_dir),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+        )
+
+    def _give_up_saving(self, staging: Path, name: str, run_dir: Path) -> None:
+        """Cleans up after a save that failed on some process, counts it, and says it; all processes call this."""
+        failure = self._write_failure
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.failed_saves += 1
+        other = failure is not None and not is_lack_of_space(failure)
+        other = bool(self.accelerator.reduce(torch.tensor([int(other)], device=self.args.device), "sum").item())
+        why = (
+            " ".join(str(failure).split())[:200] if failure is not None else "another process could not write its part"
+        )
+        if other:
+            raise CheckpointError(
+                f"{name} could not be written ({why}): see to the output folder, then resume from the checkpoint before"
+            ) from failure
+        try:
+            space = describe_space(run_dir)
+        except OSError:
+            space = "how much is free cannot be told"
+        message = f"{name} was not saved, the disk of the output folder is full: {space}. "
+        if self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            raise CheckpointError(f"{message}Make room, then resume from the checkpoint before") from failure
+        logger.warning(
+            f"{message}Older checkpoints stay, the run goes on and tries again at its next save. Make room, or set a lower "
+            "save_total_limit"
+        )
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', which would delete the last checkpoint where save_total_limit is 1 and another is better."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
 
 def _steps_of_epochs(args: Any, dataset: Any) -> int:

@@ -1,8 +1,8 @@
 """`TeacherStudentTrainer`: transformers' Trainer for a student, its momentum teacher, and streams that resume exactly."""
 
 import gc
-import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +22,16 @@ from hf_geossl.training.callbacks import (
     TeacherCallback,
     describe_losses,
 )
-from hf_geossl.training.checkpoints import (
-    newest_whole_checkpoint,
-)
 from hf_geossl.training.export import make_image_processor
+from hf_geossl.training.guards import FiniteGuard, NonFiniteLossError, TeacherWatch
 from hf_geossl.training.hub_trainer import HubTrainer
 from hf_geossl.training.pictures import PictureCallback
+from hf_geossl.training.sharding import is_sharded
 from hf_geossl.training.views import Views
 
+__all__ = ["NonFiniteLossError", "TeacherStudentTrainer"]
+
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss became infinite or not a number; the message names the step, the images and the last checkpoint."""
 
 
 class TeacherStudentTrainer(HubTrainer):
@@ -82,9 +79,11 @@ class TeacherStudentTrainer(HubTrainer):
             self.check_views(self.model, views)
         self._parts: dict[str, torch.Tensor] = {}
         self._keys: list[str] = []
-        self._finite: torch.Tensor | None = None
+        self.finite = FiniteGuard(self.args.max_nonfinite_steps)
+        self.teacher_watch = TeacherWatch()
+        self._before_step: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None  # of the log line
         self._micro_batch = 0
-        self._steps_since_log = self._steps_timed = 0
+        self._steps_since_log = self._skipped_since_log = self._steps_timed = 0
         self._wait = self._since = 0.0
         self._spreads: dict[str, float] = {}
         self._evaluated: list[tuple[int, dict[str, torch.Tensor]]] = []  # images of a batch, and what it gave
@@ -138,23 +137,29 @@ class TeacherStudentTrainer(HubTrainer):
         """Moves a batch to the device and makes its colours, blur and quarter turns there, from a seed of the step."""
         inputs = dict(inputs)
         if "evaluation_batch" in inputs:
-            entropy: tuple[int, ...] = (1, inputs.pop("evaluation_batch"))
+            entropy: tuple[int, ...] = (self.args.process_index, 1, inputs.pop("evaluation_batch"))
         else:
             if self._batches is None:
                 raise ValueError("batches come from get_train_dataloader")
             self._keys += self._batches.advance(inputs)
-            entropy = (0, self.state.global_step, self._micro_batch)
+            # the batch's place among those of its step, however many processes share them
+            place = self._micro_batch * self.args.world_size + self.args.process_index
+            entropy = (0, 0, self.state.global_step, place)
             self._micro_batch += 1
-            if entropy == (0, 0, 0) and self.is_world_process_zero():
+            if self.state.global_step == 0 and self._micro_batch == 1:
                 for picture in self._pictures:
                     picture.keep(inputs)
-        generator = torch.Generator().manual_seed(self._seed_of(*entropy))
+        generator = torch.Generator().manual_seed(self._seed(*entropy))
         return self.views.augment(super()._prepare_inputs(inputs), generator)
+
+    def _seed(self, *position: int) -> int:
+        """A seed for what is drawn at a position of the run."""
+        seed = np.random.SeedSequence((self.args.seed, *position)).generate_state(1, np.uint64)
+        return int(seed[0] >> np.uint64(1))
 
     def _seed_of(self, *position: int) -> int:
         """A seed for what this process draws at a position of the run."""
-        seed = np.random.SeedSequence((self.args.seed, self.args.process_index, *position)).generate_state(1, np.uint64)
-        return int(seed[0] >> np.uint64(1))
+        return self._seed(self.args.process_index, *position)
 
     def draw_apart(self) -> None:
         """Lets each process draw its own stochastic depth and tokens; the first draws what it would draw alone."""
@@ -165,13 +170,24 @@ class TeacherStudentTrainer(HubTrainer):
 
     def begin_step(self) -> None:
         """Forgets what belongs to the last optimizer step."""
-        self._micro_batch, self._keys, self._finite = 0, [], None
+        self._micro_batch, self._keys = 0, []
+        self.finite.begin_step()
+        self._before_step = (self._tr_loss.clone(), dict(self._parts))
+
+    def watch_teacher(self) -> None:
+        """Now and then, before a step: how far the teacher is from its student, and whether it follows."""
+        step, every = self.state.global_step, self.args.probe_every_steps
+        if every and step % every == 0:
+            settled = step >= self.args.get_warmup_steps(self.state.max_steps)
+            model = self.accelerator.unwrap_model(self.model)
+            distance = self.teacher_watch.look(model, step, self.teacher_momentum_at(max(step - 1, 0)), settled)
+            if distance is not None:
+                self._spreads["teacher_distance"] = distance
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As transformers', and notes whether the loss is finite, without waiting for the device."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        finite = torch.isfinite(loss)
-        self._finite = finite if self._finite is None else self._finite & finite
+        self.finite.see_loss(loss)
         return loss
 
     def compute_loss(
@@ -203,6 +219,8 @@ class TeacherStudentTrainer(HubTrainer):
     @torch.no_grad()
     def _probe(self, inputs: dict[str, Any]) -> None:
         model = self.accelerator.unwrap_model(self.model)
+        if is_sharded(model):
+            model.unshard()  # what the model's forward holds; its backward divides it again
         probed = model if model.teacher is None else model.teacher
         training = probed.training
         probed.eval()  # stochastic depth would draw numbers that the run needs
@@ -214,27 +232,37 @@ class TeacherStudentTrainer(HubTrainer):
 
     def check_finite(self) -> None:
         """
+        Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any: without gradients
+        the optimizer moves nothing. Asks the processes in the same message whether to stop after the step.
+
         Raises:
-            NonFiniteLossError: If loss or gradient of this optimizer step is not finite; weights have not moved.
+            NonFiniteLossError: If that was the last of `max_nonfinite_steps` in a row.
         """
-        if self._finite is None or bool(self._finite):
-            return
-        step = self.state.global_step
-        record = self.run_dir / f"nonfinite_step_{step}_rank_{self.args.process_index}.json"
-        record.write_text(json.dumps({"step": step, "keys": self._keys}, indent=1))
-        last = newest_whole_checkpoint(self.run_dir)
-        kept = f"{last.name} is kept" if last else "there is no checkpoint yet"
-        raise NonFiniteLossError(
-            f"the loss of step {step} or its gradient is not finite; its images are {', '.join(self._keys[:4])}"
-            f"{' ...' if len(self._keys) > 4 else ''} (all in {record.name}); the weights did not move and {kept}. "
-            "Lower base_learning_rate, lengthen warmup_steps or train in bf16 instead of fp16, then resume."
-        )
+        args = self.args
+        scaled = self.accelerator.scaler is not None
+        self.pause.agree(self.finite.judge(self.pause.heard or 0, args.world_size, scaled))
+        if self.finite.skips:
+            self.model.zero_grad(set_to_none=True)
+            self._count_skipped()
+
+    def _count_skipped(self) -> None:
+        """Takes a step that was left out from the log line, and counts it."""
+        if self._before_step is not None:
+            self._tr_loss.copy_(self._before_step[0])
+            self._parts = self._before_step[1]
+        self.finite.count(self.state.global_step, self.args.process_index, self._keys, self.run_dir)
+
+    def check_scale(self) -> None:
+        """Counts a step that the gradient scaler has skipped, where smaller scales have not helped."""
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < 1.0:
+            self.finite.skips = True
+            self._count_skipped()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """As transformers'; a norm that is not finite stops the run too, unless a gradient scaler will skip the step."""
+        """As transformers'; a norm that is not finite counts too, or tells that a gradient scaler will skip the step."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and self._finite is not None:
-            self._finite = self._finite & torch.isfinite(torch.as_tensor(norm, device=self._finite.device))
+        self.finite.see_gradient(norm)
         return norm
 
     def prediction_step(
@@ -296,8 +324,14 @@ class TeacherStudentTrainer(HubTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss parts (means over accumulation, steps and processes), schedules and speed to the log line."""
-        if "loss" in logs and self._steps_since_log:
-            logs.update(self._means(self._parts, self._steps_since_log))
+        if "loss" in logs and self._steps_since_log + self._skipped_since_log:
+            if self._steps_since_log:
+                logs["loss"] *= 1 + self._skipped_since_log / self._steps_since_log  # the mean over the steps made
+                logs.update(self._means(self._parts, self._steps_since_log))
+            else:
+                del logs["loss"]
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                del logs["grad_norm"]
             step = max(self.state.global_step - 1, 0)
             logs["weight_decay"] = self.weight_decay_at(step)
             if self.model.teacher is not None:
@@ -305,12 +339,20 @@ class TeacherStudentTrainer(HubTrainer):
             logs.update(self._spreads)
             if self._batches is not None:
                 logs["skipped_images"] = self._batches.skipped_images
+            logs["skipped_steps"] = self.finite.skipped
+            if self.failed_saves:
+                logs["failed_saves"] = self.failed_saves
             elapsed = time.perf_counter() - self._since
             logs["images_per_second"] = self._steps_timed * self.args.global_batch_size / elapsed
             logs["data_wait"] = self._wait / elapsed
             self.reset_log()
         if "train_loss" in logs:  # of the whole run, also where a part of it was trained before a resume
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self.finite.skipped, 1)
+            if self._began:  # transformers asks a clock that may be set in between
+                seconds = time.perf_counter() - self._began
+                steps = self.state.global_step - self._initial_global_step
+                logs["train_runtime"], logs["train_steps_per_second"] = round(seconds, 4), round(steps / seconds, 3)
+                logs["train_samples_per_second"] = round(steps * self.args.global_batch_size / seconds, 3)
         super().log(logs, start_time)
 
     def _means(self, sums: dict[str, torch.Tensor], count: int) -> dict[str, float]:
@@ -320,7 +362,7 @@ class TeacherStudentTrainer(HubTrainer):
 
     def reset_log(self) -> None:
         """Starts a new log line."""
-        self._parts, self._steps_since_log, self._spreads = {}, 0, {}
+        self._parts, self._steps_since_log, self._skipped_since_log, self._spreads = {}, 0, 0, {}
         self._steps_timed, self._wait, self._since = 0, 0.0, time.perf_counter()
 
     # ---- Checkpoints ----
@@ -330,7 +372,7 @@ class TeacherStudentTrainer(HubTrainer):
         As `StreamTrainer.train`.
 
         Raises:
-            NonFiniteLossError: If the loss becomes infinite or not a number.
+            NonFiniteLossError: If loss or gradient is not finite `max_nonfinite_steps` times in a row.
         """
         try:
             return super().train(*args, **kwargs)
@@ -363,15 +405,18 @@ class TeacherStudentTrainer(HubTrainer):
                 "last_logged_step": self._globalstep_last_logged,
                 "parts": {name: value.item() for name, value in self._parts.items()},
                 "steps": self._steps_since_log,
+                "skipped": self._skipped_since_log,
                 "spreads": self._spreads,
             },
             "seconds": self.seconds_trained,
+            "nonfinite": self.finite.state(),
         }
 
     def restore_run_state(self) -> None:
         """Puts back what a log line had gathered when the checkpoint was saved."""
         self.reset_log()
         self._seconds, self._began = 0.0, time.perf_counter()
+        self.finite.restore(self._resume[0].get("nonfinite") if self._resume else None)
         if not self._resume:
             return
         self._seconds = self._resume[0].get("seconds", 0.0)
@@ -381,12 +426,13 @@ class TeacherStudentTrainer(HubTrainer):
         self._total_loss_scalar = state["total_loss"]
         self._globalstep_last_logged = state["last_logged_step"]
         self._parts = {name: torch.tensor(value, device=device) for name, value in state["parts"].items()}
-        self._steps_since_log = state["steps"]
+        self._steps_since_log, self._skipped_since_log = state["steps"], state.get("skipped", 0)
         self._spreads = state["spreads"]
 
     def count_step(self) -> None:
         """Counts an optimizer step for the log line."""
-        self._steps_since_log += 1
+        self._steps_since_log += not self.finite.skips
+        self._skipped_since_log += self.finite.skips
         self._steps_timed += 1
 
     def save_model(
@@ -405,7 +451,6 @@ class TeacherStudentTrainer(HubTrainer):
         if _internal_call:  # a checkpoint holds the whole pretraining model
             super().save_model(output_dir, _internal_call=True)
             return
-        if self.args.should_save:
-            self.export(Path(output_dir) if output_dir else self.run_dir, weights)
+        self.export(Path(output_dir) if output_dir else self.run_dir, weights)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")

@@ -1,0 +1,231 @@
+"""Weights and optimizer states that FSDP2 divides among processes: gathered, divided again, and named."""
+
+import copy
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_tensor
+
+_WRAPPED = "_checkpoint_wrapped_module."
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of the model's weights."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor; where processes hold parts of it, all of them must call this at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's part of a whole tensor, divided as `like`; the tensor itself where `like` is not divided."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # every process has the whole tensor, so nothing is sent
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gather_state(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """
+    Gathers the weights of a model, one after the other.
+
+    Args:
+        model (`nn.Module`): The model; all processes must call this.
+        keep (`bool`): Whether this process wants them.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Parameters and buffers by name, whole, on the CPU; empty where they are not wanted.
+    """
+    state = {}
+    for name, value in model.state_dict().items():  # FSDP gives parts here, whatever was gathered for a forward pass
+        gathered = whole(value.detach())
+        if keep:
+            state[name] = gathered.cpu() if isinstance(value, DTensor) else gathered.cpu().clone()
+    return state
+
+
+def whole_copy(model: Any, keep: bool) -> Any:
+    """
+    Copies a model that is divided among processes to the CPU of one.
+
+    Args:
+        model (`PreTrainedModel`): The model; all processes must call this.
+        keep (`bool`): Whether this process wants the copy.
+
+    Returns:
+        `PreTrainedModel` or `None`: A model of the class that FSDP wrapped; None where it is not wanted.
+    """
+    state = gather_state(model, keep)
+    return _copy_with(model, state) if keep else None
+
+
+def read_whole(model: Any, folder: str | Path) -> Any:
+    """
+    Reads a model that is divided among processes from its checkpoint, without asking them.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        folder (`str` or `Path`): A checkpoint of it.
+
+    Returns:
+        `PreTrainedModel`: A model of the class that FSDP wrapped, on the CPU.
+    """
+    return _copy_with(model, read_state(folder))
+
+
+def read_state(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of a folder by name, in one `safetensors` file or several; they are read when they are looked at."""
+    state: dict[str, torch.Tensor] = {}
+    for path in sorted(Path(folder).glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            state.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return state
+
+
+def _copy_with(model: Any, state: dict[str, torch.Tensor]) -> Any:
+    kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        copied = kind(copy.deepcopy(model.config))
+    copied.load_state_dict(state, assign=True)
+    return copied.train(model.training)
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """
+    Gives a model whole weights; where it is divided, each process takes its parts.
+
+    Args:
+        model (`nn.Module`): The model, on its device or divided.
+        state (`Mapping[str, torch.Tensor]`): Parameters and buffers by name, the same on all processes.
+
+    Raises:
+        ValueError: If names or shapes are not the model's.
+    """
+    own = model.state_dict()
+    if wrong := sorted(own.keys() ^ state.keys()):
+        raise ValueError(f"the weights are of another model: {wrong[0]} is on one side only ({len(wrong)} such names)")
+    for name, target in own.items():
+        if target.shape != state[name].shape:
+            raise ValueError(f"{name} must have shape {tuple(target.shape)}, got {tuple(state[name].shape)}")
+        target.copy_(part_like(state[name].to(target.device, target.dtype), target))
+
+
+@torch.no_grad()
+def broadcast_state(model: nn.Module, device: torch.device) -> None:
+    """Gives all processes the first one's weights, which FSDP2, unlike DDP, does not do."""
+    for tensor in model.state_dict().values():
+        sent = tensor.to(device)
+        torch.distributed.broadcast(sent, 0)
+        if torch.distributed.get_rank():
+            tensor.copy_(sent)
+
+
+# ---- The optimizer
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the optimizer's parameters are the parts
+    # activation checkpointing puts a name of its own between those of the modules
+    return {id(parameter): name.replace(_WRAPPED, "") for name, parameter in model.named_parameters()}
+
+
+def gather_optimizer_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Any]:
+    """
+    Gathers the state of an optimizer in a form that does not know how processes divide it.
+
+    Args:
+        model (`nn.Module`): The model that it moves, without a DDP wrapper; all processes must call this.
+        optimizer (`torch.optim.Optimizer`): The optimizer.
+        keep (`bool`): Whether this process wants the state.
+
+    Returns:
+        `dict[str, Any]`: `state`, for each parameter's name its tensors, whole and on the CPU, and `param_groups` with
+        names in `params`; a parameter that has never moved has no state. Without state where it is not wanted.
+    """
+    names, state, groups = _names(model), {}, []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gathered = {
+                key: whole(value) if isinstance(value, torch.Tensor) else value
+                for key, value in optimizer.state.get(parameter, {}).items()
+            }
+            if keep and gathered:
+                state[names[id(parameter)]] = {
+                    key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in gathered.items()
+                }
+        groups.append({**group, "params": [names[id(parameter)] for parameter in group["params"]]})
+    return {"state": state, "param_groups": groups}
+
+
+def load_optimizer_state(model: nn.Module, optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """
+    Puts back what `gather_optimizer_state` returned, in this or another division.
+
+    Args:
+        model (`nn.Module`): The model that it moves, without a DDP wrapper.
+        optimizer (`torch.optim.Optimizer`): The optimizer.
+        saved (`Mapping[str, Any]`): The state, the same on all processes.
+
+    Raises:
+        ValueError: If it is of other parameters, or they are grouped in another way.
+    """
+    names, place, state, groups = _names(model), 0, {}, []
+    theirs = [list(group["params"]) for group in saved["param_groups"]]
+    ours = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    if [sorted(map(str, group)) for group in theirs] != [sorted(group) for group in ours]:
+        pairs: Any = itertools.zip_longest(theirs, ours, fillvalue=[])
+        moved = sorted(str(name) for before, now in pairs for name in {*before} ^ {*now})
+        raise ValueError(
+            f"the state of the optimizer has its parameters in other groups ({moved[0] if moved else 'twice the same'}): "
+            "resume with the same model, decayed parameters and layer-wise learning rates"
+        )
+    for group, entry in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for index, parameter in enumerate(group["params"], start=place):
+            found = saved["state"].get(names[id(parameter)])
+            if found is not None:
+                state[index] = {
+                    key: part_like(value, parameter)
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                    else value
+                    for key, value in found.items()
+                }
+        groups.append({**entry, "params": list(range(place, place + len(group["params"])))})
+        place += len(group["params"])
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+# ---- Gradients
+
+
+def gradient_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """
+    Norms of gradients, of which processes may hold parts: one exchange for all.
+
+    Args:
+        gradients (`list[torch.Tensor]`): The gradients, divided in the same way; at least one.
+
+    Returns:
+        `torch.Tensor` of shape `(gradients,)`: The norm of each whole gradient.
+    """
+    first = gradients[0]
+    if not isinstance(first, DTensor):
+        return torch.stack(torch._foreach_norm(gradients))
+    squares = torch.stack(torch._foreach_norm(local_parts(gradients))).square()
+    placements: list[Placement] = [Partial() if place.is_shard() else Replicate() for place in first.placements]
+    return DTensor.from_local(squares, first.device_mesh, placements).full_tensor().sqrt()
+
+
+def local_parts(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What this process holds of tensors; changing it in place changes them."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
