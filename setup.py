@@ -18,7 +18,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["hf_geossl", "hf_geossl.*"]),
-    package_data={"hf_geossl": ["py.typed", "training/accelerate/*.yaml", "training/recipes/*.yaml", "publishing/*.jinja"]},
+    package_data={
+        "hf_geossl": ["py.typed", "training/accelerate/*.yaml", "training/recipes/*.yaml", "publishing/*.jinja"]
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
