@@ -136,7 +136,7 @@ def test_links_and_readme_commands() -> None:
 
 def test_installed_package_holds_its_data() -> None:
     """What setup.py packs is all that lies beside the code (an editable install would hide what is missing)."""
-    patterns = re.search(r"package_data=\{\"hf_geossl\": \[(.*?)\]", (ROOT / "setup.py").read_text())
+    patterns = re.search(r"package_data=\{\s*\"hf_geossl\": \[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)
     assert patterns is not None
     packed = {
         path for pattern in re.findall(r'"([^"]+)"', patterns.group(1)) for path in (ROOT / "hf_geossl").glob(pattern)
