@@ -6,12 +6,11 @@ backward, AdamW, teacher and centers) are interleaved in one process; medians.
 """
 
 import argparse
-import json
 import statistics
-import time
 
 import torch
 
+from benchmarks.interleave import interleave, median_ratio, show
 from hf_geossl import EquiCoherentConfig, EquiCoherentForPreTraining
 from hf_geossl.training.block_masks import draw_block_masks
 from hf_geossl.training.views_equicoherent import HOSTS
@@ -25,10 +24,7 @@ def make_step(weight: float, args: argparse.Namespace, batch: dict[str, torch.Te
     optimizer = torch.optim.AdamW(trained, lr=1e-5, foreach=True)
     inputs = dict(batch) if weight else {**batch, "intermediate_pixel_values": None}
 
-    def step() -> float:
-        if args.device != "cpu":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+    def step() -> None:
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
             loss = model(**inputs).loss
         loss.backward()
@@ -37,7 +33,6 @@ def make_step(weight: float, args: argparse.Namespace, batch: dict[str, torch.Te
         model.after_step(0.996)
         if args.device != "cpu":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
 
     return step
 
@@ -67,22 +62,16 @@ def main() -> None:
         "bool_masked_pos": masks,
     }
     steps = {"baseline": make_step(0.0, args, batch), "ours": make_step(1.0, args, batch)}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(args.repeats + 1):
-        for name, step in steps.items():
-            seconds = step()
-            if repeat:  # the first warms up
-                times[name].append(seconds)
+    times = interleave(steps, args.repeats)
     ours, baseline = (statistics.median(times[name]) for name in ("ours", "baseline"))
-    ratio = statistics.median(a / b for a, b in zip(times["ours"], times["baseline"], strict=True))
     result = {
         "what": f"step of {args.host} with the task / without, ViT-S/16, batch {size}",
         "ours": round(ours, 4),
         "baseline": round(baseline, 4),
-        "ratio": round(ratio, 4),
+        "ratio": round(median_ratio(times["ours"], times["baseline"]), 4),
         "target": "<= 1.15",
     }
-    print(json.dumps(result) if args.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+    show(result, args.json)
 
 
 if __name__ == "__main__":
