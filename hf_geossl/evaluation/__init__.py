@@ -1,0 +1,1 @@
+"""Evaluation: protocols (one file each), metrics as `evaluate.Metric` classes, reports, and `evaluate_model`."""
