@@ -225,7 +225,7 @@ class Encoder:
                         part.reset_parameters()
                 twin.init_weights()
             else:
-                twin = type(self.module)(copy.deepcopy(self.module.config))  # type: ignore[call-arg]
+                twin = type(self.module)(copy.deepcopy(self.module.config))
         other = self._with(twin.to(self.device).eval().requires_grad_(False))
         other.name = f"{self.name}, random weights"
         return other
@@ -263,7 +263,9 @@ def load_encoder(
     if isinstance(model, Encoder):
         model.module.to(device).eval().requires_grad_(False)
         return model
-    mean, std, size = IMAGENET_MEAN, IMAGENET_STD, None
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    size = None
     if isinstance(model, nn.Module):
         name = type(model).__name__
         model = copy.deepcopy(model)
