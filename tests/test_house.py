@@ -11,7 +11,15 @@ import pytest
 import hf_geossl
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("modeling", "data", "training", "publishing", "recipes", "cli")  # each may import the ones before it
+ROOMS = (
+    "modeling",
+    "data",
+    "training",
+    "evaluation",
+    "publishing",
+    "recipes",
+    "cli",
+)  # each may import the ones before it
 
 
 def _modules() -> dict[str, Path]:
