@@ -98,7 +98,7 @@ class SimplePyramid(nn.Module):
         self.out_channels = out_channels
         half, quarter = width // 2, width // 4
         up = nn.ConvTranspose2d
-        scales = [
+        scales: list[tuple[int, list[nn.Module]]] = [
             (quarter, [up(width, half, 2, stride=2), ChannelNorm(half), nn.GELU(), up(half, quarter, 2, stride=2)]),
             (half, [up(width, half, 2, stride=2)]),
             (width, []),
