@@ -25,7 +25,8 @@ class LOCAForPreTrainingOutput(ModelOutput):
     fields are None without the cluster loss, the query fields with `location_target="self"`.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): location_loss + feature_loss [+ reconstruction_weight * reconstruction_loss].
+        loss (`torch.Tensor` of shape `()`): location_weight * location_loss + feature_loss
+            [+ reconstruction_weight * reconstruction_loss].
         location_loss (`torch.Tensor` of shape `()`): Cross-entropy of the predicted position, over tokens inside.
         feature_loss (`torch.Tensor` of shape `()`): cluster_loss + mean_entropy_loss.
         cluster_loss (`torch.Tensor` of shape `()`): Cross-entropy with the teacher's clusters, over tokens inside.
@@ -355,7 +356,8 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             if clusters is not None and reference_clusters is not None:
                 cluster_loss, mean_entropy_loss = self._cluster_losses(clusters, reference_clusters, positions)
                 feature_loss = cluster_loss + mean_entropy_loss
-            loss = location if feature_loss is None else location + feature_loss
+            loss = self.config.location_weight * location
+            loss = loss if feature_loss is None else loss + feature_loss
 
         reconstructed: dict[str, torch.Tensor] = {}
         if self.reconstruction is not None:
@@ -420,7 +422,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             positions = torch.arange(tokens.shape[1], device=pixel_values.device).expand(len(tokens), -1)
             location, accuracy = location_loss(logits, positions)
         return LOCAForPreTrainingOutput(
-            loss=location,
+            loss=self.config.location_weight * location,
             location_loss=location,
             location_accuracy=accuracy,
             reference_logits=logits,
