@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,14 @@ from torch import nn
 
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.options import EvaluationOptions
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """What is drawn inside from torch's global generators follows from the seed; afterwards they are as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def layer_decay_groups(
