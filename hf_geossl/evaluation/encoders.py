@@ -174,6 +174,13 @@ class Encoder:
         return torch.cat(features, dim=1)
 
     def _forward(self, pixel_values: torch.Tensor) -> Any:
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            below, patch = max(min(height, width) // self.patch_size, 1) * self.patch_size, self.patch_size
+            raise ValueError(
+                f"images of {height} x {width} pixels do not divide into {self.name}'s patches of {patch}: "
+                f"choose another size, such as {below} or {below + patch}"
+            )
         if self._is_timm:
             return self.module.forward_features(pixel_values)  # type: ignore[operator]
         return self.module(pixel_values, **({"interpolate_pos_encoding": True} if self._resamples else {}))

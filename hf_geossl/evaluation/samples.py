@@ -207,27 +207,27 @@ class Samples:
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists."""
         if self._indices is None:  # workers would each read the whole stream
-            return iter(DataLoader(_Streamed(self._rows, self._read), batch_size, collate_fn=collate))
+            return iter(_loader(_Streamed(self._rows, self._read), batch_size))
         dataset = _Indexed(self._rows, self._indices, self._read)
-        return iter(DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers))
+        return iter(_loader(dataset, batch_size, num_workers=num_workers))
 
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Whole batches without end, each pass in another order, a function of `seed` and the pass alone."""
         for epoch in range(2**31):
             if self._indices is None:
                 rows = self._rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
-                yield from DataLoader(_Streamed(rows, self._read), batch_size, collate_fn=collate)
+                yield from _loader(_Streamed(rows, self._read), batch_size)
                 continue
             order = np.random.default_rng([seed, epoch]).permutation(len(self._indices)).tolist()
             order *= -(-batch_size // len(order))  # fewer samples than a batch holds come more than once
             dataset = _Indexed(self._rows, self._indices, self._read)
-            yield from DataLoader(
-                dataset,
-                batch_size,
-                sampler=order[: len(order) // batch_size * batch_size],
-                collate_fn=collate,
-                num_workers=num_workers,
-            )
+            whole = order[: len(order) // batch_size * batch_size]
+            yield from _loader(dataset, batch_size, sampler=whole, num_workers=num_workers)
+
+
+def _loader(dataset: Any, batch_size: int, **given: Any) -> DataLoader:
+    """A loader with a generator of its own: by default each pass draws from the caller's."""
+    return DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator(), **given)
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
