@@ -295,6 +295,8 @@ def load_encoder(
         size = getattr(model.config, "image_size", None)
     if isinstance(size, (tuple, list)):
         size = size[0]
+    if getattr(model, "dynamic_img_size", None) is False and not isinstance(model, PreTrainedModel):
+        _let_timm_resize(model)
     model.to(device).eval().requires_grad_(False)
     encoder = Encoder(model, name, mean, std, int(size or 224))
     encoder.whole = whole
@@ -309,6 +311,15 @@ def _open_timm(name: str) -> Any:
     if not timm.is_model(re.split(r"[.:/]", name)[0]) and not name.startswith("hf-hub:"):
         raise ValueError(f"timm knows no model {name!r}; timm.list_models('vit*') shows them")
     return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+
+
+def _let_timm_resize(model: Any) -> None:
+    """Turns what `dynamic_img_size=True` makes of a timm model on in one that was made without: images of any size."""
+    from timm.layers.format import Format
+
+    model.dynamic_img_size = True
+    model.patch_embed.strict_img_size, model.patch_embed.flatten = False, False
+    model.patch_embed.output_fmt = Format.NHWC
 
 
 def _open_folder(
