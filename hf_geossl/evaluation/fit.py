@@ -21,7 +21,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def layer_decay_groups(
-    encoder: Encoder, head: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    encoder: Encoder,
+    head: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    *,
+    trunk_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """
     Parameter groups of a trunk and its head: the deeper below the head, the smaller the learning rate.
@@ -31,6 +37,7 @@ def layer_decay_groups(
         head (`nn.Module`): What stands on it, at the full learning rate.
         learning_rate, weight_decay (`float`): Of the head; biases, norms, tokens and positions are not decayed.
         layer_decay (`float`): Factor a layer, in (0, 1].
+        trunk_factor (`float`): Further factor of the whole trunk.
 
     Returns:
         `list[dict]`: For an optimizer.
@@ -41,6 +48,7 @@ def layer_decay_groups(
     blocks_seen = False
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for part, module in (("trunk", encoder.module), ("head", head)):
+        rate = learning_rate * (trunk_factor if part == "trunk" else 1.0)
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -53,7 +61,7 @@ def layer_decay_groups(
                 (depth, decayed),
                 {
                     "params": [],
-                    "lr": learning_rate * layer_decay ** (encoder.num_layers + 1 - depth),
+                    "lr": rate * layer_decay ** (encoder.num_layers + 1 - depth),
                     "weight_decay": weight_decay if decayed else 0.0,
                 },
             )
