@@ -32,7 +32,8 @@ class Columns:
         label (`str`): Its class, an integer or `ClassLabel`.
         semantic (`str`): An image of class indices, one a pixel.
         depth (`str`): Depths, one a pixel, 0 where unknown; `depth_scale` (`float`) metres a unit.
-        objects (`str`): `{"bbox": [[x, y, width, height], ...], "category": [...]}` as in COCO.
+        objects (`str`): `{"bbox": [[x, y, width, height], ...], "category": [...]}` as in COCO, and if known "keypoints", as
+            there: x, y and visibility (0 where not labelled) of each, `[[x, y, v, x, y, v, ...], ...]`.
         reduce_labels (`bool`): Whether 0 means "no class" in `semantic` (as in ADE20k), so that classes start at 1.
     """
 
@@ -65,6 +66,7 @@ class _Reader:
             "boxes": torch.tensor([item["bbox"] for item in objects], dtype=torch.float32).view(-1, 4),
             "categories": torch.tensor([item["category"] for item in objects], dtype=torch.int64),
             "masks": torch.from_numpy(instance[None] == ids[:, None, None]),
+            "ids": torch.from_numpy(ids),
             "angles": torch.tensor([item["angle"] for item in objects], dtype=torch.float32),
             "mirrors": torch.tensor([item["mirror"] for item in objects], dtype=torch.bool),
             "centers": torch.tensor([item["center"] for item in objects], dtype=torch.float32).view(-1, 2),
@@ -106,6 +108,12 @@ class _Reader:
             kept = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= 1
             sample["boxes"] = boxes[kept]
             sample["categories"] = torch.tensor(objects["category"], dtype=torch.int64)[kept]
+            if objects.get("keypoints") is not None:
+                count = len(objects["keypoints"][0]) // 3 if len(kept) else 0
+                points = torch.tensor(objects["keypoints"], dtype=torch.float32).reshape(len(kept), count, 3)
+                moved = points[..., :2] * stretch - points.new_tensor([left, top])
+                labelled = (points[..., 2:] > 0) & ((moved >= 0) & (moved <= self.size)).all(dim=-1, keepdim=True)
+                sample["keypoints"] = torch.where(labelled, torch.cat([moved, points[..., 2:]], dim=-1), 0)[kept]
         return sample
 
 
@@ -144,8 +152,9 @@ class Samples:
     A sample is a dictionary of `index` (its place in the dataset), `image` (`(3, size, size)`, uint8) and what the dataset
     knows of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
     is no truth), `depth` (`(size, size)`, float32 metres, 0 where unknown), `boxes` (`(objects, 4)`, x1, y1, x2, y2 in
-    pixels), `categories` (`(objects,)`), `masks` (`(objects, size, size)`, bool); scenes also `angles` (radians), `mirrors`
-    and `centers` (x, y in pixels) of the objects.
+    pixels), `categories` (`(objects,)`), `masks` (`(objects, size, size)`, bool), `keypoints` (`(objects,
+    points, 3)`, x and y in pixels and visibility, 0 where there is no truth); scenes also `ids` (of the instances), `angles`
+    (radians), `mirrors` and `centers` (x, y in pixels) of the objects.
 
     Attributes:
         name (`str`): What reports call them, such as "scenes (test)".
@@ -235,7 +244,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [torch.as_tensor(sample[key]) for sample in samples]
-        variable = key in ("boxes", "categories", "masks", "angles", "mirrors", "centers")
+        variable = key in ("boxes", "categories", "masks", "keypoints", "ids", "angles", "mirrors", "centers")
         batch[key] = values if variable else torch.stack(values)
     return batch
 
