@@ -6,9 +6,9 @@ Average precision of object detection and instance segmentation as COCO defines 
 from typing import Any
 
 import numpy as np
-import torch
-from torchmetrics.detection import MeanAveragePrecision
+from faster_coco_eval.core import mask as run_lengths
 
+from .coco_evaluation import average_precisions
 from .inputs import check_shape, pairs, to_array, to_floats, to_integers
 from .streaming import Boolean, Integer, Number, StreamingMetric, describe, nested
 
@@ -16,20 +16,21 @@ _INPUTS = """
 Args:
     predictions: One dictionary an image: `boxes` of shape `(objects, 4)` in pixels, `scores` and `labels` of shape
         `(objects,)`, and for masks `masks` of shape `(objects, height, width)`, True in the object.
-    references: One dictionary an image: `boxes`, `labels`, `masks` as above, and if known `iscrowd` (1 for a crowd, which
-        is neither to be found nor wrong to find) and `area`, of shape `(objects,)`.
+    references: One dictionary an image: `boxes`, `labels` and `masks` as above, and if known `iscrowd` of shape `(objects,)`
+        (1 for a crowd, which is neither to be found nor wrong to find).
 
 Returns:
     `box_ap`, `box_ap50`, `box_ap75`, and `mask_ap`, `mask_ap50`, `mask_ap75` for masks, in 0..1, NaN where the references
     hold no object.
 """
 _SOURCE = "Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; https://cocodataset.org/#detection-eval."
-_FIELDS = {"box": "bbox", "mask": "segm"}
+_KINDS = {"box": "bbox", "mask": "segm"}  # and how COCO calls them
 
 
 class COCOAveragePrecision(StreamingMetric):
     """
-    COCO's AP, AP50 and AP75, by faster-coco-eval through torchmetrics. Masks are kept run-length encoded.
+    COCO's AP, AP50 and AP75, by faster-coco-eval. Masks are kept run-length encoded. (torchmetrics' wrapper of it rounds the
+    IoU thresholds to float32 and, for masks alone, does not count what is found in images without objects.)
 
     Args:
         kinds (`tuple` of `"box"`, `"mask"`): What is measured. Defaults to boxes alone.
@@ -43,70 +44,99 @@ class COCOAveragePrecision(StreamingMetric):
 
     def __init__(self, kinds: tuple[str, ...] = ("box",), box_format: str = "xyxy", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not kinds or isinstance(kinds, str) or not set(kinds) <= set(_FIELDS):
+        if not kinds or isinstance(kinds, str) or not set(kinds) <= set(_KINDS):
             raise ValueError(f'kinds must be ("box",), ("mask",) or both, got {kinds!r}')
         if box_format not in ("xyxy", "xywh"):
             raise ValueError(f'box_format must be "xyxy" or "xywh", got {box_format!r}')
         self.kinds = tuple(kinds)
         self.box_format = box_format
-        options: dict[str, Any] = {"box_format": box_format, "iou_type": tuple(_FIELDS[kind] for kind in kinds)}
-        self.precision = MeanAveragePrecision(**options, backend="faster_coco_eval")
-        self.precision.warn_on_many_detections = False  # the best 100 are taken, as COCO does
+        self.reset()
 
     def _info(self) -> Any:
         objects = {"boxes": nested(Number, 2), "labels": nested(Integer, 1), "masks": nested(Boolean, 3)}
         features = {
             "predictions": {**objects, "scores": nested(Number, 1)},
-            "references": {**objects, "iscrowd": nested(Integer, 1), "area": nested(Number, 1)},
+            "references": {**objects, "iscrowd": nested(Integer, 1)},
         }
         return describe(__doc__, _INPUTS, features, source=_SOURCE)
 
     def reset(self) -> None:
-        self.precision.reset()
+        self.images = 0
+        self.found: list[dict[str, Any]] = []
+        self.truth: list[dict[str, Any]] = []
 
     def update(self, predictions: Any, references: Any, **inputs: Any) -> None:
         images = pairs(predictions, references)
-        found = [self._checked("predictions", prediction, ("scores",), ()) for prediction, _ in images]
-        truth = [self._checked("references", reference, (), ("iscrowd", "area")) for _, reference in images]
-        self.precision.update(found, truth)
+        found: list[dict[str, Any]] = []
+        truth: list[dict[str, Any]] = []
+        for image, (prediction, reference) in enumerate(images, start=self.images + 1):
+            new = [self._objects("predictions", prediction, image), self._objects("references", reference, image)]
+            sizes = {tuple(one["segmentation"]["size"]) for one in new[0] + new[1] if "segmentation" in one}
+            if len(sizes) > 1:
+                raise ValueError(f"masks of an image must be equal in size, got {sorted(sizes)}")
+            found += new[0]
+            truth += new[1]
+        self.found += found
+        self.truth += truth
+        self.images += len(images)
 
     def result(self) -> dict[str, Any]:
-        measured = self.precision.compute()
         values = {}
         for kind in self.kinds:
-            prefix = f"{_FIELDS[kind]}_" if len(self.kinds) > 1 else ""
-            for suffix in ("", "_50", "_75"):
-                value = float(measured[f"{prefix}map{suffix}"])
-                values[f"{kind}_ap{suffix[1:]}"] = value if value >= 0 else float("nan")  # -1: nothing to find
+            field = {"box": "bbox", "mask": "segmentation"}[kind]
+            others = {"bbox", "segmentation"} - {field}
+            found, truth = (
+                [{key: value for key, value in one.items() if key not in others} for one in objects]
+                for objects in (self.found, self.truth)
+            )
+            precisions = average_precisions(self.images, truth, found, _KINDS[kind])
+            values |= dict(zip((f"{kind}_ap", f"{kind}_ap50", f"{kind}_ap75"), precisions, strict=True))
         return values
 
-    def _checked(
-        self, name: str, image: Any, required: tuple[str, ...], optional: tuple[str, ...]
-    ) -> dict[str, torch.Tensor]:
-        needed = ("labels", *required, *({"box": "boxes", "mask": "masks"}[kind] for kind in self.kinds))
-        if not isinstance(image, dict) or not set(needed) <= set(image):
-            came = sorted(image) if isinstance(image, dict) else type(image).__name__
+    def _objects(self, name: str, image_fields: Any, image: int) -> list[dict[str, Any]]:
+        """An image's objects as COCO writes them."""
+        needed = ["labels", *({"box": "boxes", "mask": "masks"}[kind] for kind in self.kinds)]
+        needed += ["scores"] if name == "predictions" else []
+        if not isinstance(image_fields, dict) or not set(needed) <= set(image_fields):
+            came = sorted(image_fields) if isinstance(image_fields, dict) else type(image_fields).__name__
             raise ValueError(f"{name} must be a dictionary an image with {', '.join(needed)}, got {came}")
-        labels = to_integers(f"{name}' labels", image["labels"], (None,), stop=2**31)
-        count = len(labels)
-        fields: dict[str, np.ndarray] = {"labels": labels}
-        for key in (*required, *(key for key in optional if image.get(key) is not None)):
-            fields[key] = to_floats(f"{name}' {key}", image[key], (count,))
-        if "iscrowd" in fields:
-            fields["iscrowd"] = fields["iscrowd"].astype(np.int64)
+        labels = to_integers(f"{name}' labels", image_fields["labels"], (None,), stop=2**31)
+        objects: list[dict[str, Any]] = [{"image_id": image, "category_id": label} for label in labels.tolist()]
+
+        def add(key: str, values: list[Any]) -> None:
+            for one, value in zip(objects, values, strict=True):
+                one[key] = value
+
+        if name == "predictions":
+            add("score", to_floats("predictions' scores", image_fields["scores"], (len(labels),)).tolist())
+        else:
+            crowds = image_fields.get("iscrowd")
+            crowds = np.zeros(len(labels), dtype=int) if crowds is None else crowds
+            add("iscrowd", to_integers("references' iscrowd", crowds, (len(labels),), stop=2).tolist())
+            add("area", [1.0] * len(labels))  # a field COCO needs for AP by size
         if "box" in self.kinds:
-            boxes = to_array(f"{name}' boxes", image["boxes"])
-            fields["boxes"] = to_floats(f"{name}' boxes", boxes if boxes.size else np.zeros((0, 4)), (count, 4))
-            sizes = fields["boxes"][:, 2:] - (fields["boxes"][:, :2] if self.box_format == "xyxy" else 0)
-            if (sizes < 0).any():
-                raise ValueError(f"{name}' boxes must be {self.box_format} with sizes of 0 or more, got {sizes.min()}")
+            add("bbox", self._boxes(f"{name}' boxes", image_fields["boxes"], len(labels)))
         if "mask" in self.kinds:
-            masks = to_array(f"{name}' masks", image["masks"])
-            if masks.size and (masks.dtype.kind not in "bui" or masks.max() > 1):
-                raise ValueError(
-                    f"{name}' masks must be True or False, got {masks.dtype}; put a threshold to scores first"
-                )
-            masks = masks if count else masks.reshape(0, *masks.shape[-2:]) if masks.ndim == 3 else np.zeros((0, 1, 1))
-            check_shape(f"{name}' masks", masks, (count, None, None))
-            fields["masks"] = masks.astype(bool)
-        return {key: torch.from_numpy(field) for key, field in fields.items()}
+            add("segmentation", _encoded(f"{name}' masks", image_fields["masks"], len(labels)))
+        return objects
+
+    def _boxes(self, name: str, value: Any, count: int) -> list[list[float]]:
+        """x, y, width and height."""
+        boxes = to_array(name, value)
+        boxes = to_floats(name, boxes if boxes.size else np.zeros((0, 4)), (count, 4))
+        if self.box_format == "xyxy":
+            boxes[:, 2:] -= boxes[:, :2]
+        if (boxes[:, 2:] < 0).any():
+            raise ValueError(f"{name} must be {self.box_format} with sizes of 0 or more, got {boxes[:, 2:].min()}")
+        return boxes.tolist()
+
+
+def _encoded(name: str, value: Any, count: int) -> list[dict[str, Any]]:
+    """Masks as run lengths."""
+    masks = to_array(name, value)
+    if not masks.size and not count:
+        return []
+    check_shape(name, masks, (count, None, None))
+    if masks.dtype.kind not in "bui" or masks.min() < 0 or masks.max() > 1:
+        raise ValueError(f"{name} must be True or False, got {masks.dtype}; put a threshold to scores first")
+    return [run_lengths.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]

@@ -6,8 +6,8 @@ Average precision of keypoint detection as COCO defines it: over object keypoint
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
+from .coco_evaluation import average_precisions
 from .inputs import check_shape, pairs, to_array, to_floats
 from .streaming import Integer, Number, StreamingMetric, describe, nested
 
@@ -80,21 +80,9 @@ class KeypointAveragePrecision(StreamingMetric):
         self.images += len(images)
 
     def result(self) -> dict[str, Any]:
-        truth = COCO()
-        truth.dataset = {
-            "images": [{"id": image} for image in range(1, self.images + 1)],
-            "categories": [{"id": 1, "name": "person"}],
-            "annotations": [{**person, "id": index} for index, person in enumerate(self.truth, start=1)],
-        }
-        truth.createIndex()
-        evaluation = COCOeval_faster(
-            truth, truth.loadRes(self.found), iouType="keypoints", kpt_oks_sigmas=self.sigmas.tolist()
+        values = average_precisions(
+            self.images, self.truth, self.found, "keypoints", kpt_oks_sigmas=self.sigmas.tolist()
         )
-        evaluation.params.catIds = [1]
-        evaluation.run()
-        values = [
-            float(value) if value >= 0 else float("nan") for value in evaluation.all_stats[:3]
-        ]  # -1: nothing to find
         return dict(zip(("keypoint_ap", "keypoint_ap50", "keypoint_ap75"), values, strict=True))
 
     def _found(self, prediction: Any, image: int) -> list[dict[str, Any]]:
