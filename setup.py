@@ -34,7 +34,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hf_geossl", "hf_geossl.*"]),
     package_data={
-        "hf_geossl": ["py.typed", "training/accelerate/*.yaml", "training/recipes/*.yaml", "publishing/*.jinja"]
+        "hf_geossl": [
+            "py.typed",
+            "training/accelerate/*.yaml",
+            "training/recipes/*.yaml",
+            "evaluation/*.jinja",
+            "publishing/*.jinja",
+        ]
     },
     install_requires=[
         "torch>=2.11",

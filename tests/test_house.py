@@ -118,6 +118,7 @@ def test_every_public_name_is_there() -> None:
         "LOCAViews",
         "load_stream",
         "load_scenes",
+        "evaluate_model",
     ]:
         assert name in hf_geossl.__all__
     with pytest.raises(AttributeError, match="has no attribute 'GTSA'"):

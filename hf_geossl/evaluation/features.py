@@ -18,6 +18,7 @@ from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
 
 FORMAT = 1  # of the folders of the cache
+_OF_TOKENS = ("pooled", "both", "mean", "patches")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _write_columns(
         (folder / name).mkdir()
     files = {name: open(folder / name / "values.bin", "wb") for name in columns}  # noqa: SIM115
     try:
-        with options.progress_bar(f"{encoder.name}: {samples.name}", samples.count) as bar:
+        encodes = any(name in _OF_TOKENS or name.startswith("class_tokens_") for name in columns)
+        with options.progress_bar(f"{encoder.name if encodes else 'images'}: {samples.name}", samples.count) as bar:
             for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
                 targets: dict[str, Any] = dict(batch)
                 images = batch["image"]
@@ -140,7 +142,7 @@ def _encode(encoder: Encoder, images: torch.Tensor, columns: Sequence[str]) -> d
             if name.startswith("class_tokens_"):
                 features[name] = encoder.class_tokens(pixel_values, int(name.removeprefix("class_tokens_"))).float()
                 continue
-            if name not in ("pooled", "both", "mean", "patches"):
+            if name not in _OF_TOKENS:
                 raise ValueError(f"the samples have no {name!r}, which this task needs: choose data with such truth")
             tokens = encoder.tokens(pixel_values) if tokens is None else tokens
             features[name] = getattr(tokens, name).float()
