@@ -81,7 +81,7 @@ class COCOAveragePrecision(StreamingMetric):
         self.images += len(images)
 
     def result(self) -> dict[str, Any]:
-        values = {}
+        values: dict[str, float] = {}
         for kind in self.kinds:
             field = {"box": "bbox", "mask": "segmentation"}[kind]
             others = {"bbox", "segmentation"} - {field}
