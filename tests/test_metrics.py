@@ -488,6 +488,19 @@ def test_coco_average_precision_of_the_example_in_torchmetrics_documentation() -
     assert metric.compute(predictions=by_size[:1], references=by_size[1:]) == expected
 
 
+def test_what_is_found_in_images_without_objects_is_wrong() -> None:
+    """The better of two detections is where nothing is: precision 1 / 2 at every recall (torchmetrics' masks say 1)."""
+    one = {"boxes": [[0, 0, 4, 4]], "labels": [0], "masks": np.ones((1, 4, 4), dtype=bool)}
+    none = {"boxes": [], "labels": [], "masks": []}
+    found = [{**one, "scores": [0.5]}, {**one, "scores": [0.9]}]
+    for kind in ("box", "mask"):
+        result = COCOAveragePrecision(kinds=(kind,)).compute(predictions=found, references=[one, none])
+        assert result[f"{kind}_ap"] == pytest.approx(0.5)
+    crowd = {**one, "iscrowd": [1]}  # but in a crowd it is not
+    result = COCOAveragePrecision(kinds=("box", "mask")).compute(predictions=found, references=[one, crowd])
+    assert result["box_ap"] == result["mask_ap"] == pytest.approx(1.0)
+
+
 def test_average_precision_where_there_is_nothing() -> None:
     none = {"boxes": [], "labels": [], "masks": np.zeros((0, 8, 8), dtype=bool)}
     one = {"boxes": [[1, 1, 5, 5]], "labels": [2], "masks": np.ones((1, 8, 8), dtype=bool)}

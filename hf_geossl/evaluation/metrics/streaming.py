@@ -51,8 +51,8 @@ class StreamingMetric(evaluate.Metric, ABC):
 
     A subclass gives `_info`, `update`, `result` and `reset`; used are `add`, `add_batch` and `compute`, as ever.
 
-    Where `torch.distributed` runs, metrics whose state is torchmetrics' gather it over all processes in `compute`, so
-    every process must call it; `num_process` of `evaluate` does not apply.
+    Of several processes, let one compute: gather predictions first. (`num_process` of `evaluate` does not apply; where
+    `torch.distributed` runs, torchmetrics gathers the states of accuracy and mean_iou by itself, if all processes compute.)
 
     Args:
         kwargs: Of `evaluate.Metric`, such as `experiment_id`.
