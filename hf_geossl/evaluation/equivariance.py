@@ -7,7 +7,7 @@ number stand what the transformed image alone, random weights, a grey and an RGB
 with padding, is measured to compare with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,6 +78,11 @@ class EquivarianceSettings:
             )
         if self.transformations_per_image < 1:
             raise ValueError(f"transformations_per_image must be at least 1, got {self.transformations_per_image}")
+
+    @property
+    def regressions(self) -> tuple[str, ...]:
+        """By which regressions R2 is measured."""
+        return ("ridge", "mlp") if self.mlp_epochs else ("ridge",)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class _Bench:
         train, test = self.pairs(transformation, self.train), self.pairs(transformation, self.test)
         self.train_images = train[MODEL].images
         ranges = list(target_ranges(transformation, self.size).values())
-        fitted: dict[str, dict[str, Fitted]] = {"ridge": {}} | ({"mlp": {}} if settings.mlp_epochs else {})
+        fitted: dict[str, dict[str, Fitted]] = {kind: {} for kind in settings.regressions}
         for name, pairs in train.items():
             held = hold_out(pairs.images, settings.held_out, self.options.seed)
             regressions: dict[str, Any] = {"ridge": Ridge(pairs, held, settings.penalties, encoder.device)}
@@ -191,7 +196,7 @@ def measure_equivariance(
         them also `..._variance_weighted`, which pools them. With `padded` `rotation_r2_mlp_zeros` and so on for ordinary
         images, black outside (the paper's protocol), and `..._reflection`, mirrored outside, for motions. `details` hold the
         floors of each number, and in `beats_all_floors` for each transformation and regression whether the model is above
-        all of them.
+        0 and all of them by more than chance.
 
     Raises:
         ValueError: If the data holds too few images.
@@ -201,7 +206,7 @@ def measure_equivariance(
     for transformation in settings.transformations:
         fitted = bench.fit(transformation)
         result.details["beats_all_floors"][transformation] = {
-            kind: all(found[MODEL].metrics["r2"] > found[floor].metrics["r2"] for floor in FLOORS)
+            kind: all(_is_above(found[MODEL], found[floor], options) for floor in FLOORS)
             for kind, found in fitted.items()
         }
         _report(result, fitted, transformation, "", options)
@@ -215,6 +220,20 @@ def measure_equivariance(
                 _report(result, padded.fit(transformation), transformation, f"_{padding}", options)
     _add_bars(result, settings, f"{encoder.name} on {bench.name}")
     return result
+
+
+def _is_above(model: Fitted, floor: Fitted, options: EvaluationOptions) -> bool:
+    """Whether R2 is above 0 and above a floor's: with a bootstrap, in 97.5 % of the draws, of the same images for both."""
+    sums = np.concatenate([model.sums, floor.sums], axis=1)
+    middle = model.sums.shape[1]
+
+    def difference(row: np.ndarray) -> dict[str, float]:
+        of_model = r2.summarize(row[:middle])["r2"]
+        return {"r2": of_model - max(r2.summarize(row[middle:])["r2"], 0.0)}
+
+    if not options.bootstrap:
+        return difference(sums.sum(axis=0))["r2"] > 0
+    return interval(difference, sums, repeats=options.bootstrap, seed=options.seed)["r2"][0] > 0
 
 
 def _report(
@@ -286,8 +305,7 @@ def _add_bars(result: TaskResult, settings: EquivarianceSettings, title: str) ->
 
         return draw
 
-    kinds: Sequence[str] = ("ridge", "mlp") if settings.mlp_epochs else ("ridge",)
-    result.pictures |= {f"r2_{kind}": drawing(kind) for kind in kinds}
+    result.pictures |= {f"r2_{kind}": drawing(kind) for kind in settings.regressions}
 
 
 TASKS = {

@@ -84,11 +84,11 @@ def train_heads(
     """
     size = min(settings.batch_size, len(rows))
     with seeded(options.seed, device):
-        heads = nn.ModuleList([nn.Linear(features.shape[1], num_classes) for _ in learning_rates])
-        for head in heads:
+        layers = [nn.Linear(features.shape[1], num_classes) for _ in learning_rates]
+        for head in layers:
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
-        heads.to(device)
+        heads = nn.ModuleList(layers).to(device)
         groups = [
             {"params": list(head.parameters()), "lr": rate * size / 256}
             for head, rate in zip(heads, learning_rates, strict=True)

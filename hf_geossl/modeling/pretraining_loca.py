@@ -233,25 +233,38 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
     @torch.no_grad()
     def predict_positions(
-        self, reference_pixel_values: torch.Tensor | None, query_pixel_values: torch.Tensor
+        self,
+        reference_pixel_values: torch.Tensor | None,
+        query_pixel_values: torch.Tensor,
+        visible_reference_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Where each patch of a query lies in the reference; every reference token can be looked at, nothing is random.
+        Where each patch of a query lies in the reference; nothing is random.
 
         Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References of `image_size`; not
                 read with `location_target="self"`, where a query looks at itself.
             query_pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Queries.
+            visible_reference_tokens (`torch.Tensor` of shape `(M,)`, *optional*): Tokens of the reference that queries
+                look at; all by default.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, N)`: scores of the reference's positions in raster order, for the
             query's tokens in raster order. Call it in eval mode: stochastic depth would be random otherwise.
         """
         queries = self.loca(query_pixel_values, use_positions=self.config.has_cluster_head).last_hidden_state
+        if visible_reference_tokens is None:
+            visible_reference_tokens = torch.arange(self.position_predictor.out_features)
+        visible_reference_tokens = self._token_indices(
+            "visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features, queries.device
+        )
         if self.config.location_target == "self":
-            return self._predict(queries, queries)
-        trunk = self.teacher.loca if self.config.has_cluster_head else self.loca
-        return self._predict(queries, trunk(reference_pixel_values).last_hidden_state)
+            return self._predict(queries, queries[:, visible_reference_tokens])
+        if self.config.has_cluster_head:
+            references = self.teacher.loca(reference_pixel_values).last_hidden_state[:, visible_reference_tokens]
+        else:
+            references = self.loca(reference_pixel_values, kept_tokens=visible_reference_tokens).last_hidden_state
+        return self._predict(queries, references)
 
     @can_return_tuple
     def forward(
