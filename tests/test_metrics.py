@@ -32,6 +32,7 @@ from hf_geossl.evaluation.metrics import (
     MeanIoU,
     MultilabelAveragePrecision,
     PCKh,
+    mean_iou,
 )
 from hf_geossl.evaluation.metrics.j_and_f import boundary_measure, region_similarity
 
@@ -308,17 +309,21 @@ def test_accuracy_is_scikit_learns() -> None:
 
 
 def test_mean_iou_by_hand() -> None:
-    #  class 0: 2 of 4 pixels shared; class 1: 1 of 4; class 2: only predicted, 0 of 1; class 3: nowhere, left out
-    truth = [[0, 0, 0, 255], [1, 1, 255, 1]]
-    guess = [[0, 0, 1, 3], [1, 0, 3, 2]]
-    result = MeanIoU(num_classes=4).compute(predictions=[guess], references=[truth])
-    assert result["mean_iou"] == pytest.approx((2 / 4 + 1 / 4 + 0) / 3, abs=1e-7)
-    assert result["pixel_accuracy"] == 3 / 6
-    assert result["mean_class_accuracy"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    np.testing.assert_allclose(result["iou_per_class"], [0.5, 0.25, 0, np.nan], atol=1e-7)
-    np.testing.assert_allclose(result["accuracy_per_class"], [2 / 3, 1 / 3, np.nan, np.nan])
-    everything_ignored = MeanIoU(num_classes=4).compute(predictions=[guess], references=np.full((1, 2, 4), 255))
-    assert all(math.isnan(everything_ignored[key]) for key in ("mean_iou", "pixel_accuracy", "mean_class_accuracy"))
+    #  class 0: 2 of 5 pixels shared; 1: 1 of 4; 2: only predicted, 0 of 1; 3: nowhere, left out; 4: only in truth, 0 of 1
+    truth = [[0, 0, 0, 255], [1, 1, 255, 1], [4, 255, 255, 255]]
+    guess = [[0, 0, 1, 3], [1, 0, 3, 2], [0, 0, 0, 0]]
+    result = MeanIoU(num_classes=5).compute(predictions=[guess], references=[truth])
+    expected = {
+        "mean_iou": (2 / 5 + 1 / 4 + 0 + 0) / 4,
+        "pixel_accuracy": 3 / 7,
+        "mean_class_accuracy": (2 / 3 + 1 / 3 + 0) / 3,
+    }
+    assert {key: result[key] for key in expected} == pytest.approx(expected, abs=1e-7)
+    np.testing.assert_allclose(result["iou_per_class"], [2 / 5, 1 / 4, 0, np.nan, 0], atol=1e-7)
+    np.testing.assert_allclose(result["accuracy_per_class"], [2 / 3, 1 / 3, np.nan, np.nan, 0])
+    assert mean_iou.summarize(mean_iou.sums_of([guess], [truth], num_classes=5)[0]) == pytest.approx(expected)
+    everything_ignored = MeanIoU(num_classes=5).compute(predictions=[guess], references=np.full((1, 3, 4), 255))
+    assert all(math.isnan(everything_ignored[key]) for key in expected)
 
 
 def test_mean_iou_pools_images_of_several_sizes() -> None:
@@ -413,13 +418,14 @@ def test_corner_error_by_hand() -> None:
 def test_pckh_by_hand() -> None:
     truth = np.zeros((2, 3, 2))
     guess = np.array([[[5, 0], [0, 5.01], [1, 1]], [[3, 4], [30, 40], [np.nan, 0]]])
-    visible = [[1, 1, 1], [1, 1, 0]]
+    visible = [[1, 1, 0], [1, 1, 0]]
     result = PCKh().compute(predictions=guess, references=truth, head_sizes=[10, 10], visible=visible)
-    assert result == {"pckh": 3 / 5, "pckh_per_joint": [1.0, 0.0, 1.0]}
+    assert result["pckh"] == 2 / 4
+    np.testing.assert_array_equal(result["pckh_per_joint"], [1, 0, np.nan])
     wider = PCKh(threshold=5.0).compute(predictions=guess, references=truth, head_sizes=[10, 10], visible=visible)
     assert wider["pckh"] == 1
     larger_head = PCKh().compute(predictions=guess, references=truth, head_sizes=[11, 10], visible=visible)
-    assert larger_head["pckh"] == 4 / 5
+    assert larger_head["pckh"] == 3 / 4
 
 
 def _coco(images: list[dict[str, Any]], size: int, found: bool) -> list[dict[str, Any]]:
@@ -570,7 +576,6 @@ def test_boundary_measure_of_shifted_halves_by_hand() -> None:
         assert region_similarity(columns < 50 + shift, columns < 50) == 50 / (50 + shift)
     # a strip of 10 columns has edges at 49 and 59; one of 30 columns at 49 and 79: half of each is found
     assert boundary_measure((columns > 49) & (columns < 80), (columns > 49) & (columns < 60)) == 0.5
-    # the upper half of the truth's edge: every found pixel is right, and half of the edge (and 2 pixels) is found
     wide = np.zeros((100, 100), dtype=bool)
     wide[:, :50] = True
     empty = np.zeros_like(wide)
