@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -360,6 +360,8 @@ def _entry(measured: TaskResult, settings: Any, seconds: float, encoder: Encoder
     if len(finite) < len(metrics):
         entry["undefined"] = sorted(set(metrics) - set(finite))
     details = {key: value for key, value in measured.details.items() if key != "settings"}
+    if "floors" in details:
+        details["floors"] = floors_by_metric(list(metrics), details["floors"])
     entry |= {"settings": settings, "details": details}
     entry["measured"] = {
         "seconds": round(seconds, 1),
@@ -368,6 +370,30 @@ def _entry(measured: TaskResult, settings: Any, seconds: float, encoder: Encoder
         "versions": installed_versions(),
     }
     return redact_values(as_json(entry))
+
+
+def floors_by_metric(metrics: Sequence[str], floors: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """
+    What a model that knows nothing reaches, in one form.
+
+    Args:
+        metrics (`Sequence[str]`): Of the task, the main one first.
+        floors (`dict`): `{metric: {floor: value}}`, `{floor: {metric: value}}`, or `{floor: value}` of the main metric.
+
+    Returns:
+        `dict[str, dict[str, float]]`: `{metric: {floor: value}}`.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for key, entry in floors.items():
+        if not isinstance(entry, Mapping):
+            found.setdefault(metrics[0], {})[key] = entry
+        elif key in metrics:
+            found.setdefault(key, {}).update(entry)
+        else:
+            for metric in entry:
+                if metric in metrics:
+                    found.setdefault(metric, {})[key] = entry[metric]
+    return found
 
 
 def as_json(value: Any) -> Any:

@@ -14,7 +14,23 @@ from hf_geossl.evaluation.options import Task
 TASK_FILES = {
     "knn": "knn",
     "linear": "linear",
+    "linear_sgd": "linear_sgd",
     "multilabel": "linear",
+    "rotation": "rotation",
+    "position": "position",
+    "equivariance": "equivariance",
+    "orientation": "orientation",
+    "segmentation": "segmentation",
+    "segmentation_few_shot": "segmentation",
+    "segmentation_finetune": "segmentation",
+    "semantic_fpn": "semantic_fpn",
+    "upernet": "upernet",
+    "depth": "depth",
+    "depth_dpt": "depth",
+    "detection": "detection",
+    "homography": "homography",
+    "propagation": "propagation",
+    "keypoints": "keypoints",
 }
 ALL = "all"
 
