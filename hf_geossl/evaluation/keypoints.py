@@ -59,13 +59,13 @@ class KeypointsSettings:
             of the object's area.
     """
 
-    steps: int = 400
+    steps: int = 300
     warmup_steps: int = 20
-    images_per_step: int = 8
+    images_per_step: int = 4
     learning_rate: float = 5e-4
     weight_decay: float = 0.1
     layer_decay: float = 0.75
-    channels: int = 128
+    channels: int = 64
     crop_size: int | None = None
     margin: float = 1.25
     sigma: float = 2.0
