@@ -206,34 +206,41 @@ def test_pairs_lie_in_the_image_and_the_first_patch_is_cut_out_of_it() -> None:
     images = torch.randint(0, 256, (64, 3, 60, 60), generator=generator, dtype=torch.uint8)
     pairs = make_pairs(images, 32, torch.rand(64, 5, 2, generator=generator))
     moved = pairs.corners + pairs.shifts
-    assert moved.min() >= 0 and moved.max() <= 60
-    assert pairs.shifts.abs().max() <= 8 and pairs.shifts.abs().max() > 7.9
-    assert pairs.corners[:, 0].min() == 8 and pairs.corners[:, 0].max() == 60 - 32 - 8
+    assert moved.min() >= 0
+    assert moved.max() <= 60
+    assert pairs.shifts.abs().max() <= 8
+    assert pairs.shifts.abs().max() > 7.9
+    assert pairs.corners[:, 0].min() == 8
+    assert pairs.corners[:, 0].max() == 60 - 32 - 8
     left, top = pairs.corners[5, 0].int().tolist()
     grey = TF.rgb_to_grayscale(images[5].float() / 255)[0]
     torch.testing.assert_close(pairs.first[5, 1], grey[top : top + 32, left : left + 32], atol=1e-3, rtol=0)
     unmoved = make_pairs(images, 32, torch.cat([torch.rand(64, 1, 2), torch.full((64, 4, 2), 0.5)], dim=1))
     torch.testing.assert_close(unmoved.first, unmoved.second, atol=1e-4, rtol=0)
-    assert patch_side(240, 16) == 128 and patch_side(96, 8) == 48
+    assert patch_side(240, 16) == 128
+    assert patch_side(96, 8) == 48
     with pytest.raises(ValueError, match="do not fit into images of 20"):
         patch_side(20, 16)
 
 
-def test_corners_are_found_where_pixels_tell_the_place(tmp_path: Path) -> None:
+def test_corners_are_found_where_tokens_tell_the_place(tmp_path: Path) -> None:
     line = np.arange(64) - 31.5
     bowl = (line[:, None] ** 2 + line**2) / 8  # its slope is the position
     for split in ("train", "test"):
-        for name in ("a", "b"):
+        for name in "abcdefgh":
             (tmp_path / split / name).mkdir(parents=True)
-            Image.fromarray(np.repeat(bowl[..., None], 3, axis=2).astype(np.uint8)).save(
-                tmp_path / split / name / "0.png"
-            )
+            picture = Image.fromarray(np.repeat(bowl[..., None], 3, axis=2).astype(np.uint8))
+            picture.save(tmp_path / split / name / "0.png")
+    encoder = pixel_encoder(8)
+    step = torch.arange(8) - 3.5
+    slopes = torch.stack([step.expand(3, 8, 8), step[:, None].expand(3, 8, 8)]).flatten(1) / 20
+    encoder.module.matrix.data = torch.nn.functional.pad(slopes.T, (0, encoder.width - 2))
     data = EvaluationData(dataset=str(tmp_path), size=64)
-    settings = HomographySettings(steps=150, batch_size=32, learning_rate=2e-3, channels=32)
-    result = measure_homography(pixel_encoder(8), data, OPTIONS, settings)
+    settings = HomographySettings(steps=120, batch_size=32, learning_rate=2e-3, channels=16)
+    result = measure_homography(encoder, data, OPTIONS, settings)
     floors = result.details["floors"]
-    assert result.metrics["mean_corner_error"] < 0.5 * floors["no_displacement"]["mean_corner_error"]
-    assert result.metrics["mean_corner_error"] < 0.5 * floors["random_weights"]["mean_corner_error"]
+    assert result.metrics["mean_corner_error"] < 0.6 * floors["no_displacement"]["mean_corner_error"]
+    assert result.metrics["mean_corner_error"] < 0.6 * floors["random_weights"]["mean_corner_error"]
 
 
 def test_homography_on_scenes_is_repeatable_and_knows_its_floor() -> None:

@@ -15,7 +15,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from hf_geossl.data import SEMANTIC_CLASSES, THING_CLASSES, load_scenes, render, sample_scene
 from hf_geossl.evaluation import keypoints
-from hf_geossl.evaluation.detection import DetectionSettings, PatchAnchors, build_detector, measure_detection
+from hf_geossl.evaluation.detection import (
+    DetectionSettings,
+    PatchAnchors,
+    average_precision_intervals,
+    build_detector,
+    measure_detection,
+)
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
 from hf_geossl.evaluation.keypoints import (
     FACING,
@@ -26,6 +32,7 @@ from hf_geossl.evaluation.keypoints import (
     measure_keypoints,
     scene_keypoints,
 )
+from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.orientation import OrientationSettings, angular_errors, measure_orientation
 from hf_geossl.evaluation.samples import load_samples
@@ -110,7 +117,8 @@ def test_a_handful_of_images_is_learned_by_heart() -> None:
         steps=110, warmup_steps=10, batch_size=3, learning_rate=2e-3, layer_decay=1.0, channels=32, head_width=64
     )
     result = measure_detection(encoder, data, OPTIONS, settings)
-    assert result.metrics["box_ap50"] > 0.5 and result.metrics["mask_ap50"] > 0.4
+    assert result.metrics["box_ap50"] > 0.5
+    assert result.metrics["mask_ap50"] > 0.4
     assert result.details["test_images"] == 3
     assert encoder.fingerprint == before
     assert result.pictures["detections"]().width > 100
@@ -122,7 +130,8 @@ def test_detection_gives_the_same_twice_and_leaves_the_callers_numbers_alone() -
     state = torch.get_rng_state()
     first, second = (measure_detection(load_encoder(small_model()), data, OPTIONS, settings) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
-    assert first.metrics == second.metrics and first.details == second.details
+    assert first.metrics == second.metrics
+    assert first.details == second.details
 
 
 def test_boxes_without_masks_are_measured_with_a_timm_model(folder: Path) -> None:
@@ -138,6 +147,29 @@ def test_boxes_without_masks_are_measured_with_a_timm_model(folder: Path) -> Non
         measure_detection(timm_encoder(8, 32), data, OPTIONS, DetectionSettings())
     with pytest.raises(ValueError, match="patch size 7, got 64"):
         measure_detection(pixel_encoder(7), data, OPTIONS, settings)
+
+
+def test_intervals_of_average_precision_are_those_of_metrics_over_drawn_images() -> None:
+    draw = np.random.default_rng(0)
+    images = []
+    for _ in range(6):
+        corners = draw.uniform(0, 30, (4, 2))
+        boxes = np.concatenate([corners, corners + draw.uniform(5, 30, (4, 2))], axis=1)
+        labels = draw.integers(1, 3, 4)
+        found = {"boxes": boxes + draw.normal(0, 1.5, (4, 4)), "labels": labels, "scores": draw.random(4)}
+        images.append((found, {"boxes": boxes, "labels": labels}))
+    metric = COCOAveragePrecision()
+    metric.add_batch(predictions=[pair[0] for pair in images], references=[pair[1] for pair in images])
+    intervals = average_precision_intervals(metric, EvaluationOptions(bootstrap=15, seed=3))
+    generator, values = np.random.default_rng(3), []
+    for _ in range(15):
+        drawn = [images[index] for index in generator.integers(6, size=6)]
+        other = COCOAveragePrecision()
+        values.append(
+            other.compute(predictions=[pair[0] for pair in drawn], references=[pair[1] for pair in drawn])["box_ap"]
+        )
+    np.testing.assert_allclose(intervals["box_ap"], np.quantile(values, [0.025, 0.975]))
+    assert len(metric.found) == 24  # as it was
 
 
 # ---- keypoints ----
@@ -177,10 +209,12 @@ def test_points_of_an_uncovered_upright_thing_lie_on_the_edges_of_its_mask() -> 
             if not alone or min(x1, y1) < 2 or max(x2, y2) > 126:
                 continue
             points = scene_keypoints("train", index, [thing.id], 128)[0]
-            assert abs(points[1, 1] - y1) < 1.5 and abs(points[2, 1] - y2) < 1.5
+            assert abs(points[1, 1] - y1) < 1.5
+            assert abs(points[2, 1] - y2) < 1.5
             if THING_CLASSES[thing.category] == "car":
                 ends = sorted(points[3:, 0].tolist())
-                assert abs(ends[0] - x1) < 1.5 and abs(ends[1] - x2) < 1.5
+                assert abs(ends[0] - x1) < 1.5
+                assert abs(ends[1] - x2) < 1.5
                 checked += 1
     assert checked > 5
 
@@ -206,7 +240,8 @@ def test_points_survive_being_drawn_as_heatmaps_to_a_part_of_a_pixel() -> None:
     points[0, 0, 2] = 0
     points[0, 1, 0] = -3
     heatmaps, weights = draw_heatmaps(points, frames, 24, 2.0)
-    assert weights[0].tolist() == [0, 0, 1, 1, 1] and weights[1:].min() == 1
+    assert weights[0].tolist() == [0, 0, 1, 1, 1]
+    assert weights[1:].min() == 1
     decoded, scores = decode_heatmaps(heatmaps.numpy(), frames.numpy(), 2.0)
     seen = weights.bool().numpy()
     pixel = (frames[:, 2] / 24).numpy()[:, None]

@@ -1,5 +1,6 @@
 """Object detection and instance segmentation: torchvision's Mask R-CNN on a simple feature pyramid over any trunk."""
 
+import copy
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
+from hf_geossl.evaluation.bootstrap import interval_by_rows
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
+from hf_geossl.evaluation.metrics.keypoint_average_precision import KeypointAveragePrecision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.pyramid import SimplePyramid
 from hf_geossl.evaluation.samples import Samples
@@ -26,6 +29,7 @@ from hf_geossl.evaluation.samples import Samples
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
 SCALES = (4.0, 2.0, 1.0, 0.5)  # their positions a patch, along an axis
 ANCHOR_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the image's side: 32 to 512 at 1024 pixels, as on COCO
+PRECISION_REPEATS = 100  # resamples for intervals of average precision
 SHOWN = 8
 SURE = 0.3  # the score from which on pictures show what was found
 
@@ -237,8 +241,10 @@ def measure_detection(
         )
     metric = COCOAveragePrecision(("box", "mask") if masks else ("box",))
     shown, images, objects = _test(detector.eval(), test, metric, masks, options, encoder)
+    intervals = average_precision_intervals(metric, options)
     result = TaskResult(
         metrics=metric.compute(),
+        intervals=intervals,
         details={
             "settings": asdict(settings),
             "train_images": train.count,
@@ -256,6 +262,41 @@ def measure_detection(
 
     result.pictures["detections"] = draw
     return result
+
+
+def average_precision_intervals(
+    metric: COCOAveragePrecision | KeypointAveragePrecision, options: EvaluationOptions
+) -> dict[str, tuple[float, float]]:
+    """
+    95 % intervals of average precision over images, which is computed anew for each resample; at most `PRECISION_REPEATS`,
+    since that takes its time.
+
+    Args:
+        metric: With all images, before its `compute`.
+        options (`EvaluationOptions`): Resamples and seed.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: Of each of the metric's numbers; empty without `bootstrap`.
+    """
+    if not options.bootstrap:
+        return {}
+    found: list[list[dict[str, Any]]] = [[] for _ in range(metric.images)]
+    truth: list[list[dict[str, Any]]] = [[] for _ in range(metric.images)]
+    for kept, objects in ((found, metric.found), (truth, metric.truth)):
+        for one in objects:
+            kept[one["image_id"] - 1].append(one)
+
+    def compute(indices: np.ndarray) -> dict[str, float]:
+        drawn = copy.copy(metric)
+        drawn.images = len(indices)
+        drawn.found, drawn.truth = (
+            [{**one, "image_id": place} for place, index in enumerate(indices, start=1) for one in objects[index]]
+            for objects in (found, truth)
+        )
+        return drawn.result()
+
+    repeats = min(options.bootstrap, PRECISION_REPEATS)
+    return interval_by_rows(compute, metric.images, repeats=repeats, seed=options.seed)
 
 
 def _inputs(

@@ -19,6 +19,7 @@ from transformers.models.vitpose.image_processing_vitpose import (
 from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.painting import View
 from hf_geossl.evaluation.bootstrap import interval
+from hf_geossl.evaluation.detection import average_precision_intervals
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics import pckh
@@ -320,6 +321,7 @@ def measure_keypoints(
             **{f"pck_{name.replace(' ', '_')}": float(value) for name, value in zip(names, each, strict=True)},
         }
 
+    intervals = average_precision_intervals(precision[""], options)
     floor = {**precision["mean_places"].compute(), **summarize(merged["mean_places"].sum(axis=0))}
     result = TaskResult(
         metrics={**precision[""].compute(), **summarize(merged[""].sum(axis=0))},
@@ -331,7 +333,10 @@ def measure_keypoints(
         },
     )
     if options.bootstrap:
-        result.intervals = interval(summarize, merged[""], repeats=options.bootstrap, seed=options.seed)
+        result.intervals = {
+            **intervals,
+            **interval(summarize, merged[""], repeats=options.bootstrap, seed=options.seed),
+        }
 
     def draw() -> Image.Image:
         from hf_geossl.evaluation.pictures import point_samples
