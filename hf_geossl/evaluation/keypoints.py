@@ -327,6 +327,8 @@ def measure_keypoints(
         metrics={**precision[""].compute(), **summarize(merged[""].sum(axis=0))},
         details={
             "settings": asdict(settings),
+            "points": list(names),
+            "head_share": HEAD_SHARE,
             "train_images": train.count,
             "test_objects": len(merged[""]),
             "floors": {"mean_places": floor},
