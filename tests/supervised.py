@@ -1,5 +1,8 @@
 """A small transformer trained with labels on scenes: what features that know something look like to the protocols."""
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,9 +10,27 @@ from torch.nn import functional as F
 from hf_geossl import GTSAConfig, GTSAModel
 from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
-from hf_geossl.evaluation.samples import load_samples
+from hf_geossl.evaluation.options import EvaluationData
+from hf_geossl.evaluation.samples import Samples, load_samples
 
 SIZE, PATCH = 64, 8
+
+
+@dataclass(frozen=True)
+class RenderedData(EvaluationData):
+    """Scenes that are rendered once a session, whoever measures on them."""
+
+    size: int = SIZE
+    limit: int | None = 300
+
+    def samples(self, split: str, *, size: int | None = None, mode: str = "scene") -> Samples:
+        return rendered(split, size or self.size, self.limit or 300, mode)
+
+
+@lru_cache(maxsize=8)
+def rendered(split: str, size: int, limit: int, mode: str) -> Samples:
+    scenes = load_samples("scenes", split, size=size, limit=limit, mode=mode)
+    return Samples(list(scenes), scenes._told, scenes.names, lambda index, row: row, list(range(limit)))
 
 
 def small_model(seed: int = 0) -> GTSAModel:
@@ -30,7 +51,7 @@ def small_model(seed: int = 0) -> GTSAModel:
 
 
 def supervised_encoder(
-    seed: int = 0, *, images: int = 2048, steps: int = 400, batch_size: int = 64, learning_rate: float = 2e-3
+    seed: int = 0, *, images: int = 2048, steps: int = 400, batch_size: int = 32, learning_rate: float = 2e-3
 ) -> Encoder:
     """
     Trains `small_model(seed)` on scene labels, and on classes and depth of patches; the same numbers every time.

@@ -1,5 +1,6 @@
 """The linear probe of DINO and iBOT: one linear layer on the class tokens of the last layers, by SGD."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def train_heads(
     device: torch.device,
 ) -> nn.ModuleList:
     """
-    Trains one linear layer for each learning rate, all on the same batches.
+    Trains one linear layer for each learning rate, all from the same weights and on the same batches.
 
     Args:
         features (`numpy.ndarray` of shape `(images, width)`): Of the training images.
@@ -84,11 +85,10 @@ def train_heads(
     """
     size = min(settings.batch_size, len(rows))
     with seeded(options.seed, device):
-        layers = [nn.Linear(features.shape[1], num_classes) for _ in learning_rates]
-        for head in layers:
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
-        heads = nn.ModuleList(layers).to(device)
+        first = nn.Linear(features.shape[1], num_classes)
+        nn.init.normal_(first.weight, std=0.01)
+        nn.init.zeros_(first.bias)
+        heads = nn.ModuleList(copy.deepcopy(first) for _ in learning_rates).to(device)
         groups = [
             {"params": list(head.parameters()), "lr": rate * size / 256}
             for head, rate in zip(heads, learning_rates, strict=True)
