@@ -98,6 +98,15 @@ def test_only_what_is_sure_is_marked(tmp_path: Path) -> None:
     assert best((0.5, 0.4, 0.6), (0.8, 0.7, 0.9), image_size=64) == [False, True]
 
 
+def test_models_measured_with_other_settings_are_not_ranked(tmp_path: Path) -> None:
+    def page(steps: int) -> str:
+        entries = [knn(0.7, 0.68, 0.74, settings={"steps": 10}), knn(0.6, 0.58, 0.62, settings={"steps": steps})]
+        return markdown_table(read_measured([write(tmp_path, f"m{i}", {"knn": e}) for i, e in enumerate(entries)]))
+
+    assert "**" in page(10)
+    assert "**" not in page(20)
+
+
 def test_a_value_without_interval_is_never_marked(tmp_path: Path) -> None:
     files = [write(tmp_path, f"m{value}", {"t": {"accuracy": value}}) for value in (0.1, 0.9)]
     assert "**" not in markdown_table(read_measured(files))
@@ -164,6 +173,13 @@ def test_pictures_are_taken_from_beside_the_file_alone(tmp_path: Path) -> None:
     for place in places:
         file = write(tmp_path / "in", "m", {"t": {"accuracy": 0.5, "pictures": {"p": place}}})
         assert read_measured([file])[0].pictures["t"] == {}
+
+
+def test_a_task_of_many_numbers_shows_all_of_them(tmp_path: Path) -> None:
+    file = write(tmp_path, "m", {"t": {f"accuracy_{index}": index / 100 for index in range(9)}})
+    page = html_page(read_measured([file]))
+    assert re.findall(r"<b>([\d.]+)</b>", page) == [f"{index / 100:.3f}" for index in range(9)]
+    assert "3 more numbers" in page
 
 
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:

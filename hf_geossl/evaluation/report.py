@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hf_geossl.evaluation.evaluate import ABOUT, FAILED, numbers
 from hf_geossl.training.redaction import as_plain_text, redact_values
 
-_LOWER = re.compile(r"error|rmse|abs_rel|distance|loss")  # metrics of which less is better
+_LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _PNG = b"\x89PNG\r\n\x1a\n"
 # models whose numbers may be set against each other have been measured alike in these
 _COMPARABLE = ("dataset", "config_name", "split", "train_split", "limit", "images")
@@ -121,7 +121,7 @@ def compare(models: Sequence[Measured], task: str) -> dict[str, list[Number]]:
 
     Returns:
         `dict[str, list[Number]]`: By metric, of the models that have it. Marked as best is a value whose interval has no
-        point in common with that of any other model, where all were measured on the same images.
+        point in common with that of any other model, where all were measured on the same images with the same settings.
     """
     table: dict[str, list[Number]] = {}
     for index, model in enumerate(models):
@@ -137,7 +137,8 @@ def compare(models: Sequence[Measured], task: str) -> dict[str, list[Number]]:
                 {name: floor for name, floor in known.items() if isinstance(floor, (int, float))},
             )
             table.setdefault(metric, []).append(number)
-    if len(models) > 1 and are_comparable(models):
+    measured = [model.results[task].get("settings") for model in models if task in model.results]
+    if len(models) > 1 and are_comparable(models) and all(settings == measured[0] for settings in measured):
         table = {metric: _mark_best(row, lower_is_better(metric)) for metric, row in table.items()}
     return table
 
