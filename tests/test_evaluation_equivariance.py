@@ -98,7 +98,7 @@ def batch_of(images: torch.Tensor, index: list[int] | None = None) -> dict[str, 
 @pytest.mark.parametrize("size", [16, 32, 64, 97])
 def test_no_border_is_seen_in_the_middle(transformation: str, size: int) -> None:
     white = torch.full((64, 3, larger_size(size), larger_size(size)), 255, dtype=torch.uint8)
-    white[..., 0, :] = white[..., -1, :] = white[..., 0] = white[..., -1] = 0  # of a blur, what the border pixels are
+    white[..., 0, :] = white[..., -1, :] = white[..., 0] = white[..., -1] = 0  # nor the outermost pixels
     images, _ = Transformed(transformation, size, "zeros", 0, "test", 0).transform(CPU).apply(batch_of(white))
     assert images.shape == (64, 3, size, size)
     inner = images if transformation == "blur" else images[..., 1:-1, 1:-1]
@@ -106,7 +106,7 @@ def test_no_border_is_seen_in_the_middle(transformation: str, size: int) -> None
     small = middle(white, size)
     if transformation != "blur":
         padded, _ = Transformed(transformation, size, "zeros", 0, "test", 0).transform(CPU).apply(batch_of(small))
-        assert padded.amin(dim=(1, 2, 3)).median() == 0
+        assert padded.amin(dim=(1, 2, 3)).median() < 0.9
 
 
 def test_what_is_done_is_what_is_asked() -> None:

@@ -29,7 +29,7 @@ def larger_size(size: int) -> int:
         `int`: A side that leaves as many pixels on the left as on the right.
     """
     radius = TransformationPath("blur", 0, path_blur_sigma=BLUR).blur_radius
-    needed = math.ceil(max(size * math.sqrt(2) + 2, size * (1 + 2 * TRANSLATION) + 2, size + 2 * radius))
+    needed = math.ceil(max(size * math.sqrt(2) + 2, size * (1 + 2 * TRANSLATION) + 2, size + 2 * radius + 2))
     return needed + (needed - size) % 2
 
 
