@@ -129,7 +129,7 @@ def test_cross_entropy_is_the_mean_over_pixels_with_truth() -> None:
     logits = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(3), requires_grad=True)
     truth = torch.tensor([[[0, 255], [2, 1]], [[255, 255], [1, 0]]], dtype=torch.uint8)
     slow = [
-        -torch.log(logits[b, :, y, x].exp() / logits[b, :, y, x].exp().sum())[truth[b, y, x]]
+        -torch.log(logits[b, :, y, x].exp() / logits[b, :, y, x].exp().sum())[int(truth[b, y, x])]
         for b, y, x in np.ndindex(2, 2, 2)
         if truth[b, y, x] != 255
     ]

@@ -196,7 +196,7 @@ def class_names(
         return samples.names["semantic"]
     if num_classes is None:
         maps = compute_features(encoder, samples, ["semantic"], options)["semantic"]
-        largest = max((int(part[part != IGNORED].max(initial=-1)) for part in maps), default=-1)
+        largest = max((int(part.max()) for one in maps if len(part := one[one != IGNORED])), default=-1)
         if largest < 0:
             raise ValueError(f"no pixel of {samples.name} has a class: choose another column")
         num_classes = max(largest + 1, 2)
