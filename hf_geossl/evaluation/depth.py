@@ -271,7 +271,9 @@ class DPTHead(nn.Module):
         rows, columns = maps[0].shape[-2:]
         tokens = [part.flatten(2).transpose(1, 2) for part in maps]
         tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
-        logits = self.head(self.neck(tokens, rows, columns))
+        features = self.neck(tokens, rows, columns)
+        with torch.autocast(pixel_values.device.type, enabled=False):  # bfloat16 would round depths to a percent
+            logits = self.head([part.float() for part in features])
         logits = upsample(logits[:, None], pixel_values.shape[-2:])[:, 0]
         return nn.functional.logsigmoid(logits) + math.log(self.cap)
 

@@ -1,5 +1,6 @@
 """Segmentation heads over any encoder: what they are trained on, trained end to end, and measured."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +27,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth
 # ---- heads ----
 
 
-class SegmentationHead(nn.Module):
+class SegmentationHead(nn.Module, ABC):
     """
     What turns an encoder's tokens into logits.
 
@@ -36,6 +37,7 @@ class SegmentationHead(nn.Module):
 
     loss_weights: tuple[float, ...] = (1.0,)
 
+    @abstractmethod
     def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """
         Args:
@@ -45,7 +47,6 @@ class SegmentationHead(nn.Module):
         Returns:
             `list[torch.Tensor]`: Logits `(batch, classes, any, any)`; the first are the prediction, others train only.
         """
-        raise NotImplementedError
 
     def predict(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits `(batch, classes, height, width)` of normalised images."""
