@@ -636,7 +636,7 @@ _COLUMNS = (
     ("R2 colour", _metric("equivariance", "color_r2_ridge", 1.0), ".3f"),
     ("R2 blur", _metric("equivariance", "blur_r2_ridge", 1.0), ".3f"),
     ("kite angle", _metric("orientation", "angular_error", 1.0), ".1f"),
-    ("J&F", _metric("propagation", "j_and_f"), ".1f"),
+    ("J&F", _metric("propagation", "j_and_f_mean"), ".1f"),
 )
 
 
