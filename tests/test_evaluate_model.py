@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +40,8 @@ class FakeSettings:
     steps: int = 3
     rate: float = 0.5
     sizes: tuple[int, ...] = (1, 2)
+    pair: tuple[float, float] = (0.5, 2.0)
+    kinds: Sequence[str] = ("kite",)
     name: str | None = None
     quick: bool = False
 
@@ -440,9 +442,23 @@ def test_wrong_words_get_one_line(folder: Path, words: list[str], told: str, cap
 def test_settings_are_of_the_kind_that_they_say() -> None:
     task = Task(lambda *_: TaskResult({}), FakeSettings, "")
     given = {"steps": 7, "rate": 1, "sizes": [3], "name": "x", "quick": True}
-    assert make_settings("fake", task, given) == FakeSettings(7, 1.0, (3,), "x", True)
+    settings = make_settings("fake", task, given)
+    assert settings == FakeSettings(steps=7, rate=1.0, sizes=(3,), name="x", quick=True)
+    assert isinstance(settings.rate, float)
+    assert make_settings("fake", task, {"pair": [1, 2], "kinds": ["car"]}) == FakeSettings(
+        pair=(1.0, 2.0), kinds=("car",)
+    )
     assert make_settings("fake", task, {"name": None}) == FakeSettings()
-    for key, value in {"steps": 1.5, "rate": "1", "sizes": ["a"], "name": 3, "quick": 1}.items():
+    wrong: dict[str, Any] = {
+        "steps": 1.5,
+        "rate": "1",
+        "sizes": ["a"],
+        "name": 3,
+        "quick": 1,
+        "pair": [1],
+        "kinds": "car",
+    }
+    for key, value in wrong.items():
         with pytest.raises(ValueError, match=f"fake.{key} must be"):
             make_settings("fake", task, {key: value})
     with pytest.raises(ValueError, match="fake.steps must be int, such as 3, got True"):

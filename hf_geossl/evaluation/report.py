@@ -216,8 +216,8 @@ def html_page(models: Sequence[Measured]) -> str:
                     "lower": lower_is_better(metric),
                     "rows": [_bar(number, models, scale) for number in row],
                     "floors": shared[0] if all(floors == shared[0] for floors in shared) else [],
-                    "low": f"{scale[0]:.4g}",
-                    "high": f"{scale[1]:.4g}",
+                    "low": f"{scale[0]:.3g}",
+                    "high": f"{scale[1]:.3g}",
                 }
             )
         shown = [

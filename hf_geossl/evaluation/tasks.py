@@ -109,8 +109,7 @@ def make_settings(name: str, task: Task, given: Mapping[str, Any]) -> Any:
             values[key] = _as(hints[key], value)
         except TypeError:
             default = getattr(task.settings(), key)
-            kind = getattr(hints[key], "__name__", str(hints[key]))
-            kind = kind if isinstance(hints[key], type) and not typing.get_args(hints[key]) else str(hints[key])
+            kind = str(hints[key]) if typing.get_args(hints[key]) else getattr(hints[key], "__name__", str(hints[key]))
             raise ValueError(f"{name}.{key} must be {kind}, such as {default!r}, got {value!r}") from None
     return dataclasses.replace(task.settings(), **values)
 
@@ -129,8 +128,8 @@ def _as(kind: Any, value: Any) -> Any:
         if value in arguments:
             return value
         raise TypeError
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = [arguments[0]] * len(value) if arguments[-1:] == (Ellipsis,) else arguments
+    if origin in (tuple, Sequence) and isinstance(value, (list, tuple)):
+        kinds = arguments if origin is tuple and arguments[-1:] != (Ellipsis,) else [arguments[0]] * len(value)
         if len(kinds) != len(value):
             raise TypeError
         return tuple(_as(one, entry) for one, entry in zip(kinds, value, strict=True))
