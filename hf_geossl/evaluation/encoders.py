@@ -280,7 +280,7 @@ def load_encoder(
         name = str(model).removeprefix(TIMM)
         model = _open_timm(name)
     else:
-        name = Path(model).name if Path(model).exists() else str(model)
+        name = Path(model).resolve().name if Path(model).exists() else str(model)
         model, mean, std = _open_folder(str(model), name, trust_remote_code, revision)
     whole = None
     if hasattr(model, "update_teacher"):  # a model for pretraining
