@@ -74,6 +74,7 @@ class Encoder:
         self.module, self.name, self.image_size = module, name, image_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.whole: Any = None
+        self._hashed: tuple[list[Any], str] | None = None
         self._is_timm = not isinstance(module, PreTrainedModel)
         self.blocks = self._find_blocks()
         self.num_layers = len(self.blocks)
@@ -208,12 +209,25 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """A hash of weights, architecture and normalisation."""
-        described = (type(self.module).__name__, self.patch_size, self.num_layers, self.mean, self.std)
-        digest = hashlib.sha256(repr(described).encode())
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        state = sorted(self.module.state_dict().items())
+        versions = [(name, tensor._version, tensor.data_ptr()) for name, tensor in state]
+        if self._hashed is None or self._hashed[0] != versions:
+            digest = hashlib.sha256(repr((self._architecture(), self.mean, self.std)).encode())
+            for name, tensor in state:
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._hashed = versions, digest.hexdigest()
+        return self._hashed[1]
+
+    def _architecture(self) -> tuple[Any, ...]:
+        """What makes other features of the same weights, such as the number of heads."""
+        kind = type(self.module).__name__
+        if self._is_timm:
+            heads = [getattr(getattr(block, "attn", None), "num_heads", None) for block in self.blocks]
+            return kind, str(self.module), heads
+        told = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
+        config = self.module.config.to_dict()  # type: ignore[union-attr, operator]
+        return kind, sorted((name, str(value)) for name, value in config.items() if name not in told)
 
     def trainable_copy(self) -> "Encoder":
         """A copy of its own weights in training mode, all of them trainable, for end-to-end training."""
