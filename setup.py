@@ -4,9 +4,24 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["lightly>=1.6", "pytest>=8", "scikit-image>=0.22", "scikit-learn>=1.4", "timm>=1.0", "torchdata>=0.11"]
+EVAL = [
+    "evaluate>=0.4.6",
+    "faster-coco-eval>=1.8",
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+    "torchmetrics>=1.9",
+]
+TEST = [
+    *EVAL,
+    "lightly>=1.6",
+    "pycocotools>=2.0.11",  # what the metrics are compared with
+    "pytest>=8",
+    "scikit-image>=0.22",
+    "timm>=1.0",
+    "torchdata>=0.11",
+]
 SPACE = ["gradio>=6.31,<7"]  # wants Pillow < 13, which rounds otherwise than the golden pixels: not among the tests
-EVAL = ["evaluate>=0.4.6", "scikit-learn>=1.4"]
 
 setup(
     name="hf_geossl",
@@ -19,7 +34,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hf_geossl", "hf_geossl.*"]),
     package_data={
-        "hf_geossl": ["py.typed", "training/accelerate/*.yaml", "training/recipes/*.yaml", "publishing/*.jinja"]
+        "hf_geossl": [
+            "py.typed",
+            "training/accelerate/*.yaml",
+            "training/recipes/*.yaml",
+            "evaluation/*.jinja",
+            "publishing/*.jinja",
+        ]
     },
     install_requires=[
         "torch>=2.11",

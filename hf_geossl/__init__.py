@@ -51,6 +51,7 @@ _HOMES = {
     "training.views_gtsa": ["GTSAViews"],
     "training.views_loca": ["LOCAViews"],
     "data": ["load_scenes"],
+    "evaluation.evaluate": ["evaluate_model"],
     "publishing.push": ["Publication", "PublishError", "PublishedFile", "publish"],
     "auto": ["load_backbone"],
 }

@@ -16,6 +16,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
+from hf_geossl.evaluation.command import evaluate
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.publishing import (
     Publication,
@@ -288,7 +289,7 @@ def convert(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; errors of the user's are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"pretrain": pretrain, "publish": publish_folder, "demo": demo, "convert": convert}
+    commands = {"pretrain": pretrain, "evaluate": evaluate, "publish": publish_folder, "demo": demo, "convert": convert}
     transformers.utils.logging.disable_progress_bar()
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: geossl COMMAND ...\n\ncommands:")

@@ -37,3 +37,11 @@ def authors_file(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("authors") / "checkpoint-99.pth"
     torch.save({"model": state, "epoch": 99, "args": argparse.Namespace(batch_size=64), "scaler": {}}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def supervised() -> Any:
+    """An `Encoder` that was trained with labels on scenes: features that know something."""
+    from supervised import supervised_encoder
+
+    return supervised_encoder()

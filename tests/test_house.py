@@ -11,7 +11,15 @@ import pytest
 import hf_geossl
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("modeling", "data", "training", "publishing", "recipes", "cli")  # each may import the ones before it
+ROOMS = (
+    "modeling",
+    "data",
+    "training",
+    "evaluation",
+    "publishing",
+    "recipes",
+    "cli",
+)  # each may import the ones before it
 
 
 def _modules() -> dict[str, Path]:
@@ -110,6 +118,7 @@ def test_every_public_name_is_there() -> None:
         "LOCAViews",
         "load_stream",
         "load_scenes",
+        "evaluate_model",
     ]:
         assert name in hf_geossl.__all__
     with pytest.raises(AttributeError, match="has no attribute 'GTSA'"):

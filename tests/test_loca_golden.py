@@ -167,6 +167,19 @@ def test_without_cluster_loss(golden: Golden) -> None:
         torch.testing.assert_close(outputs.random_query_logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_weight_of_the_location_loss(golden: Golden, weight: float) -> None:
+    losses, model = golden[1]["losses"], golden_model(golden, location_weight=weight)
+    outputs = model(
+        **golden_batch(golden),
+        kept_query_tokens=golden[0]["idx/query0_kept"],
+        visible_reference_tokens=golden[0]["idx/reference_kept"],
+    )
+    assert outputs.location_loss.item() == pytest.approx(losses["loss_loc"], abs=3e-6)
+    expected = losses["loss_total"] + (weight - 1) * losses["loss_loc"]
+    assert outputs.loss.item() == pytest.approx(expected, abs=3e-6)
+
+
 @pytest.mark.parametrize("size", [(6, 6), (10, 18), (14, 14), (20, 20), (28, 28), (32, 32)])
 def test_position_resampling(golden: Golden, size: tuple[int, int]) -> None:
     expected = golden[0][f"resize/out_{size[0]}x{size[1]}"][0]

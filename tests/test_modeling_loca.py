@@ -50,6 +50,8 @@ def _part(state: State, prefix: str) -> State:
         ({"reference_selection": "last"}, "reference_selection must be one of .*, got 'last'"),
         ({"location_target": "query"}, "location_target must be one of reference, self, got 'query'"),
         ({"use_cluster_loss": 2}, "use_cluster_loss"),
+        ({"location_weight": -1.0}, "location_weight must be 0 or more"),
+        ({"location_weight": 0.0, "use_cluster_loss": False}, "above 0 where there is no cluster loss, got 0.0"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused_by_name(fields: dict[str, Any], told: str) -> None:

@@ -34,6 +34,8 @@ class LOCAConfig(ReconstructingViTConfig):
         use_cluster_loss (`bool`, defaults to `True`): Patch clustering beside localisation. Without it (an ablation of
             the paper) the reference goes through the student, hidden tokens never enter the encoder, and queries get no
             positions.
+        location_weight (`float`, defaults to 1.0): Weight of the location loss; 0 leaves the cluster loss alone (an
+            ablation of the paper).
         location_target (`str`, defaults to `"reference"`): What tokens predict: their position in the `"reference"`
             view, or in their own view (`"self"`): single-image position prediction, the peer that the paper compares
             with, without cluster loss and without positions.
@@ -56,6 +58,7 @@ class LOCAConfig(ReconstructingViTConfig):
     visible_reference_ratio: float | int = 0.2
     reference_selection: str = "consecutive"
     use_cluster_loss: bool = True
+    location_weight: float | int = 1.0
     location_target: str = "reference"
 
     @property
@@ -82,6 +85,10 @@ class LOCAConfig(ReconstructingViTConfig):
         for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+        if not 0 <= self.location_weight < math.inf or not (self.location_weight or self.has_cluster_head):
+            raise ValueError(
+                f"location_weight must be 0 or more, and above 0 where there is no cluster loss, got {self.location_weight}"
+            )
         if self.location_target == "self" and self.num_decoders:
             raise ValueError(
                 "reconstruction needs two views of an image, and location_target='self' trains on one; got "

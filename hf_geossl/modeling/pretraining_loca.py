@@ -25,7 +25,8 @@ class LOCAForPreTrainingOutput(ModelOutput):
     fields are None without the cluster loss, the query fields with `location_target="self"`.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): location_loss + feature_loss [+ reconstruction_weight * reconstruction_loss].
+        loss (`torch.Tensor` of shape `()`): location_weight * location_loss + feature_loss
+            [+ reconstruction_weight * reconstruction_loss].
         location_loss (`torch.Tensor` of shape `()`): Cross-entropy of the predicted position, over tokens inside.
         feature_loss (`torch.Tensor` of shape `()`): cluster_loss + mean_entropy_loss.
         cluster_loss (`torch.Tensor` of shape `()`): Cross-entropy with the teacher's clusters, over tokens inside.
@@ -232,25 +233,38 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
     @torch.no_grad()
     def predict_positions(
-        self, reference_pixel_values: torch.Tensor | None, query_pixel_values: torch.Tensor
+        self,
+        reference_pixel_values: torch.Tensor | None,
+        query_pixel_values: torch.Tensor,
+        visible_reference_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Where each patch of a query lies in the reference; every reference token can be looked at, nothing is random.
+        Where each patch of a query lies in the reference; nothing is random.
 
         Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References of `image_size`; not
                 read with `location_target="self"`, where a query looks at itself.
             query_pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Queries.
+            visible_reference_tokens (`torch.Tensor` of shape `(M,)`, *optional*): Tokens of the reference that queries
+                look at; all by default.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, N)`: scores of the reference's positions in raster order, for the
             query's tokens in raster order. Call it in eval mode: stochastic depth would be random otherwise.
         """
         queries = self.loca(query_pixel_values, use_positions=self.config.has_cluster_head).last_hidden_state
+        if visible_reference_tokens is None:
+            visible_reference_tokens = torch.arange(self.position_predictor.out_features)
+        visible_reference_tokens = self._token_indices(
+            "visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features, queries.device
+        )
         if self.config.location_target == "self":
-            return self._predict(queries, queries)
-        trunk = self.teacher.loca if self.config.has_cluster_head else self.loca
-        return self._predict(queries, trunk(reference_pixel_values).last_hidden_state)
+            return self._predict(queries, queries[:, visible_reference_tokens])
+        if self.config.has_cluster_head:
+            references = self.teacher.loca(reference_pixel_values).last_hidden_state[:, visible_reference_tokens]
+        else:
+            references = self.loca(reference_pixel_values, kept_tokens=visible_reference_tokens).last_hidden_state
+        return self._predict(queries, references)
 
     @can_return_tuple
     def forward(
@@ -355,7 +369,8 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             if clusters is not None and reference_clusters is not None:
                 cluster_loss, mean_entropy_loss = self._cluster_losses(clusters, reference_clusters, positions)
                 feature_loss = cluster_loss + mean_entropy_loss
-            loss = location if feature_loss is None else location + feature_loss
+            loss = self.config.location_weight * location
+            loss = loss if feature_loss is None else loss + feature_loss
 
         reconstructed: dict[str, torch.Tensor] = {}
         if self.reconstruction is not None:
@@ -420,7 +435,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             positions = torch.arange(tokens.shape[1], device=pixel_values.device).expand(len(tokens), -1)
             location, accuracy = location_loss(logits, positions)
         return LOCAForPreTrainingOutput(
-            loss=location,
+            loss=self.config.location_weight * location,
             location_loss=location,
             location_accuracy=accuracy,
             reference_logits=logits,

@@ -71,6 +71,7 @@ METHODS = {
         "their mean",
         (
             "location_target",
+            "location_weight",
             "num_kept_query_tokens",
             "visible_reference_ratio",
             "reference_selection",

@@ -1,0 +1,166 @@
+"""Features of images, computed once: in batches, from a stream, kept on the disk by what made them."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_geossl.evaluation.encoders import Encoder, Tokens, mixed_precision
+from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.samples import Samples
+
+FORMAT = 1  # of the folders of the cache
+_OF_TOKENS = ("pooled", "both", "mean", "patches")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """
+    What is done to images before they are encoded.
+
+    Args:
+        key (`str`): Names the transform with all of its numbers and seeds: features are cached by it.
+        apply (`Callable`): Maps a batch of samples (see `Samples`) to `(images, targets)`: uint8 or float images in [0, 1],
+            `(batch, 3, height, width)`, and further targets by name, one row a sample. A function of the samples alone.
+    """
+
+    key: str
+    apply: Callable[[dict[str, Any]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+def compute_features(
+    encoder: Encoder,
+    samples: Samples,
+    columns: Sequence[str],
+    options: EvaluationOptions,
+    *,
+    transform: Transform | None = None,
+) -> dict[str, np.ndarray]:
+    """
+    Features and targets of samples. What a former call has left in the cache is read, not computed.
+
+    Args:
+        encoder (`Encoder`): The model.
+        samples (`Samples`): The images, each visited once, in order.
+        columns (`Sequence[str]`): Which: of the model `"pooled"`, `"both"`, `"mean"` (see `Tokens`), `"patches"`
+            (`(rows, columns, width)` an image), `"class_tokens_N"` (of the last N layers); of the samples any target of
+            one shape (`"label"`, `"multi_label"`, `"semantic"`, `"depth"`), `"image"` or `"index"`; of the transform its
+            targets.
+        options (`EvaluationOptions`): Batch size, cache and progress.
+        transform (`Transform`, *optional*): What is done to the images first.
+
+    Returns:
+        `dict[str, numpy.ndarray]`: One row an image each, read from the disk as needed; features are float32 (computed in
+        bfloat16 autocast on a GPU).
+
+    Raises:
+        ValueError: If the samples have no such target.
+    """
+    key = _key(encoder, samples, transform)
+    root = None if options.cache_dir is None else Path(options.cache_dir) / key
+    found = {} if root is None else {name: _open_column(root / name) for name in columns}
+    missing = [name for name in columns if found.get(name) is None]
+    if not missing:
+        return {name: array for name, array in found.items() if array is not None}
+    if root is None:
+        folder = Path(tempfile.mkdtemp(prefix="hf_geossl-features-"))
+    else:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=root.parent))
+    try:
+        _write_columns(folder, encoder, samples, missing, options, transform)
+        computed = {}
+        for name in missing:
+            if root is not None:
+                _move(folder / name, root / name)
+            computed[name] = _open_column((folder if root is None else root) / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays readable
+    merged = {**found, **computed}
+    return {name: array for name in columns if (array := merged[name]) is not None}
+
+
+def _key(encoder: Encoder, samples: Samples, transform: Transform | None) -> str:
+    precision = "bfloat16" if encoder.device.type == "cuda" else "float32"
+    parts = [FORMAT, encoder.fingerprint, samples.fingerprint, transform.key if transform else "", precision]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@torch.no_grad()
+def _write_columns(
+    folder: Path,
+    encoder: Encoder,
+    samples: Samples,
+    columns: Sequence[str],
+    options: EvaluationOptions,
+    transform: Transform | None,
+) -> None:
+    """One pass over the samples; each column grows in a file of its own."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    count = 0
+    for name in columns:
+        (folder / name).mkdir()
+    files = {name: open(folder / name / "values.bin", "wb") for name in columns}  # noqa: SIM115
+    try:
+        encodes = any(name in _OF_TOKENS or name.startswith("class_tokens_") for name in columns)
+        with options.progress_bar(f"{encoder.name if encodes else 'images'}: {samples.name}", samples.count) as bar:
+            for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
+                targets: dict[str, Any] = dict(batch)
+                images = batch["image"]
+                if transform is not None:
+                    images, further = transform.apply(batch)
+                    targets |= further
+                needed = [name for name in columns if name not in targets]
+                features = _encode(encoder, images, needed) if needed else {}
+                for name in columns:
+                    values = np.ascontiguousarray((features | targets)[name].cpu().numpy())
+                    shapes[name] = (values.shape[1:], str(values.dtype))
+                    files[name].write(values.tobytes())
+                count += len(batch["index"])
+                bar.update(len(batch["index"]))
+    finally:
+        for file in files.values():
+            file.close()
+    for name, (shape, dtype) in shapes.items():
+        (folder / name / "form.json").write_text(json.dumps({"shape": [count, *shape], "dtype": dtype}))
+
+
+def _encode(encoder: Encoder, images: torch.Tensor, columns: Sequence[str]) -> dict[str, torch.Tensor]:
+    pixel_values = encoder.normalize(images)
+    features: dict[str, torch.Tensor] = {}
+    with mixed_precision(encoder.device):
+        tokens: Tokens | None = None
+        for name in columns:
+            if name.startswith("class_tokens_"):
+                features[name] = encoder.class_tokens(pixel_values, int(name.removeprefix("class_tokens_"))).float()
+                continue
+            if name not in _OF_TOKENS:
+                raise ValueError(f"the samples have no {name!r}, which this task needs: choose data with such truth")
+            tokens = encoder.tokens(pixel_values) if tokens is None else tokens
+            features[name] = getattr(tokens, name).float()
+    return features
+
+
+def _open_column(folder: Path) -> np.ndarray | None:
+    if not (folder / "form.json").is_file():
+        return None
+    form = json.loads((folder / "form.json").read_text())
+    return np.memmap(folder / "values.bin", dtype=form["dtype"], mode="r", shape=tuple(form["shape"]))
+
+
+def _move(source: Path, target: Path) -> None:
+    """Puts a finished column in its place, unless another process has been faster."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(source, target)
+    except OSError:
+        if not (target / "form.json").is_file():
+            raise

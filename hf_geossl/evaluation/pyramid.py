@@ -1,0 +1,129 @@
+"""Maps of several strides out of a plain vision transformer, whose layers all have one."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
+    """
+    The four layers that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths; the last is one of them.
+
+    Args:
+        num_layers (`int`): Layers of the trunk, at least 1; below 4 some come more than once.
+
+    Returns:
+        `tuple[int, int, int, int]`: Layers, from 0, in order.
+    """
+    first, second, third, last = (max(num_layers * part // 4, 1) - 1 for part in (1, 2, 3, 4))
+    return first, second, third, last
+
+
+class RescaleNeck(nn.Module):
+    """
+    Gives four maps of one stride the strides of a convolutional network: a quarter, a half, once and twice the patch size.
+
+    Two transposed convolutions with BatchNorm and GELU between them, one, none, and max-pooling, as iBOT and the GTSA
+    authors put before UPerNet and Mask R-CNN (`Feature2Pyramid` in mmsegmentation).
+
+    Args:
+        width (`int`): Channels of the maps that come.
+        out_channels (`int`, *optional*): Channels of the maps that go; as many as come by default, without further weights.
+    """
+
+    def __init__(self, width: int, out_channels: int | None = None) -> None:
+        super().__init__()
+        self.out_channels = out_channels or width
+        self.scales = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.ConvTranspose2d(width, width, 2, stride=2),
+                    nn.BatchNorm2d(width),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(width, self.out_channels, 2, stride=2),
+                ),
+                nn.ConvTranspose2d(width, self.out_channels, 2, stride=2),
+                nn.Identity() if out_channels is None else nn.Conv2d(width, out_channels, 1),
+                nn.Sequential(
+                    nn.MaxPool2d(2, ceil_mode=True),
+                    nn.Identity() if out_channels is None else nn.Conv2d(width, out_channels, 1),
+                ),
+            ]
+        )
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """
+        Args:
+            maps (four `torch.Tensor` of shape `(batch, width, rows, columns)`): From the shallowest layer to the deepest.
+
+        Returns:
+            `list[torch.Tensor]`: `(batch, out_channels, s * rows, s * columns)` with s = 4, 2, 1 and 1/2 (rounded up).
+
+        Raises:
+            ValueError: If there are not four maps.
+        """
+        if len(maps) != len(self.scales):
+            raise ValueError(f"maps must be {len(self.scales)}, got {len(maps)}; see layers_of_maps")
+        return [scale(part) for scale, part in zip(self.scales, maps, strict=True)]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position of maps `(batch, channels, rows, columns)`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SimplePyramid(nn.Module):
+    """
+    A feature pyramid out of the last map alone, with the names of levels that torchvision's detectors expect.
+
+    Args:
+        width (`int`): Channels of the map, a multiple of 4.
+        out_channels (`int`): Channels of every level.
+
+    Raises:
+        ValueError: If width is no multiple of 4.
+
+    Source: ViTDet (arXiv 2203.16527), section 3 and appendix A.2.
+    """
+
+    def __init__(self, width: int, out_channels: int = 256) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {width}")
+        self.out_channels = out_channels
+        half, quarter = width // 2, width // 4
+        up = nn.ConvTranspose2d
+        scales: list[tuple[int, list[nn.Module]]] = [
+            (quarter, [up(width, half, 2, stride=2), ChannelNorm(half), nn.GELU(), up(half, quarter, 2, stride=2)]),
+            (half, [up(width, half, 2, stride=2)]),
+            (width, []),
+            (width, [nn.MaxPool2d(2, ceil_mode=True)]),
+        ]
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *layers,
+                nn.Conv2d(channels, out_channels, 1, bias=False),
+                ChannelNorm(out_channels),
+                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                ChannelNorm(out_channels),
+            )
+            for channels, layers in scales
+        )
+
+    def forward(self, last: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """
+        Args:
+            last (`torch.Tensor` of shape `(batch, width, rows, columns)`): The last layer's patch tokens.
+
+        Returns:
+            `OrderedDict[str, torch.Tensor]`: Maps of `out_channels` by name: "0" to "3" of 4, 2, 1 and 1/2 times as many
+            rows and columns (rounded up), and "pool", every second position of "3".
+        """
+        levels = OrderedDict((str(index), level(last)) for index, level in enumerate(self.levels))
+        levels["pool"] = functional.max_pool2d(levels["3"], kernel_size=1, stride=2)
+        return levels

@@ -1,0 +1,315 @@
+"""Results as people read them: a Markdown table, and a page that compares models, with pictures, in one file."""
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hf_geossl.evaluation.evaluate import ABOUT, FAILED, numbers
+from hf_geossl.training.redaction import as_plain_text, redact_values
+
+_LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
+_PNG = b"\x89PNG\r\n\x1a\n"
+# models whose numbers may be set against each other have been measured alike in these
+_COMPARABLE = ("dataset", "config_name", "split", "train_split", "limit", "images")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """
+    The results of one model.
+
+    Args:
+        name (`str`): What the report calls it.
+        results (`dict`): As `evaluate_model` returns it.
+        pictures (`dict[str, dict[str, bytes]]`): PNG files by task ("" for those of the model itself) and picture.
+    """
+
+    name: str
+    results: Mapping[str, Any]
+    pictures: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Model, data and seed."""
+        return self.results.get(ABOUT, {})
+
+    @property
+    def tasks(self) -> list[str]:
+        """What was measured."""
+        return [name for name in self.results if name != ABOUT]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value of one model: its 95 % interval, the floors that it has to beat, and whether it is surely the best."""
+
+    model: int
+    value: float
+    interval: tuple[float, float] | None
+    floors: Mapping[str, float]
+    best: bool = False
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better, by its name."""
+    return _LOWER.search(metric) is not None
+
+
+def read_measured(files: Sequence[str | Path]) -> list[Measured]:
+    """
+    Args:
+        files (`Sequence[str | Path]`): What `evaluate_model` wrote; their pictures lie beside them.
+
+    Returns:
+        `list[Measured]`: One a file; models of the same name are numbered.
+
+    Raises:
+        ValueError: If a file is missing or of another form.
+    """
+    found: list[Measured] = []
+    for file in map(Path, files):
+        try:
+            results = redact_values(json.loads(file.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"{file.name} cannot be read: {(error.strerror or 'unknown reason').lower()}") from None
+        except ValueError as error:
+            raise ValueError(f"{file.name} is not JSON: {error}") from None
+        if not isinstance(results, dict) or not all(isinstance(entry, dict) for entry in results.values()):
+            raise ValueError(
+                f"{file.name} is not of the form {{task: {{metric: number}}}}, as geossl evaluate writes it"
+            )
+        name = str(results.get(ABOUT, {}).get("model", file.stem))
+        pictures = {}
+        for task, entry in results.items():
+            told = entry.get("pictures")
+            read = {
+                key: _read_png(file.parent, place) for key, place in (told if isinstance(told, dict) else {}).items()
+            }
+            pictures["" if task == ABOUT else task] = {key: picture for key, picture in read.items() if picture}
+        same = sum(one.results.get(ABOUT, {}).get("model") == results.get(ABOUT, {}).get("model") for one in found)
+        found.append(Measured(f"{name} ({same + 1})" if same else name, results, pictures))
+    return found
+
+
+def _read_png(folder: Path, place: Any) -> bytes | None:
+    """A picture beside the results; nothing that lies elsewhere, since the file may come from anybody."""
+    path = (folder / str(place)).resolve()
+    if not path.is_relative_to(folder.resolve()) or path.suffix != ".png" or not path.is_file():
+        return None
+    content = path.read_bytes()
+    return content if content.startswith(_PNG) else None
+
+
+def are_comparable(models: Sequence[Measured]) -> bool:
+    """Whether all were measured on the same images."""
+    return all(len({json.dumps(model.about.get(key)) for model in models}) == 1 for key in _COMPARABLE)
+
+
+def compare(models: Sequence[Measured], task: str) -> dict[str, list[Number]]:
+    """
+    The numbers of a task side by side.
+
+    Args:
+        models (`Sequence[Measured]`): Which.
+        task (`str`): One of their tasks.
+
+    Returns:
+        `dict[str, list[Number]]`: By metric, of the models that have it. Marked as best is a value whose interval has no
+        point in common with that of any other model, where all were measured on the same images with the same settings.
+    """
+    table: dict[str, list[Number]] = {}
+    for index, model in enumerate(models):
+        entry = model.results.get(task, {})
+        floors = entry.get("details", {}).get("floors", {})
+        for metric, value in numbers(entry).items():
+            interval = entry.get("intervals", {}).get(metric)
+            known = floors.get(metric, {})
+            number = Number(
+                index,
+                float(value),
+                (float(interval[0]), float(interval[1])) if interval else None,
+                {name: floor for name, floor in known.items() if isinstance(floor, (int, float))},
+            )
+            table.setdefault(metric, []).append(number)
+    measured = [model.results[task].get("settings") for model in models if task in model.results]
+    if len(models) > 1 and are_comparable(models) and all(settings == measured[0] for settings in measured):
+        table = {metric: _mark_best(row, lower_is_better(metric)) for metric, row in table.items()}
+    return table
+
+
+def _mark_best(row: list[Number], lower: bool) -> list[Number]:
+    if len(row) < 2 or any(number.interval is None for number in row):
+        return row
+    sign = -1 if lower else 1
+    first, *others = sorted(row, key=lambda number: -sign * number.value)
+    low, high = first.interval or (0.0, 0.0)
+    clear = all(other.interval and (other.interval[1] < low or other.interval[0] > high) for other in others)
+    return [Number(n.model, n.value, n.interval, n.floors, clear and n is first) for n in row]
+
+
+def _written(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def markdown_table(models: Sequence[Measured]) -> str:
+    """
+    Args:
+        models (`Sequence[Measured]`): One or several.
+
+    Returns:
+        `str`: A row a metric and a column a model; values with 95 % intervals, the surely best in bold, and what could not
+        be measured below.
+    """
+    lines = [
+        f"| task | metric | {' | '.join(as_plain_text(model.name) for model in models)} |",
+        f"|---|---|{'---|' * len(models)}",
+    ]
+    for task in _tasks(models):
+        for metric, row in compare(models, task).items():
+            cells = [""] * len(models)
+            for number in row:
+                text = _written(number.value)
+                text = f"**{text}**" if number.best else text
+                if number.interval is not None:
+                    text += f" ({_written(number.interval[0])} to {_written(number.interval[1])})"
+                cells[number.model] = text
+            lines.append(f"| {as_plain_text(task)} | {as_plain_text(_words(metric))} | {' | '.join(cells)} |")
+    for model in models:
+        for task, reason in model.about.get(FAILED, {}).items():
+            lines.append(
+                f"\n{as_plain_text(task)} of {as_plain_text(model.name)} was not measured: {as_plain_text(reason)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _tasks(models: Sequence[Measured]) -> list[str]:
+    return list(dict.fromkeys(task for model in models for task in model.tasks))
+
+
+def html_page(models: Sequence[Measured]) -> str:
+    """
+    Args:
+        models (`Sequence[Measured]`): One or several.
+
+    Returns:
+        `str`: A page that asks nothing of other hosts: values with their intervals on one scale, floors, pictures.
+    """
+    tasks = []
+    for task in _tasks(models):
+        metrics = []
+        for metric, row in compare(models, task).items():
+            scale = _scale(row)
+            shared = [_floors(number, scale) for number in row]
+            metrics.append(
+                {
+                    "name": _words(metric),
+                    "lower": lower_is_better(metric),
+                    "rows": [_bar(number, models, scale) for number in row],
+                    "floors": shared[0] if all(floors == shared[0] for floors in shared) else [],
+                    "low": f"{scale[0]:.3g}",
+                    "high": f"{scale[1]:.3g}",
+                }
+            )
+        shown = [
+            {"model": model.name, "name": _words(name), "data": _data(picture)}
+            for name in dict.fromkeys(name for model in models for name in model.pictures.get(task, {}))
+            for model in models
+            if (picture := model.pictures.get(task, {}).get(name)) is not None
+        ]
+        tasks.append({"id": task, "name": _words(task), "metrics": metrics, "pictures": shown})
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("report.html.jinja").render(
+        models=[
+            {
+                "name": model.name,
+                "about": model.about,
+                "failed": {_words(task): reason for task, reason in model.about.get(FAILED, {}).items()},
+                "features": _data(model.pictures.get("", {}).get("features")),
+            }
+            for model in models
+        ],
+        tasks=tasks,
+        comparable=are_comparable(models),
+    )
+
+
+def _scale(row: Sequence[Number]) -> tuple[float, float]:
+    """The range of a metric's axis: from 0 to 1 where all lies in it, else around what there is."""
+    values = (
+        [n.value for n in row]
+        + [v for n in row for v in n.interval or ()]
+        + [v for n in row for v in n.floors.values()]
+    )
+    low, high = min(values), max(values)
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    low, high = min(0.0, low), max(0.0, high)
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _place(value: float, scale: tuple[float, float]) -> float:
+    """Where on a scale, in per cent."""
+    return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
+
+
+def _floors(number: Number, scale: tuple[float, float]) -> list[dict[str, Any]]:
+    return [
+        {"name": _words(name), "value": _written(value), "at": _place(value, scale)}
+        for name, value in number.floors.items()
+    ]
+
+
+def _bar(number: Number, models: Sequence[Measured], scale: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "model": models[number.model].name,
+        "index": number.model,
+        "value": _written(number.value),
+        "interval": None if number.interval is None else [_written(end) for end in number.interval],
+        "at": _place(number.value, scale),
+        "ends": None if number.interval is None else [_place(end, scale) for end in number.interval],
+        "floors": _floors(number, scale),
+        "best": number.best,
+    }
+
+
+def _data(picture: bytes | None) -> str | None:
+    return None if picture is None else f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+def write_report(files: Sequence[str | Path], path: str | Path) -> None:
+    """
+    Args:
+        files (`Sequence[str | Path]`): What `evaluate_model` wrote, one a model.
+        path (`str` or `Path`): An `.html` page, or the table as `.md`.
+
+    Raises:
+        ValueError: If a file cannot be read, or the path ends otherwise.
+    """
+    path = Path(path)
+    check_report_path(path)
+    models = read_measured(files)
+    text = html_page(models) if path.suffix == ".html" else markdown_table(models)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def check_report_path(path: str | Path) -> None:
+    """Raises a `ValueError` where a report cannot be written in a form that its name asks for."""
+    if Path(path).suffix not in (".html", ".md"):
+        raise ValueError(f"a report is an .html page or an .md table, got {Path(path).name!r}")
