@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks.baseline_views import BASELINES
 from benchmarks.interleave import interleave, machine, median_ratio, show
 from hf_geossl import EquiCoherentViews, GTSAViews, LOCAViews
-from hf_geossl.training.images import decode_image
+from hf_geossl.training.images import decode_pixels
 from hf_geossl.training.views import Batch, Views
 
 TARGETS = {"ratio": ">= 5", "worker_ratio": ">= 8"}
@@ -38,7 +38,7 @@ BEFORE = Path(__file__).parent / "results" / "views_before.json"
 
 # What is called in each stage; time inside another stage counts there only.
 OUR_STAGES = {
-    f"{__name__}.decode_image": "decode",
+    f"{__name__}.decode_pixels": "decode",
     "hf_geossl.training.views_gtsa.read_pixels": "decode",
     "hf_geossl.training.views_gtsa.GTSAViews.draw_boxes": "geometry",
     "hf_geossl.training.views_gtsa.cut_crops": "crops",
@@ -99,7 +99,7 @@ class Contest:
     def worker(self) -> Batch:
         """Decoded, cut, stacked: uint8."""
         self.seed += len(self.files)
-        samples = [self.views(decode_image(file), seed=self.seed + i) for i, file in enumerate(self.files)]
+        samples = [self.views(decode_pixels(file), seed=self.seed + i) for i, file in enumerate(self.files)]
         return self.views.collate(samples)
 
     def everything(self) -> dict[str, torch.Tensor | None]:
@@ -146,7 +146,7 @@ def scaling(repeats: int) -> dict[str, Any]:
     seconds = interleave(augment, repeats, time.process_time)
     by_batch = {size: round(1000 * statistics.median(seconds[size]) / int(size), 3) for size in seconds}
 
-    images = [decode_image(file) for file in contest.files]
+    images = [decode_pixels(file) for file in contest.files]
     kinds = {count: GTSAViews(num_local=count) for count in (0, 4, 8, 16, 32)}
     cut = {
         str(count): (lambda views=views: [views(image, seed=i) for i, image in enumerate(images)])
