@@ -20,6 +20,8 @@ DEFAULT_MAX_PIXELS = 2**26
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
 
+JPEG_START = b"\xff\xd8\xff"
+
 _PILLOW_LIMIT = RLock()
 
 # EXIF orientation -> what brings the pixels upright (TIFF 6.0, tag 274)
@@ -88,7 +90,7 @@ def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
 
 
 def decode_pixels(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> torch.Tensor:
-    """`decode_image` for views: the same pixels and errors, a third faster for JPEG files that lie in memory.
+    """`decode_image` for views: the same pixels and errors, a third faster for JPEG files.
 
     An upright JPEG of three colours goes through torchvision, which writes the pixels once, where Pillow's image and the
     way out of it cost two copies. Whatever else it is, and whatever torchvision refuses, goes through `decode_image`.
@@ -104,11 +106,24 @@ def decode_pixels(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> torch.Te
     Raises:
         BrokenImageError, TypeError: as `decode_image`.
     """
-    if isinstance(source, (bytes, bytearray)) and source.startswith(b"\xff\xd8\xff"):
-        pixels = _decode_plain_jpeg(source, max_pixels)
+    content = _read_jpeg(source) if isinstance(source, (str, Path)) else source
+    if isinstance(content, (bytes, bytearray)) and content.startswith(JPEG_START):
+        pixels = _decode_plain_jpeg(content, max_pixels)
         if pixels is not None:
             return pixels
     return torch.from_numpy(np.array(decode_image(source, max_pixels)))
+
+
+def _read_jpeg(path: str | Path) -> bytes | None:
+    """The content of a file that begins as a JPEG does; None of any other and of what cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            return None
+        with open(path, "rb") as file:
+            start = file.read(len(JPEG_START))
+            return start + file.read() if start == JPEG_START else None
+    except OSError:  # `decode_image` says what is wrong
+        return None
 
 
 def _decode_plain_jpeg(content: bytes | bytearray, max_pixels: int) -> torch.Tensor | None:
