@@ -44,7 +44,7 @@ OUR_STAGES = {
     "hf_geossl.training.views_gtsa.cut_crops": "crops",
     "hf_geossl.training.views_gtsa.GTSAViews.collate": "stack",
     "hf_geossl.training.views_gtsa.quarter_turn": "turn",
-    "hf_geossl.training.photometric._color_statistics": "statistics",
+    "hf_geossl.training.photometric._hue_coherence": "statistics",
     "hf_geossl.training.photometric.affine_color": "colour, normalise",
     "hf_geossl.training.photometric.gaussian_blur": "blur",
 }

@@ -16,7 +16,7 @@ from hf_geossl.training.color_recipe import BRIGHTNESS, CONTRAST, HUE, SATURATIO
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CPU_PIECE = 300_000  # numbers; 1.2 MB as float32
+CPU_PIECE = 600_000  # numbers; 2.4 MB as float32
 SMALLEST_WEIGHT = 1e-7  # of a kernel of a blur; smaller ones change nothing that float32 shows
 
 
@@ -132,11 +132,13 @@ def affine_color(
     parts = [slice(i, i + piece) for i in range(0, len(images), piece)]
     pixels = torch.empty(piece, 4, images[0, 0].numel(), device=images.device)  # red, green, blue and a one
     pixels[:, 3] = 1
-    statistics = []
+    means = []
     for part in parts:
         color = pixels[: len(images[part]), :3]
-        statistics.append(_color_statistics(color.copy_(images[part].flatten(2)).view(images[part].shape)))
-    mean_color, coherence = (torch.cat(numbers) for numbers in zip(*statistics, strict=True))
+        means.append(color.copy_(images[part].flatten(2)).mean(dim=2))
+    mean_color = torch.cat(means)  # (views, 3)
+    # A sixteenth of the pixels tells well enough how much one hue prevails.
+    coherence = torch.cat([_hue_coherence(thinned) for thinned in images[:, :, ::4, ::4].split(16 * piece)])
     hue = hue_matrices(parameters.hue, mean_color, coherence)
     if operations == "torchvision":
         mean_map, deviation_map = color_matrices(parameters, hue)
@@ -163,12 +165,12 @@ def affine_color(
     return out
 
 
-def _color_statistics(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean colour (`(views, 3)`, 0..255) and coherence of hue (`(views,)`, see `hue_matrices`) of float `pixels`."""
-    thinned = pixels[:, :, ::4, ::4]  # a sixteenth of the pixels tells well enough how much one hue prevails
-    chroma = thinned - thinned.mean(dim=1, keepdim=True)
+def _hue_coherence(images: torch.Tensor) -> torch.Tensor:
+    """How much one hue prevails in each of `images` (`(views, 3, height, width)`): `(views,)`, see `hue_matrices`."""
+    pixels = images.float()
+    chroma = pixels - pixels.mean(dim=1, keepdim=True)
     spread = chroma.square().sum(dim=1).mean(dim=(1, 2))
-    return pixels.mean(dim=(2, 3)), chroma.mean(dim=(2, 3)).square().sum(dim=1) / spread.clamp_min(1e-6)
+    return chroma.mean(dim=(2, 3)).square().sum(dim=1) / spread.clamp_min(1e-6)
 
 
 def color_matrices(parameters: ColorParameters, hue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
