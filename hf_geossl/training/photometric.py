@@ -68,14 +68,14 @@ def render_color(
         return gaussian_blur(sharp - black, sigma, recipe.blur_radius, border="zero").add_(black)
 
     chosen = parameters.blur.nonzero().flatten()
+    pieces: Sequence[torch.Tensor] = [chosen] if len(chosen) else []
     if colored.device.type == "cpu":
-        chosen = chosen.cpu()
-        for view, sigma in zip(chosen.tolist(), parameters.blur_sigma.cpu()[chosen][:, None], strict=True):
-            colored[view] = blur(colored[view, None], sigma)[0]  # one by one: it stays in the cache
-    elif len(chosen):
-        sigma = parameters.blur_sigma[chosen].to(images.device, non_blocking=True)
-        chosen = chosen.to(images.device, non_blocking=True)
-        colored.index_copy_(0, chosen, blur(colored.index_select(0, chosen), sigma))
+        widest_first = chosen[parameters.blur_sigma[chosen].argsort(descending=True)]
+        pieces = widest_first.split(_cpu_piece(colored)) if len(chosen) else []
+    for piece in pieces:
+        sigma = parameters.blur_sigma[piece].to(images.device, non_blocking=True)
+        piece = piece.to(images.device, non_blocking=True)
+        colored.index_copy_(0, piece, blur(colored.index_select(0, piece), sigma))
     chosen = parameters.solarize.nonzero().flatten()
     if len(chosen):
         chosen = chosen.to(images.device, non_blocking=True)
@@ -126,9 +126,8 @@ def affine_color(
         `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised.
     """
     parameters = parameters.to(images.device)
-    on_cpu = images.device.type == "cpu"
     # In pieces that stay in a CPU's cache, in memory that is used again: pages that are fresh cost more than the work.
-    piece = min(len(images), max(1, CPU_PIECE // images[0].numel())) if on_cpu else len(images)
+    piece = min(len(images), _cpu_piece(images)) if images.device.type == "cpu" else len(images)
     parts = [slice(i, i + piece) for i in range(0, len(images), piece)]
     pixels = torch.empty(piece, 4, images[0, 0].numel(), device=images.device)  # red, green, blue and a one
     pixels[:, 3] = 1
@@ -163,6 +162,11 @@ def affine_color(
         for channel in range(3):  # the clamp to [0, 1], carried into normalised values
             rendered[:, channel].clamp_(-mean[channel] / std[channel], (1 - mean[channel]) / std[channel])
     return out
+
+
+def _cpu_piece(images: torch.Tensor) -> int:
+    """How many of `images` (`(views, 3, height, width)`) a CPU takes at a time."""
+    return max(1, CPU_PIECE // images[0].numel())
 
 
 def _hue_coherence(images: torch.Tensor) -> torch.Tensor:
@@ -375,7 +379,7 @@ def solarize(images: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, border: str = "replicate") -> torch.Tensor:
-    """Gaussian blur with a width of its own for each view.
+    """Gaussian blur with a width of its own for each view; on a CPU the quicker the more the first views are the widest.
 
     With a replicated border it is Pillow's, with a zero one that of LOCA (a convolution of padding "same").
 
@@ -396,29 +400,18 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, bor
     distance = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.softmax(-0.5 * (distance / sigma[:, None]).square(), dim=1)
     mode = "replicate" if border == "replicate" else "constant"
+    needed = [len(images)] * (2 * radius + 1)  # how many views, from the first on, a tap is summed for
     if images.device.type == "cpu":
-        blurred = torch.empty_like(images)
-        for image, weights, target in zip(images, kernel.tolist(), blurred, strict=True):
-            _blur_one(image, [weight for weight in weights if weight >= SMALLEST_WEIGHT], mode, target)
-        return blurred
+        wanted = (kernel >= SMALLEST_WEIGHT).t().tolist()
+        needed = [max((view + 1 for view, counts in enumerate(tap) if counts), default=0) for tap in wanted]
     for axis, margin in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         padded, size = F.pad(images, margin, mode), images.shape[axis]
         images = torch.zeros_like(images)
-        for tap in range(2 * radius + 1):
-            images.addcmul_(padded.narrow(axis, tap, size), kernel[:, tap, None, None, None])
+        for tap, views in enumerate(needed):
+            if views:
+                shifted = padded[:views].narrow(axis, tap, size)
+                images[:views].addcmul_(shifted, kernel[:views, tap, None, None, None])
     return images
-
-
-def _blur_one(image: torch.Tensor, weights: list[float], mode: str, out: torch.Tensor) -> None:
-    """Convolves `image` (`(channels, height, width)`) with `weights` along both axes, into `out`."""
-    height, width = image.shape[1:]
-    padded = F.pad(image, [len(weights) // 2] * 4, mode)
-    columns = padded[:, :height] * weights[0]
-    for tap, weight in enumerate(weights[1:], start=1):
-        columns.add_(padded.narrow(1, tap, height), alpha=weight)
-    torch.mul(columns.narrow(2, 0, width), weights[0], out=out)
-    for tap, weight in enumerate(weights[1:], start=1):
-        out.add_(columns.narrow(2, tap, width), alpha=weight)
 
 
 def _to_unit_range(images: torch.Tensor) -> torch.Tensor:
