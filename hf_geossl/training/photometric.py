@@ -17,6 +17,7 @@ GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CPU_PIECE = 600_000  # numbers; 2.4 MB as float32
+SMALLEST_WEIGHT = 1e-7  # of a kernel of a blur; smaller ones change nothing that float32 shows
 
 
 def render_color(
@@ -55,19 +56,26 @@ def render_color(
         return normalize_(_to_unit_range(images), mean, std)
     color = exact_color if exact else affine_color
     colored = color(images, parameters, mean=mean, std=std, operations=recipe.operations)
+    black = None
+    if recipe.blur_border == "zero":
+        # Black is -mean / std by now. For other borders it does not matter: the kernel sums to 1, so that blurring before
+        # or after normalisation is the same.
+        black = colored.new_tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
+
+    def blur(sharp: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        if black is None:
+            return gaussian_blur(sharp, sigma, recipe.blur_radius)
+        return gaussian_blur(sharp - black, sigma, recipe.blur_radius, border="zero").add_(black)
+
     chosen = parameters.blur.nonzero().flatten()
-    if len(chosen):
-        sigma = parameters.blur_sigma[chosen].to(images.device, non_blocking=True)
-        chosen = chosen.to(images.device, non_blocking=True)
-        sharp = colored.index_select(0, chosen)
-        if recipe.blur_border == "zero":
-            # Black is -mean / std by now.
-            black = sharp.new_tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
-            blurred = gaussian_blur(sharp.sub_(black), sigma, recipe.blur_radius, border="zero").add_(black)
-        else:
-            # The kernel sums to 1, so that blurring before or after normalisation is the same.
-            blurred = gaussian_blur(sharp, sigma, recipe.blur_radius)
-        colored.index_copy_(0, chosen, blurred)
+    pieces: Sequence[torch.Tensor] = [chosen] if len(chosen) else []
+    if colored.device.type == "cpu":
+        widest_first = chosen[parameters.blur_sigma[chosen].argsort(descending=True)]
+        pieces = widest_first.split(_cpu_piece(colored)) if len(chosen) else []
+    for piece in pieces:
+        sigma = parameters.blur_sigma[piece].to(images.device, non_blocking=True)
+        piece = piece.to(images.device, non_blocking=True)
+        colored.index_copy_(0, piece, blur(colored.index_select(0, piece), sigma))
     chosen = parameters.solarize.nonzero().flatten()
     if len(chosen):
         chosen = chosen.to(images.device, non_blocking=True)
@@ -118,10 +126,18 @@ def affine_color(
         `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised.
     """
     parameters = parameters.to(images.device)
-    # In pieces that stay in a CPU's cache and below malloc's threshold for fresh pages: twice as fast there.
-    piece = max(1, CPU_PIECE // images[0].numel()) if images.device.type == "cpu" else len(images)
-    statistics = [_color_statistics(images[i : i + piece]) for i in range(0, len(images), piece)]
-    mean_color, coherence = (torch.cat(parts) for parts in zip(*statistics, strict=True))
+    # In pieces that stay in a CPU's cache, in memory that is used again: pages that are fresh cost more than the work.
+    piece = min(len(images), _cpu_piece(images)) if images.device.type == "cpu" else len(images)
+    parts = [slice(i, i + piece) for i in range(0, len(images), piece)]
+    pixels = torch.empty(piece, 4, images[0, 0].numel(), device=images.device)  # red, green, blue and a one
+    pixels[:, 3] = 1
+    means = []
+    for part in parts:
+        color = pixels[: len(images[part]), :3]
+        means.append(color.copy_(images[part].flatten(2)).mean(dim=2))
+    mean_color = torch.cat(means)  # (views, 3)
+    # A sixteenth of the pixels tells well enough how much one hue prevails.
+    coherence = torch.cat([_hue_coherence(thinned) for thinned in images[:, :, ::4, ::4].split(16 * piece)])
     hue = hue_matrices(parameters.hue, mean_color, coherence)
     if operations == "torchvision":
         mean_map, deviation_map = color_matrices(parameters, hue)
@@ -136,23 +152,29 @@ def affine_color(
         offset = offset + mean_map.sum(dim=2, keepdim=True) * added[:, None, None]
     offset = (offset / 255 - channel_mean) / channel_std
     matrix = deviation_map / (255 * channel_std)
+    matrix = torch.cat([matrix, offset], dim=2)  # (views, 3, 4)
     out = torch.empty(images.shape, device=images.device)
-    for i in range(0, len(images), piece):
-        part = slice(i, i + piece)
-        pixels, rendered = images[part].float().flatten(2), out[part].flatten(2)
-        torch.baddbmm(offset[part], matrix[part], pixels, out=rendered)
+    for part in parts:
+        source, rendered = pixels[: len(images[part])], out[part].flatten(2)
+        if len(parts) > 1:
+            source[:, :3].copy_(images[part].flatten(2))
+        torch.bmm(matrix[part], source, out=rendered)
         for channel in range(3):  # the clamp to [0, 1], carried into normalised values
             rendered[:, channel].clamp_(-mean[channel] / std[channel], (1 - mean[channel]) / std[channel])
     return out
 
 
-def _color_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean colour (`(views, 3)`, 0..255) and coherence of hue (`(views,)`, see `hue_matrices`) of uint8 `images`."""
+def _cpu_piece(images: torch.Tensor) -> int:
+    """How many of `images` (`(views, 3, height, width)`) a CPU takes at a time."""
+    return max(1, CPU_PIECE // images[0].numel())
+
+
+def _hue_coherence(images: torch.Tensor) -> torch.Tensor:
+    """How much one hue prevails in each of `images` (`(views, 3, height, width)`): `(views,)`, see `hue_matrices`."""
     pixels = images.float()
-    thinned = pixels[:, :, ::4, ::4]  # a sixteenth of the pixels tells well enough how much one hue prevails
-    chroma = thinned - thinned.mean(dim=1, keepdim=True)
+    chroma = pixels - pixels.mean(dim=1, keepdim=True)
     spread = chroma.square().sum(dim=1).mean(dim=(1, 2))
-    return pixels.mean(dim=(2, 3)), chroma.mean(dim=(2, 3)).square().sum(dim=1) / spread.clamp_min(1e-6)
+    return chroma.mean(dim=(2, 3)).square().sum(dim=1) / spread.clamp_min(1e-6)
 
 
 def color_matrices(parameters: ColorParameters, hue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -357,7 +379,7 @@ def solarize(images: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, border: str = "replicate") -> torch.Tensor:
-    """Gaussian blur with a width of its own for each view.
+    """Gaussian blur with a width of its own for each view; on a CPU the quicker the more the first views are the widest.
 
     With a replicated border it is Pillow's, with a zero one that of LOCA (a convolution of padding "same").
 
@@ -378,11 +400,17 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, bor
     distance = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.softmax(-0.5 * (distance / sigma[:, None]).square(), dim=1)
     mode = "replicate" if border == "replicate" else "constant"
+    needed = [len(images)] * (2 * radius + 1)  # how many views, from the first on, a tap is summed for
+    if images.device.type == "cpu":
+        wanted = (kernel >= SMALLEST_WEIGHT).t().tolist()
+        needed = [max((view + 1 for view, counts in enumerate(tap) if counts), default=0) for tap in wanted]
     for axis, margin in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         padded, size = F.pad(images, margin, mode), images.shape[axis]
         images = torch.zeros_like(images)
-        for tap in range(2 * radius + 1):
-            images.addcmul_(padded.narrow(axis, tap, size), kernel[:, tap, None, None, None])
+        for tap, views in enumerate(needed):
+            if views:
+                shifted = padded[:views].narrow(axis, tap, size)
+                images[:views].addcmul_(shifted, kernel[:views, tap, None, None, None])
     return images
 
 

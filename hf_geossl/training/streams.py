@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -153,6 +153,10 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         split, config_name, image_column, shuffle_block, seed, skip_broken, max_broken_share, max_pixels: as in
             [`load_stream`].
 
+    Attributes:
+        decode (`Callable`): `decode_image`, or what may stand in for it: (what the source holds, max_pixels) -> the image
+            of a sample; raises `BrokenImageError`. [`StreamBatches`] takes `decode_pixels` for views of ours.
+
     Raises:
         ValueError: if an argument is out of its range.
     """
@@ -182,6 +186,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         self.skip_broken = skip_broken
         self.max_broken_share = max_broken_share
         self.max_pixels = max_pixels
+        self.decode: Callable[[Any, int], Any] = decode_image
         self.num_streams = 1
         self.index = 0
         self.fingerprint: dict[str, Any] = {
@@ -365,7 +370,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                     number = at.row + chosen
                     key = self.source.label.format(**row) or f"unit {unit} row {number}"
                     try:
-                        image = decode_image(self.source.read(row), self.max_pixels)
+                        image = self.decode(self.source.read(row), self.max_pixels)
                     except BrokenImageError as error:
                         self._count_broken(at, key, error.reason)
                         continue
