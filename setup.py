@@ -17,6 +17,7 @@ TEST = [
     "lightly>=1.6",
     "pycocotools>=2.0.11",  # what the metrics are compared with
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "scikit-image>=0.22",
     "timm>=1.0",
     "torchdata>=0.11",
