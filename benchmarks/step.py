@@ -1,0 +1,336 @@
+"""
+A training step beside a plain one: `python -m benchmarks.step --method gtsa --json`.
+
+A step is forward (student and teacher), losses, backward, clipping, AdamW, moving average of the teacher, as the trainer
+does it. "baseline" is a plain eager float32 program with the same weights and views (`baseline_*.py`); "ours" is the
+library's step in float32, "bf16" the same under autocast. Times are interleaved in one process, medians of `--repeats`
+rounds; a ratio is the median over rounds of baseline / ours, above 1 where ours is faster. Peak memory is measured in a
+process of its own for each variant.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.baseline_gtsa import PlainGTSA
+from benchmarks.baseline_vit import clip_all, clip_each
+from benchmarks.interleave import interleave, machine, median_ratio, show
+from hf_geossl import (
+    EquiCoherentConfig,
+    EquiCoherentForPreTraining,
+    EquiCoherentTrainingArguments,
+    EquiCoherentViews,
+    GTSAConfig,
+    GTSAForPreTraining,
+    GTSATrainingArguments,
+    GTSAViews,
+    LOCAConfig,
+    LOCAForPreTraining,
+    LOCATrainingArguments,
+    LOCAViews,
+)
+from hf_geossl.training.scheduled_trainer import clip_each_tensor
+
+VARIANTS = ("baseline", "ours", "bf16")
+MOMENTUM = 0.996
+DISTINCT_IMAGES = 16  # larger batches repeat them
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's classes, and how its views are asked for."""
+
+    config: Any
+    model: Any
+    views: Callable[[argparse.Namespace], Any]
+    plain: Any
+    arguments: Any
+
+
+METHODS = {
+    "gtsa": Method(
+        GTSAConfig,
+        GTSAForPreTraining,
+        lambda args: GTSAViews(args.global_size, args.local_size, num_local=args.num_local),
+        PlainGTSA,
+        GTSATrainingArguments,
+    ),
+}
+NUM_LOCAL = {"gtsa": 8, "loca": 9, "equicoherent": 10}
+
+
+def make_batch(args: argparse.Namespace, batch_size: int | None = None) -> dict[str, Any]:
+    """Views of images of noise, as the method draws them, on the device."""
+    batch_size = batch_size or args.batch_size
+    generator = torch.Generator().manual_seed(0)
+    views = METHODS[args.method].views(args)
+    samples = []
+    for seed in range(min(batch_size, DISTINCT_IMAGES)):
+        pixels = torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8, generator=generator)
+        samples.append(views(Image.fromarray(pixels.numpy()), seed=seed))
+    batch = views.augment(views.collate(samples), generator)
+    copies = -(-batch_size // len(samples))
+    return {
+        name: None if value is None else torch.cat([value] * copies)[:batch_size].to(args.device)
+        for name, value in batch.items()
+    }
+
+
+def make_model(args: argparse.Namespace) -> Any:
+    """The library's pretraining model, with weights of seed 0."""
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": args.hidden_size,
+        "num_hidden_layers": args.num_hidden_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "image_size": args.global_size,
+    }
+    config = METHODS[args.method].config(**sizes, drop_path_rate=args.drop_path_rate)
+    return METHODS[args.method].model(config).to(args.device).train()
+
+
+def make_plain(args: argparse.Namespace, model: Any) -> Any:
+    """The plain program with the model's weights."""
+    plain = METHODS[args.method].plain(model.config).to(args.device).train()
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+class Clock:
+    """Seconds of the parts of a step, by name; parts that are inside of others are taken out of those."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._open: list[list[Any]] = []
+
+    def _now(self) -> float:
+        wait(self.device)
+        return time.perf_counter()
+
+    def start(self, name: str) -> None:
+        """Begins a part."""
+        self._open.append([name, self._now(), 0.0])
+
+    def stop(self) -> None:
+        """Ends the part that began last."""
+        name, start, inside = self._open.pop()
+        spent = self._now() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent - inside
+        if self._open:
+            self._open[-1][2] += spent
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times a block."""
+        self.start(name)
+        yield
+        self.stop()
+
+
+def wait(device: str) -> None:
+    """Waits for what a device has been given to do."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+class Step:
+    """
+    One training step of a variant, called again and again.
+
+    Args:
+        variant (`str`): "baseline", "ours" or "bf16".
+        args: The command line's.
+        batch (`dict`): What the views returned.
+    """
+
+    def __init__(self, variant: str, args: argparse.Namespace, batch: dict[str, Any]) -> None:
+        method = METHODS[args.method]
+        self.variant, self.device, self.method = variant, args.device, method
+        self.model = make_model(args)
+        self.inputs = batch
+        fields = method.arguments.__dataclass_fields__
+        self.max_norm, self.clip_mode = fields["max_grad_norm"].default, fields["clip_mode"].default
+        if variant == "baseline":
+            self.model = make_plain(args, self.model)
+            self.inputs = method.plain.prepare(batch)
+        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        decayed = [parameter for name, parameter in named if parameter.ndim > 1 and not name.endswith(".bias")]
+        plain = [parameter for name, parameter in named if parameter.ndim <= 1 or name.endswith(".bias")]
+        groups = [{"params": decayed, "weight_decay": 0.04}, {"params": plain, "weight_decay": 0.0}]
+        self.trained = decayed + plain
+        # the plain program has PyTorch's simplest optimizer, ours transformers' default ("adamw_torch_fused")
+        options = {"foreach": False} if variant == "baseline" else {"fused": fields["optim"].default.endswith("fused")}
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-5, **options)
+        self.forward: Any = self.model
+        if args.compile and variant != "baseline":
+            self.forward = torch.compile(self.model)
+
+    def clip(self) -> None:
+        """Clips as the method does."""
+        if self.variant == "baseline":
+            (clip_each if self.clip_mode == "tensor" else clip_all)(self.trained, self.max_norm)
+        elif self.clip_mode == "tensor":
+            clip_each_tensor([parameter.grad for parameter in self.trained if parameter.grad is not None], self.max_norm)
+        else:
+            nn.utils.clip_grad_norm_(self.trained, self.max_norm)
+
+    def __call__(self, clock: Clock | None = None) -> None:
+        part = clock.part if clock else lambda name: contextlib.nullcontext()
+        with part("losses and the rest of forward"), torch.autocast(
+            self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.variant == "bf16"
+        ):
+            loss = self.forward(**self.inputs)["loss"]
+        with part("backward"):
+            loss.backward()
+        with part("clip"):
+            self.clip()
+        with part("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        with part("moving average"):
+            self.model.after_step(MOMENTUM)
+        wait(self.device)
+
+
+def resident(name: str) -> float:
+    """
+    This process's memory in MB: "VmRSS" now, "VmHWM" at most so far.
+
+    `getrusage` would not do: what it gives has the memory of the process that started this one in it.
+    """
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))
+
+
+def measure_memory(variant: str, args: argparse.Namespace) -> dict[str, float]:
+    """Peak memory of three steps in this process in MB, and what was there before them: model, optimizer, batch."""
+    step = Step(variant, args, make_batch(args))
+    cuda = args.device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 2**20 if cuda else resident("VmRSS")
+    for _ in range(3):
+        step()
+    return {"peak": torch.cuda.max_memory_allocated() / 2**20 if cuda else resident("VmHWM"), "before": before}
+
+
+def memory_of(variant: str, arguments: list[str]) -> dict[str, float]:
+    """`measure_memory` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step", *arguments, "--memory_of", variant]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
+    """Floating-point operations a second of a product of square matrices: the best of ten."""
+    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        wait(device)
+        start = time.perf_counter()
+        first @ second.T
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def count_operations(step: Step) -> int:
+    """Floating-point operations of the matrix products of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """The result that the command prints."""
+    batch = make_batch(args)
+    steps = {variant: Step(variant, args, batch) for variant in VARIANTS}
+    operations = count_operations(steps["baseline"])
+    functions: dict[str, Callable[[], Any]] = dict(steps)
+    functions["moving_average"] = lambda: (steps["ours"].model.after_step(MOMENTUM), wait(args.device))
+    seconds = interleave(functions, args.repeats)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    size = 4096 if args.device == "cpu" else 8192
+    rate = {"ours": torch.float32, "bf16": torch.bfloat16}
+    rates = {name: matrix_rate(args.device, dtype, size) for name, dtype in rate.items()}
+    rates["baseline"] = rates["ours"]
+    ratios = {
+        name: round(median_ratio(seconds[above], seconds[below]), 3)
+        for name, above, below in (
+            ("ratio", "baseline", "ours"),
+            ("bf16_ratio", "baseline", "bf16"),
+            ("bf16_ratio_to_ours", "ours", "bf16"),
+            ("moving_average_share", "moving_average", "ours"),
+            ("moving_average_share_bf16", "moving_average", "bf16"),
+        )
+    }
+    result = {
+        "what": f"step of {args.method}, seconds; {args.hidden_size} wide, {args.num_hidden_layers} deep, batch "
+        f"{args.batch_size}, globals of {args.global_size}, {args.num_local} locals of {args.local_size}",
+        **{name: round(median[name], 4) for name in (*VARIANTS, "moving_average")},
+        **ratios,
+        "images_per_second": {name: round(args.batch_size / median[name], 2) for name in VARIANTS},
+        "operations": operations,
+        "matrix_rate": {name: round(value / 1e9, 1) for name, value in rates.items()},
+        "share_of_matrix_rate": {name: round(operations / median[name] / rates[name], 3) for name in VARIANTS},
+        "machine": machine(args.device),
+    }
+    if args.memory:
+        memory = {variant: memory_of(variant, arguments) for variant in VARIANTS}
+        for name in ("ours", "bf16"):
+            result[f"peak_memory_ratio_{name}"] = round(memory[name]["peak"] / memory["baseline"]["peak"], 3)
+            grown = [memory[variant]["peak"] - memory[variant]["before"] for variant in (name, "baseline")]
+            result[f"peak_memory_growth_ratio_{name}"] = round(grown[0] / grown[1], 3)
+        result["memory_mb"] = {
+            name: {kind: round(value) for kind, value in found.items()} for name, found in memory.items()
+        }
+    return result
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--method", choices=list(METHODS), default="gtsa")
+    made.add_argument("--batch_size", type=int, default=4)
+    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--json", action="store_true", help="Print one JSON line.")
+    made.add_argument("--compile", action="store_true", help="Compile ours with torch.compile.")
+    made.add_argument("--no_memory", dest="memory", action="store_false", help="Leave the peak memory out.")
+    made.add_argument("--hidden_size", type=int, default=384)
+    made.add_argument("--num_hidden_layers", type=int, default=12)
+    made.add_argument("--num_attention_heads", type=int, default=6)
+    made.add_argument("--global_size", type=int, default=224)
+    made.add_argument("--local_size", type=int, default=96)
+    made.add_argument("--num_local", type=int, help="Local views an image; the method's own by default.")
+    made.add_argument("--drop_path_rate", type=float, default=0.1)
+    made.add_argument("--memory_of", choices=VARIANTS, help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(arguments)
+    if args.num_local is None:
+        args.num_local = NUM_LOCAL[args.method]
+    if args.memory_of:
+        print(json.dumps(measure_memory(args.memory_of, args)))
+    else:
+        show(measure(args, arguments), args.json)
+
+
+if __name__ == "__main__":
+    main()
