@@ -123,7 +123,7 @@ class PlainViT(nn.Module):
         super().__init__()
         self.embeddings = PlainEmbeddings(config, mask_token)
         self.encoder = nn.Module()
-        rates = torch.linspace(0, drop_path_rate, config.num_hidden_layers).tolist()
+        rates = [drop_path_rate * i / max(config.num_hidden_layers - 1, 1) for i in range(config.num_hidden_layers)]
         self.encoder.layer = nn.ModuleList([PlainLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 

@@ -24,7 +24,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.baseline_equicoherent import PlainEquiCoherent
 from benchmarks.baseline_gtsa import PlainGTSA
+from benchmarks.baseline_loca import PlainLOCA
 from benchmarks.baseline_vit import clip_all, clip_each
 from benchmarks.interleave import interleave, machine, median_ratio, show
 from hf_geossl import (
@@ -67,6 +69,22 @@ METHODS = {
         PlainGTSA,
         GTSATrainingArguments,
     ),
+    "loca": Method(
+        LOCAConfig,
+        LOCAForPreTraining,
+        lambda args: LOCAViews(args.global_size, args.local_size, args.num_local),
+        PlainLOCA,
+        LOCATrainingArguments,
+    ),
+    "equicoherent": Method(
+        EquiCoherentConfig,
+        EquiCoherentForPreTraining,
+        lambda args: EquiCoherentViews(
+            global_size=args.global_size, local_size=args.local_size, num_local=args.num_local
+        ),
+        PlainEquiCoherent,
+        EquiCoherentTrainingArguments,
+    ),
 }
 NUM_LOCAL = {"gtsa": 8, "loca": 9, "equicoherent": 10}
 
@@ -102,10 +120,12 @@ def make_model(args: argparse.Namespace) -> Any:
 
 
 def make_plain(args: argparse.Namespace, model: Any) -> Any:
-    """The plain program with the model's weights."""
-    plain = METHODS[args.method].plain(model.config).to(args.device).train()
-    plain.load_state_dict(model.state_dict())
-    return plain
+    """The plain program with the model's own weights, no copies."""
+    with torch.device("meta"):
+        plain = METHODS[args.method].plain(model.config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.teacher.requires_grad_(False)
+    return plain.train()
 
 
 class Clock:
