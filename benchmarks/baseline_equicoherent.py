@@ -4,6 +4,7 @@ EquiCoherent's step on iBOT as a plain eager program: a pass a view size, heads 
 Written from the formulas (arXiv 2503.18753, 2111.07832); parameters have the names of `EquiCoherentForPreTraining`.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class PlainHead(nn.Module):
     def __init__(self, inputs: int, config: Any) -> None:
         super().__init__()
         widths = [inputs, config.head_hidden_size, config.head_hidden_size, config.head_bottleneck_size]
-        self.linears = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.linears = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
         self.prototypes = PlainPrototypes(widths[-1], config.num_prototypes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,9 +50,7 @@ class PlainDecoder(nn.Module):
         super().__init__()
         widths = [hidden, hidden // 2, hidden // 4, hidden // 8, channels]
         self.linear = nn.Linear(inputs, hidden)
-        self.convolutions = nn.ModuleList(
-            [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.convolutions = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)])
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, side ** 2, inputs)` to `(batch, channels, 16 * side, 16 * side)`."""

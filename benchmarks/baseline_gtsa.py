@@ -4,6 +4,7 @@ GTSA's step as a plain eager program: one pass a view size, loops over pairs and
 Written from the formulas (arXiv 2304.08014); parameters have the names of `GTSAForPreTraining`.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class PlainRotationHead(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         widths = [config.hidden_size, *config.rotation_hidden_sizes]
-        self.linears = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.linears = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in widths[1:]])
         self.classifier = nn.Linear(widths[-1], 4)
 
@@ -203,9 +204,7 @@ class PlainGTSA(nn.Module):
                     turns = quarter_turns[:, v] - quarter_turns[:, q]
                     boxes = in_global[:, q, v], in_view[:, v, q]
                     crop.append(self.crop_loss(maps[v], targets[:, q], boxes, turns, config.roi_output_sizes[group]))
-                    correspondence.append(
-                        self.correspondence_loss(maps[v], targets[:, q], config.num_matches[group])
-                    )
+                    correspondence.append(self.correspondence_loss(maps[v], targets[:, q], config.num_matches[group]))
         losses = {
             "crop_loss": torch.stack(crop).mean(),
             "correspondence_loss": torch.stack(correspondence).mean(),
@@ -230,7 +229,9 @@ class PlainGTSA(nn.Module):
     ) -> torch.Tensor:
         """Crop loss of one pair of maps `(batch, channels, side, side)`."""
         pooled = [
-            roi_align(maps, [box[None] for box in batch / self.config.patch_size], cells, sampling_ratio=-1, aligned=True)
+            roi_align(
+                maps, [box[None] for box in batch / self.config.patch_size], cells, sampling_ratio=-1, aligned=True
+            )
             for maps, batch in ((teacher, boxes[0]), (student, boxes[1]))
         ]
         turned = torch.stack(

@@ -46,6 +46,17 @@ from hf_geossl import (
 from hf_geossl.training.scheduled_trainer import clip_each_tensor
 
 VARIANTS = ("baseline", "ours", "bf16")
+PARTS = (
+    "student trunk, global views",
+    "student trunk, local views",
+    "teacher trunk",
+    "heads",
+    "losses and the rest of forward",
+    "backward",
+    "clipping",
+    "optimizer",
+    "moving average",
+)
 MOMENTUM = 0.996
 DISTINCT_IMAGES = 16  # larger batches repeat them
 
@@ -178,7 +189,8 @@ class Step:
 
     def __init__(self, variant: str, args: argparse.Namespace, batch: dict[str, Any]) -> None:
         method = METHODS[args.method]
-        self.variant, self.device, self.method = variant, args.device, method
+        self.variant, self.device = variant, args.device
+        self.trunk, self.global_size = args.method, args.global_size
         self.model = make_model(args)
         self.inputs = batch
         fields = method.arguments.__dataclass_fields__
@@ -203,24 +215,43 @@ class Step:
         if self.variant == "baseline":
             (clip_each if self.clip_mode == "tensor" else clip_all)(self.trained, self.max_norm)
         elif self.clip_mode == "tensor":
-            clip_each_tensor([parameter.grad for parameter in self.trained if parameter.grad is not None], self.max_norm)
+            clip_each_tensor(
+                [parameter.grad for parameter in self.trained if parameter.grad is not None], self.max_norm
+            )
         else:
             nn.utils.clip_grad_norm_(self.trained, self.max_norm)
 
+    def watch(self, clock: Clock) -> None:
+        """Times the calls of trunk and heads, of student and teacher, from here on."""
+
+        def name_of(owner: str, child: str, inputs: tuple[Any, ...]) -> str:
+            if child != self.trunk:
+                return PARTS[3]
+            if owner == "teacher":
+                return PARTS[2]
+            return PARTS[0] if inputs[0].shape[-1] == self.global_size else PARTS[1]
+
+        for owner, module in (("student", self.model), ("teacher", self.model.teacher)):
+            for child, part in module.named_children():
+                if child != "teacher":
+                    part.register_forward_pre_hook(lambda _, i, o=owner, c=child: clock.start(name_of(o, c, i)))
+                    part.register_forward_hook(lambda *_: clock.stop())
+
     def __call__(self, clock: Clock | None = None) -> None:
         part = clock.part if clock else lambda name: contextlib.nullcontext()
-        with part("losses and the rest of forward"), torch.autocast(
-            self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.variant == "bf16"
+        with (
+            part(PARTS[4]),
+            torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.variant == "bf16"),
         ):
             loss = self.forward(**self.inputs)["loss"]
-        with part("backward"):
+        with part(PARTS[5]):
             loss.backward()
-        with part("clip"):
+        with part(PARTS[6]):
             self.clip()
-        with part("optimizer"):
+        with part(PARTS[7]):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        with part("moving average"):
+        with part(PARTS[8]):
             self.model.after_step(MOMENTUM)
         wait(self.device)
 
@@ -307,6 +338,10 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         "share_of_matrix_rate": {name: round(operations / median[name] / rates[name], 3) for name in VARIANTS},
         "machine": machine(args.device),
     }
+    if args.scaling:
+        result |= measure_scaling(args)
+    if args.profile:
+        result["profile"] = draw_profile(args, args.profile)
     if args.memory:
         memory = {variant: memory_of(variant, arguments) for variant in VARIANTS}
         for name in ("ours", "bf16"):
@@ -319,6 +354,72 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     return result
 
 
+def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds an image by batch size, and seconds a step by number of local views, of ours (bf16 on a GPU)."""
+    cuda = args.device.startswith("cuda")
+    variant, batch_sizes = ("bf16", (16, 32, 64, 128, 256, 512)) if cuda else ("ours", (1, 2, 4, 8))
+
+    def seconds(step: Step) -> float:
+        return statistics.median(interleave({"step": step}, args.repeats)["step"])
+
+    def with_views(count: int) -> float:
+        fewer = argparse.Namespace(**{**vars(args), "num_local": count})
+        return seconds(Step(variant, fewer, make_batch(fewer)))
+
+    an_image = {size: seconds(Step(variant, args, make_batch(args, size))) / size for size in batch_sizes}
+    counts = [args.num_local * part // 4 for part in range(1, 5)]
+    by_views = {count: with_views(count) for count in counts}
+    slope = (by_views[counts[-1]] - by_views[counts[0]]) / (counts[-1] - counts[0])
+    off = [abs(by_views[n] / (by_views[counts[0]] + slope * (n - counts[0])) - 1) for n in counts]
+    return {
+        "scaling_variant": variant,
+        "seconds_an_image_by_batch_size": {size: round(value, 5) for size, value in an_image.items()},
+        "largest_over_smallest_batch": round(an_image[batch_sizes[-1]] / an_image[batch_sizes[0]], 3),
+        "seconds_a_step_by_local_views": {count: round(value, 5) for count, value in by_views.items()},
+        "furthest_from_a_straight_line": round(max(off), 3),
+    }
+
+
+def draw_profile(args: argparse.Namespace, path: str) -> dict[str, dict[str, float]]:
+    """Draws where the time of a step goes, a bar a variant; returns medians of the parts in seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    batch = make_batch(args)
+    found: dict[str, dict[str, float]] = {}
+    for variant in VARIANTS:
+        step = Step(variant, args, batch)
+        step()
+        rounds = []
+        clock = Clock(args.device)
+        step.watch(clock)
+        for _ in range(args.repeats):
+            clock.seconds = {}
+            step(clock)
+            rounds.append(clock.seconds)
+        found[variant] = {part: statistics.median(seconds.get(part, 0.0) for seconds in rounds) for part in PARTS}
+    names = {"baseline": "plain, float32", "ours": "ours, float32", "bf16": "ours, bfloat16"}
+    figure, axes = pyplot.subplots(figsize=(10, 3.6), layout="constrained")
+    colours = pyplot.get_cmap("tab20").colors
+    order = (0, 2, 4, 6, 8, 1, 3, 5, 7)
+    left = [0.0] * len(VARIANTS)
+    for part, colour in zip(PARTS, order, strict=True):
+        widths = [found[variant][part] for variant in VARIANTS]
+        axes.barh([names[variant] for variant in VARIANTS], widths, left=left, color=colours[colour], label=part)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for row, total in enumerate(left):
+        axes.text(total, row, f" {total:.2f} s" if total > 1 else f" {1000 * total:.0f} ms", va="center")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max(left))
+    axes.set_xlabel(f"seconds of a step: {args.method}, batch {args.batch_size}, {machine(args.device)}")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    return {variant: {part: round(value, 4) for part, value in parts.items()} for variant, parts in found.items()}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -328,6 +429,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu")
     made.add_argument("--json", action="store_true", help="Print one JSON line.")
     made.add_argument("--compile", action="store_true", help="Compile ours with torch.compile.")
+    made.add_argument("--scaling", action="store_true", help="Time other batch sizes and numbers of local views too.")
+    made.add_argument("--profile", metavar="PNG", help="Draw where the time of a step goes.")
     made.add_argument("--no_memory", dest="memory", action="store_false", help="Leave the peak memory out.")
     made.add_argument("--hidden_size", type=int, default=384)
     made.add_argument("--num_hidden_layers", type=int, default=12)

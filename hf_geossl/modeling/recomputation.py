@@ -60,9 +60,7 @@ class _ExplicitAttention(torch.autograd.Function):
         return torch.softmax((query * scaling) @ key.transpose(-1, -2), dim=-1, dtype=torch.float32)
 
     @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.scaling = scaling
         weights = _ExplicitAttention.weights(query, key, scaling).to(value.dtype)
@@ -79,9 +77,7 @@ class _ExplicitAttention(torch.autograd.Function):
         return of_scores @ key * ctx.scaling, of_scores.transpose(-1, -2) @ query * ctx.scaling, of_value, None
 
 
-def explicit_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
-) -> torch.Tensor:
+def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
     """
     Attention without a mask, for bfloat16 on a CPU: there PyTorch's own is slower, in the backward pass several times.
 
