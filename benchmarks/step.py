@@ -284,17 +284,15 @@ def memory_of(variant: str, arguments: list[str]) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
-    """Floating-point operations a second of a product of square matrices: the best of ten."""
+def make_product(device: str, dtype: torch.dtype, size: int) -> Callable[[], None]:
+    """A product of two square matrices, whose rate a step's products are compared with."""
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        wait(device)
-        start = time.perf_counter()
+
+    def product() -> None:
         first @ second.T
         wait(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+
+    return product
 
 
 def count_operations(step: Step) -> int:
@@ -311,12 +309,15 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     operations = count_operations(steps["baseline"])
     functions: dict[str, Callable[[], Any]] = dict(steps)
     functions["moving_average"] = lambda: (steps["ours"].model.after_step(MOMENTUM), wait(args.device))
+    size = 2048 if args.device == "cpu" else 8192
+    functions["product_ours"] = make_product(args.device, torch.float32, size)
+    functions["product_bf16"] = make_product(args.device, torch.bfloat16, size)
+    if args.method == "loca":  # what the target of LOCA's step is stated in
+        other = argparse.Namespace(**{**vars(args), "method": "gtsa", "num_local": 8})
+        functions["plain_gtsa"] = Step("baseline", other, make_batch(other))
     seconds = interleave(functions, args.repeats)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    size = 4096 if args.device == "cpu" else 8192
-    rate = {"ours": torch.float32, "bf16": torch.bfloat16}
-    rates = {name: matrix_rate(args.device, dtype, size) for name, dtype in rate.items()}
-    rates["baseline"] = rates["ours"]
+    rate = {name: 2 * size**3 / median[f"product_{'bf16' if name == 'bf16' else 'ours'}"] for name in VARIANTS}
     ratios = {
         name: round(median_ratio(seconds[above], seconds[below]), 3)
         for name, above, below in (
@@ -325,7 +326,9 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             ("bf16_ratio_to_ours", "ours", "bf16"),
             ("moving_average_share", "moving_average", "ours"),
             ("moving_average_share_bf16", "moving_average", "bf16"),
+            ("ours_to_plain_gtsa", "ours", "plain_gtsa"),
         )
+        if above in seconds and below in seconds
     }
     result = {
         "what": f"step of {args.method}, seconds; {args.hidden_size} wide, {args.num_hidden_layers} deep, batch "
@@ -334,8 +337,8 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         **ratios,
         "images_per_second": {name: round(args.batch_size / median[name], 2) for name in VARIANTS},
         "operations": operations,
-        "matrix_rate": {name: round(value / 1e9, 1) for name, value in rates.items()},
-        "share_of_matrix_rate": {name: round(operations / median[name] / rates[name], 3) for name in VARIANTS},
+        "matrix_rate_gflops": {name: round(value / 1e9, 1) for name, value in rate.items()},
+        "share_of_matrix_rate": {name: round(operations / median[name] / rate[name], 3) for name in VARIANTS},
         "machine": machine(args.device),
     }
     if args.scaling:

@@ -200,7 +200,7 @@ class ViTAttentionBase(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of `(batch, heads, tokens, head_dim)`, projected to `(batch, tokens, hidden_size)`; and weights."""
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        if implementation == "sdpa" and query.dtype == torch.bfloat16 and query.device.type == "cpu":
             return self.projection(explicit_attention(query, key, value, self.scaling).flatten(2)), None
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **kwargs)
