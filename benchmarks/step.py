@@ -360,7 +360,7 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
 def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds an image by batch size, and seconds a step by number of local views, of ours (bf16 on a GPU)."""
     cuda = args.device.startswith("cuda")
-    variant, batch_sizes = ("bf16", (16, 32, 64, 128, 256, 512)) if cuda else ("ours", (1, 2, 4, 8))
+    variant, batch_sizes = ("bf16", (16, 32, 64, 128, 256, 512)) if cuda else ("ours", (2, 4, 8, 16))
 
     def seconds(step: Step) -> float:
         return statistics.median(interleave({"step": step}, args.repeats)["step"])

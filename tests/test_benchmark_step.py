@@ -1,8 +1,6 @@
 """The plain programs that a step is timed against compute what ours compute, and the command prints what it measured."""
 
 import json
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,7 +8,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.step import METHODS, PARTS, VARIANTS, Step, make_batch, make_model, make_plain, parser
+from benchmarks.step import (
+    METHODS,
+    PARTS,
+    VARIANTS,
+    Step,
+    main,
+    make_batch,
+    make_model,
+    make_plain,
+    memory_of,
+    parser,
+    resident,
+)
 from hf_geossl import GTSAConfig, GTSAModel
 from hf_geossl.modeling.recomputation import explicit_attention, gelu_linear
 
@@ -50,15 +60,16 @@ def test_the_plain_step_has_our_losses_and_gradients(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_plain_step_moves_weights_and_teacher_as_ours(method: str) -> None:
+def test_the_plain_step_moves_weights_and_teacher_as_ours(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping, moving average and centers; SGD in the place of AdamW, to which a gradient's size would not matter."""
+    monkeypatch.setattr("benchmarks.step.MOMENTUM", 0.5)
     args = _tiny(method)
     batch = make_batch(args)
     moved = []
     for variant in ("baseline", "ours"):
         step = Step(variant, args, batch)
         before = {name: value.clone() for name, value in step.model.state_dict().items()}
-        step.optimizer, step.max_norm = torch.optim.SGD(step.trained, lr=1.0), 0.05
+        step.optimizer, step.max_norm = torch.optim.SGD(step.trained, lr=2.0), 0.05
         for seed in range(2):
             torch.manual_seed(seed)
             step()
@@ -70,24 +81,33 @@ def test_the_plain_step_moves_weights_and_teacher_as_ours(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_command_prints_one_line_of_what_it_measured(method: str, tmp_path: Path) -> None:
+def test_the_command_prints_one_line_of_what_it_measured(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = tmp_path / "profile.png"
-    command = [sys.executable, "-m", "benchmarks.step", "--method", method, *TINY, "--json"]
-    command += ["--profile", str(picture), "--scaling"] if method == "gtsa" else ["--no_memory"]
-    printed = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True).stdout
-    (line,) = printed.splitlines()
+    main(["--method", method, *TINY, "--json", "--no_memory", "--scaling", "--profile", str(picture)])
+    (line,) = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     for name in (*VARIANTS, "ratio", "bf16_ratio", "moving_average", "moving_average_share", "operations"):
         assert result[name] > 0, name
-    assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=0.02)  # one round: no medians
-    if method == "gtsa":
-        assert set(result["profile"]) == set(VARIANTS)
-        assert set(result["profile"]["ours"]) == set(PARTS)
-        assert min(result["profile"]["ours"].values()) > 0
-        assert picture.read_bytes()[:4] == b"\x89PNG"
-        assert set(result["memory_mb"]) == set(VARIANTS)
-        assert all(found["peak"] > found["before"] > 0 for found in result["memory_mb"].values())
-        assert len(result["seconds_an_image_by_batch_size"]) == 4
+    # one round: there is nothing to take a median of
+    assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=0.02)
+    assert result["bf16_ratio"] == pytest.approx(result["baseline"] / result["bf16"], rel=0.02)
+    assert set(result["profile"]) == set(VARIANTS)
+    for parts in result["profile"].values():
+        assert tuple(parts) == PARTS
+        assert min(parts.values()) > 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert list(result["seconds_an_image_by_batch_size"]) == ["2", "4", "8", "16"]
+    assert ("ours_to_plain_gtsa" in result) == (method == "loca")
+
+
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    """What this process holds does not count."""
+    held = torch.ones(2**28)  # 1 GiB
+    found = memory_of("bf16", TINY)
+    assert 100 < found["before"] < found["peak"] < found["before"] + 500
+    assert found["peak"] < resident("VmHWM") - 500 or held.sum() < 0
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
