@@ -391,18 +391,21 @@ def draw_profile(args: argparse.Namespace, path: str) -> dict[str, dict[str, flo
     from matplotlib import pyplot
 
     batch = make_batch(args)
-    found: dict[str, dict[str, float]] = {}
-    for variant in VARIANTS:
-        step = Step(variant, args, batch)
+    clock = Clock(args.device)
+    steps = {variant: Step(variant, args, batch) for variant in VARIANTS}
+    rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    for step in steps.values():
         step()
-        rounds = []
-        clock = Clock(args.device)
         step.watch(clock)
-        for _ in range(args.repeats):
+    for _ in range(args.repeats):  # in turn, so that what else the machine does falls on all
+        for variant, step in steps.items():
             clock.seconds = {}
             step(clock)
-            rounds.append(clock.seconds)
-        found[variant] = {part: statistics.median(seconds.get(part, 0.0) for seconds in rounds) for part in PARTS}
+            rounds[variant].append(clock.seconds)
+    found = {
+        variant: {part: statistics.median(seconds.get(part, 0.0) for seconds in of_variant) for part in PARTS}
+        for variant, of_variant in rounds.items()
+    }
     names = {"baseline": "plain, float32", "ours": "ours, float32", "bf16": "ours, bfloat16"}
     figure, axes = pyplot.subplots(figsize=(10, 3.6), layout="constrained")
     colours = pyplot.get_cmap("tab20").colors
