@@ -33,6 +33,7 @@ CODE = {
     "modeling_vit_tasks.py",
     "objectives.py",
     "pretraining_vit.py",
+    "recomputation.py",
 }
 CLASSES = {
     "AutoModel": "Model",

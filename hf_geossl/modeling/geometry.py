@@ -64,7 +64,8 @@ def overlap_boxes(
     batch_size, num_views, _ = crop_boxes.shape
     if quarter_turns.shape != (batch_size, num_views):
         raise ValueError(f"quarter_turns must have shape {(batch_size, num_views)}, got {tuple(quarter_turns.shape)}")
-    sizes = torch.as_tensor(crop_sizes, dtype=torch.float32, device=crop_boxes.device)
+    # in two steps, so that the host does not wait for the device
+    sizes = torch.as_tensor(crop_sizes, dtype=torch.float32).to(crop_boxes.device, non_blocking=True)
     if sizes.shape != (num_views,):
         raise ValueError(f"crop_sizes must name the side of each of the {num_views} views, got {tuple(sizes.shape)}")
     if not 1 <= num_global <= num_views:

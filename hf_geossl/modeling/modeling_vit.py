@@ -14,6 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
+from .recomputation import GELU_APPROXIMATIONS, explicit_attention, gelu_linear
 
 
 def resample_positions(
@@ -198,9 +199,10 @@ class ViTAttentionBase(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of `(batch, heads, tokens, head_dim)`, projected to `(batch, tokens, hidden_size)`; and weights."""
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            return self.projection(explicit_attention(query, key, value, self.scaling).flatten(2)), None
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.projection(output.flatten(2)), weights
 
@@ -227,10 +229,20 @@ class ViTMLP(nn.Module):
         self.fc1 = ViTMLPLinear(config.hidden_size, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = ViTMLPLinear(intermediate_size, config.hidden_size)
+        self.approximate = GELU_APPROXIMATIONS.get(config.hidden_act)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        hidden = self.fc1(hidden_states)
+        if self.approximate is not None and hidden.requires_grad and self._has_plain_output():
+            return gelu_linear(hidden, self.fc2, self.approximate)
+        return self.fc2(self.activation(hidden))
+
+    def _has_plain_output(self) -> bool:
+        """Whether nobody has put something else in the place of `fc2`, such as an adapter, or compiles it."""
+        fc2 = self.fc2
+        hooked = fc2._forward_hooks or fc2._forward_pre_hooks or fc2._backward_hooks or fc2._backward_pre_hooks
+        return type(fc2) is ViTMLPLinear and not hooked and not torch.compiler.is_compiling()
 
 
 class ViTDropPath(nn.Module):

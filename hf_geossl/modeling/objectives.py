@@ -44,26 +44,14 @@ def patch_correspondence_loss(
     """
     student = F.normalize(student_tokens.float(), dim=-1, eps=1e-8)
     teacher = F.normalize(teacher_tokens.float(), dim=-1, eps=1e-8).detach()
-    batch_size, num_views, num_student, _ = student.shape
-    num_global, num_teacher = teacher.shape[1:3]
-    with torch.no_grad():
-        similarity = torch.einsum("bvic,bgjc->bvgij", student, teacher)
-        best_of_student, teacher_of_student = similarity.max(dim=-1)  # (B, V, G, Ns)
-        best_of_teacher, student_of_teacher = similarity.max(dim=-2)  # (B, V, G, Nt)
-        kept_student = best_of_student.topk(min(num_matches, num_student), dim=-1).indices  # (B, V, G, K)
-        kept_teacher = best_of_teacher.topk(min(num_matches, num_teacher), dim=-1).indices
+    similarity = torch.einsum("bvic,bgjc->bvgij", student, teacher)
 
-    batch = torch.arange(batch_size, device=student.device)[:, None, None, None]
-    view = torch.arange(num_views, device=student.device)[:, None, None]
-    of_global = torch.arange(num_global, device=student.device)[:, None]
+    def mean_of_best(best: torch.Tensor) -> torch.Tensor:
+        """Mean of the largest `num_matches` of the best cosines `(batch, views, globals, tokens)`."""
+        return best.topk(min(num_matches, best.shape[-1]), dim=-1, sorted=False).values.mean(dim=(0, 3))
 
-    def mean_cosine(student_index: torch.Tensor, teacher_index: torch.Tensor) -> torch.Tensor:
-        pairs = student[batch, view, student_index] * teacher[batch, of_global, teacher_index]  # (B, V, G, K, C)
-        return pairs.sum(-1).mean(dim=(0, 3))
-
-    from_student = mean_cosine(kept_student, teacher_of_student.gather(-1, kept_student))
-    from_teacher = mean_cosine(student_of_teacher.gather(-1, kept_teacher), kept_teacher)
-    return -0.5 * (from_student + from_teacher)
+    # the gradient of a maximum goes to where it was found: to the tokens of the chosen matches, and nowhere else
+    return -0.5 * (mean_of_best(similarity.max(dim=-1).values) + mean_of_best(similarity.max(dim=-2).values))
 
 
 def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class GTSAProjector(nn.Module):
     def forward(self, patch_tokens: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, side ** 2, hidden_size)` to `(batch, projection_size, side, side)`."""
         side = round(patch_tokens.shape[1] ** 0.5)
-        maps = patch_tokens.transpose(1, 2).unflatten(2, (side, side))
+        maps = patch_tokens.contiguous().transpose(1, 2).unflatten(2, (side, side))  # channels last, as they lie
         for block in self.blocks:
             maps = block(maps)
         return self.projection(maps)

@@ -10,6 +10,25 @@ from hf_geossl.training.sharding import gradient_norms, local_parts, whole
 from hf_geossl.training.stream_trainer import StreamTrainer
 
 
+def clip_each_tensor(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """
+    Clips each gradient by itself, in place, without waiting for the device.
+
+    Args:
+        gradients (`list[torch.Tensor]`): The gradients; at least one.
+        max_norm (`float`): Above 0; no gradient's norm is larger afterwards.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the norm of all of them together, before.
+
+    Source: arXiv 2304.08014, the authors' code; epsilon 1e-6 in the quotient.
+    """
+    norms = gradient_norms(gradients)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(local_parts(gradients), list(factors.unbind()))
+    return torch.linalg.vector_norm(norms)
+
+
 class ScheduledTrainer(StreamTrainer):
     """What is a function of the optimizer step, and of each parameter's kind; the rest is `TeacherStudentTrainer`'s."""
 
@@ -80,10 +99,7 @@ class ScheduledTrainer(StreamTrainer):
             return whole(super()._clip_grad_norm(model))
         self.accelerator.unscale_gradients()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norms = gradient_norms(gradients)
-        factors = (self.args.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(local_parts(gradients), list(factors.unbind()))
-        return torch.linalg.vector_norm(norms)
+        return clip_each_tensor(gradients, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """As transformers', of all processes' parts."""
