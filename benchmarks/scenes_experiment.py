@@ -7,6 +7,8 @@ Every finished arm leaves a JSON file, and a second start goes on with the arms 
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 import logging
 import math
@@ -44,6 +46,7 @@ from hf_geossl import (
     load_scenes,
 )
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.modeling.objectives_hosts import prediction_diversity
 
 RESULTS = Path(__file__).parent / "results" / "scenes_experiment"
 
@@ -57,7 +60,7 @@ class Preset:
         image_size, patch_size, local_size (`int`): Pixels.
         hidden_size, num_hidden_layers, num_attention_heads (`int`): Of the trunk.
         train_images, probe_images (`int`): Images to pretrain on; to train and to measure probes on, each.
-        batch_size, steps, seeds (`int`): Of the pretraining.
+        batch_size, steps (`int`): Of the pretraining.
         head_size, prototypes, bottleneck (`int`): Of all heads.
         patch_features, equivariant_features (`int`): EquiCoherent's d_patch and d_equi.
         momentum (`float`): Of the teacher at the start, to 1.
@@ -66,6 +69,8 @@ class Preset:
         global_scale, local_scale (`tuple[float, float]`): Shares of the image's area.
         num_local, num_focal (`int`): Local views; focal queries of LOCA.
         tasks (`dict`): Which probes with which settings.
+        reconstruction_weight (`float`): EquiCoherent's; to be chosen from 1, 5 and 10 on a seed outside of the three.
+        bootstrap (`int`): Resamples for the intervals, and for "above all floors".
     """
 
     image_size: int
@@ -91,29 +96,33 @@ class Preset:
     num_local: int
     num_focal: int
     tasks: dict[str, dict[str, Any]]
-    seeds: int = 3
+    reconstruction_weight: float = 1.0
+    bootstrap: int = 1000
 
 
 # probes and their settings, where they are not the protocols' own defaults
+_SHARES = [1 / 32, 1 / 8, 1.0]
 _PROBES: dict[str, dict[str, Any]] = {
     "knn": {},
     "linear": {},
     "multilabel": {},
     "rotation": {},
-    "equivariance": {"padded": False},
+    "equivariance": {},
     "orientation": {},
     "segmentation": {},
-    "segmentation_few_shot": {"shares": [1 / 32, 1.0]},
+    "segmentation_few_shot": {"shares": _SHARES},
     "depth": {},
     "detection": {},
     "propagation": {},
 }
-# for two CPU cores: shorter training of heads
+# for two CPU cores: fewer images and shorter training of heads
 _SMOKE_PROBES = {
     **_PROBES,
-    "equivariance": {"padded": False, "mlp_epochs": 0, "train_images": 500, "test_images": 500},
-    "segmentation_few_shot": {"shares": [1 / 32, 1.0], "subsets": 1, "steps": 60},
-    "detection": {"steps": 60, "masks": False},
+    "equivariance": {"padded": False, "mlp_epochs": 0, "train_images": 300, "test_images": 300},
+    "segmentation": {"steps": 300, "random_floor": False},
+    "segmentation_few_shot": {"shares": _SHARES, "subsets": 1, "steps": 40},
+    "depth": {"steps": 300, "random_floor": False},
+    "detection": {"steps": 40, "masks": False},
     "propagation": {"clips": 20},
 }
 PRESETS = {
@@ -141,6 +150,7 @@ PRESETS = {
         num_local=2,
         num_focal=2,
         tasks=_SMOKE_PROBES,
+        bootstrap=100,
     ),
     "gpu": Preset(
         image_size=96,
@@ -256,14 +266,14 @@ def _loca(preset: Preset, location_weight: float = 1.0) -> tuple[Any, ...]:
     return LOCAForPreTraining(config), LOCATrainer, LOCATrainingArguments, views
 
 
-def _host(host: str, transformation: str | None = None, weight: float = 1.0) -> Callable[[Preset], tuple[Any, ...]]:
+def _host(host: str, transformation: str | None = None, control: bool = False) -> Callable[[Preset], tuple[Any, ...]]:
     def make(preset: Preset) -> tuple[Any, ...]:
         with_locals = host in ("dino", "ibot", "dinov2")
         config = EquiCoherentConfig(
             **_trunk(preset),
             host=host,
             transformation=transformation,
-            reconstruction_weight=weight,
+            reconstruction_weight=0.0 if control else preset.reconstruction_weight,
             patch_features=preset.patch_features,
             equivariant_features=preset.equivariant_features,
             head_hidden_size=preset.head_size,
@@ -297,14 +307,19 @@ ARMS: dict[str, Callable[[Preset], tuple[Any, ...]]] = {
     "loca": _loca,
     "loca_cluster": lambda preset: _loca(preset, location_weight=0.0),
     "ibot": _host("ibot"),
-    "ibot_control": _host("ibot", "se2", 0.0),
+    "ibot_control": _host("ibot", "se2", control=True),
     "ibot_equicoherent": _host("ibot", "se2"),
     "dinov2": _host("dinov2"),
     "dinov2_equicoherent": _host("dinov2", "se2"),
     "vicreg": _host("vicreg"),
     "vicreg_equicoherent": _host("vicreg", "se2"),
 }
-OBJECT_ARMS = {"dino_object": "dino", "gtsa_object": "gtsa"}  # the same on the object-centric twin
+OBJECT_ARMS = {
+    "gtsa_object": "gtsa",
+    "dino_object": "dino",
+    "random_object": "random",
+}  # the same, trained and measured on the object-centric twin
+NO_PROTOTYPES = ("gtsa", "vicreg")  # objectives without predictions whose diversity could tell that they live
 
 
 def pretrain(
@@ -320,7 +335,7 @@ def pretrain(
     set_seed(seed)
     model, trainer_class, arguments_class, views = ARMS[OBJECT_ARMS.get(arm, arm)](preset)
     logged: dict[str, Any] = {}
-    if arm != "random":
+    if OBJECT_ARMS.get(arm, arm) != "random":
         cuda = torch.cuda.is_available()
         args = arguments_class(
             output_dir=str(folder),
@@ -349,21 +364,37 @@ def pretrain(
             picture=False,
         )
         trainer = trainer_class(model, args, train_dataset=images, views=views)
+        clusters = _watch_clusters(model, max(preset.steps // 40, 1)) if isinstance(model, LOCAForPreTraining) else []
         began = time.perf_counter()
         trainer.train()
-        logged = _summary(trainer.state.log_history) | {"seconds": round(time.perf_counter() - began, 1)}
+        logged = _summary(trainer.state.log_history, clusters) | {"seconds": round(time.perf_counter() - began, 1)}
         trainer.end_processes()
     encoder = load_encoder(model)
     encoder.name = arm
     return encoder, logged
 
 
-def _summary(history: list[dict[str, float]]) -> dict[str, Any]:
+def _watch_clusters(model: LOCAForPreTraining, every: int) -> list[float]:
+    """Collects, now and then, how much LOCA's cluster predictions tell of their tokens; its trainer does not log it."""
+    found: list[float] = []
+    calls = itertools.count()
+
+    @torch.no_grad()
+    def look(module: Any, inputs: Any, outputs: Any) -> None:
+        if next(calls) % every == 0:
+            logits = outputs.random_query_cluster_logits.float() / module.config.student_temperature
+            found.append(prediction_diversity(logits.flatten(0, 1).softmax(dim=-1)).item())
+
+    model.register_forward_hook(look)
+    return found
+
+
+def _summary(history: list[dict[str, float]], clusters: Sequence[float]) -> dict[str, Any]:
     """Losses at the start and the end, and the diversity of predictions in the last two quarters of the run."""
     lines = [line for line in history if "loss" in line]
     names = [name for name in lines[0] if name.endswith("loss")]
     summary: dict[str, Any] = {name: [lines[0][name], lines[-1][name]] for name in names}
-    diversity = [line["prediction_diversity"] for line in lines if "prediction_diversity" in line]
+    diversity = [line["prediction_diversity"] for line in lines if "prediction_diversity" in line] or list(clusters)
     if diversity:
         quarter = max(len(diversity) // 4, 1)
         parts = (diversity[-2 * quarter : -quarter] or diversity, diversity[-quarter:])
@@ -387,6 +418,7 @@ class Claim:
         arm, other (`str`): The difference is the first minus the second.
         measure (`Callable`): Reads a number from an arm's results (None where it was not measured).
         threshold (`float`): What the mean difference has to reach; below 0 a loss that is allowed ("not worse").
+        minus (`tuple[str, str]`, *optional*): Two more arms, whose difference is subtracted: a gap against another gap.
     """
 
     what: str
@@ -394,6 +426,12 @@ class Claim:
     other: str
     measure: Callable[[dict[str, Any]], float | None]
     threshold: float
+    minus: tuple[str, str] | None = None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """All arms that the claim rests on."""
+        return (self.arm, self.other, *(self.minus or ()))
 
 
 def judge(differences: Sequence[float], threshold: float) -> dict[str, Any]:
@@ -441,20 +479,32 @@ def _classes(tasks: dict[str, Any]) -> float | None:
 _MEAN_IOU = _metric("segmentation", "mean_iou")
 _FINE_TUNED, _FEW_SHOT = (_metric("segmentation_few_shot", f"mean_iou_{share}") for share in ("1", "1/32"))
 _ROTATION_R2 = _metric("equivariance", "rotation_r2_ridge", 1.0)
+TURNS, CONTROL = "GTSA: quarter turns", "EquiCoherent: R2(rotation) against the control"
 CLAIMS = (
     Claim("GTSA: linear segmentation, mIoU", "gtsa", "dino", _MEAN_IOU, 1.5),
     Claim("GTSA: fine-tuned segmentation, mIoU", "gtsa", "dino", _FINE_TUNED, 1.0),
     Claim("GTSA: scene class, linear", "gtsa", "dino", _metric("linear", "accuracy"), 1.0),
     Claim("GTSA: detection, AP50", "gtsa", "dino", _metric("detection", "box_ap50"), 1.0),
-    Claim("GTSA: quarter turns", "gtsa", "dino", _metric("rotation", "accuracy"), 10.0),
+    Claim(TURNS, "gtsa", "dino", _metric("rotation", "accuracy"), 10.0),
     Claim("LOCA: fine-tuned segmentation, mIoU, all images", "loca", "loca_cluster", _FINE_TUNED, 1.5),
     Claim("LOCA: fine-tuned segmentation, mIoU, 1/32", "loca", "loca_cluster", _FEW_SHOT, 2.0),
     Claim("LOCA: fine-tuned segmentation against random, all images", "loca", "random", _FINE_TUNED, 1.5),
     Claim("LOCA: fine-tuned segmentation against random, 1/32", "loca", "random", _FEW_SHOT, 2.0),
-    Claim("EquiCoherent: R2(rotation) against the control", "ibot_equicoherent", "ibot_control", _ROTATION_R2, 0.10),
+    Claim(CONTROL, "ibot_equicoherent", "ibot_control", _ROTATION_R2, 0.10),
     *(
         Claim(f"EquiCoherent: R2(rotation) against plain {host}", f"{host}_equicoherent", host, _ROTATION_R2, 0.20)
         for host in ("ibot", "dinov2", "vicreg")
+    ),
+    *(
+        Claim(
+            f"GTSA: larger gap on scenes than on objects, {what}",
+            "gtsa",
+            "dino",
+            measure,
+            0.0,
+            ("gtsa_object", "dino_object"),
+        )
+        for what, measure in (("mIoU", _MEAN_IOU), ("class, linear", _metric("linear", "accuracy")))
     ),
     Claim("EquiCoherent: scene classes not worse", "ibot_equicoherent", "ibot_control", _classes, -2.0),
     Claim("EquiCoherent: segmentation not worse", "ibot_equicoherent", "ibot_control", _MEAN_IOU, -0.5),
@@ -463,7 +513,7 @@ CLAIMS = (
 
 def gate(result: dict[str, Any], random: dict[str, Any]) -> dict[str, bool | None]:
     """
-    Whether an arm has learned enough for its numbers to be compared; None where it cannot be told.
+    Whether an arm has learned enough for its numbers to be compared; None where it was not measured.
 
     Args:
         result, random (`dict`): What `run_arm` has written for the arm and for random weights of the same seed.
@@ -471,15 +521,24 @@ def gate(result: dict[str, Any], random: dict[str, Any]) -> dict[str, bool | Non
     tasks, floor = result["tasks"], random["tasks"]
     accuracy = _metric("knn", "accuracy")
     found, random_found = accuracy(tasks), accuracy(floor)
-    thumbnail = tasks.get("knn", {}).get("details", {}).get("floors", {}).get("accuracy", {}).get("RGB thumbnail")
+    floors = tasks.get("knn", {}).get("details", {}).get("floors", {}).get("accuracy", {})
+    if random_found is not None:  # another method pools otherwise: its own random twin counts where it is better
+        random_found = max(random_found, 100 * floors.get("random weights", 0.0))
+    thumbnail = floors.get("RGB thumbnail")
     iou, random_iou = _MEAN_IOU(tasks), _MEAN_IOU(floor)
-    diversity = result["training"].get("prediction_diversity")
+    training = result["training"]
+    diversity, spread = training.get("prediction_diversity"), training.get("feature_spread")
+    if diversity is not None:  # "not falling": the last quarter of the run against the one before, within a twentieth
+        alive = diversity[1] > 0.5 and diversity[1] >= 0.95 * diversity[0]
+    elif result["arm"].startswith(NO_PROTOTYPES):  # there is no entropy to look at: that features are not all alike
+        alive = None if spread is None else spread > 0.1
+    else:
+        alive = None
     return {
         "knn_above_random": None if found is None or random_found is None else found >= random_found + 8,
         "knn_above_thumbnail": None if found is None or thumbnail is None else found > 100 * thumbnail,
         "segmentation_above_random": None if iou is None or random_iou is None else iou >= random_iou + 3,
-        # "not falling": the last quarter of the run against the one before, within its noise of a twentieth
-        "objective_alive": None if diversity is None else diversity[1] > 0.5 and diversity[1] >= 0.95 * diversity[0],
+        "objective_alive": alive,
     }
 
 
@@ -496,45 +555,49 @@ def verdicts(results: dict[str, dict[int, dict[str, Any]]]) -> list[dict[str, An
     """
     table = []
     for claim in CLAIMS:
-        seeds = sorted(results.get(claim.arm, {}).keys() & results.get(claim.other, {}).keys())
-        pairs = [
-            (claim.measure(results[claim.arm][seed]["tasks"]), claim.measure(results[claim.other][seed]["tasks"]))
-            for seed in seeds
-        ]
-        differences = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+        numbers = {
+            seed: [claim.measure(results[arm][seed]["tasks"]) for arm in claim.arms]
+            for seed in sorted(set.intersection(*(set(results.get(arm, ())) for arm in claim.arms)))
+        }
+        measured = {seed: [n for n in row if n is not None] for seed, row in numbers.items() if None not in row}
+        signs = (1, -1, -1, 1)
+        differences = [sum(sign * n for sign, n in zip(signs, row, strict=False)) for row in measured.values()]
         row: dict[str, Any] = {
             "claim": claim.what,
-            "arm": claim.arm,
-            "other": claim.other,
+            "arms": list(claim.arms),
             "threshold": claim.threshold,
             "differences": differences,
         }
         if not differences:
-            table.append(row | {"verdict": "not measured"})
+            table.append(row | {"verdict": "not measured", "against": []})
             continue
-        row |= judge(differences, claim.threshold)
+        # near the ceiling of R2 the share that is not explained counts, and not the difference
+        near_ceiling = claim.what == CONTROL and statistics.fmean(control for _, control in measured.values()) > 0.6
+        row |= judge(differences, 0.0 if near_ceiling else claim.threshold)
         against = [f"{len(differences)} of the three seeds"] if len(differences) < 3 else []
-        against += _failed_gates(claim, seeds, results)
-        against += _further_conditions(claim, seeds, results)
+        if near_ceiling and not all(1 - ours <= 0.75 * (1 - control) for ours, control in measured.values()):
+            against.append("1 - R2 falls by less than a quarter")
+        against += _failed_gates(claim, list(measured), results)
+        against += _further_conditions(claim, list(measured), results)
         if against:
             row["verdict"] = "not shown"
+        elif row["verdict"] == "not shown":
+            against = ["the differences"]
         table.append(row | {"against": against})
     return table
 
 
 def _failed_gates(claim: Claim, seeds: Sequence[int], results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
     failed = []
-    for arm in (claim.arm, claim.other):
+    for arm in claim.arms:
+        floor = results.get("random_object" if arm in OBJECT_ARMS else "random", {})
         if arm == "random":
             continue
         for name in ("knn_above_random", "knn_above_thumbnail", "segmentation_above_random", "objective_alive"):
-            passed = [
-                gate(results[arm][seed], results["random"][seed])[name] if seed in results.get("random", {}) else None
-                for seed in seeds
-            ]
+            passed = [gate(results[arm][seed], floor[seed])[name] if seed in floor else None for seed in seeds]
             if False in passed:
                 failed.append(f"gate of {arm}: {name.replace('_', ' ')}")
-            elif None in passed and name != "objective_alive":  # some objectives have no prototypes
+            elif None in passed:
                 failed.append(f"gate of {arm}: {name.replace('_', ' ')} was not measured")
     return failed
 
@@ -543,81 +606,90 @@ def _further_conditions(claim: Claim, seeds: Sequence[int], results: dict[str, d
     """What a claim asks for beside the difference."""
     ours = [results[claim.arm][seed]["tasks"] for seed in seeds]
     further = []
-    if claim.what == "GTSA: quarter turns" and not all((claim.measure(tasks) or 0) >= 80 for tasks in ours):
+    if claim.what == TURNS and not all((claim.measure(tasks) or 0) >= 80 for tasks in ours):
         further.append("below 80 % of quarter turns")
     if claim.measure is _ROTATION_R2:
         beaten = [tasks["equivariance"]["details"]["beats_all_floors"]["rotation"]["ridge"] for tasks in ours]
         if not all(beaten):
             further.append("not above all four floors")
-        if claim.other == "ibot_control":  # above .6 the share of what is not explained counts
-            pairs = [
-                (claim.measure(a), claim.measure(results[claim.other][s]["tasks"]))
-                for a, s in zip(ours, seeds, strict=True)
-            ]
-            high = [(a, b) for a, b in pairs if a is not None and b is not None and b > 0.6]
-            if high and not all(1 - a <= 0.75 * (1 - b) for a, b in high):
-                further.append("1 - R2 falls by less than a quarter")
     if claim.arm == "loca" and claim.other == "loca_cluster":
         positions = [tasks.get("position", {}) for tasks in ours]
-        if not all(p.get("accuracy", 0) >= 5 * p.get("chance", 1) for p in positions):
+        if not all(p.get("position_accuracy", 0.0) >= 5 * p.get("chance", 1.0) for p in positions):
             further.append("position accuracy below 5 x chance")
     return further
 
 
-def run_arm(arm: str, seed: int, name: str, preset: Preset, images: RenderedScenes, file: Path, work: Path) -> None:
-    """Pretrains an arm, measures it and writes its JSON file; a half measured arm goes on from its finished probes."""
-    weights, notes = work / f"{arm}-{seed}", work / f"{arm}-{seed}.json"
-    if notes.is_file():
-        logged = json.loads(notes.read_text())
-        encoder = load_encoder(str(weights))
-        encoder.name = arm
-    else:
+def _plain(preset: Preset) -> dict[str, Any]:
+    """A preset as JSON gives it back."""
+    return json.loads(json.dumps(asdict(preset)))
+
+
+def run_arm(arm: str, seed: int, name: str, preset: Preset, images: RenderedScenes, file: Path, work: Path) -> bool:
+    """
+    Pretrains an arm, measures it and writes its JSON file; a half measured arm goes on from its finished probes.
+
+    Returns:
+        `bool`: False where a probe failed: the file is left out, so that the next start tries again.
+    """
+    # weights of other settings are other weights
+    settings = hashlib.sha256(json.dumps(_plain(preset), sort_keys=True).encode()).hexdigest()[:12]
+    weights = work / f"{arm}-{seed}-{settings}"
+    notes = weights / "training.json"
+    if not notes.is_file():
         encoder, logged = pretrain(arm, seed, preset, images, work / "run")
         shutil.rmtree(work / "run", ignore_errors=True)
         (encoder.module if encoder.whole is None else encoder.whole).save_pretrained(weights)
         notes.write_text(json.dumps(logged))
+    logged = json.loads(notes.read_text())
+    encoder = load_encoder(str(weights))
+    encoder.name = arm
     tasks = dict(preset.tasks)
     if arm == "loca":
-        tasks["position"] = {}
+        tasks["position"] = {"focal_queries": preset.num_focal}
     measured = evaluate_model(
         encoder,
         list(tasks),
         settings=tasks,
         limit=preset.probe_images,
         image_size=preset.image_size,
+        config_name="object" if arm in OBJECT_ARMS else None,
         train_split="validation",  # images that no arm was pretrained on
         test_split="test",
         seed=seed,
-        bootstrap=0,
-        output=work / f"{arm}-{seed}" / "results.json",
-        cache_dir=work / "features",
+        bootstrap=preset.bootstrap,
+        output=weights / "results.json",
+        cache_dir=weights / "features",
         pictures=False,
         progress=sys.stderr.isatty(),
         num_workers=12 if torch.cuda.is_available() else 0,
     )
-    shutil.rmtree(work / "features", ignore_errors=True)
-    about = measured.pop("about")
+    shutil.rmtree(weights / "features", ignore_errors=True)
+    failed = measured.pop("about")["failed"]
+    if failed:
+        print(f"{arm}, seed {seed}, is not finished: {'; '.join(f'{task}: {why}' for task, why in failed.items())}")
+        return False
     result = {
         "arm": arm,
         "seed": seed,
         "preset": name,
         "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "settings": asdict(preset),
+        "settings": _plain(preset),
         "training": logged,
-        "failed": about["failed"],
         "tasks": measured,
     }
     part = file.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1))
     part.replace(file)
+    return True
 
 
-def read_results(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """The finished arms of a folder, by arm and seed."""
+def read_results(folder: Path, seeds: Sequence[int]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The finished arms of a folder, by arm and seed; only the seeds asked for."""
     results: dict[str, dict[int, dict[str, Any]]] = {}
     for file in sorted(folder.glob("*-*.json")):
         result = json.loads(file.read_text())
-        results.setdefault(result["arm"], {})[result["seed"]] = result
+        if result["seed"] in seeds:
+            results.setdefault(result["arm"], {})[result["seed"]] = result
     return results
 
 
@@ -673,7 +745,7 @@ def markdown(results: dict[str, dict[int, dict[str, Any]]], command: str) -> str
         mean = f"{row['mean']:+.3g} +- {row['standard_error']:.2g}" if row.get("standard_error") is not None else "-"
         against = "; ".join(row.get("against", []))
         lines.append(
-            f"| {row['claim']} ({row['arm']} - {row['other']}) | {row['threshold']:+g} | {differences} | {mean} | "
+            f"| {row['claim']} ({' - '.join(row['arms'])}) | {row['threshold']:+g} | {differences} | {mean} | "
             f"{row['verdict']} | {against} |"
         )
     return "\n".join(lines) + "\n"
@@ -685,6 +757,9 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="Names with commas; *_object are on the object twin.")
     parser.add_argument("--seeds", default="0,1,2", help="Seeds with commas.")
     parser.add_argument("--steps", type=int, help="Fewer or more steps than the preset's; told in the results.")
+    parser.add_argument(
+        "--reconstruction_weight", type=float, help="EquiCoherent's, 1 by default; choose on another seed."
+    )
     parser.add_argument("--output", type=Path, help="Folder of the results; benchmarks/results/... by default.")
     parser.add_argument("--work", type=Path, default=Path("runs/scenes_experiment"), help="Folder of the weights.")
     parser.add_argument("--minutes", type=float, default=math.inf, help="Start no further arm after so many.")
@@ -693,10 +768,14 @@ def main() -> None:
     arms, seeds = args.arms.split(","), [int(seed) for seed in args.seeds.split(",")]
     if unknown := set(arms) - {*ARMS, *OBJECT_ARMS}:
         parser.error(f"there is no arm {', '.join(sorted(unknown))}; arms are {', '.join((*ARMS, *OBJECT_ARMS))}")
-    preset = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
+    given = {"steps": args.steps, "reconstruction_weight": args.reconstruction_weight}
+    preset = replace(PRESETS[args.preset], **{name: value for name, value in given.items() if value is not None})
     folder = args.output or RESULTS / args.preset
     folder.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*-*.json"):
+        if json.loads(file.read_text())["settings"] != _plain(preset):
+            parser.error(f"{file.name} in the output folder is of other settings: choose another --output")
     images: dict[str, RenderedScenes] = {}
     began = time.monotonic()
     for seed in seeds:  # seed by seed: the arms that are there can be compared
@@ -710,13 +789,13 @@ def main() -> None:
             if mode not in images:
                 images[mode] = RenderedScenes(preset, mode)
             start = time.monotonic()
-            run_arm(arm, seed, args.preset, preset, images[mode], file, args.work)
-            print(f"{arm}, seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
-    results = read_results(folder)
+            done = run_arm(arm, seed, args.preset, preset, images[mode], file, args.work)
+            print(f"{arm}, seed {seed}: {time.monotonic() - start:.0f} s{'' if done else ', not finished'}", flush=True)
+    results = read_results(folder, seeds)
     if not results:
         return
-    steps = "" if args.steps is None else f" --steps {args.steps}"
-    command = f"python -m benchmarks.scenes_experiment --preset {args.preset} --seeds {args.seeds}{steps}"
+    changed = "".join(f" --{name} {value:g}" for name, value in given.items() if value is not None)
+    command = f"python -m benchmarks.scenes_experiment --preset {args.preset} --seeds {args.seeds}{changed}"
     (folder / "verdicts.json").write_text(json.dumps(verdicts(results), indent=1) + "\n")
     (folder / "README.md").write_text(markdown(results, command))
     print(markdown(results, command))

@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--trust_remote_code", action="store_true", help="Let code of the model's repository run.")
     add("--train_split", default="train", help="What heads are trained on. Default: train.")
     add("--test_split", default="test", help="What is measured. Default: test.")
-    add("--dataset_config", help="Configuration of a dataset on the Hub.")
+    add("--dataset_config", help="Configuration of a dataset on the Hub; of the scenes their mode, topdown or object.")
     add("--dataset_revision", help="Branch, tag or commit of a dataset on the Hub.")
     columns = Columns()
     add("--image_column", default=columns.image, help="Default: %(default)s.")

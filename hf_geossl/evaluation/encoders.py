@@ -225,7 +225,16 @@ class Encoder:
         if self._is_timm:
             heads = [getattr(getattr(block, "attn", None), "num_heads", None) for block in self.blocks]
             return kind, str(self.module), heads
-        told = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
+        # what training or saving writes there, without effect on features
+        told = {
+            "_name_or_path",
+            "transformers_version",
+            "architectures",
+            "auto_map",
+            "dtype",
+            "torch_dtype",
+            "use_cache",
+        }
         config = self.module.config.to_dict()  # type: ignore[union-attr, operator]
         return kind, sorted((name, str(value)) for name, value in config.items() if name not in told)
 

@@ -54,7 +54,8 @@ class EvaluationData:
         limit (`int`, *optional*): At most so many images of each split.
         train_split, test_split (`str`): Which part heads are trained on, and which is measured.
         columns (`Columns`): What the columns are called.
-        config_name, revision, token (`str`, *optional*): Of a dataset on the Hub.
+        config_name, revision, token (`str`, *optional*): Of a dataset on the Hub; the mode ("topdown", "object") is the
+            scenes' `config_name`.
     """
 
     dataset: str = SCENES
@@ -82,8 +83,10 @@ class EvaluationData:
         """Whether these are the embedded scenes."""
         return self.dataset == SCENES
 
-    def samples(self, split: str, *, size: int | None = None, mode: str = "scene") -> Samples:
+    def samples(self, split: str, *, size: int | None = None, mode: str | None = None) -> Samples:
         """A split at another size, or another mode of the scenes (other data has one mode)."""
+        if mode is None:
+            mode = (self.config_name if self.is_scenes else None) or "scene"
         return load_samples(
             self.dataset,
             split,
