@@ -138,7 +138,10 @@ def test_links_and_readme_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     section = readme.split("## Start")[1].split("\n## ")[0]
     commands = re.findall(r"^pip install .*$", section, flags=re.MULTILINE)
-    assert commands == ["pip install -e . && geossl pretrain quickstart", 'pip install -e ".[test]" && pytest']
+    assert commands == [
+        "pip install -e . && geossl pretrain quickstart",
+        'pip install -e ".[test]" && pytest -n auto --dist loadfile',
+    ]
     for picture in re.findall(r"\]\(([\w/]+\.png)\)", readme):
         assert (ROOT / picture).is_file(), picture
 

@@ -36,7 +36,15 @@ from hf_geossl.training.callbacks import PauseCallback
 from hf_geossl.training.evaluation_batches import FirstImages
 
 TOKEN_IN_TEXT = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123"
-SHARED = {"configuration_vit", "modeling_vit", "modeling_vit_tasks", "objectives", "pretraining_vit", "reconstruction"}
+SHARED = {
+    "configuration_vit",
+    "modeling_vit",
+    "modeling_vit_tasks",
+    "objectives",
+    "pretraining_vit",
+    "recomputation",
+    "reconstruction",
+}
 CODE = {  # what `from .module import` leads to
     "gtsa": SHARED | {"configuration_gtsa", "geometry", "modeling_gtsa", "pretraining_gtsa"},
     "loca": SHARED | {"configuration_loca", "heads_loca", "modeling_loca", "pretraining_loca"},
@@ -521,7 +529,7 @@ def test_a_dry_run_lists_and_sends_nothing(
     assert re.search(r"^  changed +[\d.]+ kB  README.md$", printed, re.MULTILINE)
     assert re.search(r"^  removed +[\d.]+ [kM]B  features.png$", printed, re.MULTILINE)
     assert re.search(r"^  unchanged .* model.safetensors$", printed, re.MULTILINE)
-    assert "1 of 18 files would be sent" in printed
+    assert "1 of 19 files would be sent" in printed
     assert len(commits(hub)) == before
 
 

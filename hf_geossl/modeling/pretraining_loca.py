@@ -253,12 +253,14 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             query's tokens in raster order. Call it in eval mode: stochastic depth would be random otherwise.
         """
         queries = self.loca(query_pixel_values, use_positions=self.config.has_cluster_head).last_hidden_state
+        of_itself = self.config.location_target == "self"
+        tokens = queries.shape[1] if of_itself else self.position_predictor.out_features
         if visible_reference_tokens is None:
-            visible_reference_tokens = torch.arange(self.position_predictor.out_features)
+            visible_reference_tokens = torch.arange(tokens)
         visible_reference_tokens = self._token_indices(
-            "visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features, queries.device
+            "visible_reference_tokens", visible_reference_tokens, tokens, queries.device
         )
-        if self.config.location_target == "self":
+        if of_itself:
             return self._predict(queries, queries[:, visible_reference_tokens])
         if self.config.has_cluster_head:
             references = self.teacher.loca(reference_pixel_values).last_hidden_state[:, visible_reference_tokens]
