@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -203,8 +203,7 @@ class Samples:
         if indices is None:
             rows = rows.filter(lambda row, index: _hash(index, seed) < share, with_indices=True)
         else:
-            order = sorted(indices, key=lambda index: _hash(index, seed))
-            indices = sorted(order[: max(1, round(share * len(order)))])
+            indices = _chosen(indices, max(1, round(share * len(indices))), seed)
         told = {**self._told, "subset": [*self._told.get("subset", []), [share, seed]]}
         return Samples(rows, told, self.names, self._read, indices)
 
@@ -270,7 +269,9 @@ def load_samples(
             reads it); or the id of a dataset on the Hub, which is streamed.
         split (`str`): Which part.
         size (`int`): Side of the images in pixels.
-        limit (`int`, *optional*): Only the first so many.
+        limit (`int`, *optional*): Only so many. Scenes are drawn independently, so the first are taken; of a folder, whose
+            order is by class, those that a hash of the place chooses, whatever else is there; of a stream the first after it
+            was shuffled in blocks of shards and among `SHUFFLE_BUFFER` samples with seed 0.
         mode, seed: Of the scenes, see `load_scenes`.
         columns (`Columns`, *optional*): What the columns are called.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub, as in `datasets.load_dataset`.
@@ -320,10 +321,14 @@ def load_samples(
             feature = getattr(feature, "feature", feature)
         if hasattr(feature, "names"):
             names[key] = tuple(feature.names)
-    if hasattr(rows, "__getitem__"):
-        count = len(rows) if limit is None else min(limit, len(rows))
-        return Samples(rows, told, names, reader.row, list(range(count)))
-    return Samples(rows if limit is None else rows.take(limit), told, names, reader.row, None)
+    streamed = _is_stream(rows)
+    if limit is not None:
+        told["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
+    if not streamed:
+        return Samples(rows, told, names, reader.row, _chosen(range(len(rows)), limit, seed=0))
+    if limit is not None:
+        rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
+    return Samples(rows, told, names, reader.row, None)
 
 
 def _open(dataset: str, split: str, config_name: str | None, revision: str | None, token: str | None) -> Any:
@@ -344,6 +349,13 @@ def _open(dataset: str, split: str, config_name: str | None, revision: str | Non
         if isinstance(feature, ImageFeature):
             rows = rows.cast_column(name, ImageFeature(decode=False))
     return rows
+
+
+def _is_stream(rows: Any) -> bool:
+    """Whether rows come in an order of their own. (With torch loaded a stream has a `__getitem__`, which only raises.)"""
+    from datasets import IterableDataset as Stream
+
+    return isinstance(rows, Stream)
 
 
 def _encoded(value: Any) -> Any:
@@ -367,6 +379,13 @@ def _open_map(value: Any) -> Image.Image:
 
 def _image_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _chosen(indices: Sequence[int], count: int | None, seed: int) -> list[int]:
+    """Those of the smallest hash, in their order: data lie in the order of their classes."""
+    if count is None or count >= len(indices):
+        return list(indices)
+    return sorted(sorted(indices, key=lambda index: _hash(index, seed))[:count])
 
 
 def _hash(index: int, seed: int) -> float:
