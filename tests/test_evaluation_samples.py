@@ -1,13 +1,17 @@
 """Images with truth: which are taken, what is known of them, and what a broken one costs."""
 
+import os
 import shutil
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 from supervised import small_model
 
@@ -16,9 +20,19 @@ from hf_geossl.evaluation.encoders import load_encoder
 from hf_geossl.evaluation.knn import KNNSettings, measure_knn
 from hf_geossl.evaluation.linear import LogisticSettings, measure_linear
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.samples import load_samples
+from hf_geossl.evaluation.samples import Columns, load_samples
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=0)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the real Hub."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(HfApi, "dataset_info", fail)
 
 
 def class_folder(root: Path, classes: int = 3, images: int = 30) -> Path:
@@ -32,15 +46,15 @@ def class_folder(root: Path, classes: int = 3, images: int = 30) -> Path:
     return root
 
 
-def stream(count: int, shards: int = 3) -> Any:
-    """Rows in the order of their classes, ten of each, as a stream."""
+def stream(count: int, per_class: int = 10) -> Any:
+    """Rows in the order of their classes, as a stream."""
     encoded = []
     for index in range(count):
         file = BytesIO()
         Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(file, "PNG")
         encoded.append({"bytes": file.getvalue(), "path": None})
-    rows = Dataset.from_dict({"image": encoded, "label": [index // 10 for index in range(count)]})
-    return rows.to_iterable_dataset(num_shards=shards)
+    rows = Dataset.from_dict({"image": encoded, "label": [index // per_class for index in range(count)]})
+    return rows.to_iterable_dataset(num_shards=3)
 
 
 def test_a_limit_takes_images_of_all_classes_of_a_folder(tmp_path: Path) -> None:
@@ -70,12 +84,64 @@ def test_a_limit_takes_images_of_all_classes_of_a_stream(monkeypatch: pytest.Mon
     assert [sample["label"] for sample in everything] == [index // 10 for index in range(90)]
 
 
-def test_training_images_of_one_class_are_refused(tmp_path: Path) -> None:
-    shutil.rmtree(class_folder(tmp_path, classes=2) / "train" / "class1")
-    data = EvaluationData(dataset=str(tmp_path), size=16)
-    encoder = load_encoder(small_model())
-    told = "must show at least two classes, all 30 of them are of class0"
+def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(30, per_class=30))
+    data, encoder = EvaluationData(dataset="user/name", size=16), load_encoder(small_model())
+    told = "must show at least two classes, all 30 of them are of 0"
     with pytest.raises(ValueError, match=told):
         measure_knn(encoder, data, QUIET, KNNSettings())
     with pytest.raises(ValueError, match=told):
         measure_linear(encoder, data, QUIET, LogisticSettings())
+
+
+# ---- what is known of them ----
+
+
+def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits, opened = iter("aab"), []
+    monkeypatch.setattr(reading, "_open", lambda *given: opened.append(given) or stream(4))
+    given = {"size": 16, "revision": "main", "token": "hf_x"}
+    load_samples("user/name", "train", **given)
+    assert opened.pop()[3] == "main"  # offline
+    asked: list[Any] = []
+
+    def dataset_info(api: Any, name: str, revision: str | None = None) -> Any:
+        asked.append((name, revision, api.token))
+        return SimpleNamespace(sha=next(commits))
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    prints = [load_samples("user/name", "train", **given).fingerprint for _ in range(3)]
+    assert asked == [("user/name", "main", "hf_x")] * 3
+    assert [row[3] for row in opened] == ["a", "a", "b"]  # what is read is what the fingerprint says
+    assert prints[0] == prints[1] != prints[2]
+
+
+
+def test_a_folder_is_known_by_place_names_sizes_and_times(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "here" / "photos", images=2)
+
+    def found(path: Path = folder) -> str:
+        return load_samples(str(path), "train", size=16).fingerprint
+
+    shutil.copytree(folder, tmp_path / "there" / "photos")
+    first = found()
+    assert found() == first
+    assert found(tmp_path / "there" / "photos") != first  # same names and sizes, perhaps other pixels
+    image = folder / "train" / "class0" / "000.png"
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    second = found()
+    (folder / "train" / "LICENSE").write_text("free")
+    assert len({first, second, found()}) == 3
+    assert str(tmp_path) not in repr(load_samples(str(folder), "train", size=16)._told)
+
+
+@pytest.mark.parametrize(("value", "reduced"), [(256, False), (300, True), (65535, False)])
+def test_classes_above_255_are_refused(value: int, reduced: bool, tmp_path: Path) -> None:
+    classes = np.full((16, 16), value, np.uint16)
+    row = {"image": np.zeros((16, 16, 3), np.uint8), "annotation": Image.fromarray(classes)}
+    reader = reading._Reader(16, Columns(reduce_labels=reduced))
+    with pytest.raises(ValueError, match=f"must hold classes from 0 to 255, .* got {value}"):
+        reader.row(0, row)
+    row["annotation"] = Image.fromarray(np.full((16, 16), 255, np.uint16))
+    assert reader.row(0, row)["semantic"].unique().tolist() == [255]

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
 from hf_geossl.training.images import DEFAULT_MAX_PIXELS, decode_image
+from hf_geossl.training.retries import is_transient
 
 SCENES = "scenes"
 IGNORED = 255  # a pixel without truth
@@ -93,7 +95,14 @@ class _Reader:
         if row.get(columns.label) is not None:
             sample["label"] = int(row[columns.label])
         if row.get(columns.semantic) is not None:
-            semantic = torch.from_numpy(cut(row[columns.semantic]).astype(np.uint8))
+            classes = cut(row[columns.semantic])
+            if classes.min() < 0 or classes.max() > IGNORED:
+                wrong = classes.min() if classes.min() < 0 else classes.max()
+                raise ValueError(
+                    f"the column {columns.semantic!r} must hold classes from 0 to {IGNORED}, which is no class, got {wrong}: "
+                    "renumber them, or choose another column"
+                )
+            semantic = torch.from_numpy(classes.astype(np.uint8))
             if columns.reduce_labels:
                 semantic = torch.where((semantic == 0) | (semantic == IGNORED), IGNORED, semantic - 1).to(torch.uint8)
             sample["semantic"] = semantic
@@ -299,11 +308,12 @@ def load_samples(
             "categories": THING_CLASSES,
         }
         return Samples(scenes, told, names, reader.scene, list(range(len(scenes))))
+    local = Path(dataset).is_dir()
+    revision = revision if local else _commit(dataset, revision, token)
     rows = _open(dataset, split, config_name, revision, token)
     told |= {"columns": asdict(columns), "config": config_name, "revision": revision}
-    if Path(dataset).is_dir():
-        files = sorted((str(path.relative_to(dataset)), path.stat().st_size) for path in Path(dataset).rglob("*.*"))
-        told |= {"dataset": Path(dataset).name, "files": hashlib.sha256(repr(files).encode()).hexdigest()}
+    if local:
+        told |= {"dataset": Path(dataset).name, "files": _folder_hash(Path(dataset))}
     features = rows.features or {}
     if features and columns.image not in features:
         raise ValueError(
@@ -349,6 +359,23 @@ def _open(dataset: str, split: str, config_name: str | None, revision: str | Non
         if isinstance(feature, ImageFeature):
             rows = rows.cast_column(name, ImageFeature(decode=False))
     return rows
+
+
+def _commit(dataset: str, revision: str | None, token: str | None) -> str | None:
+    """The commit that a revision of a dataset on the Hub is now; the revision as given where the Hub does not tell."""
+    try:
+        return HfApi(token=token).dataset_info(dataset, revision=revision).sha
+    except Exception as error:  # no network, or no such dataset, which opening it will say
+        if not is_transient(error) and not isinstance(error, (OSError, ValueError)):
+            raise
+        return revision
+
+
+def _folder_hash(folder: Path) -> str:
+    """Of where a folder lies and of its files' names, sizes and times; tells nothing of them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()
 
 
 def _is_stream(rows: Any) -> bool:
