@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -17,6 +18,7 @@ from supervised import small_model
 
 from hf_geossl.evaluation import samples as reading
 from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.knn import KNNSettings, measure_knn
 from hf_geossl.evaluation.linear import LogisticSettings, measure_linear
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -46,13 +48,13 @@ def class_folder(root: Path, classes: int = 3, images: int = 30) -> Path:
     return root
 
 
-def stream(count: int, per_class: int = 10) -> Any:
+def stream(count: int, per_class: int = 10, broken: tuple[int, ...] = ()) -> Any:
     """Rows in the order of their classes, as a stream."""
     encoded = []
     for index in range(count):
         file = BytesIO()
         Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(file, "PNG")
-        encoded.append({"bytes": file.getvalue(), "path": None})
+        encoded.append({"bytes": b"no image" if index in broken else file.getvalue(), "path": None})
     rows = Dataset.from_dict({"image": encoded, "label": [index // per_class for index in range(count)]})
     return rows.to_iterable_dataset(num_shards=3)
 
@@ -145,3 +147,51 @@ def test_classes_above_255_are_refused(value: int, reduced: bool, tmp_path: Path
         reader.row(0, row)
     row["annotation"] = Image.fromarray(np.full((16, 16), 255, np.uint16))
     assert reader.row(0, row)["semantic"].unique().tolist() == [255]
+
+
+# ---- broken images, and whole batches ----
+
+
+def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folder(tmp_path, images=4)
+    (folder / "train" / "class1" / "001.png").write_bytes(b"no image")
+    held = load_samples(str(folder), "train", size=16)
+    for workers in (0, 2):
+        caplog.clear()
+        found = list(load_samples(str(folder), "train", size=16).batches(4, num_workers=workers))
+        assert torch.cat([batch["index"] for batch in found]).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+        assert caplog.messages == [f"images of {held.name} that are broken and were left out: 1"]
+    assert [sample["index"] for sample in held] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    endless = held.endless_batches(4, seed=0)
+    for _ in range(6):
+        batch = next(endless)
+        assert len(batch["index"]) == 4
+        assert 5 not in batch["index"]
+    features = compute_features(load_encoder(small_model()), held, ["label", "image"], QUIET)
+    assert len(features["label"]) == len(features["image"]) == 11
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="gave no image that can be read .12 are broken"):
+        list(held.batches(4))
+    with pytest.raises(ValueError, match="gave no image that can be read"):
+        next(held.endless_batches(4, seed=0))
+
+
+def test_streams_give_whole_batches_and_leave_broken_images_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(23, broken=(3, 11)))
+    streamed = load_samples("user/name", "train", size=16)
+    endless = streamed.endless_batches(5, seed=0)
+    batches = [next(endless) for _ in range(9)]
+    assert [len(batch["index"]) for batch in batches] == [5] * 9  # four a pass of 21
+    shades = [sorted(int(value) for value in batch["image"][:, 0, 0, 0]) for batch in batches]
+    assert len({shade for row in shades[:4] for shade in row}) == 20
+    assert not {3, 11} & {shade for row in shades for shade in row}
+    assert caplog.messages == [f"images of {streamed.name} that are broken and were left out: 2"]
+    assert sum(len(batch["index"]) for batch in streamed.batches(5)) == len(list(streamed)) == 21
+    few = streamed.endless_batches(64, seed=0)
+    assert [len(next(few)["index"]) for _ in range(2)] == [21, 21]
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(3, broken=(0, 1, 2)))
+    with pytest.raises(ValueError, match="gave no image that can be read .3 are broken"):
+        next(load_samples("user/name", "train", size=16).endless_batches(5, seed=0))

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,12 +17,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
-from hf_geossl.training.images import DEFAULT_MAX_PIXELS, decode_image
+from hf_geossl.training.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
 from hf_geossl.training.retries import is_transient
+
+logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
 IGNORED = 255  # a pixel without truth
 SHUFFLE_BUFFER = 2048  # samples among which a stream is shuffled
+BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Sample = dict[str, Any]
 
 
@@ -127,31 +132,41 @@ class _Reader:
 
 
 class _Indexed(Dataset):
-    """Rows that can be read in any order."""
+    """Rows that can be read in any order; None for a broken image, or with `replace` the next one that can be read."""
 
-    def __init__(self, rows: Any, indices: list[int], read: Any) -> None:
-        self.rows, self.indices, self.read = rows, indices, read
+    def __init__(self, rows: Any, indices: list[int], read: Any, *, replace: bool = False) -> None:
+        self.rows, self.indices, self.read, self.replace = rows, indices, read, replace
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Sample:
-        index = self.indices[position]
-        return self.read(index, self.rows[index])
+    def __getitem__(self, position: int) -> Sample | None:
+        for step in range(len(self) if self.replace else 1):
+            index = self.indices[(position + step) % len(self)]
+            with suppress(BrokenImageError):
+                return {**self.read(index, self.rows[index]), **({BROKEN: int(step > 0)} if self.replace else {})}
+        return None
 
 
 class _Streamed(IterableDataset):
-    """Rows that come in an order of their own."""
+    """Rows that come in an order of their own; None for a broken image, or with `replace` the next one that can be read."""
 
-    def __init__(self, rows: Any, read: Any) -> None:
-        self.rows, self.read = rows, read
+    def __init__(self, rows: Any, read: Any, *, replace: bool = False) -> None:
+        self.rows, self.read, self.replace = rows, read, replace
 
-    def __iter__(self) -> Iterator[Sample]:
-        index = -1
+    def __iter__(self) -> Iterator[Sample | None]:
+        passed = 0
         for index, row in enumerate(self.rows):
-            yield self.read(index, row)
-        if index < 0:
-            raise ValueError("the dataset gave no sample to evaluate on: choose another split, or a larger limit")
+            try:
+                sample = self.read(index, row)
+            except BrokenImageError:
+                passed += 1
+                if not self.replace:
+                    yield None
+                continue
+            yield {**sample, BROKEN: passed} if self.replace else sample
+            passed = 0
+        yield from [None] * passed if self.replace else ()
 
 
 class Samples:
@@ -178,6 +193,7 @@ class Samples:
     ) -> None:
         self._rows, self._told, self._read, self._indices = rows, told, read, indices
         self.names = names
+        self._told_of_broken = False
         self.name, self.size = f"{told['dataset']} ({told['split']})", told["size"]
 
     @property
@@ -218,33 +234,63 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         if self._indices is None:
-            return iter(_Streamed(self._rows, self._read))
-        return (self._read(index, self._rows[index]) for index in self._indices)
+            found: Iterator[Sample | None] = iter(_Streamed(self._rows, self._read))
+        else:
+            indexed = _Indexed(self._rows, self._indices, self._read)
+            found = (indexed[position] for position in range(len(indexed)))
+        return self._readable((sample, 1, int(sample is None)) for sample in found)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists."""
+        """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists. Broken images are left
+        out, and a warning tells how many."""
         if self._indices is None:  # workers would each read the whole stream
-            return iter(_loader(_Streamed(self._rows, self._read), batch_size))
+            return self._readable(_loader(_Streamed(self._rows, self._read), batch_size))
         dataset = _Indexed(self._rows, self._indices, self._read)
-        return iter(_loader(dataset, batch_size, num_workers=num_workers))
+        return self._readable(_loader(dataset, batch_size, num_workers=num_workers))
 
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Whole batches without end, each pass in another order, a function of `seed` and the pass alone."""
+        """Whole batches without end, each pass in another order, a function of `seed` and the pass alone; the rest of a pass
+        is left out. Where there are fewer samples than a batch holds they come more than once, those of a stream in smaller
+        batches. A broken image is replaced by the next one."""
         for epoch in range(2**31):
             if self._indices is None:
                 rows = self._rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
-                yield from _loader(_Streamed(rows, self._read), batch_size)
+                passed = self._readable(_loader(_Streamed(rows, self._read, replace=True), batch_size))
+                yield from (batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size)
                 continue
             order = np.random.default_rng([seed, epoch]).permutation(len(self._indices)).tolist()
-            order *= -(-batch_size // len(order))  # fewer samples than a batch holds come more than once
-            dataset = _Indexed(self._rows, self._indices, self._read)
+            order *= -(-batch_size // len(order))
+            dataset = _Indexed(self._rows, self._indices, self._read, replace=True)
             whole = order[: len(order) // batch_size * batch_size]
-            yield from _loader(dataset, batch_size, sampler=whole, num_workers=num_workers)
+            yield from self._readable(_loader(dataset, batch_size, sampler=whole, num_workers=num_workers))
+
+    def _readable(self, parts: Iterable[tuple[Any, int, int]]) -> Iterator[Any]:
+        """What can be read of parts with their numbers of images and of broken ones; after the last a word about these."""
+        images = broken = 0
+        for part, count, lost in parts:
+            images, broken = images + count, broken + lost
+            if part is not None:
+                yield part
+        if images == broken:
+            raise ValueError(
+                f"{self.name} gave no image that can be read ({broken} are broken): choose another split, or a larger limit"
+            )
+        if broken and not self._told_of_broken:
+            logger.warning(f"images of {self.name} that are broken and were left out: {broken}")
+            self._told_of_broken = True
 
 
 def _loader(dataset: Any, batch_size: int, **given: Any) -> DataLoader:
     """A loader with a generator of its own: by default each pass draws from the caller's."""
-    return DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator(), **given)
+    return DataLoader(dataset, batch_size, collate_fn=_collate_readable, generator=torch.Generator(), **given)
+
+
+def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int]:
+    """A batch of those that are not broken, the number of all, and that of broken ones, replaced ones among them."""
+    readable = [sample for sample in samples if sample is not None]
+    replaced = sum(sample.pop(BROKEN, 0) for sample in readable)
+    broken = len(samples) - len(readable) + replaced
+    return collate(readable) if readable else None, len(readable) + broken, broken
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
