@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from hf_geossl.evaluation.bootstrap import interval_by_rows
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
 from hf_geossl.evaluation.metrics.keypoint_average_precision import KeypointAveragePrecision
@@ -76,7 +76,8 @@ class DetectionSettings:
 
 class EncoderPyramid(nn.Module):
     """
-    An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors.
+    An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors. Only the trunk computes in
+    mixed precision.
 
     Args:
         encoder (`Encoder`): In training mode if it is to be trained.
@@ -88,11 +89,13 @@ class EncoderPyramid(nn.Module):
         self.trunk = encoder.module
         self.pyramid = SimplePyramid(encoder.width, channels)
         self.out_channels = channels
-        self._tokens = encoder.tokens
+        self._tokens, self._device = encoder.tokens, encoder.device
 
     def forward(self, pixel_values: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         """Normalised images `(batch, 3, height, width)` -> the levels of `SimplePyramid`."""
-        return self.pyramid(self._tokens(pixel_values).patches.permute(0, 3, 1, 2))
+        with mixed_precision(self._device):
+            patches = self._tokens(pixel_values).patches
+        return self.pyramid(patches.float().permute(0, 3, 1, 2))
 
 
 class PatchAnchors(AnchorGenerator):
@@ -223,7 +226,8 @@ def measure_detection(
 
         def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
             images, targets = _inputs(batch, masks, encoder.device, mirrored.random(len(batch["index"])) < 0.5)
-            losses = detector(images, targets)
+            with full_precision(encoder.device):  # boxes are regressed in fractions of pixels
+                losses = detector(images, targets)
             return torch.stack(list(losses.values())).sum()
 
         heads = nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads])
@@ -335,12 +339,10 @@ def _test(
     with options.progress_bar(f"{encoder.name}: {samples.name}", samples.count) as bar:
         for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
             pixels, targets = _inputs(batch, masks, encoder.device)
-            with mixed_precision(encoder.device):
-                outputs = detector(pixels)
+            outputs = detector(pixels)
             for image, output, target in zip(batch["image"], outputs, targets, strict=True):
                 found = {key: value.cpu() for key, value in output.items()}
                 truth = {key: value.cpu() for key, value in target.items()}
-                found = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
                 if masks:
                     found["masks"] = found["masks"][:, 0] > 0.5
                     truth["masks"] = truth["masks"].bool()

@@ -20,7 +20,7 @@ from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.painting import View
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.detection import average_precision_intervals
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics import pckh
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
@@ -270,9 +270,9 @@ def measure_keypoints(
         head = KeypointHead(encoder.width, settings.channels, len(names)).to(encoder.device)
 
         def compute_loss(crops: dict[str, Any]) -> torch.Tensor:
-            heatmaps = head(trunk.tokens(trunk.normalize(crops["images"])).patches)
+            heatmaps = _heatmaps(trunk, head, crops["images"])
             true, weights = draw_heatmaps(crops["points"], crops["frames"], heatmaps.shape[-1], settings.sigma)
-            return ((heatmaps.float() - true).square().mean(dim=(2, 3)) * weights).mean()
+            return ((heatmaps - true).square().mean(dim=(2, 3)) * weights).mean()
 
         batches = train.endless_batches(settings.images_per_step, options.seed, num_workers=options.num_workers)
         fit(
@@ -420,6 +420,14 @@ def _mean_places(
     return total / count.clamp(min=1)[:, None], names
 
 
+def _heatmaps(encoder: Encoder, head: KeypointHead, images: torch.Tensor) -> torch.Tensor:
+    """Heatmaps of crops in float32: bfloat16 has 1/128 at most between the values around a peak, which move it."""
+    with mixed_precision(encoder.device):
+        patches = encoder.tokens(encoder.normalize(images)).patches
+    with full_precision(encoder.device):
+        return head(patches.float())
+
+
 @torch.no_grad()
 def _predict(
     encoder: Encoder, head: KeypointHead, crops: Crops, settings: KeypointsSettings, options: EvaluationOptions
@@ -427,8 +435,7 @@ def _predict(
     """Points `(objects, points, 2)` in pixels of the images, and a score for each object."""
     heatmaps = []
     for part in crops.images.split(options.batch_size):
-        with mixed_precision(encoder.device):
-            heatmaps.append(head(encoder.tokens(encoder.normalize(part)).patches).float().cpu())
+        heatmaps.append(_heatmaps(encoder, head, part).cpu())
     points, scores = decode_heatmaps(torch.cat(heatmaps).numpy(), crops.frames.cpu().numpy(), settings.sigma)
     return points, scores.mean(axis=1)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.training.views_loca import LOCAViews
@@ -200,9 +200,10 @@ def _score(
     visible: torch.Tensor | None,
     side: int,
 ) -> torch.Tensor:
-    """`score_positions` of queries `(batch, Q, 3, s, s)` that see some tokens of the references, on the CPU."""
+    """`score_positions` of queries `(batch, Q, 3, s, s)` that see some tokens of the references, on the CPU; in float32, since
+    scores that are rounded tie and the first of them would win."""
     repeated = references.repeat_interleave(queries.shape[1], dim=0)
-    with mixed_precision(references.device):
+    with full_precision(references.device):
         logits = model.predict_positions(repeated, queries.flatten(0, 1), visible)
     return score_positions(logits.unflatten(0, queries.shape[:2]).flatten(1, 2), positions, side).cpu()
 
