@@ -83,6 +83,16 @@ def _views(encoder: Encoder, settings: PositionSettings) -> LOCAViews:
     )
 
 
+def lacks_head(encoder: Encoder) -> str | None:
+    """What an encoder lacks that is not of a `LOCAForPreTraining`; None of one that is."""
+    if isinstance(encoder.whole, LOCAForPreTraining):
+        return None
+    return (
+        "position needs the training head of a LOCAForPreTraining, which "
+        f"{encoder.name} ({type(encoder.whole or encoder.module).__name__}) has not; save the model with trainer.save_model()"
+    )
+
+
 def measure_position(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PositionSettings
 ) -> TaskResult:
@@ -104,11 +114,8 @@ def measure_position(
         ValueError: If the model is not a `LOCAForPreTraining`.
     """
     model = encoder.whole
-    if not isinstance(model, LOCAForPreTraining):
-        raise ValueError(
-            "position needs the training head of a LOCAForPreTraining, which "
-            f"{encoder.name} ({type(model or encoder.module).__name__}) has not; save the model with trainer.save_model()"
-        )
+    if lack := lacks_head(encoder):
+        raise ValueError(lack)
     views = _views(encoder, settings)
     side = views.reference_size // views.patch_size
     samples = data.samples(data.test_split, size=round(SOURCE_SCALE * views.reference_size))
@@ -210,6 +217,9 @@ def _score(
 
 TASKS = {
     "position": Task(
-        measure_position, PositionSettings, "where a query's patches lie in the reference (LOCA's training head)"
+        measure_position,
+        PositionSettings,
+        "where a query's patches lie in the reference (LOCA's training head)",
+        lacks_head,
     )
 }
