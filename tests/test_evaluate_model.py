@@ -411,7 +411,11 @@ def test_a_task_that_fails_is_told_and_the_others_go_on(
 
 
 def test_a_task_that_fails_with_new_settings_has_no_numbers_of_old_ones(
-    quick: Callable[..., Any], fakes: Fakes, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    quick: Callable[..., Any],
+    fakes: Fakes,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert quick()["good"]["score"] == 0.5
     good = load_task("good")

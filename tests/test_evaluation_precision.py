@@ -50,7 +50,9 @@ def test_on_given_tokens_mixed_precision_changes_nothing(
     def tokens(encoder: Encoder, pixel_values: torch.Tensor) -> Tokens:
         """The pixels of patches in bfloat16, as a trunk gives them under autocast."""
         autocast.append(torch.is_autocast_enabled("cpu"))
-        patches = functional.unfold(pixel_values, 8, stride=8).transpose(1, 2).unflatten(1, (pixel_values.shape[-2] // 8, -1))
+        patches = (
+            functional.unfold(pixel_values, 8, stride=8).transpose(1, 2).unflatten(1, (pixel_values.shape[-2] // 8, -1))
+        )
         return Tokens(patches.bfloat16(), None, patches.mean(dim=(1, 2)))
 
     monkeypatch.setattr(Encoder, "tokens", tokens)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 from supervised import small_model
 
+from hf_geossl.evaluation import features, linear_sgd, rotation
 from hf_geossl.evaluation import samples as reading
 from hf_geossl.evaluation.encoders import load_encoder
 from hf_geossl.evaluation.features import compute_features
@@ -118,7 +119,6 @@ def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.Monke
     assert prints[0] == prints[1] != prints[2]
 
 
-
 def test_a_folder_is_known_by_place_names_sizes_and_times(tmp_path: Path) -> None:
     folder = class_folder(tmp_path / "here" / "photos", images=2)
 
@@ -167,8 +167,8 @@ def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCap
         batch = next(endless)
         assert len(batch["index"]) == 4
         assert 5 not in batch["index"]
-    features = compute_features(load_encoder(small_model()), held, ["label", "image"], QUIET)
-    assert len(features["label"]) == len(features["image"]) == 11
+    columns = compute_features(load_encoder(small_model()), held, ["label", "image"], QUIET)
+    assert len(columns["label"]) == len(columns["image"]) == 11
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="gave no image that can be read .12 are broken"):
@@ -195,3 +195,25 @@ def test_streams_give_whole_batches_and_leave_broken_images_out(
     monkeypatch.setattr(reading, "_open", lambda *_: stream(3, broken=(0, 1, 2)))
     with pytest.raises(ValueError, match="gave no image that can be read .3 are broken"):
         next(load_samples("user/name", "train", size=16).endless_batches(5, seed=0))
+
+
+def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = EvaluationData(dataset=str(class_folder(tmp_path, classes=2, images=12)), size=16)
+    columns: set[str] = set()
+    write = features._write_columns
+
+    def watch(folder: Path, encoder: Any, samples: Any, names: Any, *others: Any) -> None:
+        columns.update(names)
+        write(folder, encoder, samples, names, *others)
+
+    monkeypatch.setattr(features, "_write_columns", watch)
+    encoder, few = load_encoder(small_model()), LogisticSettings(c_values=(1.0,))
+    measure_knn(encoder, data, QUIET, KNNSettings())
+    measure_linear(encoder, data, QUIET, few)
+    sgd = linear_sgd.LinearSGDSettings(epochs=1, learning_rates=(0.1,))
+    linear_sgd.measure_linear_sgd(encoder, data, QUIET, sgd)
+    rotation.measure_rotation(encoder, data, QUIET, rotation.RotationSettings(c_values=(1.0,)))
+    assert {"pooled", "both", "label", "thumbnail"} <= columns
+    assert "image" not in columns
+    measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())
+    assert "image" in columns  # scenes are rendered once

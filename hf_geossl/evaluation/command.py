@@ -104,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="A folder, an id on the Hub, or timm:NAME; several to compare them.")
-    add("--tasks", default=",".join(DEFAULT_TASKS), help=f"Names from the list below, or {ALL} that apply to the model. Default: %(default)s.")
+    add(
+        "--tasks",
+        default=",".join(DEFAULT_TASKS),
+        help=f"Names from the list below, or {ALL} that apply to the model. Default: %(default)s.",
+    )
     add("--dataset", default=SCENES, help="scenes (embedded), a folder of images, or an id on the Hub.")
     add("--limit", type=int, help="At most so many images of each split.")
     add(

@@ -256,7 +256,9 @@ class Samples:
             if self._indices is None:
                 rows = self._rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
                 passed = self._readable(_loader(_Streamed(rows, self._read, replace=True), batch_size))
-                yield from (batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size)
+                yield from (
+                    batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size
+                )
                 continue
             order = np.random.default_rng([seed, epoch]).permutation(len(self._indices)).tolist()
             order *= -(-batch_size // len(order))
