@@ -22,7 +22,7 @@ from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precisi
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
 from hf_geossl.evaluation.metrics.keypoint_average_precision import KeypointAveragePrecision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.pyramid import SimplePyramid
 from hf_geossl.evaluation.samples import Samples
 
@@ -53,6 +53,7 @@ class DetectionSettings:
         proposals (`int`): Regions of an image that are looked at.
         masks (`bool`): Whether instances are segmented where the data have masks.
         num_categories (`int`, *optional*): How many there are, where the data do not name them.
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
     """
 
     steps: int = 300
@@ -67,6 +68,7 @@ class DetectionSettings:
     proposals: int = 300
     masks: bool = True
     num_categories: int | None = None
+    random_floor: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "channels", "head_width", "regions", "proposals"):
@@ -191,37 +193,29 @@ def _pool(side: int, patch_size: int) -> MultiScaleRoIAlign:
     return pool
 
 
-def measure_detection(
-    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: DetectionSettings
-) -> TaskResult:
+def train_detector(
+    encoder: Encoder,
+    data: EvaluationData,
+    options: EvaluationOptions,
+    settings: DetectionSettings,
+    num_categories: int,
+    *,
+    masks: bool,
+) -> FasterRCNN:
     """
-    COCO's average precision of boxes and masks, trunk and detector trained end to end.
+    Trains `build_detector` on a copy of a trunk.
 
     Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images with boxes and categories, and perhaps masks of the objects.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`DetectionSettings`): How it is trained.
+        encoder, data, options, settings: As in `measure_detection`.
+        num_categories (`int`): How many there are.
+        masks (`bool`): Whether instances are segmented.
 
     Returns:
-        `TaskResult`: `box_ap`, `box_ap50`, `box_ap75` and, where the data have masks, `mask_ap`, `mask_ap50`, `mask_ap75`.
-
-    Raises:
-        ValueError: If the data have no boxes, do not name their categories, or the image size is no multiple of the patch
-            size.
+        The detector in eval mode.
     """
-    train, test = data.train, data.test
-    first = next(iter(train))
-    if "boxes" not in first or "categories" not in first:
-        raise ValueError(f"detection needs boxes and categories of objects, which {train.name} has not")
-    names = train.names.get("categories")
-    count = settings.num_categories or len(names or ())
-    if not count:
-        raise ValueError(f"{train.name} does not name its categories: say how many by num_categories")
-    masks = settings.masks and "masks" in first
     trunk = encoder.trainable_copy()
     with seeded(options.seed, encoder.device):
-        detector = build_detector(trunk, data.size, count, settings, masks=masks).to(encoder.device).train()
+        detector = build_detector(trunk, data.size, num_categories, settings, masks=masks).to(encoder.device).train()
         mirrored = np.random.default_rng(options.seed)
 
         def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
@@ -236,15 +230,48 @@ def measure_detection(
                 layer_decay_groups(trunk, heads, settings.learning_rate, settings.weight_decay, settings.layer_decay)
             ),
             compute_loss,
-            train.endless_batches(settings.batch_size, options.seed, num_workers=options.num_workers),
+            data.train.endless_batches(settings.batch_size, options.seed, num_workers=options.num_workers),
             options,
             steps=settings.steps,
             description=f"{encoder.name}: detection",
             warmup_steps=settings.warmup_steps,
             max_norm=1.0,
         )
+    return detector.eval()
+
+
+def measure_detection(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: DetectionSettings
+) -> TaskResult:
+    """
+    COCO's average precision of boxes and masks, trunk and detector trained end to end.
+
+    Args:
+        encoder (`Encoder`): The model.
+        data (`EvaluationData`): Images with boxes and categories, and perhaps masks of the objects.
+        options (`EvaluationOptions`): How to evaluate.
+        settings (`DetectionSettings`): How it is trained.
+
+    Returns:
+        `TaskResult`: `box_ap`, `box_ap50`, `box_ap75` and, where the data have masks, `mask_ap`, `mask_ap50`, `mask_ap75`; with
+            `random_floor` the details hold the floor of each.
+
+    Raises:
+        ValueError: If the data have no boxes, do not name their categories, or the image size is no multiple of the patch
+            size.
+    """
+    train, test = data.train, data.test
+    first = next(iter(train))
+    if "boxes" not in first or "categories" not in first:
+        raise ValueError(f"detection needs boxes and categories of objects, which {train.name} has not")
+    names = train.names.get("categories")
+    count = settings.num_categories or len(names or ())
+    if not count:
+        raise ValueError(f"{train.name} does not name its categories: say how many by num_categories")
+    masks = settings.masks and "masks" in first
     metric = COCOAveragePrecision(("box", "mask") if masks else ("box",))
-    shown, images, objects = _test(detector.eval(), test, metric, masks, options, encoder)
+    detector = train_detector(encoder, data, options, settings, count, masks=masks)
+    shown, images, objects = _test(detector, test, metric, masks, options, encoder)
     intervals = average_precision_intervals(metric, options)
     result = TaskResult(
         metrics=metric.compute(),
@@ -256,6 +283,10 @@ def measure_detection(
             "test_objects": objects,
         },
     )
+    if settings.random_floor:
+        twin, floor = encoder.random_twin(options.seed), COCOAveragePrecision(metric.kinds)
+        _test(train_detector(twin, data, options, settings, count, masks=masks), test, floor, masks, options, twin)
+        result.details["floors"] = {name: {RANDOM_WEIGHTS: value} for name, value in floor.compute().items()}
 
     def draw() -> Image.Image:
         from hf_geossl.evaluation.pictures import detections

@@ -24,7 +24,7 @@ from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precisi
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics import pckh
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
 SCENE_POINTS = ("center", "top", "bottom", "front", "back")
@@ -36,6 +36,7 @@ COCO_POINTS = (
 )
 HEAD_SHARE = 0.2  # of the longer side of the box: what stands for the size of a head in PCK
 SHOWN = 8
+MEAN_PLACES = "mean_places"
 MEAN_BATCHES = 32  # of training images, for the floor of mean places
 
 
@@ -58,6 +59,7 @@ class KeypointsSettings:
         smallest_side (`float`): Of a box, its longer side, as a share of the image's: smaller ones are left out.
         score_sigma (`float`): OKS's tolerance at each point of data other than COCO's 17 points, as a share of the square root
             of the object's area.
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
     """
 
     steps: int = 300
@@ -72,6 +74,7 @@ class KeypointsSettings:
     sigma: float = 2.0
     smallest_side: float = 1 / 8
     score_sigma: float = 0.1
+    random_floor: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.images_per_step, self.channels) < 1 or self.margin < 1:
@@ -265,9 +268,77 @@ def measure_keypoints(
     train = data.train
     seen = _crops(train.batches(options.batch_size), data, data.train_split, side, settings, encoder.device)
     places, names = _mean_places(seen, data, train, settings)
+    models = {"": encoder, **({RANDOM_WEIGHTS: encoder.random_twin(options.seed)} if settings.random_floor else {})}
+    trained = {name: _train(model, data, options, settings, len(names)) for name, model in models.items()}
+
+    sigmas = COCO_SIGMAS if names == COCO_POINTS else (settings.score_sigma,) * len(names)
+    precision = {name: KeypointAveragePrecision(sigmas) for name in (*trained, MEAN_PLACES)}
+    sums: dict[str, list[np.ndarray]] = {name: [] for name in precision}
+    shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    test = data.test
+    batches = test.batches(options.batch_size, num_workers=options.num_workers)
+    with options.progress_bar(f"{encoder.name}: {test.name}", test.count) as bar:
+        for crops in _crops(batches, data, data.test_split, side, settings, encoder.device):
+            found = {name: _predict(*model, crops, settings, options) for name, model in trained.items()}
+            corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
+            guessed = (corners + places.to(corners) * lengths).cpu().numpy()
+            found[MEAN_PLACES] = guessed, np.ones(len(guessed))
+            for name, (points, scores) in found.items():
+                _add(precision[name], crops, points, scores)
+                sums[name].append(_pck_sums(crops, points))
+            if sum(len(images) for images, _, _ in shown) < SHOWN:
+                shown.append(_picture(crops, found[""][0]))
+            bar.update(options.batch_size)
+    if not shown:
+        raise ValueError(f"{test.name} has no labelled object that is large enough: take more images")
+
+    merged = {name: np.concatenate(rows) for name, rows in sums.items()}
+
+    def summarize(rows: np.ndarray) -> dict[str, float]:
+        hits, labelled = rows.reshape(2, -1)
+        each = np.divide(hits, labelled, out=np.full(len(hits), np.nan), where=labelled > 0)
+        return {
+            "pck": pckh.summarize(rows)["pckh"],
+            **{f"pck_{name.replace(' ', '_')}": float(value) for name, value in zip(names, each, strict=True)},
+        }
+
+    intervals = average_precision_intervals(precision[""], options)
+    numbers = {name: {**precision[name].compute(), **summarize(rows.sum(axis=0))} for name, rows in merged.items()}
+    result = TaskResult(
+        metrics=numbers.pop(""),
+        details={
+            "settings": asdict(settings),
+            "points": list(names),
+            "head_share": HEAD_SHARE,
+            "train_images": train.count,
+            "test_objects": len(merged[""]),
+            "floors": numbers,
+        },
+    )
+    if options.bootstrap:
+        result.intervals = {
+            **intervals,
+            **interval(summarize, merged[""], repeats=options.bootstrap, seed=options.seed),
+        }
+
+    def draw() -> Image.Image:
+        from hf_geossl.evaluation.pictures import point_samples
+
+        images, true, predicted = (np.concatenate(parts)[:SHOWN] for parts in zip(*shown, strict=True))
+        return point_samples(images, true, predicted, f"{encoder.name}: {', '.join(names)}")
+
+    result.pictures["points"] = draw
+    return result
+
+
+def _train(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: KeypointsSettings, points: int
+) -> tuple[Encoder, KeypointHead]:
+    """A head for so many points and the trunk under it, trained together."""
+    train, side = data.train, settings.crop_size or data.size
     trunk = encoder.trainable_copy()
     with seeded(options.seed, encoder.device):
-        head = KeypointHead(encoder.width, settings.channels, len(names)).to(encoder.device)
+        head = KeypointHead(encoder.width, settings.channels, points).to(encoder.device)
 
         def compute_loss(crops: dict[str, Any]) -> torch.Tensor:
             heatmaps = _heatmaps(trunk, head, crops["images"])
@@ -289,65 +360,7 @@ def measure_keypoints(
         )
     trunk.module.eval()
     head.eval()
-
-    sigmas = COCO_SIGMAS if names == COCO_POINTS else (settings.score_sigma,) * len(names)
-    precision = {name: KeypointAveragePrecision(sigmas) for name in ("", "mean_places")}
-    sums: dict[str, list[np.ndarray]] = {"": [], "mean_places": []}
-    shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    test = data.test
-    batches = test.batches(options.batch_size, num_workers=options.num_workers)
-    with options.progress_bar(f"{encoder.name}: {test.name}", test.count) as bar:
-        for crops in _crops(batches, data, data.test_split, side, settings, encoder.device):
-            found = _predict(trunk, head, crops, settings, options)
-            corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
-            guessed = (corners + places.to(corners) * lengths).cpu().numpy()
-            flat = np.ones(len(guessed))
-            for name, (points, scores) in {"": found, "mean_places": (guessed, flat)}.items():
-                _add(precision[name], crops, points, scores)
-                sums[name].append(_pck_sums(crops, points))
-            if sum(len(images) for images, _, _ in shown) < SHOWN:
-                shown.append(_picture(crops, found[0]))
-            bar.update(options.batch_size)
-    if not shown:
-        raise ValueError(f"{test.name} has no labelled object that is large enough: take more images")
-
-    merged = {name: np.concatenate(rows) for name, rows in sums.items()}
-
-    def summarize(rows: np.ndarray) -> dict[str, float]:
-        hits, labelled = rows.reshape(2, -1)
-        each = np.divide(hits, labelled, out=np.full(len(hits), np.nan), where=labelled > 0)
-        return {
-            "pck": pckh.summarize(rows)["pckh"],
-            **{f"pck_{name.replace(' ', '_')}": float(value) for name, value in zip(names, each, strict=True)},
-        }
-
-    intervals = average_precision_intervals(precision[""], options)
-    floor = {**precision["mean_places"].compute(), **summarize(merged["mean_places"].sum(axis=0))}
-    result = TaskResult(
-        metrics={**precision[""].compute(), **summarize(merged[""].sum(axis=0))},
-        details={
-            "settings": asdict(settings),
-            "points": list(names),
-            "head_share": HEAD_SHARE,
-            "train_images": train.count,
-            "test_objects": len(merged[""]),
-            "floors": {"mean_places": floor},
-        },
-    )
-    if options.bootstrap:
-        result.intervals = {
-            **intervals,
-            **interval(summarize, merged[""], repeats=options.bootstrap, seed=options.seed),
-        }
-
-    def draw() -> Image.Image:
-        from hf_geossl.evaluation.pictures import point_samples
-
-        images, true, predicted = (np.concatenate(parts)[:SHOWN] for parts in zip(*shown, strict=True))
-        return point_samples(images, true, predicted, f"{encoder.name}: {', '.join(names)}")
-
-    result.pictures["points"] = draw
-    return result
+    return trunk, head
 
 
 def _crops(

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 
+RANDOM_WEIGHTS = "random weights"  # the floor of the same architecture, untrained
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 
 
