@@ -103,7 +103,7 @@ def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatc
 def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     commits, opened = iter("aab"), []
     monkeypatch.setattr(reading, "_open", lambda *given: opened.append(given) or stream(4))
-    given = {"size": 16, "revision": "main", "token": "hf_x"}
+    given: dict[str, Any] = {"size": 16, "revision": "main", "token": "hf_x"}
     load_samples("user/name", "train", **given)
     assert opened.pop()[3] == "main"  # offline
     asked: list[Any] = []

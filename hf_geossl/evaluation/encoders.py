@@ -202,7 +202,7 @@ class Encoder:
         if self._is_timm:  # registers come without a class token, too
             has_class_token = getattr(self.module, "cls_token", None) is not None
         else:
-            has_class_token = getattr(self.module.config, "use_class_token", True)  # type: ignore[union-attr]
+            has_class_token = getattr(self.module.config, "use_class_token", True)
         return patches, states[:, 0] if prefix and has_class_token else None
 
     # ---- what it is ----
