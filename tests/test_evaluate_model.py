@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +89,17 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     for name in ("bad", "good", "odd"):
         monkeypatch.setitem(TASK_FILES, name, "fakes")
     return fakes
+
+
+@pytest.fixture
+def few_tasks(fakes: Fakes) -> Iterator[None]:
+    """There are no tasks but `good` and `position`."""
+    everything = dict(TASK_FILES)
+    for name in set(TASK_FILES) - {"good", "position"}:
+        del TASK_FILES[name]
+    yield
+    TASK_FILES.clear()
+    TASK_FILES.update(everything)  # in the order that it had
 
 
 def small_model(seed: int = 0, **fields: Any) -> GTSAModel:
@@ -397,6 +408,40 @@ def test_a_task_that_fails_is_told_and_the_others_go_on(
     assert main(["evaluate", str(folder), "--tasks", "bad,good", "--limit", "8", "--no_pictures"]) == 1
     assert main(["evaluate", str(folder), "--tasks", "good", "--limit", "8", "--no_pictures"]) == 0
     assert strict(folder / "results.json")["about"]["failed"] == {}
+
+
+def test_a_task_that_fails_with_new_settings_has_no_numbers_of_old_ones(
+    quick: Callable[..., Any],
+    fakes: Fakes,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert quick()["good"]["score"] == 0.5
+    good = load_task("good")
+    monkeypatch.setitem(sys.modules["hf_geossl.evaluation.fakes"].TASKS, "good", replace(good, measure=fakes.bad))
+    assert quick()["good"]["score"] == 0.5  # kept, it is of these settings
+    with caplog.at_level(logging.WARNING):
+        results = quick(settings={"good": {"rate": 0.75}})
+    assert "good" not in results
+    assert "good" in results["about"]["failed"]
+    assert "its former numbers are dropped" in caplog.text
+    assert set(strict(folder / "results.json")) == {"about"}
+
+
+def test_all_tasks_leave_out_those_that_the_model_has_no_head_for(
+    fakes: Fakes, folder: Path, few_tasks: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(folder), "--limit", "8", "--no_pictures"]
+    assert main([*words, "--tasks", "all"]) == 0
+    told = capfd.readouterr().err
+    assert "position is left out: position needs the training head of a LOCAForPreTraining" in told
+    results = strict(folder / "results.json")
+    assert set(results) == {"good", "about"}
+    assert results["about"]["failed"] == {}
+    for named in ("position", "all,position"):
+        assert main([*words, "--tasks", named]) == 1
+        assert "position" in strict(folder / "results.json")["about"]["failed"]
 
 
 def test_pictures_are_drawn_and_one_that_fails_costs_no_number(

@@ -1,6 +1,7 @@
 """Protocols that match images with each other: label propagation in clips, and homographies."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,32 @@ def test_a_folder_in_the_layout_of_davis_is_measured(tmp_path: Path) -> None:
     (root / "Annotations/480p/swimmer/00002.png").unlink()
     with pytest.raises(ValueError, match=r"swimmer of .* has no mask 00002.png"):
         measure_propagation(pixel_encoder(4), data, OPTIONS, settings)
+
+
+def test_the_radius_is_the_published_one_on_the_disk_and_a_fifth_of_the_grid_on_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    propagate = propagation.propagate_labels
+
+    def watch(*given: Any, radius: int, **others: Any) -> torch.Tensor:
+        asked.append(radius)
+        return propagate(*given, radius=radius, **others)
+
+    monkeypatch.setattr(propagation, "propagate_labels", watch)
+    on_disk = EvaluationData(dataset=str(davis_folder(tmp_path, frames=3)), test_split="val")
+    scenes = EvaluationData(size=80, limit=1)
+    # the grids have 16, 8 and 20 rows
+    for data, patch, settings, expected in (
+        (on_disk, 4, PropagationSettings(side=64), 12),
+        (on_disk, 8, PropagationSettings(side=64), 12),
+        (on_disk, 8, PropagationSettings(side=64, radius=3), 3),
+        (scenes, 8, PropagationSettings(frames=3), 4),
+    ):
+        asked.clear()
+        result = measure_propagation(pixel_encoder(patch), data, OPTIONS, settings)
+        assert set(asked) == {expected}
+        assert result.details["radius"] == expected
 
 
 def test_masks_are_compared_at_their_own_size(tmp_path: Path) -> None:

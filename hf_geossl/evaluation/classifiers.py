@@ -111,14 +111,15 @@ def count_classes(samples: Samples, *labels: np.ndarray, column: str = "label") 
 
     Args:
         samples (`Samples`): May name them.
-        labels (`numpy.ndarray` of integers): Of all splits.
+        labels (`numpy.ndarray` of integers): Of the training images, then of other splits.
         column (`str`): Whose names they are.
 
     Returns:
         `(int, tuple[str, ...] or None)`: At least 2; the names are None where the dataset does not tell them.
 
     Raises:
-        ValueError: If a label is negative (as in test splits without truth) or has no name.
+        ValueError: If a label is negative (as in test splits without truth) or has no name, or all training images are of one
+            class.
     """
     smallest, largest = min(int(values.min()) for values in labels), max(int(values.max()) for values in labels)
     names = samples.names.get(column)
@@ -126,6 +127,12 @@ def count_classes(samples: Samples, *labels: np.ndarray, column: str = "label") 
         raise ValueError(
             f"{column} must be classes from 0{f' to {len(names) - 1}' if names else ''}, got {smallest} to {largest}; "
             "choose a split with truth"
+        )
+    if len(np.unique(labels[0])) < 2:
+        only = int(labels[0][0])
+        raise ValueError(
+            f"the training images must show at least two classes, all {len(labels[0])} of them are of "
+            f"{names[only] if names else only}: take more of them"
         )
     return (len(names) if names else max(largest + 1, 2)), names
 

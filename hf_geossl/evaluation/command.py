@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def evaluate(argv: Sequence[str]) -> int:
     """`geossl evaluate`: what a model's features are worth: numbers with intervals, pictures, a comparison of models."""
     options = _parser().parse_args(argv)
-    tasks = check_tasks(options.tasks)
+    check_tasks(options.tasks)
     settings = parse_settings(options.set)
     if options.report is not None:
         check_report_path(options.report)
@@ -54,7 +54,7 @@ def evaluate(argv: Sequence[str]) -> int:
         try:
             results = evaluate_model(
                 model,
-                tasks,
+                options.tasks,
                 options.dataset,
                 limit=options.limit,
                 output=file,
@@ -104,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="A folder, an id on the Hub, or timm:NAME; several to compare them.")
-    add("--tasks", default=",".join(DEFAULT_TASKS), help=f"Names from the list below, or {ALL}. Default: %(default)s.")
+    add(
+        "--tasks",
+        default=",".join(DEFAULT_TASKS),
+        help=f"Names from the list below, or {ALL} that apply to the model. Default: %(default)s.",
+    )
     add("--dataset", default=SCENES, help="scenes (embedded), a folder of images, or an id on the Hub.")
     add("--limit", type=int, help="At most so many images of each split.")
     add(

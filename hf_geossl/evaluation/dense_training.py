@@ -34,6 +34,7 @@ class DenseTraining:
         crop_size (`int`, *optional*): Side in pixels of what is trained on, a multiple of the patch size; the whole image by
             default. Larger images are then measured by windows of this side.
         scales (two `float`): Range of the random scale of training images before they are cut.
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
     """
 
     steps: int = 300
@@ -45,6 +46,7 @@ class DenseTraining:
     warmup_steps: int = 30
     crop_size: int | None = None
     scales: tuple[float, float] = (0.5, 2.0)
+    random_floor: bool = False
 
 
 def training_batches(

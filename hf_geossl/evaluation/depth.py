@@ -18,7 +18,7 @@ from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fit import fit, seeded
 from hf_geossl.evaluation.metrics import depth_errors
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.pyramid import layers_of_maps
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.segmenters import SHOWN, Batch, upsample
@@ -288,17 +288,24 @@ def measure_dpt(
         encoder, data, options, settings: As in `measure_linear_depth`.
 
     Returns:
-        `TaskResult`: `abs_rel`, `rmse` (metres), `delta1`.
+        `TaskResult`: `abs_rel`, `rmse` (metres), `delta1`; with `random_floor` the details hold the floor of each.
 
     Raises:
         ValueError: If the data have no depth.
     """
     train, test = data.train, data.test
     require(test, "depth")
-    title = f"{encoder.name}: DPT"
-    predict = train_dpt(encoder, train, settings, options, description=title)
-    sums, shown = _score(_predictions(predict, test, options), settings.cap)
-    return _result(sums, shown, options, title, {"settings": asdict(settings), "training_images": train.count})
+
+    def measure(model: Encoder) -> tuple[np.ndarray, list[np.ndarray]]:
+        predict = train_dpt(model, train, settings, options, description=f"{model.name}: DPT")
+        return _score(_predictions(predict, test, options), settings.cap)
+
+    sums, shown = measure(encoder)
+    details: dict[str, Any] = {"settings": asdict(settings), "training_images": train.count}
+    if settings.random_floor:
+        floor = depth_errors.summarize(measure(encoder.random_twin(options.seed))[0].sum(axis=0))
+        details["floors"] = {metric: {RANDOM_WEIGHTS: value} for metric, value in floor.items()}
+    return _result(sums, shown, options, f"{encoder.name}: DPT", details)
 
 
 def train_dpt(

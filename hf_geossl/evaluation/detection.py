@@ -18,11 +18,11 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from hf_geossl.evaluation.bootstrap import interval_by_rows
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
 from hf_geossl.evaluation.metrics.keypoint_average_precision import KeypointAveragePrecision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.pyramid import SimplePyramid
 from hf_geossl.evaluation.samples import Samples
 
@@ -53,6 +53,7 @@ class DetectionSettings:
         proposals (`int`): Regions of an image that are looked at.
         masks (`bool`): Whether instances are segmented where the data have masks.
         num_categories (`int`, *optional*): How many there are, where the data do not name them.
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
     """
 
     steps: int = 300
@@ -67,6 +68,7 @@ class DetectionSettings:
     proposals: int = 300
     masks: bool = True
     num_categories: int | None = None
+    random_floor: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "channels", "head_width", "regions", "proposals"):
@@ -76,7 +78,8 @@ class DetectionSettings:
 
 class EncoderPyramid(nn.Module):
     """
-    An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors.
+    An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors. Only the trunk computes in
+    mixed precision.
 
     Args:
         encoder (`Encoder`): In training mode if it is to be trained.
@@ -88,11 +91,13 @@ class EncoderPyramid(nn.Module):
         self.trunk = encoder.module
         self.pyramid = SimplePyramid(encoder.width, channels)
         self.out_channels = channels
-        self._tokens = encoder.tokens
+        self._tokens, self._device = encoder.tokens, encoder.device
 
     def forward(self, pixel_values: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         """Normalised images `(batch, 3, height, width)` -> the levels of `SimplePyramid`."""
-        return self.pyramid(self._tokens(pixel_values).patches.permute(0, 3, 1, 2))
+        with mixed_precision(self._device):
+            patches = self._tokens(pixel_values).patches
+        return self.pyramid(patches.float().permute(0, 3, 1, 2))
 
 
 class PatchAnchors(AnchorGenerator):
@@ -188,6 +193,53 @@ def _pool(side: int, patch_size: int) -> MultiScaleRoIAlign:
     return pool
 
 
+def train_detector(
+    encoder: Encoder,
+    data: EvaluationData,
+    options: EvaluationOptions,
+    settings: DetectionSettings,
+    num_categories: int,
+    *,
+    masks: bool,
+) -> FasterRCNN:
+    """
+    Trains `build_detector` on a copy of a trunk.
+
+    Args:
+        encoder, data, options, settings: As in `measure_detection`.
+        num_categories (`int`): How many there are.
+        masks (`bool`): Whether instances are segmented.
+
+    Returns:
+        The detector in eval mode.
+    """
+    trunk = encoder.trainable_copy()
+    with seeded(options.seed, encoder.device):
+        detector = build_detector(trunk, data.size, num_categories, settings, masks=masks).to(encoder.device).train()
+        mirrored = np.random.default_rng(options.seed)
+
+        def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
+            images, targets = _inputs(batch, masks, encoder.device, mirrored.random(len(batch["index"])) < 0.5)
+            with full_precision(encoder.device):  # boxes are regressed in fractions of pixels
+                losses = detector(images, targets)
+            return torch.stack(list(losses.values())).sum()
+
+        heads = nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads])
+        fit(
+            torch.optim.AdamW(
+                layer_decay_groups(trunk, heads, settings.learning_rate, settings.weight_decay, settings.layer_decay)
+            ),
+            compute_loss,
+            data.train.endless_batches(settings.batch_size, options.seed, num_workers=options.num_workers),
+            options,
+            steps=settings.steps,
+            description=f"{encoder.name}: detection",
+            warmup_steps=settings.warmup_steps,
+            max_norm=1.0,
+        )
+    return detector.eval()
+
+
 def measure_detection(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: DetectionSettings
 ) -> TaskResult:
@@ -201,7 +253,8 @@ def measure_detection(
         settings (`DetectionSettings`): How it is trained.
 
     Returns:
-        `TaskResult`: `box_ap`, `box_ap50`, `box_ap75` and, where the data have masks, `mask_ap`, `mask_ap50`, `mask_ap75`.
+        `TaskResult`: `box_ap`, `box_ap50`, `box_ap75` and, where the data have masks, `mask_ap`, `mask_ap50`, `mask_ap75`; with
+            `random_floor` the details hold the floor of each.
 
     Raises:
         ValueError: If the data have no boxes, do not name their categories, or the image size is no multiple of the patch
@@ -216,31 +269,9 @@ def measure_detection(
     if not count:
         raise ValueError(f"{train.name} does not name its categories: say how many by num_categories")
     masks = settings.masks and "masks" in first
-    trunk = encoder.trainable_copy()
-    with seeded(options.seed, encoder.device):
-        detector = build_detector(trunk, data.size, count, settings, masks=masks).to(encoder.device).train()
-        mirrored = np.random.default_rng(options.seed)
-
-        def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-            images, targets = _inputs(batch, masks, encoder.device, mirrored.random(len(batch["index"])) < 0.5)
-            losses = detector(images, targets)
-            return torch.stack(list(losses.values())).sum()
-
-        heads = nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads])
-        fit(
-            torch.optim.AdamW(
-                layer_decay_groups(trunk, heads, settings.learning_rate, settings.weight_decay, settings.layer_decay)
-            ),
-            compute_loss,
-            train.endless_batches(settings.batch_size, options.seed, num_workers=options.num_workers),
-            options,
-            steps=settings.steps,
-            description=f"{encoder.name}: detection",
-            warmup_steps=settings.warmup_steps,
-            max_norm=1.0,
-        )
     metric = COCOAveragePrecision(("box", "mask") if masks else ("box",))
-    shown, images, objects = _test(detector.eval(), test, metric, masks, options, encoder)
+    detector = train_detector(encoder, data, options, settings, count, masks=masks)
+    shown, images, objects = _test(detector, test, metric, masks, options, encoder)
     intervals = average_precision_intervals(metric, options)
     result = TaskResult(
         metrics=metric.compute(),
@@ -252,6 +283,10 @@ def measure_detection(
             "test_objects": objects,
         },
     )
+    if settings.random_floor:
+        twin, floor = encoder.random_twin(options.seed), COCOAveragePrecision(metric.kinds)
+        _test(train_detector(twin, data, options, settings, count, masks=masks), test, floor, masks, options, twin)
+        result.details["floors"] = {name: {RANDOM_WEIGHTS: value} for name, value in floor.compute().items()}
 
     def draw() -> Image.Image:
         from hf_geossl.evaluation.pictures import detections
@@ -335,12 +370,10 @@ def _test(
     with options.progress_bar(f"{encoder.name}: {samples.name}", samples.count) as bar:
         for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
             pixels, targets = _inputs(batch, masks, encoder.device)
-            with mixed_precision(encoder.device):
-                outputs = detector(pixels)
+            outputs = detector(pixels)
             for image, output, target in zip(batch["image"], outputs, targets, strict=True):
                 found = {key: value.cpu() for key, value in output.items()}
                 truth = {key: value.cpu() for key, value in target.items()}
-                found = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
                 if masks:
                     found["masks"] = found["masks"][:, 0] > 0.5
                     truth["masks"] = truth["masks"].bool()

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import inspect
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 import hf_geossl  # noqa: F401 - registers the Auto classes
 from hf_geossl.modeling.modeling_vit_tasks import ViTTrunkModel
 from hf_geossl.training.photometric import IMAGENET_MEAN, IMAGENET_STD
+
+logger = logging.getLogger(__name__)
 
 TIMM = "timm:"  # what a name starts with that timm is asked for
 
@@ -196,8 +199,11 @@ class Encoder:
                 "this library reads plain vision transformers only"
             )
         patches = states[:, prefix:].unflatten(1, (rows, columns))
-        has_class_token = prefix > 0 and getattr(getattr(self.module, "config", None), "use_class_token", True)
-        return patches, states[:, 0] if has_class_token else None
+        if self._is_timm:  # registers come without a class token, too
+            has_class_token = getattr(self.module, "cls_token", None) is not None
+        else:
+            has_class_token = getattr(self.module.config, "use_class_token", True)
+        return patches, states[:, 0] if prefix and has_class_token else None
 
     # ---- what it is ----
 
@@ -277,7 +283,8 @@ def load_encoder(
     Args:
         model (`str`, `Path`, `PreTrainedModel`, `nn.Module` or `Encoder`): A folder or Hub id that `AutoModel` opens,
             `"timm:NAME"` for timm's pretrained models, or a model. Of a `...ForPreTraining` model the teacher's trunk is
-            taken, the student's where there is no teacher. A model given as an object is copied, and left as it is.
+            taken, the student's where there is no teacher. A model given as an object is copied, and left as it is; one of
+            transformers has no processor then, and gets ImageNet's normalisation.
         device (`str`, *optional*): Where to; a GPU if there is one.
         trust_remote_code (`bool`): Whether code of the repository may run. This library's models need none.
         revision (`str`, *optional*): Branch, tag or commit of a Hub repository.
@@ -298,6 +305,11 @@ def load_encoder(
     size = None
     if isinstance(model, nn.Module):
         name = type(model).__name__
+        if isinstance(model, PreTrainedModel) and not type(model).__module__.startswith("hf_geossl"):
+            logger.warning(
+                f"{name} was given as an object: images are normalised with ImageNet's mean and deviation, whatever its "
+                "processor says; for others give the folder or Hub id, or an Encoder(module, name, mean, std, image_size)"
+            )
         model = copy.deepcopy(model)
     elif str(model).startswith(TIMM):
         name = str(model).removeprefix(TIMM)
@@ -374,4 +386,11 @@ def _open_folder(
 def mixed_precision(device: torch.device) -> Iterator[None]:
     """bfloat16 autocast on a GPU, float32 elsewhere."""
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 inside of `mixed_precision`: for coordinates and scores, which bfloat16 would round."""
+    with torch.autocast(device.type, enabled=False):
         yield

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from hf_geossl.evaluation.encoders import TIMM, Encoder, load_encoder, mixed_precision
 from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions, TaskResult
 from hf_geossl.evaluation.samples import SCENES, Columns
-from hf_geossl.evaluation.tasks import TASK_FILES, check_tasks, load_task, make_settings, missing_package
+from hf_geossl.evaluation.tasks import TASK_FILES, check_tasks, load_task, make_settings, missing_package, named_tasks
 from hf_geossl.training.pictures import save_picture
 from hf_geossl.training.record import installed_versions, is_hub_id
 from hf_geossl.training.redaction import redact, redact_values
@@ -79,12 +79,13 @@ def evaluate_model(
     Measures what a model's features are worth.
 
     Every finished task is written at once. A second call with the same model, data and seed measures only what is missing
-    or has other settings.
+    or has other settings; what cannot be measured with them has no numbers then, those of other settings are dropped.
 
     Args:
         model (`str`, `Path`, `nn.Module` or `Encoder`): A folder or Hub id that `AutoModel` opens, `"timm:NAME"`, or a
             vision transformer of this library, transformers or timm.
-        tasks (`Iterable[str]` or `str`): Names of `hf_geossl.evaluation.tasks.TASK_FILES`, or `"all"`.
+        tasks (`Iterable[str]` or `str`): Names of `hf_geossl.evaluation.tasks.TASK_FILES`, or `"all"`, which leaves those
+            out that the model has no head for.
         dataset (`str`): `"scenes"`, a folder of images in one folder a class, or the id of a dataset on the Hub.
         limit (`int`, *optional*): At most so many images of each split.
         output (`str` or `Path`, *optional*): JSON file; pictures go to a folder of its name beside it. By default
@@ -110,6 +111,7 @@ def evaluate_model(
         ValueError: If there is no such model, dataset, task or setting, or the file holds other results.
     """
     names = check_tasks(tasks)
+    asked_for = named_tasks(tasks)
     unknown = set(settings or {}) - set(names)
     if unknown:
         raise ValueError(f"settings are given for {', '.join(sorted(unknown))}, which is not among the tasks asked for")
@@ -129,6 +131,11 @@ def evaluate_model(
         if not os.access(file.parent, os.W_OK):
             raise ValueError(f"the folder of {file.name} cannot be written to: name a file elsewhere for the results")
     encoder = load_encoder(model, device=device, trust_remote_code=trust_remote_code, revision=revision)
+    for name in [name for name in chosen if name not in asked_for]:
+        lack = chosen[name][0].lacks(encoder)
+        if lack:
+            _say(progress, f"{encoder.name}, {name} is left out: {lack}")
+            del chosen[name]
     data = EvaluationData(
         dataset,
         _image_size(encoder, image_size),
@@ -170,7 +177,8 @@ def evaluate_model(
             measured = task.measure(encoder, data, options, own)
         except Exception as error:  # the others go on, and the caller is told
             failed[name] = _reason(name, error)
-            logger.warning(f"{encoder.name}, {name} was not measured: {failed[name]}")
+            former = "; its former numbers are dropped" if results.pop(name, None) else ""  # of other settings
+            logger.warning(f"{encoder.name}, {name} was not measured: {failed[name]}{former}")
             logger.debug(name, exc_info=True)
             continue
         results[name] = _entry(measured, plain, time.monotonic() - start, encoder)
@@ -181,7 +189,8 @@ def evaluate_model(
             results[name]["pictures"] = drawn
             save()
     save()
-    return as_json(redact_values({**{name: results[name] for name in names if name in results}, ABOUT: about}))
+    asked = {name: results[name] for name in chosen if name in results}
+    return as_json(redact_values({**asked, ABOUT: about}))
 
 
 def default_output(model: Any) -> Path | None:

@@ -63,6 +63,7 @@ def compute_features(
 
     Raises:
         ValueError: If the samples have no such target.
+        RuntimeError: If not all images that were read for the cache can be read now.
     """
     key = _key(encoder, samples, transform)
     root = None if options.cache_dir is None else Path(options.cache_dir) / key
@@ -84,8 +85,13 @@ def compute_features(
             computed[name] = _open_column((folder if root is None else root) / name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays readable
-    merged = {**found, **computed}
-    return {name: array for name in columns if (array := merged[name]) is not None}
+    merged = {name: array for name in columns if (array := {**found, **computed}[name]) is not None}
+    lengths = {name: len(array) for name, array in merged.items()}
+    if len(set(lengths.values())) > 1:
+        raise RuntimeError(
+            f"{samples.name} gave other images than before ({lengths}): some could not be read; empty the cache and try again"
+        )
+    return merged
 
 
 def _key(encoder: Encoder, samples: Samples, transform: Transform | None) -> str:

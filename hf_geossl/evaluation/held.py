@@ -41,6 +41,20 @@ class HeldSamples(Samples):
             yield {name: torch.from_numpy(np.array(array[rows])) for name, array in self._arrays.items()}
 
 
+def held_if_rendered(samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions) -> Samples:
+    """
+    Scenes are held, because rendering them is dear; other images are read again in each pass, because a dataset of any size
+    must do: the 1.28 million images of ImageNet would take 190 GB.
+
+    Args:
+        samples, columns, encoder, options: As of `HeldSamples`.
+
+    Returns:
+        `Samples`: Held or as they came.
+    """
+    return samples if samples.mode is None else HeldSamples(samples, columns, encoder, options)
+
+
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
     """
     Tiny copies of images: what a feature that claims to know something has to beat.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fit import fit, seeded
 from hf_geossl.evaluation.metrics import corner_error
@@ -279,9 +279,10 @@ def _train(
         trained = [*head.parameters(), *(encoder.module.parameters() if settings.tuned else ())]
 
         def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-            pairs = make_pairs(batch["images"].to(device), side, batch["draws"])
+            with full_precision(device):
+                pairs = make_pairs(batch["images"].to(device), side, batch["draws"])
             shifts = _shifts(encoder, head, pairs, settings)
-            return functional.mse_loss(shifts.float(), pairs.shifts / (side * SHIFT_SHARE))
+            return functional.mse_loss(shifts, pairs.shifts / (side * SHIFT_SHARE))
 
         fit(
             torch.optim.Adam(trained, lr=settings.learning_rate),
@@ -314,20 +315,19 @@ def _test_pairs(images: np.ndarray, side: int, options: EvaluationOptions, devic
 
 
 def _shifts(encoder: Encoder, head: HomographyHead, pairs: Pairs, settings: HomographySettings) -> torch.Tensor:
-    """What the head makes of pairs, in largest shifts."""
+    """What the head makes of pairs, in largest shifts; float32, of which bfloat16 would leave steps of an eighth of a pixel."""
     both = torch.cat([pairs.first, pairs.second])
-    with torch.set_grad_enabled(settings.tuned and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(settings.tuned and torch.is_grad_enabled()), mixed_precision(encoder.device):
         first, second = encoder.tokens(encoder.normalize(both)).patches.chunk(2)
-    return head(first, second)
+    with full_precision(encoder.device):
+        return head(first.float(), second.float())
 
 
 @torch.no_grad()
 def _predict(
     encoder: Encoder, head: HomographyHead, pairs: Pairs, settings: HomographySettings, side: int
 ) -> torch.Tensor:
-    with mixed_precision(encoder.device):
-        shifts = _shifts(encoder, head, pairs, settings)
-    return shifts.float() * side * SHIFT_SHARE
+    return _shifts(encoder, head, pairs, settings) * side * SHIFT_SHARE
 
 
 def _square(side: int) -> torch.Tensor:

@@ -20,11 +20,11 @@ from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.painting import View
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.detection import average_precision_intervals
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics import pckh
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
 SCENE_POINTS = ("center", "top", "bottom", "front", "back")
@@ -36,6 +36,7 @@ COCO_POINTS = (
 )
 HEAD_SHARE = 0.2  # of the longer side of the box: what stands for the size of a head in PCK
 SHOWN = 8
+MEAN_PLACES = "mean_places"
 MEAN_BATCHES = 32  # of training images, for the floor of mean places
 
 
@@ -58,6 +59,7 @@ class KeypointsSettings:
         smallest_side (`float`): Of a box, its longer side, as a share of the image's: smaller ones are left out.
         score_sigma (`float`): OKS's tolerance at each point of data other than COCO's 17 points, as a share of the square root
             of the object's area.
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
     """
 
     steps: int = 300
@@ -72,6 +74,7 @@ class KeypointsSettings:
     sigma: float = 2.0
     smallest_side: float = 1 / 8
     score_sigma: float = 0.1
+    random_floor: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.images_per_step, self.channels) < 1 or self.margin < 1:
@@ -265,48 +268,26 @@ def measure_keypoints(
     train = data.train
     seen = _crops(train.batches(options.batch_size), data, data.train_split, side, settings, encoder.device)
     places, names = _mean_places(seen, data, train, settings)
-    trunk = encoder.trainable_copy()
-    with seeded(options.seed, encoder.device):
-        head = KeypointHead(encoder.width, settings.channels, len(names)).to(encoder.device)
-
-        def compute_loss(crops: dict[str, Any]) -> torch.Tensor:
-            heatmaps = head(trunk.tokens(trunk.normalize(crops["images"])).patches)
-            true, weights = draw_heatmaps(crops["points"], crops["frames"], heatmaps.shape[-1], settings.sigma)
-            return ((heatmaps.float() - true).square().mean(dim=(2, 3)) * weights).mean()
-
-        batches = train.endless_batches(settings.images_per_step, options.seed, num_workers=options.num_workers)
-        fit(
-            torch.optim.AdamW(
-                layer_decay_groups(trunk, head, settings.learning_rate, settings.weight_decay, settings.layer_decay)
-            ),
-            compute_loss,
-            (vars(crops) for crops in _crops(batches, data, data.train_split, side, settings, encoder.device)),
-            options,
-            steps=settings.steps,
-            description=f"{encoder.name}: keypoints",
-            warmup_steps=settings.warmup_steps,
-            max_norm=1.0,
-        )
-    trunk.module.eval()
-    head.eval()
+    models = {"": encoder, **({RANDOM_WEIGHTS: encoder.random_twin(options.seed)} if settings.random_floor else {})}
+    trained = {name: _train(model, data, options, settings, len(names)) for name, model in models.items()}
 
     sigmas = COCO_SIGMAS if names == COCO_POINTS else (settings.score_sigma,) * len(names)
-    precision = {name: KeypointAveragePrecision(sigmas) for name in ("", "mean_places")}
-    sums: dict[str, list[np.ndarray]] = {"": [], "mean_places": []}
+    precision = {name: KeypointAveragePrecision(sigmas) for name in (*trained, MEAN_PLACES)}
+    sums: dict[str, list[np.ndarray]] = {name: [] for name in precision}
     shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     test = data.test
     batches = test.batches(options.batch_size, num_workers=options.num_workers)
     with options.progress_bar(f"{encoder.name}: {test.name}", test.count) as bar:
         for crops in _crops(batches, data, data.test_split, side, settings, encoder.device):
-            found = _predict(trunk, head, crops, settings, options)
+            found = {name: _predict(*model, crops, settings, options) for name, model in trained.items()}
             corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
             guessed = (corners + places.to(corners) * lengths).cpu().numpy()
-            flat = np.ones(len(guessed))
-            for name, (points, scores) in {"": found, "mean_places": (guessed, flat)}.items():
+            found[MEAN_PLACES] = guessed, np.ones(len(guessed))
+            for name, (points, scores) in found.items():
                 _add(precision[name], crops, points, scores)
                 sums[name].append(_pck_sums(crops, points))
             if sum(len(images) for images, _, _ in shown) < SHOWN:
-                shown.append(_picture(crops, found[0]))
+                shown.append(_picture(crops, found[""][0]))
             bar.update(options.batch_size)
     if not shown:
         raise ValueError(f"{test.name} has no labelled object that is large enough: take more images")
@@ -322,16 +303,16 @@ def measure_keypoints(
         }
 
     intervals = average_precision_intervals(precision[""], options)
-    floor = {**precision["mean_places"].compute(), **summarize(merged["mean_places"].sum(axis=0))}
+    numbers = {name: {**precision[name].compute(), **summarize(rows.sum(axis=0))} for name, rows in merged.items()}
     result = TaskResult(
-        metrics={**precision[""].compute(), **summarize(merged[""].sum(axis=0))},
+        metrics=numbers.pop(""),
         details={
             "settings": asdict(settings),
             "points": list(names),
             "head_share": HEAD_SHARE,
             "train_images": train.count,
             "test_objects": len(merged[""]),
-            "floors": {"mean_places": floor},
+            "floors": numbers,
         },
     )
     if options.bootstrap:
@@ -348,6 +329,38 @@ def measure_keypoints(
 
     result.pictures["points"] = draw
     return result
+
+
+def _train(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: KeypointsSettings, points: int
+) -> tuple[Encoder, KeypointHead]:
+    """A head for so many points and the trunk under it, trained together."""
+    train, side = data.train, settings.crop_size or data.size
+    trunk = encoder.trainable_copy()
+    with seeded(options.seed, encoder.device):
+        head = KeypointHead(encoder.width, settings.channels, points).to(encoder.device)
+
+        def compute_loss(crops: dict[str, Any]) -> torch.Tensor:
+            heatmaps = _heatmaps(trunk, head, crops["images"])
+            true, weights = draw_heatmaps(crops["points"], crops["frames"], heatmaps.shape[-1], settings.sigma)
+            return ((heatmaps - true).square().mean(dim=(2, 3)) * weights).mean()
+
+        batches = train.endless_batches(settings.images_per_step, options.seed, num_workers=options.num_workers)
+        fit(
+            torch.optim.AdamW(
+                layer_decay_groups(trunk, head, settings.learning_rate, settings.weight_decay, settings.layer_decay)
+            ),
+            compute_loss,
+            (vars(crops) for crops in _crops(batches, data, data.train_split, side, settings, encoder.device)),
+            options,
+            steps=settings.steps,
+            description=f"{encoder.name}: keypoints",
+            warmup_steps=settings.warmup_steps,
+            max_norm=1.0,
+        )
+    trunk.module.eval()
+    head.eval()
+    return trunk, head
 
 
 def _crops(
@@ -420,6 +433,14 @@ def _mean_places(
     return total / count.clamp(min=1)[:, None], names
 
 
+def _heatmaps(encoder: Encoder, head: KeypointHead, images: torch.Tensor) -> torch.Tensor:
+    """Heatmaps of crops in float32: bfloat16 has 1/128 at most between the values around a peak, which move it."""
+    with mixed_precision(encoder.device):
+        patches = encoder.tokens(encoder.normalize(images)).patches
+    with full_precision(encoder.device):
+        return head(patches.float())
+
+
 @torch.no_grad()
 def _predict(
     encoder: Encoder, head: KeypointHead, crops: Crops, settings: KeypointsSettings, options: EvaluationOptions
@@ -427,8 +448,7 @@ def _predict(
     """Points `(objects, points, 2)` in pixels of the images, and a score for each object."""
     heatmaps = []
     for part in crops.images.split(options.batch_size):
-        with mixed_precision(encoder.device):
-            heatmaps.append(head(encoder.tokens(encoder.normalize(part)).patches).float().cpu())
+        heatmaps.append(_heatmaps(encoder, head, part).cpu())
     points, scores = decode_heatmaps(torch.cat(heatmaps).numpy(), crops.frames.cpu().numpy(), settings.sigma)
     return points, scores.mean(axis=1)
 

@@ -16,7 +16,7 @@ from hf_geossl.evaluation.classifiers import (
     majority_accuracy,
 )
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.held import HeldSamples
+from hf_geossl.evaluation.held import held_if_rendered
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 
 QUERIES, NEIGHBOURS = 512, 32768  # images in a block: their similarities are all that is held at a time, 64 MB
@@ -119,7 +119,7 @@ def measure_knn(
     Raises:
         ValueError: If there are no labels, or fewer training images than `main_neighbours`.
     """
-    train, test = (HeldSamples(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
 
     features, labels = labelled_features(encoder, train, settings.feature, "label", options)
     queries, truth = labelled_features(encoder, test, settings.feature, "label", options)

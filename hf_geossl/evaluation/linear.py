@@ -17,7 +17,7 @@ from hf_geossl.evaluation.classifiers import (
     majority_accuracy,
 )
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.held import HeldSamples
+from hf_geossl.evaluation.held import held_if_rendered
 from hf_geossl.evaluation.metrics.multilabel_average_precision import MultilabelAveragePrecision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 
@@ -62,7 +62,7 @@ def measure_linear(
     Raises:
         ValueError: If there are no labels, or of fewer than two classes.
     """
-    train, test = (HeldSamples(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
 
     def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, np.ndarray, np.ndarray]:
         features, labels = labelled_features(model, train, column, "label", options)
@@ -108,7 +108,7 @@ def measure_multilabel(
     Raises:
         ValueError: If there are no such labels.
     """
-    train, test = (HeldSamples(samples, ["multi_label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (held_if_rendered(samples, ["multi_label"], encoder, options) for samples in (data.train, data.test))
 
     def fit(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, int, list[float | None]]:
         features, labels = labelled_features(model, train, column, "multi_label", options)

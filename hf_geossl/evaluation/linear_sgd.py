@@ -21,7 +21,7 @@ from hf_geossl.evaluation.classifiers import (
 )
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fit import fit, seeded
-from hf_geossl.evaluation.held import HeldSamples
+from hf_geossl.evaluation.held import held_if_rendered
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 
 
@@ -140,7 +140,7 @@ def measure_linear_sgd(
     Raises:
         ValueError: If there are no labels.
     """
-    train, test = (HeldSamples(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
     device = encoder.device
 
     def measure(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[float, float]]:

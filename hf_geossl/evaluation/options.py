@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 
+RANDOM_WEIGHTS = "random weights"  # the floor of the same architecture, untrained
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 
 
@@ -127,8 +128,10 @@ class Task:
         measure (`Callable`): Maps `(encoder, data, options, settings)` to a `TaskResult`.
         settings (`type`): A frozen dataclass of the protocol's own numbers, with its defaults.
         what (`str`): The protocol in a line, for `--help` and reports.
+        lacks (`Callable`): Says of an encoder in a sentence what it lacks to be measured at all; None if nothing.
     """
 
     measure: Callable[[Encoder, EvaluationData, EvaluationOptions, Any], TaskResult]
     settings: type
     what: str
+    lacks: Callable[[Encoder], str | None] = lambda encoder: None

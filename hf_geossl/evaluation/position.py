@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.training.views_loca import LOCAViews
@@ -83,6 +83,16 @@ def _views(encoder: Encoder, settings: PositionSettings) -> LOCAViews:
     )
 
 
+def lacks_head(encoder: Encoder) -> str | None:
+    """What an encoder lacks that is not of a `LOCAForPreTraining`; None of one that is."""
+    if isinstance(encoder.whole, LOCAForPreTraining):
+        return None
+    return (
+        "position needs the training head of a LOCAForPreTraining, which "
+        f"{encoder.name} ({type(encoder.whole or encoder.module).__name__}) has not; save the model with trainer.save_model()"
+    )
+
+
 def measure_position(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PositionSettings
 ) -> TaskResult:
@@ -104,11 +114,8 @@ def measure_position(
         ValueError: If the model is not a `LOCAForPreTraining`.
     """
     model = encoder.whole
-    if not isinstance(model, LOCAForPreTraining):
-        raise ValueError(
-            "position needs the training head of a LOCAForPreTraining, which "
-            f"{encoder.name} ({type(model or encoder.module).__name__}) has not; save the model with trainer.save_model()"
-        )
+    if lack := lacks_head(encoder):
+        raise ValueError(lack)
     views = _views(encoder, settings)
     side = views.reference_size // views.patch_size
     samples = data.samples(data.test_split, size=round(SOURCE_SCALE * views.reference_size))
@@ -200,15 +207,19 @@ def _score(
     visible: torch.Tensor | None,
     side: int,
 ) -> torch.Tensor:
-    """`score_positions` of queries `(batch, Q, 3, s, s)` that see some tokens of the references, on the CPU."""
+    """`score_positions` of queries `(batch, Q, 3, s, s)` that see some tokens of the references, on the CPU; in float32, since
+    scores that are rounded tie and the first of them would win."""
     repeated = references.repeat_interleave(queries.shape[1], dim=0)
-    with mixed_precision(references.device):
+    with full_precision(references.device):
         logits = model.predict_positions(repeated, queries.flatten(0, 1), visible)
     return score_positions(logits.unflatten(0, queries.shape[:2]).flatten(1, 2), positions, side).cpu()
 
 
 TASKS = {
     "position": Task(
-        measure_position, PositionSettings, "where a query's patches lie in the reference (LOCA's training head)"
+        measure_position,
+        PositionSettings,
+        "where a query's patches lie in the reference (LOCA's training head)",
+        lacks_head,
     )
 }

@@ -1,7 +1,7 @@
 """Label propagation in video: the first frame's masks are carried along by features alone; nothing is trained."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task
 from hf_geossl.training.images import decode_image
 
 IGNORED = 255  # in masks: a pixel without truth
+RADIUS = 12  # patches
+SCENE_RADIUS = RADIUS / 60  # of the grid's side
 _BLOCK = 2**24  # affinities held at once: 64 MB
 
 
@@ -31,8 +33,9 @@ class PropagationSettings:
         context_frames (`int`): Frames before the present one that labels come from, beside the first.
         top_k (`int`): Most similar patches whose labels are averaged.
         temperature (`float`): Of the softmax over cosine similarities.
-        radius (`int`, *optional*): Patches, along each axis, within which a patch looks for others; a fifth of the grid's
-            shorter side by default, which is 12 at 480 pixels and patches of 8.
+        radius (`int`, *optional*): Patches, along each axis, within which a patch looks for others. By default 12 for data on
+            the disk, as published at 480 pixels for patches of 8 and of 16 alike (DINO, iBOT); for scenes, which are small,
+            a fifth of the grid's shorter side, as 12 is of 60.
         semantic (`bool`): Masks hold classes, and their mean IoU is measured, not J and F of objects.
         side (`int`): Shorter side in pixels that frames of a folder are resized to.
         magnification (`int`): Of scenes: side of the frames over the data's, as DAVIS shows models of 224 pixels 480.
@@ -90,7 +93,7 @@ def propagate_labels(
     *,
     context_frames: int = 7,
     top_k: int = 5,
-    radius: int = 12,
+    radius: int = RADIUS,
     temperature: float = 0.1,
 ) -> torch.Tensor:
     """
@@ -172,7 +175,7 @@ def propagate_masks(encoder: Encoder, clip: Clip, settings: PropagationSettings,
         _shares(clip.masks[0], ids, (rows, columns)).to(encoder.device),
         context_frames=settings.context_frames,
         top_k=settings.top_k,
-        radius=max(1, round(min(rows, columns) / 5)) if settings.radius is None else settings.radius,
+        radius=RADIUS if settings.radius is None else settings.radius,
         temperature=settings.temperature,
     )
     return np.stack([clip.masks[0], *(_enlarge(share, ids, clip.masks.shape[1:]) for share in shares[1:])])
@@ -303,6 +306,8 @@ def measure_propagation(
     if data.is_scenes:
         size = data.size * settings.magnification
         _check_sides(encoder, (size, size))
+        if settings.radius is None:
+            settings = replace(settings, radius=max(1, round(size // encoder.patch_size * SCENE_RADIUS)))
         count = min(settings.clips, data.limit or settings.clips)
         clips: Iterator[Clip] = scene_clips(data.test_split, size, settings)
         readers = [lambda: next(clips)] * count
@@ -340,6 +345,7 @@ def measure_propagation(
         metrics=summarize(merged[""].sum(axis=0)),
         details={
             "settings": asdict(settings),
+            "radius": RADIUS if settings.radius is None else settings.radius,
             "clips": len(names),
             "ceiling": others.pop("ceiling"),
             "floors": others,

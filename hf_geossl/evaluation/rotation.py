@@ -15,7 +15,7 @@ from hf_geossl.evaluation.classifiers import (
 )
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features
-from hf_geossl.evaluation.held import HeldSamples, thumbnails
+from hf_geossl.evaluation.held import held_if_rendered, thumbnails
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
@@ -64,7 +64,7 @@ def _measure(
 ) -> tuple[TaskResult, dict[str, Any]]:
     """Accuracy on one kind of images, and the details of it."""
     train, test = (
-        HeldSamples(data.samples(split, mode=mode), [], encoder, options)
+        held_if_rendered(data.samples(split, mode=mode), [], encoder, options)
         for split in (data.train_split, data.test_split)
     )
 

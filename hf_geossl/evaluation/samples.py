@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,15 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
-from hf_geossl.training.images import DEFAULT_MAX_PIXELS, decode_image
+from hf_geossl.training.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
+from hf_geossl.training.retries import is_transient
+
+logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
 IGNORED = 255  # a pixel without truth
 SHUFFLE_BUFFER = 2048  # samples among which a stream is shuffled
+BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Sample = dict[str, Any]
 
 
@@ -93,7 +100,14 @@ class _Reader:
         if row.get(columns.label) is not None:
             sample["label"] = int(row[columns.label])
         if row.get(columns.semantic) is not None:
-            semantic = torch.from_numpy(cut(row[columns.semantic]).astype(np.uint8))
+            classes = cut(row[columns.semantic])
+            if classes.min() < 0 or classes.max() > IGNORED:
+                wrong = classes.min() if classes.min() < 0 else classes.max()
+                raise ValueError(
+                    f"the column {columns.semantic!r} must hold classes from 0 to {IGNORED}, which is no class, got {wrong}: "
+                    "renumber them, or choose another column"
+                )
+            semantic = torch.from_numpy(classes.astype(np.uint8))
             if columns.reduce_labels:
                 semantic = torch.where((semantic == 0) | (semantic == IGNORED), IGNORED, semantic - 1).to(torch.uint8)
             sample["semantic"] = semantic
@@ -118,31 +132,41 @@ class _Reader:
 
 
 class _Indexed(Dataset):
-    """Rows that can be read in any order."""
+    """Rows that can be read in any order; None for a broken image, or with `replace` the next one that can be read."""
 
-    def __init__(self, rows: Any, indices: list[int], read: Any) -> None:
-        self.rows, self.indices, self.read = rows, indices, read
+    def __init__(self, rows: Any, indices: list[int], read: Any, *, replace: bool = False) -> None:
+        self.rows, self.indices, self.read, self.replace = rows, indices, read, replace
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Sample:
-        index = self.indices[position]
-        return self.read(index, self.rows[index])
+    def __getitem__(self, position: int) -> Sample | None:
+        for step in range(len(self) if self.replace else 1):
+            index = self.indices[(position + step) % len(self)]
+            with suppress(BrokenImageError):
+                return {**self.read(index, self.rows[index]), **({BROKEN: int(step > 0)} if self.replace else {})}
+        return None
 
 
 class _Streamed(IterableDataset):
-    """Rows that come in an order of their own."""
+    """Rows that come in an order of their own; None for a broken image, or with `replace` the next one that can be read."""
 
-    def __init__(self, rows: Any, read: Any) -> None:
-        self.rows, self.read = rows, read
+    def __init__(self, rows: Any, read: Any, *, replace: bool = False) -> None:
+        self.rows, self.read, self.replace = rows, read, replace
 
-    def __iter__(self) -> Iterator[Sample]:
-        index = -1
+    def __iter__(self) -> Iterator[Sample | None]:
+        passed = 0
         for index, row in enumerate(self.rows):
-            yield self.read(index, row)
-        if index < 0:
-            raise ValueError("the dataset gave no sample to evaluate on: choose another split, or a larger limit")
+            try:
+                sample = self.read(index, row)
+            except BrokenImageError:
+                passed += 1
+                if not self.replace:
+                    yield None
+                continue
+            yield {**sample, BROKEN: passed} if self.replace else sample
+            passed = 0
+        yield from [None] * passed if self.replace else ()
 
 
 class Samples:
@@ -169,6 +193,7 @@ class Samples:
     ) -> None:
         self._rows, self._told, self._read, self._indices = rows, told, read, indices
         self.names = names
+        self._told_of_broken = False
         self.name, self.size = f"{told['dataset']} ({told['split']})", told["size"]
 
     @property
@@ -203,40 +228,71 @@ class Samples:
         if indices is None:
             rows = rows.filter(lambda row, index: _hash(index, seed) < share, with_indices=True)
         else:
-            order = sorted(indices, key=lambda index: _hash(index, seed))
-            indices = sorted(order[: max(1, round(share * len(order)))])
+            indices = _chosen(indices, max(1, round(share * len(indices))), seed)
         told = {**self._told, "subset": [*self._told.get("subset", []), [share, seed]]}
         return Samples(rows, told, self.names, self._read, indices)
 
     def __iter__(self) -> Iterator[Sample]:
         if self._indices is None:
-            return iter(_Streamed(self._rows, self._read))
-        return (self._read(index, self._rows[index]) for index in self._indices)
+            found: Iterator[Sample | None] = iter(_Streamed(self._rows, self._read))
+        else:
+            indexed = _Indexed(self._rows, self._indices, self._read)
+            found = (indexed[position] for position in range(len(indexed)))
+        return self._readable((sample, 1, int(sample is None)) for sample in found)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists."""
+        """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists. Broken images are left
+        out, and a warning tells how many."""
         if self._indices is None:  # workers would each read the whole stream
-            return iter(_loader(_Streamed(self._rows, self._read), batch_size))
+            return self._readable(_loader(_Streamed(self._rows, self._read), batch_size))
         dataset = _Indexed(self._rows, self._indices, self._read)
-        return iter(_loader(dataset, batch_size, num_workers=num_workers))
+        return self._readable(_loader(dataset, batch_size, num_workers=num_workers))
 
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Whole batches without end, each pass in another order, a function of `seed` and the pass alone."""
+        """Whole batches without end, each pass in another order, a function of `seed` and the pass alone; the rest of a pass
+        is left out. Where there are fewer samples than a batch holds they come more than once, those of a stream in smaller
+        batches. A broken image is replaced by the next one."""
         for epoch in range(2**31):
             if self._indices is None:
                 rows = self._rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
-                yield from _loader(_Streamed(rows, self._read), batch_size)
+                passed = self._readable(_loader(_Streamed(rows, self._read, replace=True), batch_size))
+                yield from (
+                    batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size
+                )
                 continue
             order = np.random.default_rng([seed, epoch]).permutation(len(self._indices)).tolist()
-            order *= -(-batch_size // len(order))  # fewer samples than a batch holds come more than once
-            dataset = _Indexed(self._rows, self._indices, self._read)
+            order *= -(-batch_size // len(order))
+            dataset = _Indexed(self._rows, self._indices, self._read, replace=True)
             whole = order[: len(order) // batch_size * batch_size]
-            yield from _loader(dataset, batch_size, sampler=whole, num_workers=num_workers)
+            yield from self._readable(_loader(dataset, batch_size, sampler=whole, num_workers=num_workers))
+
+    def _readable(self, parts: Iterable[tuple[Any, int, int]]) -> Iterator[Any]:
+        """What can be read of parts with their numbers of images and of broken ones; after the last a word about these."""
+        images = broken = 0
+        for part, count, lost in parts:
+            images, broken = images + count, broken + lost
+            if part is not None:
+                yield part
+        if images == broken:
+            raise ValueError(
+                f"{self.name} gave no image that can be read ({broken} are broken): choose another split, or a larger limit"
+            )
+        if broken and not self._told_of_broken:
+            logger.warning(f"images of {self.name} that are broken and were left out: {broken}")
+            self._told_of_broken = True
 
 
 def _loader(dataset: Any, batch_size: int, **given: Any) -> DataLoader:
     """A loader with a generator of its own: by default each pass draws from the caller's."""
-    return DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator(), **given)
+    return DataLoader(dataset, batch_size, collate_fn=_collate_readable, generator=torch.Generator(), **given)
+
+
+def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int]:
+    """A batch of those that are not broken, the number of all, and that of broken ones, replaced ones among them."""
+    readable = [sample for sample in samples if sample is not None]
+    replaced = sum(sample.pop(BROKEN, 0) for sample in readable)
+    broken = len(samples) - len(readable) + replaced
+    return collate(readable) if readable else None, len(readable) + broken, broken
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
@@ -270,7 +326,9 @@ def load_samples(
             reads it); or the id of a dataset on the Hub, which is streamed.
         split (`str`): Which part.
         size (`int`): Side of the images in pixels.
-        limit (`int`, *optional*): Only the first so many.
+        limit (`int`, *optional*): Only so many. Scenes are drawn independently, so the first are taken; of a folder, whose
+            order is by class, those that a hash of the place chooses, whatever else is there; of a stream the first after it
+            was shuffled in blocks of shards and among `SHUFFLE_BUFFER` samples with seed 0.
         mode, seed: Of the scenes, see `load_scenes`.
         columns (`Columns`, *optional*): What the columns are called.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub, as in `datasets.load_dataset`.
@@ -298,11 +356,12 @@ def load_samples(
             "categories": THING_CLASSES,
         }
         return Samples(scenes, told, names, reader.scene, list(range(len(scenes))))
+    local = Path(dataset).is_dir()
+    revision = revision if local else _commit(dataset, revision, token)
     rows = _open(dataset, split, config_name, revision, token)
     told |= {"columns": asdict(columns), "config": config_name, "revision": revision}
-    if Path(dataset).is_dir():
-        files = sorted((str(path.relative_to(dataset)), path.stat().st_size) for path in Path(dataset).rglob("*.*"))
-        told |= {"dataset": Path(dataset).name, "files": hashlib.sha256(repr(files).encode()).hexdigest()}
+    if local:
+        told |= {"dataset": Path(dataset).name, "files": _folder_hash(Path(dataset))}
     features = rows.features or {}
     if features and columns.image not in features:
         raise ValueError(
@@ -320,10 +379,14 @@ def load_samples(
             feature = getattr(feature, "feature", feature)
         if hasattr(feature, "names"):
             names[key] = tuple(feature.names)
-    if hasattr(rows, "__getitem__"):
-        count = len(rows) if limit is None else min(limit, len(rows))
-        return Samples(rows, told, names, reader.row, list(range(count)))
-    return Samples(rows if limit is None else rows.take(limit), told, names, reader.row, None)
+    streamed = _is_stream(rows)
+    if limit is not None:
+        told["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
+    if not streamed:
+        return Samples(rows, told, names, reader.row, _chosen(range(len(rows)), limit, seed=0))
+    if limit is not None:
+        rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
+    return Samples(rows, told, names, reader.row, None)
 
 
 def _open(dataset: str, split: str, config_name: str | None, revision: str | None, token: str | None) -> Any:
@@ -344,6 +407,30 @@ def _open(dataset: str, split: str, config_name: str | None, revision: str | Non
         if isinstance(feature, ImageFeature):
             rows = rows.cast_column(name, ImageFeature(decode=False))
     return rows
+
+
+def _commit(dataset: str, revision: str | None, token: str | None) -> str | None:
+    """The commit that a revision of a dataset on the Hub is now; the revision as given where the Hub does not tell."""
+    try:
+        return HfApi(token=token).dataset_info(dataset, revision=revision).sha
+    except Exception as error:  # no network, or no such dataset, which opening it will say
+        if not is_transient(error) and not isinstance(error, (OSError, ValueError)):
+            raise
+        return revision
+
+
+def _folder_hash(folder: Path) -> str:
+    """Of where a folder lies and of its files' names, sizes and times; tells nothing of them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()
+
+
+def _is_stream(rows: Any) -> bool:
+    """Whether rows come in an order of their own. (With torch loaded a stream has a `__getitem__`, which only raises.)"""
+    from datasets import IterableDataset as Stream
+
+    return isinstance(rows, Stream)
 
 
 def _encoded(value: Any) -> Any:
@@ -367,6 +454,13 @@ def _open_map(value: Any) -> Image.Image:
 
 def _image_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _chosen(indices: Sequence[int], count: int | None, seed: int) -> list[int]:
+    """Those of the smallest hash, in their order: data lie in the order of their classes."""
+    if count is None or count >= len(indices):
+        return list(indices)
+    return sorted(sorted(indices, key=lambda index: _hash(index, seed))[:count])
 
 
 def _hash(index: int, seed: int) -> float:

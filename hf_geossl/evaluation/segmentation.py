@@ -19,7 +19,8 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fit import fit, seeded
 from hf_geossl.evaluation.metrics import mean_iou
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.segmenters import (
     Batch,
     LinearHead,
@@ -206,6 +207,21 @@ def measure_few_shot_segmentation(
     train, test = data.train, data.test
     names = class_names(train, settings.num_classes, options, encoder)
     require(test, "semantic")
+    twin = encoder.random_twin(options.seed) if settings.random_floor else None
+
+    def train_and_score(model: Encoder, part: Samples, seed: int, description: str) -> Scored:
+        predict = train_segmenter(
+            model,
+            lambda count: LinearHead(encoder.width, count),
+            part,
+            len(names),
+            settings,
+            options,
+            seed=seed,
+            description=description,
+        )
+        return score_segmenter(predict, test, names, options)
+
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     details: dict[str, Any] = {"settings": asdict(settings), "subsets": {}}
@@ -213,22 +229,16 @@ def measure_few_shot_segmentation(
     for share in settings.shares:
         told = str(Fraction(share).limit_denominator(1000))
         runs: list[Scored] = []
+        random: list[float] = []
         sizes = []
         for subset in range(settings.subsets):
             seed = options.seed * settings.subsets + subset
             part = train if share == 1 else train.subset(share, seed)
             description = f"{encoder.name}: {told} of the images, {subset + 1} of {settings.subsets}"
-            predict = train_segmenter(
-                encoder,
-                lambda count: LinearHead(encoder.width, count),
-                part,
-                len(names),
-                settings,
-                options,
-                seed=seed,
-                description=description,
-            )
-            runs.append(score_segmenter(predict, test, names, options))
+            runs.append(train_and_score(encoder, part, seed, description))
+            if twin is not None:
+                description = f"random weights, {description}"
+                random.append(train_and_score(twin, part, seed, description).numbers["mean_iou"])
             sizes.append(part.count)
         values = [run.numbers["mean_iou"] for run in runs]
         metrics[f"mean_iou_{told}"] = float(np.mean(values))
@@ -241,7 +251,11 @@ def measure_few_shot_segmentation(
             {"mean_iou": run.numbers["mean_iou"], "training_images": size, "iou_per_class": run.iou_per_class}
             for run, size in zip(runs, sizes, strict=True)
         ]
-        details |= {"images": len(runs[0].sums), "floors": {"constant": runs[0].constant_floor}}
+        details["images"] = len(runs[0].sums)
+        floors = details.setdefault("floors", {}).setdefault(f"mean_iou_{told}", {})
+        floors["constant"] = runs[0].constant_floor
+        if random:
+            floors[RANDOM_WEIGHTS] = float(np.mean(random))
         title = f"{encoder.name}: fine-tuned on {told} of the images"
         pictures[f"samples_{told.replace('/', '_')}"] = partial(runs[0].draw, title)
     return TaskResult(metrics, intervals, details, pictures)

@@ -16,10 +16,11 @@ from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fit import seeded
 from hf_geossl.evaluation.metrics import mean_iou
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, TaskResult
+from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, TaskResult
 from hf_geossl.evaluation.samples import IGNORED, Samples
 
 SHOWN = 8  # images in a picture
+METRICS = ("mean_iou", "pixel_accuracy", "mean_class_accuracy")
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
 
@@ -141,7 +142,7 @@ class Scored:
 
     def result(self, options: EvaluationOptions, title: str, details: dict[str, Any]) -> TaskResult:
         """The result of a protocol with one prediction an image."""
-        metrics = {name: self.numbers[name] for name in ("mean_iou", "pixel_accuracy", "mean_class_accuracy")}
+        metrics = {name: self.numbers[name] for name in METRICS}
         intervals = {}
         if options.bootstrap:
             intervals = interval(mean_iou.summarize, self.sums, repeats=options.bootstrap, seed=options.seed)
@@ -326,9 +327,17 @@ def measure_end_to_end(
     train, test = data.train, data.test
     names = class_names(train, settings.num_classes, options, encoder)
     require(test, "semantic")
-    title = f"{encoder.name}: {what}"
-    predict = train_segmenter(
-        encoder, make_head, train, len(names), settings, options, seed=options.seed, description=title
-    )
-    scored = score_segmenter(predict, test, names, options)
-    return scored.result(options, title, {"settings": asdict(settings), "training_images": train.count})
+
+    def measure(model: Encoder) -> Scored:
+        title = f"{model.name}: {what}"
+        predict = train_segmenter(
+            model, make_head, train, len(names), settings, options, seed=options.seed, description=title
+        )
+        return score_segmenter(predict, test, names, options)
+
+    scored = measure(encoder)
+    details: dict[str, Any] = {"settings": asdict(settings), "training_images": train.count}
+    if settings.random_floor:
+        floor = measure(encoder.random_twin(options.seed)).numbers
+        details["floors"] = {metric: {RANDOM_WEIGHTS: floor[metric]} for metric in METRICS}
+    return scored.result(options, f"{encoder.name}: {what}", details)

@@ -46,6 +46,11 @@ def nearest(word: str, valid: Sequence[str], what: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; {what} are {', '.join(valid)}"
 
 
+def named_tasks(tasks: str | Iterable[str]) -> list[str]:
+    """The names as they were given, in one text with commas or one by one."""
+    return [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+
+
 def check_tasks(tasks: str | Iterable[str]) -> list[str]:
     """
     Args:
@@ -57,7 +62,7 @@ def check_tasks(tasks: str | Iterable[str]) -> list[str]:
     Raises:
         ValueError: If there is no such task.
     """
-    names = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+    names = named_tasks(tasks)
     for name in names:
         if name not in TASK_FILES and name != ALL:
             raise ValueError(f"there is no task {name!r}{nearest(name, list(TASK_FILES), 'tasks')}")

@@ -1,0 +1,219 @@
+"""Images with truth: which are taken, what is known of them, and what a broken one costs."""
+
+import os
+import shutil
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+from PIL import Image
+from supervised import small_model
+
+from hf_geossl.evaluation import features, linear_sgd, rotation
+from hf_geossl.evaluation import samples as reading
+from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.knn import KNNSettings, measure_knn
+from hf_geossl.evaluation.linear import LogisticSettings, measure_linear
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.samples import Columns, load_samples
+
+QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=0)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the real Hub."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(HfApi, "dataset_info", fail)
+
+
+def class_folder(root: Path, classes: int = 3, images: int = 30) -> Path:
+    """Plain images in one folder a class; the red channel is the number of the image in all."""
+    for split in ("train", "test"):
+        for label in range(classes):
+            (root / split / f"class{label}").mkdir(parents=True)
+            for number in range(images):
+                pixels = np.full((16, 16, 3), label * images + number, np.uint8)
+                Image.fromarray(pixels).save(root / split / f"class{label}" / f"{number:03}.png")
+    return root
+
+
+def stream(count: int, per_class: int = 10, broken: tuple[int, ...] = ()) -> Any:
+    """Rows in the order of their classes, as a stream."""
+    encoded = []
+    for index in range(count):
+        file = BytesIO()
+        Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(file, "PNG")
+        encoded.append({"bytes": b"no image" if index in broken else file.getvalue(), "path": None})
+    rows = Dataset.from_dict({"image": encoded, "label": [index // per_class for index in range(count)]})
+    return rows.to_iterable_dataset(num_shards=3)
+
+
+def test_a_limit_takes_images_of_all_classes_of_a_folder(tmp_path: Path) -> None:
+    folder = str(class_folder(tmp_path))
+    thirty = load_samples(folder, "train", size=16, limit=30)
+    places = [sample["index"] for sample in thirty]
+    labels = np.array([sample["label"] for sample in thirty])
+    assert places == sorted(places)
+    assert [int(sample["image"][0, 0, 0]) for sample in thirty] == places
+    assert np.bincount(labels, minlength=3).min() >= 4  # of 10; all of one class when the first are taken
+    more = {sample["index"] for sample in load_samples(folder, "train", size=16, limit=60)}
+    assert set(places) < more
+    assert [sample["index"] for sample in load_samples(folder, "train", size=16)] == list(range(90))
+
+
+def test_a_limit_takes_images_of_all_classes_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(90))
+    taken = load_samples("user/name", "train", size=16, limit=30)
+    labels = [sample["label"] for sample in taken]
+    assert len(labels) == 30
+    assert len(set(labels)) >= 6  # of 9; 3 when the first are taken
+    assert [sample["label"] for sample in taken] == labels  # every pass sees the same
+    seen = {int(image[0, 0, 0]) for sample in taken for image in [sample["image"]]}
+    batches = taken.endless_batches(10, seed=5)
+    assert {int(value) for _ in range(3) for value in next(batches)["image"][:, 0, 0, 0]} == seen
+    everything = load_samples("user/name", "train", size=16)
+    assert [sample["label"] for sample in everything] == [index // 10 for index in range(90)]
+
+
+def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(30, per_class=30))
+    data, encoder = EvaluationData(dataset="user/name", size=16), load_encoder(small_model())
+    told = "must show at least two classes, all 30 of them are of 0"
+    with pytest.raises(ValueError, match=told):
+        measure_knn(encoder, data, QUIET, KNNSettings())
+    with pytest.raises(ValueError, match=told):
+        measure_linear(encoder, data, QUIET, LogisticSettings())
+
+
+# ---- what is known of them ----
+
+
+def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits, opened = iter("aab"), []
+    monkeypatch.setattr(reading, "_open", lambda *given: opened.append(given) or stream(4))
+    given: dict[str, Any] = {"size": 16, "revision": "main", "token": "hf_x"}
+    load_samples("user/name", "train", **given)
+    assert opened.pop()[3] == "main"  # offline
+    asked: list[Any] = []
+
+    def dataset_info(api: Any, name: str, revision: str | None = None) -> Any:
+        asked.append((name, revision, api.token))
+        return SimpleNamespace(sha=next(commits))
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    prints = [load_samples("user/name", "train", **given).fingerprint for _ in range(3)]
+    assert asked == [("user/name", "main", "hf_x")] * 3
+    assert [row[3] for row in opened] == ["a", "a", "b"]  # what is read is what the fingerprint says
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_folder_is_known_by_place_names_sizes_and_times(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "here" / "photos", images=2)
+
+    def found(path: Path = folder) -> str:
+        return load_samples(str(path), "train", size=16).fingerprint
+
+    shutil.copytree(folder, tmp_path / "there" / "photos")
+    first = found()
+    assert found() == first
+    assert found(tmp_path / "there" / "photos") != first  # same names and sizes, perhaps other pixels
+    image = folder / "train" / "class0" / "000.png"
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    second = found()
+    (folder / "train" / "LICENSE").write_text("free")
+    assert len({first, second, found()}) == 3
+    assert str(tmp_path) not in repr(load_samples(str(folder), "train", size=16)._told)
+
+
+@pytest.mark.parametrize(("value", "reduced"), [(256, False), (300, True), (65535, False)])
+def test_classes_above_255_are_refused(value: int, reduced: bool, tmp_path: Path) -> None:
+    classes = np.full((16, 16), value, np.uint16)
+    row = {"image": np.zeros((16, 16, 3), np.uint8), "annotation": Image.fromarray(classes)}
+    reader = reading._Reader(16, Columns(reduce_labels=reduced))
+    with pytest.raises(ValueError, match=f"must hold classes from 0 to 255, .* got {value}"):
+        reader.row(0, row)
+    row["annotation"] = Image.fromarray(np.full((16, 16), 255, np.uint16))
+    assert reader.row(0, row)["semantic"].unique().tolist() == [255]
+
+
+# ---- broken images, and whole batches ----
+
+
+def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folder(tmp_path, images=4)
+    (folder / "train" / "class1" / "001.png").write_bytes(b"no image")
+    held = load_samples(str(folder), "train", size=16)
+    for workers in (0, 2):
+        caplog.clear()
+        found = list(load_samples(str(folder), "train", size=16).batches(4, num_workers=workers))
+        assert torch.cat([batch["index"] for batch in found]).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+        assert caplog.messages == [f"images of {held.name} that are broken and were left out: 1"]
+    assert [sample["index"] for sample in held] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    endless = held.endless_batches(4, seed=0)
+    for _ in range(6):
+        batch = next(endless)
+        assert len(batch["index"]) == 4
+        assert 5 not in batch["index"]
+    columns = compute_features(load_encoder(small_model()), held, ["label", "image"], QUIET)
+    assert len(columns["label"]) == len(columns["image"]) == 11
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="gave no image that can be read .12 are broken"):
+        list(held.batches(4))
+    with pytest.raises(ValueError, match="gave no image that can be read"):
+        next(held.endless_batches(4, seed=0))
+
+
+def test_streams_give_whole_batches_and_leave_broken_images_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(23, broken=(3, 11)))
+    streamed = load_samples("user/name", "train", size=16)
+    endless = streamed.endless_batches(5, seed=0)
+    batches = [next(endless) for _ in range(9)]
+    assert [len(batch["index"]) for batch in batches] == [5] * 9  # four a pass of 21
+    shades = [sorted(int(value) for value in batch["image"][:, 0, 0, 0]) for batch in batches]
+    assert len({shade for row in shades[:4] for shade in row}) == 20
+    assert not {3, 11} & {shade for row in shades for shade in row}
+    assert caplog.messages == [f"images of {streamed.name} that are broken and were left out: 2"]
+    assert sum(len(batch["index"]) for batch in streamed.batches(5)) == len(list(streamed)) == 21
+    few = streamed.endless_batches(64, seed=0)
+    assert [len(next(few)["index"]) for _ in range(2)] == [21, 21]
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(3, broken=(0, 1, 2)))
+    with pytest.raises(ValueError, match="gave no image that can be read .3 are broken"):
+        next(load_samples("user/name", "train", size=16).endless_batches(5, seed=0))
+
+
+def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = EvaluationData(dataset=str(class_folder(tmp_path, classes=2, images=12)), size=16)
+    columns: set[str] = set()
+    write = features._write_columns
+
+    def watch(folder: Path, encoder: Any, samples: Any, names: Any, *others: Any) -> None:
+        columns.update(names)
+        write(folder, encoder, samples, names, *others)
+
+    monkeypatch.setattr(features, "_write_columns", watch)
+    encoder, few = load_encoder(small_model()), LogisticSettings(c_values=(1.0,))
+    measure_knn(encoder, data, QUIET, KNNSettings())
+    measure_linear(encoder, data, QUIET, few)
+    sgd = linear_sgd.LinearSGDSettings(epochs=1, learning_rates=(0.1,))
+    linear_sgd.measure_linear_sgd(encoder, data, QUIET, sgd)
+    rotation.measure_rotation(encoder, data, QUIET, rotation.RotationSettings(c_values=(1.0,)))
+    assert {"pooled", "both", "label", "thumbnail"} <= columns
+    assert "image" not in columns
+    measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())
+    assert "image" in columns  # scenes are rendered once
