@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from pixel_encoder import pixel_encoder
 from torchvision.transforms.v2 import functional as TF
 
 from hf_geossl.evaluation import propagation
@@ -24,7 +25,6 @@ from hf_geossl.evaluation.homography import (
 from hf_geossl.evaluation.metrics import j_and_f
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.propagation import PropagationSettings, measure_propagation, propagate_labels
-from tests.pixel_encoder import pixel_encoder
 
 OPTIONS = EvaluationOptions(batch_size=16, bootstrap=50, cache_dir=None, progress=False)
 

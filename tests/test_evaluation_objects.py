@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from pixel_encoder import Pixels, pixel_encoder
+from supervised import small_model
 from torchvision.models.detection.image_list import ImageList
 
 from hf_geossl.data import SEMANTIC_CLASSES, THING_CLASSES, load_scenes, render, sample_scene
@@ -36,8 +38,6 @@ from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePreci
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.orientation import OrientationSettings, angular_errors, measure_orientation
 from hf_geossl.evaluation.samples import load_samples
-from tests.pixel_encoder import Pixels, pixel_encoder
-from tests.supervised import small_model
 
 OPTIONS = EvaluationOptions(batch_size=16, bootstrap=20, cache_dir=None, progress=False)
 

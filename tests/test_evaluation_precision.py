@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from pixel_encoder import pixel_encoder
 from test_evaluation_classification import loca
 from torch.nn import functional
 
 from hf_geossl.evaluation import detection, encoders, fit, homography, keypoints, position
 from hf_geossl.evaluation.encoders import Encoder, Tokens, load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from tests.pixel_encoder import pixel_encoder
 
 OPTIONS = EvaluationOptions(batch_size=8, bootstrap=0, cache_dir=None, progress=False)
 DETECTION = detection.DetectionSettings(steps=3, batch_size=2, channels=8, head_width=8)
