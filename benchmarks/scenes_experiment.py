@@ -712,6 +712,10 @@ _COLUMNS = (
 )
 
 
+def _difference(arms: Sequence[str]) -> str:
+    return " - ".join(arms) if len(arms) == 2 else f"({arms[0]} - {arms[1]}) - ({arms[2]} - {arms[3]})"
+
+
 def markdown(results: dict[str, dict[int, dict[str, Any]]], command: str) -> str:
     """The tables: numbers of each arm (mean over seeds), and the verdicts."""
     some = next(iter(next(iter(results.values())).values()))
@@ -745,7 +749,7 @@ def markdown(results: dict[str, dict[int, dict[str, Any]]], command: str) -> str
         mean = f"{row['mean']:+.3g} +- {row['standard_error']:.2g}" if row.get("standard_error") is not None else "-"
         against = "; ".join(row.get("against", []))
         lines.append(
-            f"| {row['claim']} ({' - '.join(row['arms'])}) | {row['threshold']:+g} | {differences} | {mean} | "
+            f"| {row['claim']} ({_difference(row['arms'])}) | {row['threshold']:+g} | {differences} | {mean} | "
             f"{row['verdict']} | {against} |"
         )
     return "\n".join(lines) + "\n"
@@ -795,6 +799,7 @@ def main() -> None:
     if not results:
         return
     changed = "".join(f" --{name} {value:g}" for name, value in given.items() if value is not None)
+    changed += "" if arms == list(ARMS) else f" --arms {args.arms}"
     command = f"python -m benchmarks.scenes_experiment --preset {args.preset} --seeds {args.seeds}{changed}"
     (folder / "verdicts.json").write_text(json.dumps(verdicts(results), indent=1) + "\n")
     (folder / "README.md").write_text(markdown(results, command))
