@@ -66,4 +66,4 @@ class LOCACrossAttentionBlock(nn.Module):
     def forward(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` and `(batch, visible, hidden_size)` to the shape of the first."""
         queries = queries + self.attention(self.norm_query(queries), self.norm_key_value(references))
-        return queries + self.mlp(self.norm2(queries))
+        return queries + self.mlp(queries, self.norm2)

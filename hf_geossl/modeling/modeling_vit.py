@@ -14,7 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
-from .recomputation import GELU_APPROXIMATIONS, explicit_attention, gelu_linear
+from .recomputation import GELU_APPROXIMATIONS, explicit_attention, gelu_linear, is_plain, norm_linear
 
 
 def resample_positions(
@@ -214,9 +214,14 @@ class ViTAttention(ViTAttentionBase):
         super().__init__(config)
         self.qkv = ViTAttentionLinear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
-        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
+    def forward(
+        self, hidden_states: torch.Tensor, norm: nn.Module | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Maps `(batch, tokens, hidden_size)`, normed by `norm` first, to the same shape; also returns
+        `(batch, heads, tokens, tokens)` or None.
+        """
+        query, key, value = self.split_heads(norm_linear(hidden_states, norm, self.qkv), 3)
         return self.attend(query, key, value, **kwargs)
 
 
@@ -231,18 +236,12 @@ class ViTMLP(nn.Module):
         self.fc2 = ViTMLPLinear(intermediate_size, config.hidden_size)
         self.approximate = GELU_APPROXIMATIONS.get(config.hidden_act)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        hidden = self.fc1(hidden_states)
-        if self.approximate is not None and hidden.requires_grad and self._has_plain_output():
+    def forward(self, hidden_states: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+        """Maps `(batch, tokens, hidden_size)`, normed by `norm` first, to the same shape."""
+        hidden = norm_linear(hidden_states, norm, self.fc1)
+        if self.approximate is not None and hidden.requires_grad and is_plain(self.fc2):
             return gelu_linear(hidden, self.fc2, self.approximate)
         return self.fc2(self.activation(hidden))
-
-    def _has_plain_output(self) -> bool:
-        """Whether nobody has put something else in the place of `fc2`, such as an adapter, or compiles it."""
-        fc2 = self.fc2
-        hooked = fc2._forward_hooks or fc2._forward_pre_hooks or fc2._backward_hooks or fc2._backward_pre_hooks
-        return type(fc2) is ViTMLPLinear and not hooked and not torch.compiler.is_compiling()
 
 
 class ViTDropPath(nn.Module):
@@ -291,9 +290,9 @@ class ViTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        attended = self.layer_scale1(self.attention(self.norm1(hidden_states), **kwargs)[0])
+        attended = self.layer_scale1(self.attention(hidden_states, self.norm1, **kwargs)[0])
         hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
+        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(hidden_states, self.norm2)))
 
 
 class GeometricViTPreTrainedModel(PreTrainedModel):

@@ -3,9 +3,35 @@
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 GELU_APPROXIMATIONS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
+
+
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether these are linear layers and layer norms that nobody hooks, has changed (as adapters do) or compiles."""
+    return not torch.compiler.is_compiling() and all(
+        type(module).forward in (nn.Linear.forward, nn.LayerNorm.forward)
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        for module in modules
+    )
+
+
+def _gradients_of_linear(
+    ctx: Any, gradient: torch.Tensor, entered: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Of what entered a linear layer, of its weight and of its bias, which are the first three inputs of a function."""
+    rows = gradient.flatten(0, -2)
+    of_entered = (gradient @ weight.to(gradient.dtype)).to(entered.dtype) if ctx.needs_input_grad[0] else None
+    of_weight = of_bias = None
+    if ctx.needs_input_grad[1]:
+        of_weight = (rows.T @ entered.to(gradient.dtype).flatten(0, -2)).to(weight.dtype)
+    if ctx.needs_input_grad[2]:
+        of_bias = rows.sum(dim=0).to(weight.dtype)
+    return of_entered, of_weight, of_bias
 
 
 class _GELULinear(torch.autograd.Function):
@@ -22,33 +48,79 @@ class _GELULinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
-        gradient = gradients[0]
-        rows = gradient.flatten(0, -2)
-        of_hidden = of_weight = of_bias = None
-        if ctx.needs_input_grad[1]:
-            activated = F.gelu(hidden, approximate=ctx.approximate).to(gradient.dtype)
-            of_weight = (rows.T @ activated.flatten(0, -2)).to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            of_bias = rows.sum(dim=0).to(weight.dtype)
-        if ctx.needs_input_grad[0]:
-            of_activated = (gradient @ weight.to(gradient.dtype)).to(hidden.dtype)
-            of_hidden = torch.ops.aten.gelu_backward(of_activated, hidden, approximate=ctx.approximate)
+        activated = F.gelu(hidden, approximate=ctx.approximate)
+        of_hidden, of_weight, of_bias = _gradients_of_linear(ctx, gradients[0], activated, weight)
+        if of_hidden is not None:
+            of_hidden = torch.ops.aten.gelu_backward(of_hidden, hidden, approximate=ctx.approximate)
         return of_hidden, of_weight, of_bias, None
 
 
-def gelu_linear(hidden: torch.Tensor, linear: torch.nn.Linear, approximate: str) -> torch.Tensor:
+def gelu_linear(hidden: torch.Tensor, linear: nn.Linear, approximate: str) -> torch.Tensor:
     """
     `linear(gelu(hidden))`, with the same values and gradients as written so, for a quarter less of a layer's memory.
 
     Args:
         hidden (`torch.Tensor` of shape `(..., in_features)`): What goes into GELU.
-        linear (`torch.nn.Linear`): The layer after it, plain and without hooks.
+        linear (`torch.nn.Linear`): The layer after it, see `is_plain`.
         approximate (`str`): As `torch.nn.functional.gelu`, `"none"` or `"tanh"`.
 
     Returns:
         `torch.Tensor` of shape `(..., out_features)`.
     """
     return _GELULinear.apply(hidden, linear.weight, linear.bias, approximate)
+
+
+class _NormLinear(torch.autograd.Function):
+    """A linear layer of a layer norm's output, which is not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        normed = F.layer_norm(hidden, hidden.shape[-1:], norm_weight, norm_bias, eps)
+        ctx.save_for_backward(hidden, weight, norm_weight, norm_bias)
+        ctx.eps, ctx.dtype = eps, normed.dtype
+        return F.linear(normed, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, norm_weight, norm_bias = ctx.saved_tensors
+        entered, scale, shift = (tensor.to(ctx.dtype) for tensor in (hidden, norm_weight, norm_bias))
+        shape = list(hidden.shape[-1:])
+        normed, mean, inverse_deviation = torch.native_layer_norm(entered, shape, scale, shift, ctx.eps)
+        of_normed, of_weight, of_bias = _gradients_of_linear(ctx, gradients[0], normed, weight)
+        del normed
+        wanted = [ctx.needs_input_grad[place] for place in (0, 3, 4)]
+        of_hidden, of_scale, of_shift = torch.ops.aten.native_layer_norm_backward(
+            of_normed, entered, shape, mean, inverse_deviation, scale, shift, wanted
+        )
+        return of_hidden.to(hidden.dtype), of_weight, of_bias, of_scale, of_shift, None
+
+
+def norm_linear(hidden: torch.Tensor, norm: nn.Module | None, linear: nn.Linear) -> torch.Tensor:
+    """
+    `linear(norm(hidden))`, with the same values and gradients as written so; where both are plain and there is a gradient,
+    the norm's output is not kept.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(..., in_features)`): What goes into the norm.
+        norm (`torch.nn.LayerNorm`, *optional*): With weight and bias; none where `hidden` is normed already.
+        linear (`torch.nn.Linear`): The layer after it.
+
+    Returns:
+        `torch.Tensor` of shape `(..., out_features)`.
+    """
+    if norm is None:
+        return linear(hidden)
+    if hidden.requires_grad and isinstance(norm, nn.LayerNorm) and is_plain(norm, linear):
+        return _NormLinear.apply(hidden, linear.weight, linear.bias, norm.weight, norm.bias, norm.eps)
+    return linear(norm(hidden))
 
 
 class _ExplicitAttention(torch.autograd.Function):
