@@ -645,7 +645,11 @@ def run_arm(arm: str, seed: int, name: str, preset: Preset, images: RenderedScen
     encoder.name = arm
     tasks = dict(preset.tasks)
     if arm == "loca":
-        tasks["position"] = {"focal_queries": preset.num_focal}
+        tasks["position"] = {
+            "focal_queries": preset.num_focal,
+            "reference_scale": preset.global_scale,
+            "focal_scale": preset.local_scale,
+        }
     measured = evaluate_model(
         encoder,
         list(tasks),

@@ -304,6 +304,15 @@ def test_a_head_that_knows_every_position_is_right_everywhere(monkeypatch: pytes
     assert sums["random_query"][:, 2].sum() == (truths[0] >= 0).sum() > 0
 
 
+def test_views_show_as_much_of_an_image_as_the_settings_say() -> None:
+    settings = position.PositionSettings(reference_scale=(0.5, 0.6), focal_scale=(0.2, 0.25))
+    sample = position._views(load_encoder(loca()), settings).views(np.zeros((100, 100, 3), dtype=np.uint8), seed=0)
+    x1, y1, x2, y2 = sample["crop_boxes"].unbind(dim=1)
+    shares = (x2 - x1) * (y2 - y1) / 100**2
+    assert ((shares[:2] > 0.48) & (shares[:2] < 0.62)).all()
+    assert ((shares[2:] > 0.18) & (shares[2:] < 0.27)).all()
+
+
 @pytest.mark.parametrize("given", [{}, {"location_target": "self"}], ids=["loca", "self"])
 def test_position_accuracy_of_random_weights_is_chance_and_no_matter_of_batches(given: dict[str, Any]) -> None:
     encoder, data = load_encoder(loca(**given)), RenderedData(limit=40)

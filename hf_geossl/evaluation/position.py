@@ -23,6 +23,8 @@ class PositionSettings:
 
     Args:
         focal_queries (`int`): Small queries an image beside the random query; 9 in training.
+        reference_scale, focal_scale (`tuple[float, float]`): Shares of the image's area that reference and random query,
+            and focal queries show, as in training.
         visible_tokens (`float`): Share of the reference's tokens that queries look at in the `_masked` numbers. The
             authors' `reference_seqlen` is 39 of 196.
 
@@ -30,6 +32,8 @@ class PositionSettings:
     """
 
     focal_queries: int = 9
+    reference_scale: tuple[float, float] = (0.32, 1.0)
+    focal_scale: tuple[float, float] = (0.05, 0.32)
     visible_tokens: float = 39 / 196
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ def _views(encoder: Encoder, settings: PositionSettings) -> LOCAViews:
         focal_size=max(1, round(side * 96 / 224 / patch)) * patch,  # 96 pixels for references of 224
         num_focal=settings.focal_queries,
         patch_size=patch,
+        reference_scale=settings.reference_scale,
+        focal_scale=settings.focal_scale,
         mean=(r_mean, g_mean, b_mean),
         std=(r_std, g_std, b_std),
     )
