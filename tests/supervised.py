@@ -1,6 +1,5 @@
 """A small transformer trained with labels on scenes: what features that know something look like to the protocols."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_geossl import GTSAConfig, GTSAModel, LOCAForPreTraining
-from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES, THING_CLASSES
+from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES
 from hf_geossl.evaluation import homography
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -54,14 +53,6 @@ class TurnedData(RenderedData):
             image = row["image"].rot90(turns, (-2, -1))
             rows.append({**row, "image": image, "boxes": boxes, "angles": row["angles"] + turns * math.pi / 2})
         return Samples(rows, {**scenes._told, "turned": True}, scenes.names, scenes._read, list(range(len(rows))))
-
-
-@dataclass(frozen=True)
-class ObjectData(RenderedData):
-    """One large thing an image."""
-
-    def samples(self, split: str, *, size: int | None = None, mode: str = "object") -> Samples:
-        return super().samples(split, size=size, mode="object")
 
 
 def small_model(seed: int = 0, size: int = SIZE) -> GTSAModel:
@@ -197,36 +188,6 @@ def comparing_encoder(seed: int = 0, *, size: int = 32, images: int = 256, steps
             return sum((F.mse_loss(*pair) for pair in zip(told, targets, strict=True)), torch.zeros(()))
 
         train_with_labels(model, heads, compute_loss, steps, 2e-3)
-    return load_encoder(model)
-
-
-def object_encoder(start: Encoder, seed: int = 0, *, images: int = 400, steps: int = 150) -> Encoder:
-    """Trains a copy of a trunk to tell from each patch which thing it shows and where the edges of its box are."""
-    model, data = copy.deepcopy(start.module).requires_grad_(True).train(), ObjectData(limit=images)
-    batch = next(data.train.batches(images))
-    pixels = start.normalize(batch["image"])
-    shown = torch.zeros(images, SIZE // PATCH, SIZE // PATCH)
-    things, boxes = torch.zeros(images, dtype=torch.int64), torch.zeros(images, 4)
-    for row, (masks, categories, edges) in enumerate(
-        zip(batch["masks"], batch["categories"], batch["boxes"], strict=True)
-    ):
-        if len(masks):
-            shown[row] = F.avg_pool2d(masks[:1].float(), PATCH)[0]
-            things[row], boxes[row] = categories[0] + 1, edges[0] / SIZE
-    classes = torch.where(shown > 0.5, things[:, None, None], 0).flatten(1)  # 0 is the background
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        heads = nn.ModuleList([nn.Linear(96, len(THING_CLASSES) + 1), nn.Linear(96, 4)])
-
-        def compute_loss() -> torch.Tensor:
-            chosen = torch.randint(images, (16,))
-            patches = model(pixels[chosen]).last_hidden_state[:, 1:]
-            edges = heads[1](patches) - boxes[chosen, None]
-            inside = (classes[chosen] > 0).float()[..., None]
-            wrong = F.cross_entropy(heads[0](patches).transpose(1, 2), classes[chosen])
-            return wrong + 20 * (edges.square() * inside).sum() / inside.sum().clamp(min=1) / 4
-
-        train_with_labels(model, heads, compute_loss, steps, 1e-3)
     return load_encoder(model)
 
 
