@@ -1,17 +1,23 @@
 """A small transformer trained with labels on scenes: what features that know something look like to the protocols."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from loca_run import small_config, small_views
 from torch import nn
 from torch.nn import functional as F
 
-from hf_geossl import GTSAConfig, GTSAModel
+from hf_geossl import GTSAConfig, GTSAModel, LOCAForPreTraining
 from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES
+from hf_geossl.evaluation import homography
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
-from hf_geossl.evaluation.options import EvaluationData
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.samples import Samples, load_samples
+from hf_geossl.evaluation.transformations import Transformed, larger_size, middle, target_ranges
 
 SIZE, PATCH = 64, 8
 
@@ -33,8 +39,24 @@ def rendered(split: str, size: int, limit: int, mode: str) -> Samples:
     return Samples(list(scenes), scenes._told, scenes.names, lambda index, row: row, list(range(limit)))
 
 
-def small_model(seed: int = 0) -> GTSAModel:
-    """An untrained trunk of 96 channels and 3 layers for images of 64 pixels in patches of 8."""
+@dataclass(frozen=True)
+class TurnedData(RenderedData):
+    """Scenes that are turned by 0 to 3 quarters, each by its place: its things stand at four angles."""
+
+    def samples(self, split: str, *, size: int | None = None, mode: str = "scene") -> Samples:
+        scenes, rows = super().samples(split, size=size, mode=mode), []
+        for row in scenes:
+            boxes = row["boxes"]
+            turns = int(np.random.default_rng([row["index"], *split.encode()]).integers(4))
+            for _ in range(turns):  # x, y -> y, size - x
+                boxes = torch.stack([boxes[:, 1], scenes.size - boxes[:, 2], boxes[:, 3], scenes.size - boxes[:, 0]], 1)
+            image = row["image"].rot90(turns, (-2, -1))
+            rows.append({**row, "image": image, "boxes": boxes, "angles": row["angles"] + turns * math.pi / 2})
+        return Samples(rows, {**scenes._told, "turned": True}, scenes.names, scenes._read, list(range(len(rows))))
+
+
+def small_model(seed: int = 0, size: int = SIZE) -> GTSAModel:
+    """An untrained trunk of 96 channels and 3 layers for images in patches of 8 pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GTSAModel(
@@ -43,7 +65,7 @@ def small_model(seed: int = 0) -> GTSAModel:
                 num_hidden_layers=3,
                 num_attention_heads=3,
                 intermediate_size=192,
-                image_size=SIZE,
+                image_size=size,
                 patch_size=PATCH,
                 drop_path_rate=0.0,
             )
@@ -92,4 +114,115 @@ def supervised_encoder(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
+    return load_encoder(model)
+
+
+def train_with_labels(
+    model: nn.Module, heads: nn.Module, compute_loss: Callable[[], torch.Tensor], steps: int, learning_rate: float
+) -> None:
+    """AdamW at one cycle of the learning rate."""
+    parameters = [*(p for p in model.parameters() if p.requires_grad), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        loss = compute_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def both_tokens(tokens: torch.Tensor) -> torch.Tensor:
+    """The class token and the mean patch token side by side."""
+    return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+
+
+def turned_encoder(seed: int = 0, *, size: int = 32, images: int = 1024, steps: int = 600) -> Encoder:
+    """Trains `small_model(seed, size)` to tell quarter turns of scenes, from the image's tokens and from each patch's."""
+    model = small_model(seed, size).train()
+    encoder = load_encoder(model)
+    upright = encoder.normalize(next(RenderedData(size=size, limit=images).train.batches(images))["image"])
+    turned = torch.stack([upright.rot90(turns, (-2, -1)) for turns in range(4)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = nn.ModuleList([nn.Linear(2 * 96, 4), nn.Linear(96, 4)])
+
+        def compute_loss() -> torch.Tensor:
+            turns = torch.randint(4, (32,))
+            pixels = turned[turns, torch.randint(images, (32,))]
+            if torch.rand(()) < 0.5:
+                pixels, turns = pixels.flip(-1), -turns % 4
+            tokens = model(pixels).last_hidden_state
+            of_patches = heads[1](tokens[:, 1:]).transpose(1, 2)
+            expected = turns[:, None].expand(-1, of_patches.shape[2])
+            return F.cross_entropy(heads[0](both_tokens(tokens)), turns) + F.cross_entropy(of_patches, expected)
+
+        train_with_labels(model, heads, compute_loss, steps, 2e-3)
+    return load_encoder(model)
+
+
+def comparing_encoder(seed: int = 0, *, size: int = 32, images: int = 256, steps: int = 300) -> Encoder:
+    """Trains `small_model(seed, size)` so that a linear map of an image's and the changed image's tokens tells the change of
+    colours or the blur."""
+    model = small_model(seed, size).train()
+    encoder = load_encoder(model)
+    whole = next(RenderedData(size=larger_size(size), limit=images).samples("train", mode="topdown").batches(images))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = nn.ModuleDict({"color": nn.Linear(4 * 96, 4), "blur": nn.Linear(4 * 96, 1)})
+        repeats = iter(range(1000, 1000 + steps))  # other draws than the protocol's
+
+        def compute_loss() -> torch.Tensor:
+            index, repeat = torch.randint(images, (16,)), next(repeats)
+            batch = {"image": whole["image"][index], "index": index}
+            views, targets = [middle(batch["image"], size).float() / 255], []
+            for name in heads:
+                done = Transformed(name, size, "zeros", seed, "train", repeat).transform(encoder.device)
+                changed, further = done.apply(batch)
+                low, high = torch.tensor(list(target_ranges(name, size).values())).T
+                views.append(changed)
+                targets.append((2 * further["target"] - low - high) / (high - low))
+            before, *after = both_tokens(model(encoder.normalize(torch.cat(views))).last_hidden_state).chunk(3)
+            told = [head(torch.cat([before, one], 1)) for head, one in zip(heads.values(), after, strict=True)]
+            return sum((F.mse_loss(*pair) for pair in zip(told, targets, strict=True)), torch.zeros(()))
+
+        train_with_labels(model, heads, compute_loss, steps, 2e-3)
+    return load_encoder(model)
+
+
+def matching_encoder(start: Encoder, seed: int = 0, *, images: int = 300, steps: int = 300) -> Encoder:
+    """Trains a copy of a trunk, with a head that is thrown away, on the homography protocol's own pairs."""
+    pixels = next(RenderedData(limit=images).train.batches(images))["image"].numpy()
+    settings = homography.HomographySettings(steps=steps, batch_size=32, learning_rate=1e-3, tuned=True)
+    options = EvaluationOptions(seed=1000 + seed, cache_dir=None, progress=False)
+    trunk, _ = homography._train(start, pixels, homography.patch_side(SIZE, PATCH), options, settings)
+    return load_encoder(trunk.module)
+
+
+def locating_model(seed: int = 0) -> LOCAForPreTraining:
+    """An untrained LOCA model for references of 32 pixels in patches of 8."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LOCAForPreTraining(small_config(hidden_size=64, num_attention_heads=4, drop_path_rate=0.0)).eval()
+
+
+def locating_encoder(seed: int = 0, *, images: int = 128, steps: int = 400) -> Encoder:
+    """Trains `locating_model(seed)` on LOCA's location loss alone, with its views of scenes."""
+    model, views = locating_model(seed).train(), small_views(num_focal=0)
+    scenes = next(RenderedData(size=40, limit=images).train.batches(images))["image"].permute(0, 2, 3, 1).numpy()
+    generator, draw = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+
+    def compute_loss() -> torch.Tensor:
+        chosen, seeds = draw.integers(images, size=16), draw.integers(2**31, size=16)
+        crops = [views.views(scenes[row], seed=int(number)) for row, number in zip(chosen, seeds, strict=True)]
+        batch = views.augment(views.collate(crops), generator)
+        logits = model.predict_positions.__wrapped__(  # with gradients
+            model, batch["reference_pixel_values"], batch["random_query_pixel_values"]
+        )
+        return F.cross_entropy(logits.transpose(1, 2), batch["random_query_positions"], ignore_index=-1)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        train_with_labels(model, nn.ModuleList(), compute_loss, steps, 3e-3)
     return load_encoder(model)
