@@ -478,8 +478,11 @@ def _classes(tasks: dict[str, Any]) -> float | None:
 
 _MEAN_IOU = _metric("segmentation", "mean_iou")
 _FINE_TUNED, _FEW_SHOT = (_metric("segmentation_few_shot", f"mean_iou_{share}") for share in ("1", "1/32"))
-_ROTATION_R2 = _metric("equivariance", "rotation_r2_ridge", 1.0)
-TURNS, CONTROL = "GTSA: quarter turns", "EquiCoherent: R2(rotation) against the control"
+# The specification asks for ridge regression, which on scenes from above is 0 for any features whatever they know (see
+# `hf_geossl.evaluation.equivariance`). Its claims stay as they were fixed; the same by products stand beside them, added
+# before any arm of EquiCoherent was measured so.
+_ROTATION_R2 = {kind: _metric("equivariance", f"rotation_r2_{kind}", 1.0) for kind in ("ridge", "bilinear")}
+TURNS = "GTSA: quarter turns"
 CLAIMS = (
     Claim("GTSA: linear segmentation, mIoU", "gtsa", "dino", _MEAN_IOU, 1.5),
     Claim("GTSA: fine-tuned segmentation, mIoU", "gtsa", "dino", _FINE_TUNED, 1.0),
@@ -490,10 +493,13 @@ CLAIMS = (
     Claim("LOCA: fine-tuned segmentation, mIoU, 1/32", "loca", "loca_cluster", _FEW_SHOT, 2.0),
     Claim("LOCA: fine-tuned segmentation against random, all images", "loca", "random", _FINE_TUNED, 1.5),
     Claim("LOCA: fine-tuned segmentation against random, 1/32", "loca", "random", _FEW_SHOT, 2.0),
-    Claim(CONTROL, "ibot_equicoherent", "ibot_control", _ROTATION_R2, 0.10),
     *(
-        Claim(f"EquiCoherent: R2(rotation) against plain {host}", f"{host}_equicoherent", host, _ROTATION_R2, 0.20)
-        for host in ("ibot", "dinov2", "vicreg")
+        Claim(f"EquiCoherent: R2(rotation), {kind}, against {what}", arm, other, measure, threshold)
+        for kind, measure in _ROTATION_R2.items()
+        for what, arm, other, threshold in (
+            ("the control", "ibot_equicoherent", "ibot_control", 0.10),
+            *((f"plain {host}", f"{host}_equicoherent", host, 0.20) for host in ("ibot", "dinov2", "vicreg")),
+        )
     ),
     *(
         Claim(
@@ -572,7 +578,11 @@ def verdicts(results: dict[str, dict[int, dict[str, Any]]]) -> list[dict[str, An
             table.append(row | {"verdict": "not measured", "against": []})
             continue
         # near the ceiling of R2 the share that is not explained counts, and not the difference
-        near_ceiling = claim.what == CONTROL and statistics.fmean(control for _, control in measured.values()) > 0.6
+        near_ceiling = (
+            claim.measure in _ROTATION_R2.values()
+            and claim.other == "ibot_control"
+            and statistics.fmean(control for _, control in measured.values()) > 0.6
+        )
         row |= judge(differences, 0.0 if near_ceiling else claim.threshold)
         against = [f"{len(differences)} of the three seeds"] if len(differences) < 3 else []
         if near_ceiling and not all(1 - ours <= 0.75 * (1 - control) for ours, control in measured.values()):
@@ -608,9 +618,10 @@ def _further_conditions(claim: Claim, seeds: Sequence[int], results: dict[str, d
     further = []
     if claim.what == TURNS and not all((claim.measure(tasks) or 0) >= 80 for tasks in ours):
         further.append("below 80 % of quarter turns")
-    if claim.measure is _ROTATION_R2:
-        beaten = [tasks["equivariance"]["details"]["beats_all_floors"]["rotation"]["ridge"] for tasks in ours]
-        if not all(beaten):
+    for kind, measure in _ROTATION_R2.items():
+        if claim.measure is measure and not all(
+            tasks["equivariance"]["details"]["beats_all_floors"]["rotation"][kind] for tasks in ours
+        ):
             further.append("not above all four floors")
     if claim.arm == "loca" and claim.other == "loca_cluster":
         positions = [tasks.get("position", {}) for tasks in ours]
@@ -707,7 +718,8 @@ _COLUMNS = (
     ("AbsRel", _metric("depth", "abs_rel", 1.0), ".3f"),
     ("AP50", _metric("detection", "box_ap50"), ".1f"),
     ("turns", _metric("rotation", "accuracy"), ".1f"),
-    ("R2 rotation", _ROTATION_R2, ".3f"),
+    ("R2 rotation", _ROTATION_R2["ridge"], ".3f"),
+    ("by products", _ROTATION_R2["bilinear"], ".3f"),
     ("R2 translation", _metric("equivariance", "translation_r2_ridge", 1.0), ".3f"),
     ("R2 colour", _metric("equivariance", "color_r2_ridge", 1.0), ".3f"),
     ("R2 blur", _metric("equivariance", "blur_r2_ridge", 1.0), ".3f"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
@@ -16,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from hf_geossl.evaluation.encoders import Encoder, Tokens, load_encoder
 from hf_geossl.evaluation.equivariance import FLOORS, EquivarianceSettings, Fitted, _is_above, measure_equivariance
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.regression import Pairs, Perceptron, Ridge
+from hf_geossl.evaluation.regression import BilinearRidge, Pairs, Perceptron, Ridge
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.transformations import Transformed, larger_size, middle, target_ranges
 
@@ -159,33 +160,34 @@ def test_an_image_is_transformed_by_its_index_whatever_the_batch() -> None:
 
 @dataclass(frozen=True)
 class Ramps(EvaluationData):
-    """Images that grow brighter along a heading between -80 and 80 degrees, and a little noise."""
+    """Images that grow brighter along a heading between -`widest` and `widest` degrees, and a little noise."""
 
     size: int = 16
     limit: int | None = 150
+    widest: float = 80.0
 
     def samples(self, split: str, *, size: int | None = None, mode: str = "scene") -> Samples:
         side, count = size or self.size, self.limit or 150
         generator = np.random.default_rng(len(split))
         line = (np.arange(side) - (side - 1) / 2) / self.size
-        headings = np.radians(generator.uniform(-80, 80, size=count))
+        headings = np.radians(generator.uniform(-self.widest, self.widest, size=count))
         rows = []
         for index, heading in enumerate(headings):
             ramp = 128 + 70 * (np.cos(heading) * line[None] + np.sin(heading) * line[:, None])
             image = np.clip(ramp + generator.normal(0, 2, (3, side, side)), 0, 255).astype(np.uint8)
             rows.append({"index": index, "image": torch.from_numpy(image)})
-        told = {"dataset": "ramps", "split": split, "size": side, "limit": count}
+        told = {"dataset": "ramps", "split": split, "size": side, "limit": count, "widest": self.widest}
         return Samples(rows, told, {}, lambda index, row: row, list(range(count)))
 
 
 class Heading(torch.nn.Module):
-    """Stands for an encoder whose one feature is the heading of a ramp in radians: exactly equivariant."""
+    """Stands for an encoder whose one feature is the heading of a ramp in radians, or else its direction: exactly equivariant."""
 
     name, device, width = "heading", CPU, 1
 
-    def __init__(self, knows: bool = True) -> None:
+    def __init__(self, knows: bool = True, direction: bool = False) -> None:
         super().__init__()
-        self.knows, self.fingerprint = knows, f"heading {knows}"
+        self.knows, self.direction, self.fingerprint = knows, direction, f"heading {knows} {direction}"
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255 if images.dtype == torch.uint8 else images
@@ -193,11 +195,11 @@ class Heading(torch.nn.Module):
     def tokens(self, images: torch.Tensor) -> Tokens:
         right, down = images.diff(dim=3).mean(dim=(1, 2, 3)), images.diff(dim=2).mean(dim=(1, 2, 3))
         heading = torch.atan2(down, right) if self.knows else images[:, 0, 0, 0] * 977 % 1
-        patches = heading[:, None, None, None]
-        return Tokens(patches, None, heading[:, None])
+        feature = torch.stack([heading.cos(), heading.sin()], dim=1) if self.direction else heading[:, None]
+        return Tokens(feature[:, None, None], None, feature)
 
     def random_twin(self, seed: int) -> "Heading":
-        return Heading(False)
+        return Heading(False, self.direction)
 
 
 def test_an_equivariant_feature_is_told_apart_from_all_floors() -> None:
@@ -218,7 +220,43 @@ def test_an_equivariant_feature_is_told_apart_from_all_floors() -> None:
     nothing: Any = Heading(False)
     result = measure_equivariance(nothing, Ramps(), QUIET, replace(settings, mlp_epochs=0))
     assert abs(result.metrics["rotation_r2_ridge"]) < 0.1
-    assert result.details["beats_all_floors"]["rotation"] == {"ridge": False}
+    assert result.details["beats_all_floors"]["rotation"] == {"ridge": False, "bilinear": False}
+
+
+def test_where_all_directions_are_alike_only_products_tell_the_angle() -> None:
+    """
+    The angle is drawn independently of the image, and the turned image is as likely with every angle: so neither image's
+    features correlate with it, and no sum of a function of each predicts it.
+    """
+    settings = EquivarianceSettings(transformations=("rotation",), mlp_epochs=0, padded=False)
+    encoder: Any = Heading(direction=True)
+    result = measure_equivariance(encoder, Ramps(limit=300, widest=180.0), QUIET, settings)
+    print(result.metrics, result.details["floors"])
+    assert result.metrics["rotation_r2_ridge"] == pytest.approx(0, abs=0.03)
+    assert (
+        result.metrics["rotation_r2_bilinear"] > 0.97
+    )  # r^2 sin(angle) is linear in the products, up to 45 degrees nearly
+    for floor in ("transformed image alone", "random weights"):
+        assert result.details["floors"]["rotation_r2_bilinear"][floor] == pytest.approx(0, abs=0.05)
+    assert result.details["beats_all_floors"]["rotation"]["ridge"] is False
+
+
+def test_products_are_regressed_on_as_scikit_learn_does() -> None:
+    generator = np.random.default_rng(0)
+    before, after = (generator.normal(size=(300, 3)).astype(np.float32) for _ in range(2))
+    target = (before[:, :1] * after[:, 1:2] - 0.5 * after[:, 2:]) + 0.1 * generator.normal(size=(300, 1))
+    pairs = Pairs([(before, after)], [target])
+    found = BilinearRidge(pairs, np.arange(300) < 60, [0.01], 3, CPU).predict(pairs)
+    both = np.concatenate([before, after]).astype(np.float64)
+    turned = PCA(3).fit(both)
+    first, second = turned.transform(before), turned.transform(after)
+    products = np.concatenate([first, second, (first[:, :, None] * second[:, None, :]).reshape(300, 9)], axis=1)
+    scaled = StandardScaler().fit_transform(products)
+    expected = SklearnRidge(alpha=0.01 * 300).fit(scaled, target).predict(scaled)
+    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-5)
+    assert np.square(found - target).mean() < 0.02 * target.var()
+    few = BilinearRidge(pairs, np.arange(300) < 60, [0.01], 1, CPU)
+    assert np.square(few.predict(pairs) - target).mean() > 0.3 * target.var()
 
 
 def test_a_floor_is_beaten_only_by_more_than_chance() -> None:

@@ -10,7 +10,6 @@ import pytest
 from benchmarks.scenes_experiment import (
     ARMS,
     CLAIMS,
-    CONTROL,
     OBJECT_ARMS,
     PRESETS,
     RenderedScenes,
@@ -47,6 +46,10 @@ def test_standard_error() -> None:
     assert judge([2.0], 1.5)["standard_error"] is None
 
 
+CONTROL = "EquiCoherent: R2(rotation), {}, against the control"
+RIDGE = CONTROL.format("ridge")
+
+
 def _result(
     knn: float, iou: float, rotation_r2: float, diversity: list[float] | None, beaten: bool = True, **tasks: Any
 ) -> dict[str, Any]:
@@ -60,7 +63,8 @@ def _result(
             "segmentation": {"mean_iou": iou},
             "equivariance": {
                 "rotation_r2_ridge": rotation_r2,
-                "details": {"beats_all_floors": {"rotation": {"ridge": beaten}}},
+                "rotation_r2_bilinear": rotation_r2,
+                "details": {"beats_all_floors": {"rotation": {"ridge": beaten, "bilinear": beaten}}},
             },
             **tasks,
         },
@@ -79,7 +83,8 @@ def _experiment(**changed: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]
     for arm, result in {**base, **changed}.items():
         for seed in range(3):
             one = json.loads(json.dumps(result)) | {"arm": arm}
-            one["tasks"]["equivariance"]["rotation_r2_ridge"] += 0.01 * seed * (arm == "ibot_equicoherent")
+            for kind in ("ridge", "bilinear"):
+                one["tasks"]["equivariance"][f"rotation_r2_{kind}"] += 0.01 * seed * (arm == "ibot_equicoherent")
             results.setdefault(arm, {})[seed] = one
     return results
 
@@ -88,11 +93,18 @@ def _row(results: dict[str, dict[int, dict[str, Any]]], what: str) -> dict[str, 
     return next(row for row in verdicts(results) if row["claim"] == what)
 
 
-def test_verdicts_by_the_rule() -> None:
-    row = _row(_experiment(), CONTROL)
+@pytest.mark.parametrize(("kind", "other"), [("ridge", "bilinear"), ("bilinear", "ridge")])
+def test_verdicts_by_the_rule(kind: str, other: str) -> None:
+    results = _experiment()
+    for seed in range(3):  # the one says nothing of the other
+        tasks = results["ibot_equicoherent"][seed]["tasks"]["equivariance"]
+        tasks[f"rotation_r2_{other}"] = 0.0
+        tasks["details"]["beats_all_floors"]["rotation"][other] = False
+    row = _row(results, CONTROL.format(kind))
     assert row["differences"] == pytest.approx([0.2, 0.21, 0.22])
     assert (row["verdict"], row["against"]) == ("shown", [])
-    assert _row(_experiment(), "EquiCoherent: R2(rotation) against plain ibot")["verdict"] == "shown"
+    assert _row(results, f"EquiCoherent: R2(rotation), {kind}, against plain ibot")["verdict"] == "shown"
+    assert _row(results, CONTROL.format(other))["against"] == ["not above all four floors"]
     assert _row(_experiment(), "EquiCoherent: scene classes not worse")["verdict"] == "shown"
     assert _row(_experiment(), "GTSA: quarter turns")["verdict"] == "not measured"
 
@@ -116,17 +128,18 @@ def test_verdicts_by_the_rule() -> None:
     ],
 )
 def test_what_stands_against_a_claim(changed: dict[str, Any], against: str) -> None:
-    row = _row(_experiment(**changed), CONTROL)
+    row = _row(_experiment(**changed), RIDGE)
     assert against in row["against"]
     assert row["verdict"] == "not shown"
 
 
-def test_near_the_ceiling_the_share_that_is_not_explained_counts() -> None:
+@pytest.mark.parametrize("kind", ["ridge", "bilinear"])
+def test_near_the_ceiling_the_share_that_is_not_explained_counts(kind: str) -> None:
     row = _row(
         _experiment(
             ibot_control=_result(0.60, 0.30, 0.92, [1.0, 1.0]), ibot_equicoherent=_result(0.6, 0.3, 0.95, [1.0, 1.0])
         ),
-        CONTROL,
+        CONTROL.format(kind),
     )
     assert (row["verdict"], row["against"]) == ("shown", [])  # .08 to .05, .04 and .03
 
@@ -168,7 +181,7 @@ def test_gtsa_and_the_gap_on_objects(spread: float, verdict: str) -> None:
 def test_an_arm_without_a_number_is_left_out() -> None:
     results = _experiment()
     del results["ibot_control"][1]["tasks"]["equivariance"]
-    row = _row(results, CONTROL)
+    row = _row(results, RIDGE)
     assert row["differences"] == pytest.approx([0.2, 0.22])
     assert row["against"] == ["2 of the three seeds"]
 
@@ -176,7 +189,7 @@ def test_an_arm_without_a_number_is_left_out() -> None:
 def test_a_gate_that_was_not_measured_is_not_passed() -> None:
     results = _experiment()
     del results["random"]
-    assert _row(results, CONTROL)["verdict"] == "not shown"
+    assert _row(results, RIDGE)["verdict"] == "not shown"
     without = _result(0.6, 0.3, 0.5, None) | {"arm": "dino"}
     assert gate(without, _result(0.3, 0.1, 0.3, None)) == {
         "knn_above_random": True,

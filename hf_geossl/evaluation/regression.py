@@ -1,4 +1,4 @@
-"""Regression on pairs of features: ridge in closed form, and a multilayer perceptron; rows are read in blocks."""
+"""Regression on pairs of features: ridge, also on products, and a multilayer perceptron; rows are read in blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -117,6 +117,61 @@ class Ridge:
             for x, _ in pairs.blocks(np.arange(pairs.images))
         ]
         return torch.cat(rows).numpy()
+
+
+class _Products(Pairs):
+    """Rows of leading components of both images and of all products of one of the first and one of the second."""
+
+    def __init__(self, pairs: Pairs, mean: torch.Tensor, basis: torch.Tensor) -> None:
+        super().__init__(pairs.parts, pairs.targets)
+        self._mean, self._basis = mean, basis
+        self.width = 2 * basis.shape[1] + basis.shape[1] ** 2
+
+    def rows(self, transformation: int, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = super().rows(transformation, images)
+        parts = x.to(self._mean).unflatten(1, (-1, len(self._mean)))  # one part where an image stands alone
+        first, second = ((parts[:, place] - self._mean) @ self._basis for place in (0, -1))
+        return torch.cat([first, second, (first[:, :, None] * second[:, None, :]).flatten(1)], dim=1), y
+
+
+class BilinearRidge:
+    """
+    Ridge regression on products of what is known of the two images, which can compare them where a sum of a function of
+    each cannot: of images whose directions are all alike, neither image by itself correlates with the angle between them, so
+    that `Ridge` finds nothing in any features, whatever they know.
+
+    Args:
+        pairs, held_out, penalties, device: As of `Ridge`. The parts of the pairs are of one width.
+        components (`int`): How many leading principal components of the features, of both images together, are multiplied;
+            at most as many as there are features.
+
+    Attributes:
+        penalty (`float`): The chosen one.
+    """
+
+    def __init__(
+        self, pairs: Pairs, held_out: np.ndarray, penalties: Sequence[float], components: int, device: torch.device
+    ) -> None:
+        width = pairs.parts[0][0].shape[1]
+        moments = torch.zeros(1 + width, 1 + width, dtype=torch.float64, device=device)
+        first = pairs.rows(0, np.arange(min(BLOCK, pairs.images)))[0].to(device, torch.float64)
+        shift = first.unflatten(1, (-1, width)).mean(dim=(0, 1))
+        for x, _ in pairs.blocks(np.arange(pairs.images)):
+            features = x.to(device, torch.float64).unflatten(1, (-1, width)).flatten(0, 1) - shift
+            rows = torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
+            moments.addmm_(rows.T, rows)
+        mean = moments[0, 1:] / moments[0, 0]
+        _, vectors = torch.linalg.eigh(moments[1:, 1:] / moments[0, 0] - torch.outer(mean, mean))
+        self._mean, self._basis = mean + shift, vectors[:, -min(components, width) :]
+        self._ridge = Ridge(self._products(pairs), held_out, penalties, device)
+        self.penalty = self._ridge.penalty
+
+    def _products(self, pairs: Pairs) -> Pairs:
+        return _Products(pairs, self._mean, self._basis)
+
+    def predict(self, pairs: Pairs) -> np.ndarray:
+        """Predictions `(transformations * images, outputs)`."""
+        return self._ridge.predict(self._products(pairs))
 
 
 class Perceptron:
