@@ -258,7 +258,7 @@ def bars(
         )  # fmt: skip
     axes.set_yticks(places, [textwrap.shorten(str(name), 44, placeholder=" …") for name in values], fontsize=9)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.18)
     _plain(axes, "x")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
