@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_geossl import GTSAConfig, GTSAModel, LOCAForPreTraining
-from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES
+from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES, THING_CLASSES
 from hf_geossl.evaluation import homography
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -53,6 +53,14 @@ class TurnedData(RenderedData):
             image = row["image"].rot90(turns, (-2, -1))
             rows.append({**row, "image": image, "boxes": boxes, "angles": row["angles"] + turns * math.pi / 2})
         return Samples(rows, {**scenes._told, "turned": True}, scenes.names, scenes._read, list(range(len(rows))))
+
+
+@dataclass(frozen=True)
+class SingleThings(RenderedData):
+    """Images of one large thing."""
+
+    def samples(self, split: str, *, size: int | None = None, mode: str = "object") -> Samples:
+        return super().samples(split, size=size, mode="object")
 
 
 def small_model(seed: int = 0, size: int = SIZE) -> GTSAModel:
@@ -157,6 +165,32 @@ def turned_encoder(seed: int = 0, *, size: int = 32, images: int = 1024, steps: 
             of_patches = heads[1](tokens[:, 1:]).transpose(1, 2)
             expected = turns[:, None].expand(-1, of_patches.shape[2])
             return F.cross_entropy(heads[0](both_tokens(tokens)), turns) + F.cross_entropy(of_patches, expected)
+
+        train_with_labels(model, heads, compute_loss, steps, 2e-3)
+    return load_encoder(model)
+
+
+def naming_encoder(seed: int = 0, *, size: int = 32, images: int = 1024, steps: int = 400) -> Encoder:
+    """Trains `small_model(seed, size)` to name the one thing in an image, and what each patch shows."""
+    model, num_classes = small_model(seed, size).train(), len(SEMANTIC_CLASSES)
+    encoder = load_encoder(model)
+    batch = next(SingleThings(size=size, limit=images).train.batches(images))
+    pixels = encoder.normalize(batch["image"])
+    shares = F.avg_pool2d(F.one_hot(batch["semantic"].long(), num_classes).permute(0, 3, 1, 2).float(), PATCH)
+    stuff = num_classes - len(THING_CLASSES)
+    names = shares[:, stuff:].mean(dim=(2, 3)).argmax(dim=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = nn.ModuleList([nn.Linear(2 * 96, len(THING_CLASSES)), nn.Linear(96, num_classes)])
+
+        def compute_loss() -> torch.Tensor:
+            chosen = torch.randint(images, (32,))
+            x, y = pixels[chosen], shares[chosen]
+            if torch.rand(()) < 0.5:
+                x, y = x.flip(-1), y.flip(-1)
+            tokens = model(x).last_hidden_state
+            of_patches = heads[1](tokens[:, 1:]).transpose(1, 2).unflatten(2, y.shape[2:])
+            return F.cross_entropy(heads[0](both_tokens(tokens)), names[chosen]) + F.cross_entropy(of_patches, y)
 
         train_with_labels(model, heads, compute_loss, steps, 2e-3)
     return load_encoder(model)
