@@ -277,7 +277,9 @@ def test_a_floor_is_beaten_only_by_more_than_chance() -> None:
 
 def test_padding_gives_translation_away_and_borderless_images_do_not(tmp_path: Path) -> None:
     encoder: Encoder = load_encoder(small_model())
-    settings = EquivarianceSettings(transformations=("translation",), mlp_epochs=0, transformations_per_image=2)
+    settings = EquivarianceSettings(
+        transformations=("translation",), components=0, mlp_epochs=0, transformations_per_image=2
+    )
     options = replace(QUIET, cache_dir=tmp_path, bootstrap=0)
     data = RenderedData(limit=150)
     result = measure_equivariance(encoder, data, options, settings)

@@ -131,7 +131,7 @@ def test_turned_things_point_where_the_tokens_in_their_boxes_say(turned: Encoder
 
 def test_changes_of_colour_and_blur_are_told_by_who_learned_to_compare(comparing: Encoder) -> None:
     data, names = RenderedData(size=32, limit=150), ("color", "blur")
-    result = measure("equivariance", comparing, data, transformations=names, mlp_epochs=0, padded=False)
+    result = measure("equivariance", comparing, data, transformations=names, components=0, mlp_epochs=0, padded=False)
     # .84, .79 over .64, and .73, .70 over .43. Rotation is not asked for: on scenes whose directions are all alike, no
     # sum of a feature of the image and one of the turned image correlates with the angle, so that ridge finds none in any.
     for metric, gap in (("color_r2_ridge_variance_weighted", 0.1), ("blur_r2_ridge", 0.15)):
