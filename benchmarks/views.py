@@ -246,8 +246,8 @@ def draw_profile(bars: dict[str, dict[str, float]], picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=list(BASELINES), default="gtsa")
-    parser.add_argument("--batch_size", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--scaling", action="store_true", help="Cost against the batch and the number of views.")
     parser.add_argument("--profile", type=Path, metavar="PICTURE", help="Draw where the time goes, of GTSA's views.")
     parser.add_argument("--before", type=Path, default=BEFORE, help="A stored result of --profile, drawn as well.")

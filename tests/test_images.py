@@ -245,6 +245,13 @@ def test_pixels_for_views_take_the_short_way_where_there_is_one(monkeypatch, tmp
     assert decode_pixels(tmp_path / "photo").shape == decode_pixels(str(tmp_path / "photo")).shape == (61, 97, 3)
 
 
+def test_pixels_for_views_are_the_same_without_torchvisions_decoder(monkeypatch):
+    content = jpeg_kinds()["baseline 0"]
+    expected = decode_pixels(content)
+    monkeypatch.setattr(images, "decode_jpeg", None)
+    assert torch.equal(decode_pixels(content), expected)
+
+
 def test_pixels_for_views_are_bounded_and_taken_from_any_source(tmp_path):
     content = jpeg_kinds()["baseline 0"]
     with pytest.raises(BrokenImageError, match="max_pixels=5916"):

@@ -1,5 +1,7 @@
 """Colour, blur and normalisation against torchvision, Pillow and formulas."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import skimage.data
@@ -8,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as tv
 
-from hf_geossl.training import photometric
+from hf_geossl.training import memory, photometric
 from hf_geossl.training.color_recipe import (
     BRIGHTNESS,
     CONTRAST,
@@ -17,6 +19,7 @@ from hf_geossl.training.color_recipe import (
     ColorRecipe,
     draw_color_parameters,
 )
+from hf_geossl.training.memory import HUGE_PAGE, empty_batch
 from hf_geossl.training.photometric import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -230,3 +233,44 @@ def test_float_images_are_refused():
     parameters = draw_color_parameters(ColorRecipe(), 1, generator())
     with pytest.raises(TypeError, match="uint8"):
         render_color(torch.rand(1, 3, 8, 8), parameters, **UNIT, recipe=ColorRecipe())
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_of_a_batch_is_used_again_and_never_by_two():
+    cpu, shape = torch.device("cpu"), (3, 1000, 1001)
+    first, second = (empty_batch(shape, torch.float32, cpu).fill_(value) for value in (1, 2))
+    view = first[1:, 5]  # keeps it as well
+    place = first.data_ptr()
+    del first
+    third = empty_batch(shape, torch.float32, cpu).fill_(3)
+    assert (view == 1).all()
+    assert (second == 2).all()
+    assert (third == 3).all()
+    del view
+    again = empty_batch((12, 250 * 1001), torch.float32, cpu)
+    assert again.data_ptr() == place
+    assert again.is_contiguous()
+    assert empty_batch((2, 3), torch.uint8, cpu).shape == (2, 3)
+
+
+def test_what_is_kept_of_the_memory_is_bounded():
+    cpu = torch.device("cpu")
+    tensors = [empty_batch((size * HUGE_PAGE,), torch.uint8, cpu) for size in (1, 1, 2, 3) for _ in range(9)]
+    assert len(tensors) == 36
+    del tensors
+    assert len(memory._spares) == memory._spares.maxlen
+
+
+def test_rendering_on_several_threads_gives_what_one_gives():
+    crops = torch.randint(256, (40, 3, 96, 96), dtype=torch.uint8, generator=generator())
+    recipe = ColorRecipe(blur_probability=1.0)
+    parameters = draw_color_parameters(recipe, 40, generator())
+
+    def render(_: int) -> torch.Tensor:
+        return render_color(crops, parameters, recipe=recipe, **IMAGENET)
+
+    alone = render(0).clone()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(alone, other) for other in pool.map(render, range(24)))

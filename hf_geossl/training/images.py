@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision 0.29 announces that it will go; Pillow decodes the same pixels, slower
+    decode_jpeg = None
 
 DEFAULT_MAX_PIXELS = 2**26
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
@@ -107,7 +111,7 @@ def decode_pixels(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> torch.Te
         BrokenImageError, TypeError: as `decode_image`.
     """
     content = _read_jpeg(source) if isinstance(source, (str, Path)) else source
-    if isinstance(content, (bytes, bytearray)) and content.startswith(JPEG_START):
+    if decode_jpeg is not None and isinstance(content, (bytes, bytearray)) and content.startswith(JPEG_START):
         pixels = _decode_plain_jpeg(content, max_pixels)
         if pixels is not None:
             return pixels

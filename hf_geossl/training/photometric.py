@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_geossl.training.color_recipe import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorParameters, ColorRecipe
+from hf_geossl.training.memory import empty_batch
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -126,10 +127,12 @@ def affine_color(
         `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised.
     """
     parameters = parameters.to(images.device)
+    if images.device.type == "cpu":
+        images = images.contiguous()  # read twice below
     # In pieces that stay in a CPU's cache, in memory that is used again: pages that are fresh cost more than the work.
     piece = min(len(images), _cpu_piece(images)) if images.device.type == "cpu" else len(images)
     parts = [slice(i, i + piece) for i in range(0, len(images), piece)]
-    pixels = torch.empty(piece, 4, images[0, 0].numel(), device=images.device)  # red, green, blue and a one
+    pixels = empty_batch((piece, 4, images[0, 0].numel()), torch.float32, images.device)  # red, green, blue and a one
     pixels[:, 3] = 1
     means = []
     for part in parts:
@@ -153,7 +156,7 @@ def affine_color(
     offset = (offset / 255 - channel_mean) / channel_std
     matrix = deviation_map / (255 * channel_std)
     matrix = torch.cat([matrix, offset], dim=2)  # (views, 3, 4)
-    out = torch.empty(images.shape, device=images.device)
+    out = empty_batch(images.shape, torch.float32, images.device)
     for part in parts:
         source, rendered = pixels[: len(images[part])], out[part].flatten(2)
         if len(parts) > 1:
@@ -399,19 +402,35 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, bor
     # themselves anew for each number, which costs more than the blur.
     distance = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.softmax(-0.5 * (distance / sigma[:, None]).square(), dim=1)
-    mode = "replicate" if border == "replicate" else "constant"
     needed = [len(images)] * (2 * radius + 1)  # how many views, from the first on, a tap is summed for
     if images.device.type == "cpu":
         wanted = (kernel >= SMALLEST_WEIGHT).t().tolist()
         needed = [max((view + 1 for view, counts in enumerate(tap) if counts), default=0) for tap in wanted]
-    for axis, margin in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
-        padded, size = F.pad(images, margin, mode), images.shape[axis]
-        images = torch.zeros_like(images)
-        for tap, views in enumerate(needed):
-            if views:
-                shifted = padded[:views].narrow(axis, tap, size)
-                images[:views].addcmul_(shifted, kernel[:views, tap, None, None, None])
-    return images
+    views, channels, height, width = images.shape
+    wide = empty_batch((views, channels, height, width + 2 * radius), images.dtype, images.device)
+    high = empty_batch((views, channels, height + 2 * radius, width), images.dtype, images.device)
+    wide.narrow(3, radius, width).copy_(images)
+    _blur_axis(wide, high.narrow(2, radius, height), kernel, needed, axis=3, border=border)
+    blurred = wide.flatten()[: images.numel()].view(images.shape)
+    _blur_axis(high, blurred, kernel, needed, axis=2, border=border)
+    return blurred
+
+
+def _blur_axis(
+    padded: torch.Tensor, out: torch.Tensor, kernel: torch.Tensor, needed: list[int], *, axis: int, border: str
+) -> None:
+    """Blurs what lies inside `padded`, whose margin is still to be filled, along one axis into `out`."""
+    radius, size = kernel.shape[1] // 2, out.shape[axis]
+    for margin, edge in ((0, radius), (radius + size, radius + size - 1)):
+        if border == "replicate":
+            padded.narrow(axis, margin, radius).copy_(padded.narrow(axis, edge, 1))
+        else:
+            padded.narrow(axis, margin, radius).zero_()
+    torch.mul(padded.narrow(axis, radius, size), kernel[:, radius, None, None, None], out=out)
+    for tap, views in enumerate(needed):
+        if views and tap != radius:
+            shifted = padded[:views].narrow(axis, tap, size)
+            out[:views].addcmul_(shifted, kernel[:views, tap, None, None, None])
 
 
 def _to_unit_range(images: torch.Tensor) -> torch.Tensor:

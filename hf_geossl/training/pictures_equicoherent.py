@@ -269,7 +269,11 @@ class ReconstructionPictureCallback(PictureCallback):
         if held_out:
             samples = islice(trainer.eval_dataset.one_epoch(), IMAGES)
             batch = trainer.views.collate([trainer.views(sample["image"], seed=sample["seed"]) for sample in samples])
-        kept = {name: value[:IMAGES].cpu().clone() for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        kept = {
+            name: value[:IMAGES].cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in batch.items()
+            if isinstance(value, torch.Tensor)
+        }
         if len(kept["global_crops"]) < 2:
             logger.warning(f"{RECONSTRUCTIONS_PICTURE} is not drawn: it takes two images, and there is one in a batch")
             return

@@ -261,7 +261,11 @@ class PositionPictureCallback(PictureCallback):
         if held_out:
             samples = islice(trainer.eval_dataset.one_epoch(), ROWS)
             batch = trainer.views.collate([trainer.views(sample["image"], seed=sample["seed"]) for sample in samples])
-        kept = {name: value[:ROWS].cpu().clone() for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        kept = {
+            name: value[:ROWS].cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in batch.items()
+            if isinstance(value, torch.Tensor)
+        }
         folder = trainer.run_dir / PARTS
         folder.mkdir(parents=True, exist_ok=True)
         save_file(kept, folder / _KEPT, metadata={"images": "held-out" if held_out else "training"})

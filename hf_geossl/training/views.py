@@ -14,8 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.data import default_collate, get_worker_info
 
 from hf_geossl.training.images import BrokenImageError, decode_image
+from hf_geossl.training.memory import empty_batch
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the source image, x2 and y2 exclusive
 Batch = dict[str, torch.Tensor]
@@ -52,7 +54,7 @@ class Views(ABC):
                 torch's global generator.
 
         Returns:
-            `dict[str, torch.Tensor]`: uint8 crops, and `crop_boxes` (`(views, 4)`, float32, x1, y1, x2, y2 in pixels of
+            `dict[str, torch.Tensor]`: uint8 crops (in channels-last memory), and `crop_boxes` (`(views, 4)`, float32, x1, y1, x2, y2 in pixels of
             the source image), `flips` (`(views,)`, bool: mirrored left to right) and `quarter_turns` (`(views,)`, int64:
             counter-clockwise, still to be done by `augment`).
         """
@@ -97,7 +99,7 @@ class Views(ABC):
             samples (`Sequence[dict[str, torch.Tensor]]`): what `views` returned, the same keys and shapes for all.
 
         Returns:
-            `dict[str, torch.Tensor]`: every tensor with a leading batch axis.
+            `dict[str, torch.Tensor]`: every tensor with a leading batch axis; crops in channels-last memory stay there.
 
         Raises:
             ValueError: no samples, or samples of different keys.
@@ -110,7 +112,16 @@ class Views(ABC):
                     f"samples must have the same keys: sample 0 has {sorted(samples[0])}, "
                     f"sample {position} has {sorted(sample)}"
                 )
-        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        return {key: _stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    if not tensors[0].is_contiguous():
+        return _stack([tensor.movedim(-3, -1) for tensor in tensors]).movedim(-1, -3)
+    if get_worker_info() is not None:
+        return default_collate(tensors)  # straight into the memory that the worker shares
+    stacked = empty_batch((len(tensors), *tensors[0].shape), tensors[0].dtype, tensors[0].device)
+    return torch.stack(tensors, out=stacked)
 
 
 def check_crops_and_normalization(
@@ -213,13 +224,15 @@ def draw_crop(
 
 
 def intersect(a: Box, b: Box) -> Box:
-    """The box that `a` and `b` share (x1, y1, x2, y2 in pixels); see `box_area` for boxes that share nothing."""
+    """The box that `a` and `b` share (x1, y1, x2, y2 in pixels); see `shared_area` for boxes that share nothing."""
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def box_area(box: Box) -> int:
-    """Area of a box (x1, y1, x2, y2) in square pixels, 0 where a side is not positive."""
-    return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
+def shared_area(a: Box, b: Box) -> int:
+    """Area in square pixels of what two boxes (x1, y1, x2, y2) share, 0 where a side is not positive."""
+    width = (a[2] if a[2] < b[2] else b[2]) - (a[0] if a[0] > b[0] else b[0])
+    height = (a[3] if a[3] < b[3] else b[3]) - (a[1] if a[1] > b[1] else b[1])
+    return width * height if width > 0 and height > 0 else 0
 
 
 def slide_onto(box: Box, target: Box) -> Box:
@@ -256,28 +269,31 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
         exact (`bool`): resize with Pillow, bit for bit.
 
     Returns:
-        `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8.
+        `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8, in channels-last memory, as the kernel makes them.
     """
     if not boxes:
         return torch.empty(0, 3, size, size, dtype=torch.uint8)
-    crops = []
-    image = Image.fromarray(pixels.numpy()) if exact else None
-    for x1, y1, x2, y2 in boxes:
-        if image is not None:
-            # Not `resize(box=...)`: that one reads across the edges of the box.
-            resized = image.crop((x1, y1, x2, y2)).resize((size, size), Image.Resampling.BILINEAR)
-            crops.append(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
-        else:
-            crop = pixels[y1:y2, x1:x2].permute(2, 0, 1)[None]
-            crops.append(F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True))
-    return torch.cat(crops)
+    if exact:
+        image = Image.fromarray(pixels.numpy())
+        # Not `resize(box=...)`: that one reads across the edges of the box.
+        crops = [np.array(image.crop(box).resize((size, size), Image.Resampling.BILINEAR)) for box in boxes]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    images = pixels[None].permute(0, 3, 1, 2)  # channels last to torch's eyes, which `[None]` after `permute` is not
+    return torch.cat(
+        [
+            F.interpolate(
+                images[:, :, y1:y2, x1:x2], (size, size), mode="bilinear", align_corners=False, antialias=True
+            )
+            for x1, y1, x2, y2 in boxes
+        ]
+    )
 
 
 def quarter_turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turns each image counter-clockwise as displayed: `torch.rot90(image, turns, dims=(-2, -1))`, for all at once.
 
     Args:
-        images (`torch.Tensor` of shape `(views, channels, size, size)`): square images of any type.
+        images (`torch.Tensor` of shape `(views, channels, size, size)`): square images of a type that numpy knows.
         turns (`torch.Tensor` of shape `(views,)`): int64, quarter turns 0 to 3, on the same device.
 
     Returns:
@@ -290,9 +306,11 @@ def quarter_turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     if height != width:
         raise ValueError(f"images must be square to be turned, got {height} x {width}")
     if images.device.type == "cpu":
-        turned = torch.empty(images.shape, dtype=images.dtype)
-        for target, image, turn in zip(turned, images, turns.tolist(), strict=True):
-            target.copy_(image.rot90(turn, dims=(-2, -1)))
+        turned = empty_batch(images.shape, images.dtype, images.device)
+        for target, image, turn in zip(turned.numpy(), images.numpy(), turns.tolist(), strict=True):
+            # `np.rot90(image, turn, axes=(1, 2))`, of which the checks take as long as the copy
+            turned_rows = image.swapaxes(1, 2) if turn % 2 else image
+            target[:] = turned_rows[:, :: -1 if turn in (1, 2) else 1, :: -1 if turn in (2, 3) else 1]
         return turned
     return _gather_turned(images, turns)
 

@@ -14,7 +14,6 @@ from hf_geossl.training.views import (
     Batch,
     Box,
     Views,
-    box_area,
     check_crops_and_normalization,
     cut_crops,
     draw_crop,
@@ -22,6 +21,7 @@ from hf_geossl.training.views import (
     make_random,
     quarter_turn,
     read_pixels,
+    shared_area,
     slide_onto,
 )
 
@@ -169,10 +169,10 @@ class GTSAViews(Views):
         def draw(scale: tuple[float, float], others: list[Box], required: int, common: Box, last_resort: Box) -> Box:
             for _ in range(OVERLAP_TRIES):
                 box = draw_crop(rng, width, height, scale, self.aspect_ratio)
-                if all(box_area(intersect(box, other)) > required for other in others):
+                if all(shared_area(box, other) > required for other in others):
                     return box
             box = slide_onto(box, common)
-            return box if box_area(intersect(box, common)) > required else last_resort
+            return box if shared_area(box, common) > required else last_resort
 
         first = common = draw_crop(rng, width, height, self.global_scale, self.aspect_ratio)
         boxes = [first]

@@ -389,9 +389,11 @@ def cut_crops_without_antialias(
 
     Source: TensorFlow `image.resize` as LOCA calls it (half-pixel centres, no antialiasing).
     """
-    crops = torch.empty(len(boxes), 3, size, size, dtype=torch.float32 if unrounded else torch.uint8)
+    images = pixels[None].permute(0, 3, 1, 2)  # channels last to torch's eyes, which `[None]` after `permute` is not
+    if unrounded:
+        images = images.float()
+    crops = images.new_empty(len(boxes), size, size, 3).permute(0, 3, 1, 2)
     for target, (x1, y1, x2, y2), flip in zip(crops, boxes, flips, strict=True):
-        crop = pixels[y1:y2, x1:x2].permute(2, 0, 1)[None].to(crops.dtype)
-        resized = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False)[0]
-        target.copy_(resized.flip(-1) if flip else resized)
+        resized = F.interpolate(images[:, :, y1:y2, x1:x2], (size, size), mode="bilinear", align_corners=False)
+        target.copy_((resized.flip(-1) if flip else resized)[0])
     return crops
