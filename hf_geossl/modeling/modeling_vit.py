@@ -14,6 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
+from .linear import Linear
 from .recomputation import GELU_APPROXIMATIONS, explicit_attention, gelu_linear, is_plain, norm_linear
 
 
@@ -165,11 +166,11 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-class ViTAttentionLinear(nn.Linear):
+class ViTAttentionLinear(Linear):
     """A projection of an attention layer; a class of its own, so that a method can initialise it in its own way."""
 
 
-class ViTMLPLinear(nn.Linear):
+class ViTMLPLinear(Linear):
     """A linear layer of an MLP; a class of its own, so that a method can initialise it in its own way."""
 
 

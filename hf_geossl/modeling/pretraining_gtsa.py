@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_gtsa import GTSAConfig
 from .geometry import overlap_boxes, roi_align_weights, turn_cells
+from .linear import Linear
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import ViTDropPath, init_like_torch
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
@@ -105,7 +106,7 @@ class GTSAPredictor(nn.Module):
         return self.projection(self.block(maps))
 
 
-class GTSARotationLinear(nn.Linear):
+class GTSARotationLinear(Linear):
     """A linear layer of the rotation head; keeps PyTorch's own initialisation."""
 
 

@@ -6,32 +6,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .linear import Linear, gradients_of_linear, product
+
 GELU_APPROXIMATIONS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
 
 
 def is_plain(*modules: nn.Module) -> bool:
     """Whether these are linear layers and layer norms that nobody hooks, has changed (as adapters do) or compiles."""
     return not torch.compiler.is_compiling() and all(
-        type(module).forward in (nn.Linear.forward, nn.LayerNorm.forward)
+        type(module).forward in (Linear.forward, nn.Linear.forward, nn.LayerNorm.forward)
         and "forward" not in vars(module)
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
         for module in modules
     )
-
-
-def _gradients_of_linear(
-    ctx: Any, gradient: torch.Tensor, entered: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Of what entered a linear layer, of its weight and of its bias, which are the first three inputs of a function."""
-    rows = gradient.flatten(0, -2)
-    of_entered = (gradient @ weight.to(gradient.dtype)).to(entered.dtype) if ctx.needs_input_grad[0] else None
-    of_weight = of_bias = None
-    if ctx.needs_input_grad[1]:
-        of_weight = (rows.T @ entered.to(gradient.dtype).flatten(0, -2)).to(weight.dtype)
-    if ctx.needs_input_grad[2]:
-        of_bias = rows.sum(dim=0).to(weight.dtype)
-    return of_entered, of_weight, of_bias
 
 
 class _GELULinear(torch.autograd.Function):
@@ -43,13 +31,13 @@ class _GELULinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.approximate = approximate
-        return F.linear(F.gelu(hidden, approximate=approximate), weight, bias)
+        return product(F.gelu(hidden, approximate=approximate), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         activated = F.gelu(hidden, approximate=ctx.approximate)
-        of_hidden, of_weight, of_bias = _gradients_of_linear(ctx, gradients[0], activated, weight)
+        of_hidden, of_weight, of_bias = gradients_of_linear(ctx, gradients[0], activated, weight)
         if of_hidden is not None:
             of_hidden = torch.ops.aten.gelu_backward(of_hidden, hidden, approximate=ctx.approximate)
         return of_hidden, of_weight, of_bias, None
@@ -86,7 +74,7 @@ class _NormLinear(torch.autograd.Function):
         normed = F.layer_norm(hidden, hidden.shape[-1:], norm_weight, norm_bias, eps)
         ctx.save_for_backward(hidden, weight, norm_weight, norm_bias)
         ctx.eps, ctx.dtype = eps, normed.dtype
-        return F.linear(normed, weight, bias)
+        return product(normed, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -94,7 +82,7 @@ class _NormLinear(torch.autograd.Function):
         entered, scale, shift = (tensor.to(ctx.dtype) for tensor in (hidden, norm_weight, norm_bias))
         shape = list(hidden.shape[-1:])
         normed, mean, inverse_deviation = torch.native_layer_norm(entered, shape, scale, shift, ctx.eps)
-        of_normed, of_weight, of_bias = _gradients_of_linear(ctx, gradients[0], normed, weight)
+        of_normed, of_weight, of_bias = gradients_of_linear(ctx, gradients[0], normed, weight)
         del normed
         wanted = [ctx.needs_input_grad[place] for place in (0, 3, 4)]
         of_hidden, of_scale, of_shift = torch.ops.aten.native_layer_norm_backward(
