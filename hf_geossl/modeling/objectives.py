@@ -1,9 +1,13 @@
 """Loss functions: pure functions of tensors, computed in float32 whatever the autocast."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+CACHED_NUMBERS = 2**18  # 1 MB of float32
 
 
 def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor) -> torch.Tensor:
@@ -123,13 +127,13 @@ def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
 
     Source: arXiv 2212.02400 (after arXiv 2006.09882), as the authors' code has it.
     """
-    assignments = probabilities.float()
+    assignments = probabilities.to(torch.float32, copy=True)
     for _ in range(iterations):
         columns = assignments.sum(dim=0)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(columns)
-        assignments = assignments / columns
-        assignments = assignments / assignments.sum(dim=1, keepdim=True)
+        assignments.div_(columns)
+        assignments.div_(assignments.sum(dim=1, keepdim=True))
     return assignments
 
 
@@ -164,8 +168,59 @@ def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
     return local
 
 
+class _ClusterPredictions(torch.autograd.Function):
+    """
+    Each token's cross-entropy `(tokens,)`, and the sum of all predictions `(clusters,)`.
+
+    Nothing of the size of the logits is kept or, on a CPU, written but their gradient: what is in between stays in the cache.
+    """
+
+    @staticmethod
+    def parts(
+        logits: torch.Tensor, assignments: torch.Tensor, temperature: float, rows: torch.Tensor | None
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Logarithms of predictions, and assignments, of as many tokens at a time as fit."""
+        size = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        for start in range(0, len(logits), size):
+            part = slice(start, start + size)
+            targets = assignments[part] if rows is None else assignments[rows[part]]
+            yield part, torch.log_softmax(logits[part].float() / temperature, dim=1), targets.float()
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, assignments: torch.Tensor, temperature: float, rows: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(logits, assignments, rows)
+        ctx.temperature = temperature
+        cross_entropy = logits.new_empty(len(logits), dtype=torch.float32)
+        predicted = logits.new_zeros(logits.shape[1], dtype=torch.float32)
+        for part, log_probabilities, targets in _ClusterPredictions.parts(logits, assignments, temperature, rows):
+            cross_entropy[part] = -(targets * log_probabilities).sum(dim=1)
+            predicted += log_probabilities.exp_().sum(dim=0)
+        return cross_entropy, predicted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits, assignments, rows = ctx.saved_tensors
+        of_cross_entropy, of_predicted = gradients
+        of_logits = torch.empty_like(logits)
+        for part, log_probabilities, targets in _ClusterPredictions.parts(logits, assignments, ctx.temperature, rows):
+            probabilities = log_probabilities.exp_()
+            weight = of_cross_entropy[part, None]
+            # p (w sum(a) + g - p.g) - w a, all over the temperature
+            inner = weight * targets.sum(dim=1, keepdim=True) - (probabilities @ of_predicted)[:, None]
+            probabilities *= of_predicted + inner
+            of_logits[part] = probabilities.addcmul_(targets, weight, value=-1).div_(ctx.temperature)
+        return of_logits, None, None, None
+
+
 def patch_cluster_losses(
-    cluster_logits: torch.Tensor, assignments: torch.Tensor, valid: torch.Tensor, temperature: float
+    cluster_logits: torch.Tensor,
+    assignments: torch.Tensor,
+    valid: torch.Tensor,
+    temperature: float,
+    rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Cross-entropy with the teacher's clusters, and the negative entropy of the mean prediction.
@@ -173,9 +228,11 @@ def patch_cluster_losses(
     Args:
         cluster_logits (`torch.Tensor` of shape `(tokens, clusters)`): The student's cosines with the prototypes.
         assignments (`torch.Tensor` of shape `(tokens, clusters)`): The teacher's clusters of the same places; rows sum
-            to 1. What stands in rows that are not valid does not matter.
+            to 1. What stands in rows that are not valid does not matter. No gradient flows to them.
         valid (`torch.Tensor` of shape `(tokens,)`, bool): Tokens that lie inside the reference.
         temperature (`float`): Divides the student's cosines.
+        rows (`torch.Tensor` of shape `(tokens,)`, int64, *optional*): The row of `assignments` that belongs to each token, where they
+            are not those of the same places in order.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over valid tokens counted as in
@@ -184,9 +241,8 @@ def patch_cluster_losses(
 
     Source: arXiv 2212.02400, patch clustering and mean-entropy maximisation; epsilon 1e-8 in the count.
     """
-    log_probabilities = F.log_softmax(cluster_logits.float() / temperature, dim=-1)
-    cross_entropy = -(assignments.float() * log_probabilities).sum(dim=-1)
+    cross_entropy, predicted = _ClusterPredictions.apply(cluster_logits, assignments, temperature, rows)
     cluster = (cross_entropy * valid).sum() / (mean_over_processes(valid.sum().float()) + 1e-8)
-    mean = mean_over_processes(log_probabilities.exp().mean(dim=0))
+    mean = mean_over_processes(predicted / len(cluster_logits))
     # a cluster that no token comes near: p log p and its gradient are 0 where the softmax has underflowed
     return cluster, (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

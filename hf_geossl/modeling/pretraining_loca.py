@@ -422,9 +422,12 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             assignments = sinkhorn(probabilities.flatten(0, 1), self.config.sinkhorn_iterations)
             images = torch.arange(len(positions), device=positions.device)[:, None]
             rows = images * reference_clusters.shape[1] + positions.clamp_min(0)
-            assignments = assignments[rows.flatten()]
         return patch_cluster_losses(
-            clusters.flatten(0, 1), assignments, positions.flatten() >= 0, self.config.student_temperature
+            clusters.flatten(0, 1),
+            assignments,
+            positions.flatten() >= 0,
+            self.config.student_temperature,
+            rows.flatten(),
         )
 
     def _predict_own_positions(
