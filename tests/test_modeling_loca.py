@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_geossl import LOCAConfig, LOCAForPreTraining, LOCAModel
+from hf_geossl.modeling import objectives
 from hf_geossl.modeling.modeling_vit import ViTDropPath
 from hf_geossl.modeling.objectives import patch_cluster_losses
 from hf_geossl.training.export import export_model
@@ -516,6 +517,30 @@ def test_mean_entropy_of_a_cluster_that_no_token_comes_near_has_a_finite_gradien
     assert losses[1].item() == 0.0
     sum(losses).backward()
     assert cosines.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("cached", [1, 70, 10**6])
+@pytest.mark.parametrize("rows", [None, torch.tensor([3, 0, 0, 2, 6, 1, 1])])
+def test_cluster_losses_in_parts_are_those_of_the_formula(
+    cached: int, rows: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 30, generator=generator).requires_grad_()
+    assignments = torch.rand(7, 30, generator=generator)
+    valid = torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    monkeypatch.setattr(objectives, "CACHED_NUMBERS", cached)
+    losses = patch_cluster_losses(logits, assignments, valid, 0.3, rows)
+    (gradient,) = torch.autograd.grad(losses[0] + 2 * losses[1], logits)
+
+    exact = logits.detach().double().requires_grad_()
+    chosen = assignments.double()[slice(None) if rows is None else rows]
+    log_probabilities = (exact / 0.3).log_softmax(dim=1)
+    mean = log_probabilities.exp().mean(dim=0)
+    cluster = -(chosen * log_probabilities).sum(dim=1)[valid].sum() / (5 + 1e-8)
+    entropy = (mean * mean.log()).sum()
+    (expected,) = torch.autograd.grad(cluster + 2 * entropy, exact)
+    torch.testing.assert_close(torch.stack(losses).double(), torch.stack([cluster, entropy]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,11 @@ def gradients_of_linear(
     if ctx.needs_input_grad[0]:
         of_entered = product(gradient, weight.to(gradient.dtype).T).to(entered.dtype)
     if ctx.needs_input_grad[1]:
-        of_weight = product(rows.T, entered.to(gradient.dtype).flatten(0, -2).T).to(weight.dtype)
+        entered_rows = entered.to(gradient.dtype).flatten(0, -2)
+        if rows.shape[1] < entered_rows.shape[1]:  # oneDNN copies its first argument: let it be the smaller one
+            of_weight = product(rows.T, entered_rows.T).to(weight.dtype)
+        else:
+            of_weight = product(entered_rows.T, rows.T).T.to(weight.dtype)
     if ctx.needs_input_grad[2]:
         of_bias = rows.sum(dim=0).to(weight.dtype)
     return of_entered, of_weight, of_bias
