@@ -7,6 +7,7 @@ Every finished arm leaves a JSON file, and a second start goes on with the arms 
 """
 
 import argparse
+import fcntl
 import hashlib
 import itertools
 import json
@@ -793,6 +794,11 @@ def main() -> None:
     folder = args.output or RESULTS / args.preset
     folder.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
+    lock = (args.work / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it ends
+    except OSError:
+        parser.error(f"another start is at work in {args.work}: wait for its end, or choose another --work")
     for file in folder.glob("*-*.json"):
         if json.loads(file.read_text())["settings"] != _plain(preset):
             parser.error(f"{file.name} in the output folder is of other settings: choose another --output")

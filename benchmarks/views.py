@@ -143,7 +143,10 @@ def scaling(repeats: int) -> dict[str, Any]:
         str(size): (lambda batch=batch: contest.views.augment(batch, contest.generator))
         for size, batch in batches.items()
     }
-    seconds = interleave(augment, repeats, time.process_time)
+    # One after the other, as a run does: interleaved, each would take the memory that the others keep for their next batch.
+    seconds = {
+        size: interleave({size: function}, repeats, time.process_time)[size] for size, function in augment.items()
+    }
     by_batch = {size: round(1000 * statistics.median(seconds[size]) / int(size), 3) for size in seconds}
 
     images = [decode_pixels(file) for file in contest.files]

@@ -1,5 +1,6 @@
 """The desk-scale experiment: its rule on numbers worked out by hand, and a tiny run from pretraining to verdicts."""
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.scenes_experiment import (
     RenderedScenes,
     gate,
     judge,
+    main,
     markdown,
     read_results,
     run_arm,
@@ -242,3 +244,17 @@ def test_a_tiny_experiment_from_pretraining_to_its_table(tmp_path: Path) -> None
     assert run_arm("gtsa", 0, "smoke", preset, images, again, work)
     assert (folder / "results.json").stat().st_mtime_ns > kept
     assert json.loads(again.read_text())["tasks"]["knn"]["accuracy"] == found["gtsa"][0]["tasks"]["knn"]["accuracy"]
+
+
+def test_two_starts_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["experiment", "--seeds", "0", "--minutes", "-1", "--work", str(tmp_path), "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with (tmp_path / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            main()
+    assert "another start is at work" in capsys.readouterr().err
+    main()
+    assert not list(tmp_path.glob("*.json"))
