@@ -1,13 +1,15 @@
 """What several tests share: the golden numbers, a small model, and quiet threads."""
 
 import argparse
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 SHIPPED = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
@@ -40,8 +42,20 @@ def authors_file(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def supervised() -> Any:
-    """An `Encoder` that was trained with labels on scenes: features that know something."""
-    from supervised import supervised_encoder
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An `Encoder` that was trained with labels on scenes, once for all of pytest's processes: features that know something."""
+    from supervised import small_model, supervised_encoder
 
-    return supervised_encoder()
+    from hf_geossl.evaluation.encoders import load_encoder
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "supervised.safetensors"
+    with (folder / "supervised.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            save_file(supervised_encoder().module.state_dict(), path)
+    model = small_model(0)
+    model.load_state_dict(load_file(path))
+    return load_encoder(model)

@@ -29,6 +29,7 @@ SAVED_AS = {
 SAVED = [*SAVED_AS, "exported"]
 CODE = {
     "configuration_vit.py",
+    "linear.py",
     "modeling_vit.py",
     "modeling_vit_tasks.py",
     "objectives.py",

@@ -38,6 +38,7 @@ from hf_geossl.training.evaluation_batches import FirstImages
 TOKEN_IN_TEXT = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123"
 SHARED = {
     "configuration_vit",
+    "linear",
     "modeling_vit",
     "modeling_vit_tasks",
     "objectives",
@@ -529,7 +530,7 @@ def test_a_dry_run_lists_and_sends_nothing(
     assert re.search(r"^  changed +[\d.]+ kB  README.md$", printed, re.MULTILINE)
     assert re.search(r"^  removed +[\d.]+ [kM]B  features.png$", printed, re.MULTILINE)
     assert re.search(r"^  unchanged .* model.safetensors$", printed, re.MULTILINE)
-    assert "1 of 19 files would be sent" in printed
+    assert "1 of 20 files would be sent" in printed
     assert len(commits(hub)) == before
 
 
