@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils import _python_dispatch
 
 SMALLEST = 2**20  # multiplications; below, the call costs more than the product
 
@@ -15,6 +15,7 @@ def _has_wide_vectors() -> bool:
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(_python_dispatch, "_get_current_dispatch_mode")
     )
 
 
@@ -32,7 +33,8 @@ def _suits_one_dnn(entered: torch.Tensor, weight: torch.Tensor) -> bool:
         and {type(entered), type(weight)} <= {torch.Tensor, nn.Parameter}
         and not torch.is_autocast_enabled("cpu")
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-        and _get_current_dispatch_mode() is None  # those that count or change operations know PyTorch's
+        and _python_dispatch._get_current_dispatch_mode()
+        is None  # those that count or change operations know PyTorch's
     )
 
 
