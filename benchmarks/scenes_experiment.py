@@ -785,7 +785,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scenes_experiment"), help="Folder of the weights.")
     parser.add_argument("--minutes", type=float, default=math.inf, help="Start no further arm after so many.")
     args = parser.parse_args()
-    logging.getLogger("hf_geossl").setLevel(logging.ERROR)
     arms, seeds = args.arms.split(","), [int(seed) for seed in args.seeds.split(",")]
     if unknown := set(arms) - {*ARMS, *OBJECT_ARMS}:
         parser.error(f"there is no arm {', '.join(sorted(unknown))}; arms are {', '.join((*ARMS, *OBJECT_ARMS))}")
@@ -829,4 +828,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("hf_geossl").setLevel(logging.ERROR)
     main()

@@ -3,12 +3,19 @@
 import argparse
 import fcntl
 import json
+import logging
 import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from PIL import Image, ImageFile
 from safetensors.torch import load_file, save_file
 
 SHIPPED = Path(__file__).parent / "golden"
@@ -22,6 +29,31 @@ def golden_folder(name: str, method: str = "gtsa") -> Path:
 
 def golden_json(name: str, method: str = "gtsa") -> Any:
     return json.loads((golden_folder(name, method) / name).read_text())
+
+
+def _global_state() -> dict[str, Any]:
+    """What a test can leave behind in its process for the tests after it."""
+    logger = logging.getLogger("hf_geossl")
+    return {
+        "working folder": os.getcwd(),
+        "environment": dict(os.environ, PYTEST_CURRENT_TEST=""),
+        "level of hf_geossl's logger": (logger.level, logger.propagate, logger.disabled, logging.root.manager.disable),
+        "verbosity of transformers": transformers.logging.get_verbosity(),
+        "signal handlers": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+        "dtype and threads of torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "determinism of torch": torch.are_deterministic_algorithms_enabled(),
+        "limits": (resource.getrlimit(resource.RLIMIT_FSIZE), Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
+        "import path": list(sys.path),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Tests run in any order and beside any others, so each leaves its process as it found it."""
+    before = _global_state()
+    yield
+    after = _global_state()
+    assert {name: after[name] for name in before if after[name] != before[name]} == {}
 
 
 @pytest.fixture(scope="session")
