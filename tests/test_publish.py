@@ -25,14 +25,13 @@ from methods import METHODS, randomise
 from photographs import write_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback, pipeline
 
 import hf_geossl
 from hf_geossl import PublishError, load_stream, publish
 from hf_geossl.cli import main
 from hf_geossl.publishing import cards
 from hf_geossl.training import retries
-from hf_geossl.training.callbacks import PauseCallback
 from hf_geossl.training.evaluation_batches import FirstImages
 
 TOKEN_IN_TEXT = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123"
@@ -709,7 +708,7 @@ def test_training_pushes_while_it_goes_on(hub: HubServer, photos: Path, tmp_path
     held = hub.fail("PUT ", pause=100)
     seen: list[int] = []
 
-    class Watch(PauseCallback):
+    class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen.append(state.global_step)
             if state.global_step == 6:
