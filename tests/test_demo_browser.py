@@ -91,7 +91,7 @@ class Visit:
         self.wait(lambda: self.page.locator(".geo-figures img:visible").count() > 0)
 
     def wait(self, holds: Any) -> None:
-        limit = time.monotonic() + 15
+        limit = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < limit, self.html()[-2000:]
             self.page.wait_for_timeout(40)

@@ -425,7 +425,7 @@ def test_a_task_that_fails_with_new_settings_has_no_numbers_of_old_ones(
         results = quick(settings={"good": {"rate": 0.75}})
     assert "good" not in results
     assert "good" in results["about"]["failed"]
-    assert "its former numbers are dropped" in caplog.text
+    assert "its former numbers, of other settings, are dropped" in caplog.text
     assert set(strict(folder / "results.json")) == {"about"}
 
 

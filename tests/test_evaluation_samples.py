@@ -1,7 +1,12 @@
 """Images with truth: which are taken, what is known of them, and what a broken one costs."""
 
+import io
+import json
+import logging
 import os
 import shutil
+import tarfile
+import time
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
@@ -217,3 +222,167 @@ def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: py
     assert "image" not in columns
     measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())
     assert "image" in columns  # scenes are rendered once
+
+
+# ---- frames ----
+
+
+def row_of(image: Image.Image, **further: Any) -> dict[str, Any]:
+    return {"image": image, **further}
+
+
+def test_the_middle_is_cut_as_if_the_whole_image_were_scaled() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 90, 3), dtype=np.uint8)
+    image, classes = Image.fromarray(pixels), Image.fromarray(pixels[..., 0] % 7)
+    sample = reading._Reader(32, Columns()).row(0, row_of(image, annotation=classes))
+    height = round(32 * 8 / 7)
+    width = round(90 * height / 37)
+    frame = ((width - 32) // 2, (height - 32) // 2, (width - 32) // 2 + 32, (height - 32) // 2 + 32)
+    whole = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop(frame)).astype(int)
+    assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - whole).max() <= 1
+    nearest = np.asarray(classes.resize((width, height), Image.Resampling.NEAREST).crop(frame))
+    assert np.array_equal(sample["semantic"].numpy(), nearest)
+
+
+def test_a_long_thin_image_is_not_scaled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: (made.append(size), resize(self, size, *a, **k))[1]
+    )
+    column = np.repeat(np.arange(60_000) % 256, 2).reshape(60_000, 2).astype(np.uint8)
+    sample = reading._Reader(64, Columns()).row(
+        0, row_of(Image.fromarray(column))
+    )  # 36 pixels of each, 2.2 million high
+    assert made == [(64, 64)]
+    middle = sample["image"].float().mean().item()
+    assert abs(middle - 30_000 % 256) < 2
+
+
+@pytest.mark.parametrize("kind", ["annotation", "depth_map"])
+def test_a_map_of_another_frame_is_refused(kind: str) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    file = BytesIO()
+    photo.save(file, "JPEG", exif=exif)
+    reader = reading._Reader(32, Columns())
+    as_stored, as_seen = Image.new("L", (60, 40), 3), Image.new("L", (40, 60), 3)
+    with pytest.raises(
+        ValueError, match=rf"the map in '{kind}' of image 7 has 60 x 40 pixels, its image 40 x 60.*turn or cut"
+    ):
+        reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_stored})
+    reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_seen})
+    reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_seen.resize((20, 30))})  # coarser
+
+
+def test_classes_must_be_numbered() -> None:
+    with pytest.raises(
+        ValueError, match=r"the column 'label' must hold the numbers of classes, got the text 'cat': number"
+    ):
+        reading._Reader(8, Columns()).row(0, row_of(Image.new("RGB", (8, 8)), label="cat"))
+
+
+def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
+    folder = str(class_folder(tmp_path, classes=2, images=2))
+    with pytest.raises(ValueError, match="has no column 'klass' but image, label: name the label column"):
+        load_samples(folder, "train", size=8, columns=Columns(label="klass"))
+    assert load_samples(folder, "train", size=8).count == 4  # without maps, which are not asked for
+
+
+# ---- other forms of data ----
+
+
+def labelled(count: int) -> Dataset:
+    images = [Image.fromarray(np.full((16, 16, 3), index, np.uint8)) for index in range(count)]
+    return Dataset.from_dict({"image": images, "label": [index % 2 for index in range(count)]})
+
+
+def write_parquet(folder: Path) -> None:
+    labelled(6).to_parquet(folder / "train.parquet")
+    labelled(4).to_parquet(folder / "test.parquet")
+
+
+def write_saved(folder: Path) -> None:
+    DatasetDict(train=labelled(6), test=labelled(4)).save_to_disk(folder)
+
+
+def write_tar(folder: Path) -> None:
+    for split, count in (("train", 6), ("test", 4)):
+        with tarfile.open(folder / f"{split}-000.tar", "w") as archive:
+            for index in range(count):
+                picture = BytesIO()
+                Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(picture, "PNG")
+                for name, content in (("png", picture.getvalue()), ("cls", str(index % 2).encode())):
+                    entry = tarfile.TarInfo(f"{index:04}.{name}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_saved, write_tar])
+def test_packed_data_are_read(write: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    columns = Columns(image="png", label="cls") if write is write_tar else Columns()
+    for split, count in (("train", 6), ("test", 4)):
+        samples = load_samples(str(tmp_path), split, size=16, columns=columns)
+        found = list(samples)
+        assert [int(sample["image"][0, 0, 0]) for sample in found] == list(range(count))
+        assert [sample["label"] for sample in found] == [index % 2 for index in range(count)]
+    with pytest.raises(ValueError, match="the split 'nix' of .* cannot be read"):
+        load_samples(str(tmp_path), "nix", size=16, columns=columns)
+
+
+def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
+    labelled(4).to_parquet(tmp_path / "all.parquet")
+    with pytest.raises(ValueError, match=r"all.parquet is a file: name the folder that holds its splits"):
+        load_samples(str(tmp_path / "all.parquet"), "test", size=16)
+    labelled(4).save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match="has one split: save a DatasetDict of train and test"):
+        load_samples(str(tmp_path / "one"), "test", size=16)
+    for name in reading.CLIP_FOLDERS:
+        (tmp_path / "clips" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="it holds clips, which only the task propagation reads"):
+        load_samples(str(tmp_path / "clips"), "test", size=16)
+
+
+# ---- a cache that was damaged ----
+
+
+@pytest.mark.parametrize("damage", ["short", "empty form", "no form", "no values", "other form"])
+def test_features_of_a_damaged_cache_are_computed_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
+    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
+    first = {
+        name: np.array(array) for name, array in compute_features(encoder, samples, ["both", "label"], options).items()
+    }
+    (column,) = tmp_path.glob("*/both")
+    values, form = column / "values.bin", column / "form.json"
+    if damage == "short":
+        values.write_bytes(values.read_bytes()[:-8])
+    elif damage == "empty form":
+        form.write_text("")
+    elif damage == "other form":
+        form.write_text(json.dumps({"shape": 3}))
+    else:
+        (form if damage == "no form" else values).unlink()
+    with caplog.at_level(logging.WARNING, "hf_geossl"):
+        again = compute_features(encoder, samples, ["both", "label"], options)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    [line] = caplog.messages
+    assert line.startswith("features of the cache are damaged and computed again (both: ")
+    caplog.clear()
+    compute_features(encoder, samples, ["both", "label"], options)
+    assert not caplog.messages
+
+
+def test_what_killed_runs_left_in_the_cache_goes(tmp_path: Path) -> None:
+    old, young = tmp_path / ".part-old", tmp_path / ".part-young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
+    compute_features(load_encoder(small_model()), load_samples(size=32, limit=2), ["both"], options)
+    assert young.is_dir()
+    assert not old.exists()

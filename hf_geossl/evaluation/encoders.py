@@ -33,7 +33,8 @@ class Tokens:
         patches (`torch.Tensor` of shape `(batch, rows, columns, width)`): Patch tokens.
         class_token (`torch.Tensor` of shape `(batch, width)`, *optional*): None in a trunk without one.
         pooled (`torch.Tensor` of shape `(batch, width)`): The feature that stands for an image: what the model's method
-            says (`pooler_output` of this library's), else the class token, else the mean of the patch tokens.
+            says (`pooler_output` of this library's, what timm's classifier would get), else the class token, else the mean of
+            the patch tokens.
     """
 
     patches: torch.Tensor
@@ -85,9 +86,12 @@ class Encoder:
         self.width = int(config.embed_dim if self._is_timm else config.hidden_size)
         patch_size = config.patch_embed.patch_size if self._is_timm else config.patch_size
         self.patch_size = int(patch_size if isinstance(patch_size, int) else patch_size[0])
-        self._resamples = (
-            not self._is_timm and "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
-        )
+        takes = () if self._is_timm else inspect.signature(module.forward).parameters
+        self._resamples = "interpolate_pos_encoding" in takes
+        self._shuffles = "noise" in takes and hasattr(config, "mask_ratio")  # masked autoencoders
+        if self._shuffles:
+            config.mask_ratio = 0.0
+        self._norm = self._find_norm()
 
     def _find_blocks(self) -> nn.ModuleList:
         """The list of transformer layers."""
@@ -106,6 +110,15 @@ class Encoder:
             )
         return found[0]
 
+    def _find_norm(self) -> Any:
+        """The norm after the last layer; timm's models that average tokens have it after the average."""
+        for holder in (self.module, getattr(self.module, "vision_model", None)):
+            for name in ("norm", "layernorm", "post_layernorm", "fc_norm"):
+                part = getattr(holder, name, None)
+                if isinstance(part, nn.Module) and not isinstance(part, nn.Identity):
+                    return part
+        return nn.Identity()
+
     # ---- what it makes of images ----
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -119,9 +132,14 @@ class Encoder:
         """The `Tokens` of normalised images `(batch, 3, height, width)`, sides multiples of the patch size."""
         outputs = self._forward(pixel_values)
         last = outputs if self._is_timm else outputs.last_hidden_state
+        if self._is_timm and self._norm is getattr(self.module, "fc_norm", None):
+            last = self._norm(last)
         patches, class_token = self._split(last, pixel_values)
         if isinstance(self.module, ViTTrunkModel):
             pooled = outputs.pooler_output
+        elif self._is_timm and hasattr(self.module, "forward_head"):
+            head: Any = self.module.forward_head
+            pooled = head(outputs, pre_logits=True)
         else:
             pooled = patches.mean(dim=(1, 2)) if class_token is None else class_token
         return Tokens(patches, class_token, pooled)
@@ -170,10 +188,9 @@ class Encoder:
         Returns:
             `torch.Tensor` of shape `(batch, last * width)`; mean patch tokens where there is no class token.
         """
-        norm: Any = getattr(self.module, "norm", None) or getattr(self.module, "layernorm", nn.Identity())
         features = []
         for state in self.hidden_states(pixel_values, range(-last, 0)):
-            patches, class_token = self._split(norm(state), pixel_values)
+            patches, class_token = self._split(self._norm(state), pixel_values)
             features.append(patches.mean(dim=(1, 2)) if class_token is None else class_token)
         return torch.cat(features, dim=1)
 
@@ -185,9 +202,21 @@ class Encoder:
                 f"images of {height} x {width} pixels do not divide into {self.name}'s patches of {patch}: "
                 f"choose another size, such as {below} or {below + patch}"
             )
-        if self._is_timm:
-            return self.module.forward_features(pixel_values)  # type: ignore[operator]
-        return self.module(pixel_values, **({"interpolate_pos_encoding": True} if self._resamples else {}))
+        given: dict[str, Any] = {"interpolate_pos_encoding": True} if self._resamples else {}
+        if self._shuffles:  # the order of the tokens is that of the noise
+            count = height * width // self.patch_size**2
+            given["noise"] = torch.arange(count, device=pixel_values.device).expand(len(pixel_values), count)
+        try:
+            if self._is_timm:
+                return self.module.forward_features(pixel_values)  # type: ignore[operator]
+            return self.module(pixel_values, **given)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if {height, width} == {self.image_size} or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{self.name} was made for images of {self.image_size} pixels and does not take {height} x {width} "
+                f"({' '.join(str(error).split())[:120]}): choose image_size {self.image_size}"
+            ) from error
 
     def _split(self, states: torch.Tensor, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Patch tokens `(B, h, w, D)` and class token `(B, D)` of `states (B, tokens, D)`."""
@@ -259,7 +288,10 @@ class Encoder:
                 for part in twin.modules():
                     if hasattr(part, "reset_parameters"):
                         part.reset_parameters()
-                twin.init_weights()
+                if hasattr(twin, "init_weights"):
+                    twin.init_weights()
+                elif hasattr(twin, "_init_weights"):
+                    twin.apply(twin._init_weights)
             else:
                 twin = type(self.module)(copy.deepcopy(self.module.config))
         other = self._with(twin.to(self.device).eval().requires_grad_(False))
@@ -296,7 +328,7 @@ def load_encoder(
         ValueError: If there is no such model, or weights are missing in it.
         TypeError: If it is no vision transformer that can be read.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     if isinstance(model, Encoder):
         model.module.to(device).eval().requires_grad_(False)
         return model
@@ -325,7 +357,7 @@ def load_encoder(
     cfg = getattr(model, "pretrained_cfg", None)
     if cfg:
         mean, std = cfg.get("mean") or mean, cfg.get("std") or std
-        size = model.patch_embed.img_size
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     elif isinstance(model, PreTrainedModel):
         size = getattr(model.config, "image_size", None)
     if isinstance(size, (tuple, list)):
@@ -338,6 +370,16 @@ def load_encoder(
     return encoder
 
 
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0][:120]
+        raise ValueError(f"the device {str(name)!r} cannot be used here ({why}): choose cpu, cuda or cuda:0") from None
+    return device
+
+
 def _open_timm(name: str) -> Any:
     try:
         import timm
@@ -345,7 +387,10 @@ def _open_timm(name: str) -> Any:
         raise ImportError(f"{TIMM}{name} needs timm: pip install 'hf_geossl[timm]'") from error
     if not timm.is_model(re.split(r"[.:/]", name)[0]) and not name.startswith("hf-hub:"):
         raise ValueError(f"timm knows no model {name!r}; timm.list_models('vit*') shows them")
-    return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+    except TypeError:  # has no such argument: images of one size, or no vision transformer at all
+        return timm.create_model(name, pretrained=True, num_classes=0)
 
 
 def _let_timm_resize(model: Any) -> None:
@@ -377,9 +422,14 @@ def _open_folder(
         )
     try:
         processor = AutoImageProcessor.from_pretrained(path, **given)
-        return model, processor.image_mean or IMAGENET_MEAN, processor.image_std or IMAGENET_STD
     except (OSError, ValueError):  # a folder without preprocessor_config.json: the method's own normalisation
         return model, IMAGENET_MEAN, IMAGENET_STD
+    factor = getattr(processor, "rescale_factor", None) if getattr(processor, "do_rescale", True) else 1.0
+    whole_range = 255 * (factor or 1 / 255)  # what white becomes, from which mean and deviation are taken
+    normalizes = getattr(processor, "do_normalize", True) is not False
+    mean, std = (processor.image_mean, processor.image_std) if normalizes else ((0.0,) * 3, (1.0,) * 3)
+    mean, std = mean or IMAGENET_MEAN, std or IMAGENET_STD
+    return model, [value / whole_range for value in mean], [value / whole_range for value in std]
 
 
 @contextmanager

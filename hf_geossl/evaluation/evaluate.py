@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from hf_geossl.evaluation.encoders import TIMM, Encoder, load_encoder, mixed_precision
 from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions, TaskResult
-from hf_geossl.evaluation.samples import SCENES, Columns
+from hf_geossl.evaluation.samples import SCENES, Columns, folder_hash
 from hf_geossl.evaluation.tasks import TASK_FILES, check_tasks, load_task, make_settings, missing_package, named_tasks
 from hf_geossl.training.pictures import save_picture
-from hf_geossl.training.record import installed_versions, is_hub_id
+from hf_geossl.training.record import installed_versions, is_hub_id, weights_digest
 from hf_geossl.training.redaction import redact, redact_values
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def evaluate_model(
         batch_size, num_workers, seed, bootstrap, cache_dir, progress: See `EvaluationOptions`.
         device (`str`, *optional*): A GPU if there is one.
         trust_remote_code, revision: Of a model on the Hub, see `load_encoder`.
-        pictures (`bool`): Whether to draw pictures where there is a file of results.
+        pictures (`bool`): Whether to draw pictures of what is measured, where there is a file of results.
         overwrite (`bool`): Measure finished tasks again, and replace results of another model, data or seed.
 
     Returns:
@@ -110,8 +110,8 @@ def evaluate_model(
     Raises:
         ValueError: If there is no such model, dataset, task or setting, or the file holds other results.
     """
-    names = check_tasks(tasks)
     asked_for = named_tasks(tasks)
+    names = check_tasks(asked_for)
     unknown = set(settings or {}) - set(names)
     if unknown:
         raise ValueError(f"settings are given for {', '.join(sorted(unknown))}, which is not among the tasks asked for")
@@ -130,6 +130,8 @@ def evaluate_model(
         file.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(file.parent, os.W_OK):
             raise ValueError(f"the folder of {file.name} cannot be written to: name a file elsewhere for the results")
+    cache = None if cache_dir is None else Path(cache_dir)
+    options = EvaluationOptions(batch_size, num_workers, seed, bootstrap, cache, progress)
     encoder = load_encoder(model, device=device, trust_remote_code=trust_remote_code, revision=revision)
     for name in [name for name in chosen if name not in asked_for]:
         lack = chosen[name][0].lacks(encoder)
@@ -147,12 +149,15 @@ def evaluate_model(
         dataset_revision,
         token,
     )
-    cache = None if cache_dir is None else Path(cache_dir)
-    options = EvaluationOptions(batch_size, num_workers, seed, bootstrap, cache, progress)
     about = _about(encoder, data, options)
+    if isinstance(model, (str, Path)) and (digest := weights_digest(Path(model))) is not None:
+        about["weights_digest"] = digest
     results = _former(file, about, overwrite)
     about["pictures"] = results.pop(ABOUT, {}).get("pictures", {})
-    run = _Run(model, encoder, data, file if pictures else None)
+    given = {"revision": revision, "dataset_revision": dataset_revision, "device": device}
+    if trust_remote_code:
+        given["trust_remote_code"] = ""
+    run = _Run(model, encoder, data, file if pictures else None, given)
 
     def save() -> None:
         ordered = {name: results[name] for name in TASK_FILES if name in results}
@@ -165,7 +170,7 @@ def evaluate_model(
 
     for name, reason in failed.items():
         logger.warning(f"{encoder.name}, {name} was not measured: {reason}")
-    if "features" not in about["pictures"]:
+    if "features" not in about["pictures"] and not data.is_clips:
         about["pictures"] = run.draw("", {"features": run.features})
     for name, (task, own) in chosen.items():
         plain = as_json(dataclasses.asdict(own))
@@ -177,7 +182,10 @@ def evaluate_model(
             measured = task.measure(encoder, data, options, own)
         except Exception as error:  # the others go on, and the caller is told
             failed[name] = _reason(name, error)
-            former = "; its former numbers are dropped" if results.pop(name, None) else ""  # of other settings
+            former = ""
+            if name in results and results[name].get("settings") != plain:
+                del results[name]
+                former = "; its former numbers, of other settings, are dropped"
             logger.warning(f"{encoder.name}, {name} was not measured: {failed[name]}{former}")
             logger.debug(name, exc_info=True)
             continue
@@ -218,8 +226,10 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
 class _Run:
     """What is the same for all tasks: how the call would be repeated, and where pictures go."""
 
-    def __init__(self, model: Any, encoder: Encoder, data: EvaluationData, file: Path | None) -> None:
-        self.encoder, self.data, self.file = encoder, data, file
+    def __init__(
+        self, model: Any, encoder: Encoder, data: EvaluationData, file: Path | None, given: Mapping[str, str | None]
+    ) -> None:
+        self.encoder, self.data, self.file, self.given = encoder, data, file, given
         self.name = None
         if isinstance(model, (str, Path)):
             self.name = f"{TIMM}{encoder.name}" if str(model).startswith(TIMM) else encoder.name
@@ -236,6 +246,8 @@ class _Run:
                 words += [f"--{'test_split' if key == 'split' else key}", str(about[key])]
         if about["image_size"] != _image_size(self.encoder, None):
             words += ["--image_size", str(about["image_size"])]
+        for key, told in self.given.items():
+            words += [] if told is None else [f"--{key}", told] if told else [f"--{key}"]
         if "config_name" in about:
             words += ["--dataset_config", about["config_name"]]
         for key, value in about.get("columns", {}).items():
@@ -295,12 +307,18 @@ def _image_size(encoder: Encoder, asked: int | None) -> int:
 
 
 def _about(encoder: Encoder, data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:
-    test = data.test
-    fingerprints = [test.fingerprint]
-    try:
-        fingerprints.append(data.train.fingerprint)
-    except ValueError:  # tasks without a head need no train split, and the others will say so
-        fingerprints.append("")
+    if data.is_clips:
+        fingerprints = images = [f"{folder_hash(Path(data.dataset))} {data.size} {data.limit} {data.test_split}"]
+        count = None
+    else:
+        test = data.test
+        fingerprints, images, count = [test.fingerprint], [test.images_fingerprint], test.count
+        try:
+            train = data.train
+            fingerprints.append(train.fingerprint)
+            images.append(train.images_fingerprint)
+        except ValueError:  # tasks without a head need no train split, and the others will say so
+            fingerprints.append("")
     shown = Path(data.dataset).resolve().name if Path(data.dataset).is_dir() else data.dataset
     about = {
         "model": encoder.name,
@@ -310,16 +328,21 @@ def _about(encoder: Encoder, data: EvaluationData, options: EvaluationOptions) -
         "config_name": data.config_name,
         "split": data.test_split,
         "train_split": data.train_split,
-        "images": test.count,
+        "images": count,
         "limit": data.limit,
         "image_size": data.size,
-        "data_fingerprint": hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16],
+        "data_fingerprint": _short_hash(fingerprints),
+        "images_fingerprint": _short_hash(images),
         "seed": options.seed,
         "bootstrap": options.bootstrap,
         "columns": _changed(data.columns) or None,
         "precision": "bfloat16" if encoder.device.type == "cuda" else "float32",
     }
     return {key: value for key, value in as_json(redact_values(about)).items() if value is not None}
+
+
+def _short_hash(parts: Sequence[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 def _changed(given: Any) -> dict[str, Any]:
@@ -340,7 +363,9 @@ def _former(file: Path | None, about: dict[str, Any], overwrite: bool) -> dict[s
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file.name} is not JSON ({error}): move it away, or name another file") from None
-    former = found.get(ABOUT, {}) if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise ValueError(f"{file.name} holds no results, which are {{task: {{metric: number}}}}: name another file")
+    former = found.get(ABOUT, {})
     other = [
         f"{what} {former.get(key, 'unknown')} instead of {about.get(key)}"
         for key, what in _IDENTITY.items()

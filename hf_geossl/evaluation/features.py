@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,10 @@ from hf_geossl.evaluation.encoders import Encoder, Tokens, mixed_precision
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1  # of the folders of the cache
+PART, ABANDONED = ".part-", 2 * 86400.0  # what a run writes before it is whole; seconds after which nobody writes it
 _OF_TOKENS = ("pooled", "both", "mean", "patches")
 
 
@@ -75,7 +81,8 @@ def compute_features(
         folder = Path(tempfile.mkdtemp(prefix="hf_geossl-features-"))
     else:
         root.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=root.parent))
+        _remove_abandoned(root.parent)
+        folder = Path(tempfile.mkdtemp(prefix=PART, dir=root.parent))
     try:
         _write_columns(folder, encoder, samples, missing, options, transform)
         computed = {}
@@ -134,6 +141,8 @@ def _write_columns(
                 bar.update(len(batch["index"]))
     finally:
         for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())  # a form that outlives a power cut without its values would give zeros
             file.close()
     for name, (shape, dtype) in shapes.items():
         (folder / name / "form.json").write_text(json.dumps({"shape": [count, *shape], "dtype": dtype}))
@@ -156,10 +165,21 @@ def _encode(encoder: Encoder, images: torch.Tensor, columns: Sequence[str]) -> d
 
 
 def _open_column(folder: Path) -> np.ndarray | None:
-    if not (folder / "form.json").is_file():
+    """A column of the cache; None where there is none, or one that was damaged, which goes."""
+    if not folder.is_dir():
         return None
-    form = json.loads((folder / "form.json").read_text())
-    return np.memmap(folder / "values.bin", dtype=form["dtype"], mode="r", shape=tuple(form["shape"]))
+    try:
+        form = json.loads((folder / "form.json").read_text())
+        shape, dtype = tuple(form["shape"]), np.dtype(form["dtype"])
+        expected, size = math.prod(shape) * dtype.itemsize, (folder / "values.bin").stat().st_size
+        if size != expected:
+            raise ValueError(f"{size} bytes instead of {expected}")
+        return np.memmap(folder / "values.bin", dtype, mode="r", shape=shape)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        logger.warning(f"features of the cache are damaged and computed again ({folder.name}: {why})")
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def _move(source: Path, target: Path) -> None:
@@ -168,5 +188,12 @@ def _move(source: Path, target: Path) -> None:
     try:
         os.replace(source, target)
     except OSError:
-        if not (target / "form.json").is_file():
-            raise
+        if _open_column(target) is None:
+            os.replace(source, target)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Deletes what runs that were killed have left."""
+    for folder in cache.glob(f"{PART}*"):
+        if time.time() - folder.stat().st_mtime > ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
+from hf_geossl.evaluation.samples import CLIP_FOLDERS, SCENES, Columns, Samples, load_samples
 
 RANDOM_WEIGHTS = "random weights"  # the floor of the same architecture, untrained
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
@@ -36,6 +36,11 @@ class EvaluationOptions:
     bootstrap: int = 1000
     cache_dir: Path | None = DEFAULT_CACHE
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("bootstrap", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def progress_bar(self, description: str, total: int | None, unit: str = "img") -> Any:
         """A progress bar on stderr, a context manager with `update(number)` and `set_postfix(loss=...)`."""
@@ -84,16 +89,24 @@ class EvaluationData:
         """Whether these are the embedded scenes."""
         return self.dataset == SCENES
 
+    @property
+    def is_clips(self) -> bool:
+        """Whether this is a folder of clips, laid out as DAVIS, which only label propagation reads."""
+        return all((Path(self.dataset) / name).is_dir() for name in CLIP_FOLDERS)
+
+    @property
+    def mode(self) -> str:
+        """The mode of the scenes: "scene", "topdown" or "object"; of other data "scene", which nothing asks for."""
+        return (self.config_name if self.is_scenes else None) or "scene"
+
     def samples(self, split: str, *, size: int | None = None, mode: str | None = None) -> Samples:
         """A split at another size, or another mode of the scenes (other data has one mode)."""
-        if mode is None:
-            mode = (self.config_name if self.is_scenes else None) or "scene"
         return load_samples(
             self.dataset,
             split,
             size=size or self.size,
             limit=self.limit,
-            mode=mode,
+            mode=mode or self.mode,
             columns=self.columns,
             config_name=self.config_name,
             revision=self.revision,

@@ -16,7 +16,9 @@ from hf_geossl.training.redaction import as_plain_text, redact_values
 _LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _PNG = b"\x89PNG\r\n\x1a\n"
 # models whose numbers may be set against each other have been measured alike in these
-_COMPARABLE = ("dataset", "config_name", "split", "train_split", "limit", "images")
+_COMPARABLE = (
+    *("dataset", "config_name", "split", "train_split", "limit", "images", "images_fingerprint", "columns", "seed"),
+)
 
 
 @dataclass(frozen=True)

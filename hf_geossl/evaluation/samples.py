@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 SCENES = "scenes"
 IGNORED = 255  # a pixel without truth
 SHUFFLE_BUFFER = 2048  # samples among which a stream is shuffled
+CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
+_PACKED = {".parquet": "parquet", ".tar": "webdataset"}  # which builder of `datasets` reads such files
 BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Sample = dict[str, Any]
 
@@ -87,20 +89,35 @@ class _Reader:
         scale = side / min(image.size)
         width, height = (max(self.size, round(length * scale)) for length in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
-        frame = (left, top, left + self.size, top + self.size)
-        sample: Sample = {
-            "index": index,
-            "image": _image_tensor(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop(frame))),
-        }
 
-        def cut(picture: Any) -> np.ndarray:
-            picture = _open_map(picture)
-            return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST).crop(frame))
+        def cut(picture: Image.Image, resampling: Image.Resampling) -> np.ndarray:
+            # the middle alone is scaled: all of a long thin image would not fit into memory
+            across, down = picture.width / width, picture.height / height
+            box = (left * across, top * down, (left + self.size) * across, (top + self.size) * down)
+            return np.asarray(picture.resize((self.size, self.size), resampling, box))
+
+        def cut_map(column: str) -> np.ndarray:
+            picture = _open_map(row[column])
+            if abs(picture.width * image.height - picture.height * image.width) > max(*picture.size, *image.size):
+                raise ValueError(
+                    f"the map in {column!r} of image {index} has {picture.width} x {picture.height} pixels, its image "
+                    f"{image.width} x {image.height} (turned as its EXIF orientation says): both must show the same frame, so "
+                    "turn or cut the map as the image"
+                )
+            return cut(picture, Image.Resampling.NEAREST)
+
+        sample: Sample = {"index": index, "image": _image_tensor(cut(image, Image.Resampling.BICUBIC))}
 
         if row.get(columns.label) is not None:
-            sample["label"] = int(row[columns.label])
+            label = row[columns.label]
+            if isinstance(label, str):
+                raise ValueError(
+                    f"the column {columns.label!r} must hold the numbers of classes, got the text {label[:40]!r}: number the "
+                    "classes, or put the images in one folder a class"
+                )
+            sample["label"] = int(label)
         if row.get(columns.semantic) is not None:
-            classes = cut(row[columns.semantic])
+            classes = cut_map(columns.semantic)
             if classes.min() < 0 or classes.max() > IGNORED:
                 wrong = classes.min() if classes.min() < 0 else classes.max()
                 raise ValueError(
@@ -112,7 +129,7 @@ class _Reader:
                 semantic = torch.where((semantic == 0) | (semantic == IGNORED), IGNORED, semantic - 1).to(torch.uint8)
             sample["semantic"] = semantic
         if row.get(columns.depth) is not None:
-            sample["depth"] = torch.from_numpy(cut(row[columns.depth]).astype(np.float32) * columns.depth_scale)
+            sample["depth"] = torch.from_numpy(cut_map(columns.depth).astype(np.float32) * columns.depth_scale)
         if row.get(columns.objects) is not None:
             objects = row[columns.objects]
             boxes = torch.tensor(objects["bbox"], dtype=torch.float32).view(-1, 4)
@@ -200,6 +217,12 @@ class Samples:
     def fingerprint(self) -> str:
         """A hash of what the samples are."""
         return hashlib.sha256(json.dumps(self._told, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def images_fingerprint(self) -> str:
+        """The same of the images alone, whatever size they are read at."""
+        told = {name: value for name, value in self._told.items() if name != "size"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def count(self) -> int | None:
@@ -323,7 +346,8 @@ def load_samples(
 
     Args:
         dataset (`str`): `"scenes"`; a folder of images in one folder a class (or with `metadata.jsonl`, as `imagefolder`
-            reads it); or the id of a dataset on the Hub, which is streamed.
+            reads it), of parquet or tar files (as `webdataset` reads them), both streamed, or of what `save_to_disk` of a
+            `DatasetDict` has written; or the id of a dataset on the Hub, which is streamed.
         split (`str`): Which part.
         size (`int`): Side of the images in pixels.
         limit (`int`, *optional*): Only so many. Scenes are drawn independently, so the first are taken; of a folder, whose
@@ -356,17 +380,20 @@ def load_samples(
             "categories": THING_CLASSES,
         }
         return Samples(scenes, told, names, reader.scene, list(range(len(scenes))))
-    local = Path(dataset).is_dir()
+    local = Path(dataset).exists()
     revision = revision if local else _commit(dataset, revision, token)
     rows = _open(dataset, split, config_name, revision, token)
     told |= {"columns": asdict(columns), "config": config_name, "revision": revision}
     if local:
-        told |= {"dataset": Path(dataset).name, "files": _folder_hash(Path(dataset))}
+        told |= {"dataset": Path(dataset).name, "files": folder_hash(Path(dataset))}
     features = rows.features or {}
-    if features and columns.image not in features:
-        raise ValueError(
-            f"{told['dataset']} has no column {columns.image!r} but {', '.join(sorted(features))}: name the image column"
-        )
+    defaults = asdict(Columns())
+    for key, column in asdict(columns).items():
+        named = isinstance(column, str) and (key == "image" or column != defaults[key])
+        if features and named and column not in features:
+            raise ValueError(
+                f"{told['dataset']} has no column {column!r} but {', '.join(sorted(features))}: name the {key} column"
+            )
     names = {}
     for key, column in (("label", columns.label), ("categories", columns.objects)):
         feature: Any = features.get(column)
@@ -390,14 +417,30 @@ def load_samples(
 
 
 def _open(dataset: str, split: str, config_name: str | None, revision: str | None, token: str | None) -> Any:
-    """The rows of a folder (any order) or of the Hub (a stream); images undecoded, since `decode_image` bounds their size."""
+    """Rows in any order or as a stream; images undecoded, since `decode_image` bounds their size."""
     from datasets import Image as ImageFeature
-    from datasets import load_dataset
+    from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetNotFoundError
 
+    folder = Path(dataset)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder.name} is a file: name the folder that holds its splits, such as train.parquet and test.parquet"
+        )
     try:
-        if Path(dataset).is_dir():
-            rows = load_dataset("imagefolder", data_dir=dataset, split=split)
+        if all((folder / name).is_dir() for name in CLIP_FOLDERS):
+            raise ValueError("it holds clips, which only the task propagation reads")
+        if (folder / "dataset_dict.json").is_file():
+            saved: Any = load_from_disk(dataset)
+            if split not in saved:
+                raise ValueError(f"it holds {', '.join(saved)}")
+            rows = saved[split]
+        elif (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+            raise ValueError("a Dataset was saved, which has one split: save a DatasetDict of train and test")
+        elif folder.is_dir():
+            packed = next((kind for kind in _PACKED if next(folder.rglob(f"*{kind}"), None)), None)
+            builder = "imagefolder" if packed is None else _PACKED[packed]
+            rows = load_dataset(builder, data_dir=dataset, split=split, streaming=packed is not None)
         else:
             rows = load_dataset(dataset, config_name, split=split, streaming=True, revision=revision, token=token)
     except (DatasetNotFoundError, FileNotFoundError, ValueError) as error:
@@ -419,7 +462,7 @@ def _commit(dataset: str, revision: str | None, token: str | None) -> str | None
         return revision
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """Of where a folder lies and of its files' names, sizes and times; tells nothing of them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     states = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

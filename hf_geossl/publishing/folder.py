@@ -18,6 +18,7 @@ import hf_geossl.modeling
 from hf_geossl.auto import auto_map_of
 from hf_geossl.publishing.cards import METHODS, is_rendered, parse_card, read_json, render_card, update_card
 from hf_geossl.publishing.results import (
+    ABOUT,
     EVAL_RESULTS,
     RESULTS,
     eval_results,
@@ -26,7 +27,7 @@ from hf_geossl.publishing.results import (
     read_results,
 )
 from hf_geossl.training.export import MAX_SHARD_SIZE, PICTURES, export_model, make_image_processor
-from hf_geossl.training.record import ARGUMENTS, RECORD
+from hf_geossl.training.record import ARGUMENTS, RECORD, weights_digest
 from hf_geossl.training.redaction import find_secret, redact, redact_values
 
 logger = logging.getLogger(__name__)
@@ -177,6 +178,20 @@ def license_of(card: str | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _of_these_weights(content: dict[str, Any], folder: Path, *, asked_for: bool) -> dict[str, Any] | None:
+    """Results, unless they tell that other weights were measured; an error where these were asked for."""
+    measured = content.get(ABOUT, {}).get("weights_digest")
+    if measured in (None, weights_digest(folder)):
+        return content
+    message = (
+        f"the results are of other weights than {folder.name} holds now: measure again (geossl evaluate --overwrite)"
+    )
+    if asked_for:
+        raise ValueError(message)
+    logger.warning(f"{message}; they are not published")
+    return None
+
+
 def _card(folder: Path, rendered: str, license: str | None, remote_card: str | None) -> str:
     """The card to publish: what was written by hand, here or on the Hub, keeps its text."""
     path = folder / CARD
@@ -230,7 +245,7 @@ def model_files(
     config = _config_of(folder)
     weights = _weights_of(folder)
     given = results if results is not None else folder / RESULTS if (folder / RESULTS).is_file() else None
-    content = None if given is None else load_results(given)
+    content = None if given is None else _of_these_weights(load_results(given), folder, asked_for=results is not None)
     measured = [] if content is None else read_results(content)
     auto_map = auto_map_of(config["model_type"])
     shared = {redact(key): value if key in _LABELS else redact_values(value) for key, value in config.items()}

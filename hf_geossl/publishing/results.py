@@ -39,6 +39,8 @@ class Result:
         dataset_id (`str` or `None`): The same, as the Hub names it; nothing for images that are not there.
         split (`str` or `None`): Which part.
         images (`int` or `None`): How many.
+        clips (`int` or `None`): How many, where clips were measured.
+        config (`str` or `None`): Which configuration of the dataset; of the scenes their mode.
         command (`str` or `None`): The command that measured it.
         chance (`float` or `None`): The same number of a model that knows nothing.
     """
@@ -52,6 +54,21 @@ class Result:
     images: int | None = None
     command: str | None = None
     chance: float | None = None
+    clips: int | None = None
+    config: str | None = None
+
+    @property
+    def data(self) -> str | None:
+        """What it was measured on, for people: dataset, configuration, part and how many."""
+        if self.dataset is None:
+            return None
+        told = self.dataset + (f", {self.config}" if self.config else "") + (f" ({self.split})" if self.split else "")
+        return f"{told}, {self.counted}" if self.counted else told
+
+    @property
+    def counted(self) -> str:
+        """How many images or clips; nothing where it is not known."""
+        return f"{self.clips} clips" if self.clips else f"{self.images} images" if self.images else ""
 
     @property
     def hub_task(self) -> str:
@@ -105,7 +122,8 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
 
     Args:
         results (`dict`): `{task: {metric: number}}` as `load_results` opens it. The entry `about` is no task: its texts
-            `dataset`, `dataset_id`, `split` and `command` and its number `images` tell where and how all were measured.
+            `dataset`, `dataset_id`, `config_name`, `split` and `command` and its number `images` tell where and how all were
+            measured; where a task's `details` say that it saw fewer `test_images` (or `clips`), these count.
 
     Returns:
         `list[Result]`: In the order given; nested tables and lists are left to the file.
@@ -114,7 +132,7 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
         ValueError: If a value is no finite number, or an entry of `about` is of another kind.
     """
     about = results.get(ABOUT, {})
-    for name in ("dataset", "dataset_id", "split", "command"):
+    for name in ("dataset", "dataset_id", "config_name", "split", "command"):
         if not isinstance(about.get(name, ""), str):
             raise ValueError(f"about.{name} of the results must be a text, got {about[name]!r}")
     images = about.get("images")
@@ -123,6 +141,9 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
     dataset = about.get("dataset") or about.get("dataset_id")
     found = []
     for task, metrics in results.items():
+        details = metrics.get("details") if isinstance(metrics.get("details"), Mapping) else {}
+        counts = [details.get(key) for key in ("test_images", "images", "clips")]
+        seen, own, clips = (count if isinstance(count, int) and count > 0 else None for count in counts)
         for metric, value in metrics.items() if task != ABOUT else ():
             if isinstance(value, (Mapping, list, tuple)):
                 continue
@@ -142,8 +163,10 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
                     dataset,
                     _hub_name(dataset, about.get("dataset_id")),
                     about.get("split"),
-                    images,
+                    None if clips else seen or own or images,
                     about.get("command"),
+                    clips=clips,
+                    config=about.get("config_name"),
                 )
             )
     return found
@@ -177,6 +200,7 @@ def model_index(results: list[Result]) -> list[EvalResult]:
             task_type=result.hub_task,
             dataset_type=result.dataset_id or "other",
             dataset_name=result.dataset,
+            dataset_config=result.config,
             dataset_split=result.split,
             metric_type=result.metric,
             metric_name=f"{result.task} {result.metric}".replace("_", " "),
@@ -193,8 +217,8 @@ def eval_results(results: list[Result]) -> list[dict[str, Any]]:
     for result in results:
         if result.dataset_id is None:
             continue
-        told = [f"{result.metric} on {result.dataset}"]
-        told += [f"{result.images} images"] if result.images else []
+        told = [f"{result.metric} on {result.dataset}{f', {result.config}' if result.config else ''}"]
+        told += [result.counted] if result.counted else []
         told += ["a dataset embedded in hf_geossl, not on the Hub"] if result.dataset_id == EMBEDDED else []
         told += [f"measured by: {result.command}"] if result.command else []
         entries.append(

@@ -1,6 +1,7 @@
 """What a run leaves behind about itself, in plain values: what a card tells of it, and its arguments."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -54,6 +55,22 @@ def is_hub_id(name: Any) -> bool:
     except HFValidationError:
         return False
     return name.count("/") == 1 and not Path(name).exists() and redact(name) == name
+
+
+def weights_digest(folder: Path) -> str | None:
+    """
+    Args:
+        folder (`Path`): Of a model.
+
+    Returns:
+        `str`: A hash of its weights' files, `model*.safetensors`; None where there are none.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return total.hexdigest()[:16] if files else None
 
 
 def measured_losses(history: list[dict[str, Any]], metrics: Sequence[str], lines: int = 8) -> list[dict[str, float]]:
