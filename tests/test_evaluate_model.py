@@ -28,7 +28,7 @@ from hf_geossl.evaluation.evaluate import as_json, floors_by_metric, write_json
 from hf_geossl.evaluation.options import Task, TaskResult
 from hf_geossl.evaluation.tasks import TASK_FILES, describe_tasks, load_task, make_settings
 from hf_geossl.publishing.folder import model_files
-from hf_geossl.publishing.results import load_results, read_results
+from hf_geossl.publishing.results import eval_results, load_results, model_index, read_results
 
 TOKEN = "hf_" + "aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY"
 
@@ -388,6 +388,123 @@ def test_an_interrupt_loses_nothing_finished(folder: Path) -> None:
     assert kept["quick"]["score"] == 0.5
     assert "slow" not in kept
     assert [path.name for path in folder.glob(".*")] == []
+
+
+# ---- which images, which weights ----
+
+
+def test_clips_of_a_folder_are_measured(folder: Path, tmp_path: Path) -> None:
+    """DAVIS has no train and test folders; its split is one of its lists."""
+    rng = np.random.default_rng(0)
+    for clip in ("one", "two", "three"):
+        for kind in ("JPEGImages", "Annotations"):
+            (tmp_path / "davis" / kind / "480p" / clip).mkdir(parents=True)
+        for frame in range(3):
+            place = tmp_path / "davis" / "JPEGImages" / "480p" / clip / f"{frame:05}.png"
+            Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(place)
+            mask = np.zeros((32, 48), np.uint8)
+            mask[8:20, 10 + frame : 30 + frame] = 1
+            Image.fromarray(mask).save(tmp_path / "davis" / "Annotations" / "480p" / clip / f"{frame:05}.png")
+    lists = tmp_path / "davis" / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("one\ntwo\n")
+    words = [
+        "--tasks",
+        "propagation,knn",
+        "--dataset",
+        str(tmp_path / "davis"),
+        "--test_split",
+        "val",
+        "--bootstrap",
+        "20",
+    ]
+    words += ["--set", "propagation.side=32", "--no_cache"]
+    assert main(["evaluate", str(folder), *words]) == 1  # clips have no classes
+    results = strict(folder / "results.json")
+    assert results["propagation"]["details"]["clips"] == 2
+    assert 0 <= results["propagation"]["j_and_f_mean"] <= 1
+    assert "it holds clips, which only the task propagation reads" in results["about"]["failed"]["knn"]
+    [first, *_] = read_results(results)
+    assert (first.counted, first.data) == ("2 clips", "davis (val), 2 clips")
+    (lists / "val.txt").write_text("one\n")  # other data, which are noticed
+    with pytest.raises(ValueError, match="results of another measurement"):
+        evaluate_model(folder, ["propagation"], str(tmp_path / "davis"), test_split="val", progress=False)
+
+
+def test_the_images_that_a_task_has_seen_are_those_of_the_card() -> None:
+    results = {
+        "about": {"dataset": "scenes", "config_name": "topdown", "split": "test", "images": 60},
+        "knn": {"accuracy": 0.5},
+        "equivariance": {"rotation_r2_ridge": 0.1, "details": {"test_images": 20}},
+        "segmentation": {"mean_iou": 0.1, "details": {"images": 40}},
+        "propagation": {"j_mean": 0.3, "details": {"clips": 3}},
+    }
+    read = {result.task: result for result in read_results(results)}
+    assert {task: result.data for task, result in read.items()} == {
+        "knn": "scenes, topdown (test), 60 images",
+        "equivariance": "scenes, topdown (test), 20 images",
+        "segmentation": "scenes, topdown (test), 40 images",
+        "propagation": "scenes, topdown (test), 3 clips",
+    }
+    assert [entry.dataset_config for entry in model_index(list(read.values()))] == ["topdown"] * 4
+    assert "3 clips" in eval_results([read["propagation"]])[0]["notes"]
+
+
+def test_results_of_other_weights_are_not_published(
+    quick: Callable[..., Any], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick()
+    with model_files(folder, "user/name") as files:
+        assert "results.json" in files
+    small_model(seed=1).save_pretrained(folder)
+    with caplog.at_level(logging.WARNING), model_files(folder, "user/name") as files:
+        assert "results.json" not in files
+        assert "score" not in files["README.md"].decode()  # type: ignore[union-attr]
+    assert "the results are of other weights than run holds now: measure again" in caplog.text
+    with (
+        pytest.raises(ValueError, match="are of other weights"),
+        model_files(folder, "user/name", results=folder / "results.json"),
+    ):
+        pass
+
+
+def test_tasks_may_come_from_a_generator(quick: Callable[..., Any]) -> None:
+    assert quick(name for name in ["good"])["good"]["score"] == 0.5
+    assert "good" in quick(name for name in ["good", "bad"])["about"]["command"]
+    assert "position" in quick(name for name in ["position"])["about"]["failed"]
+
+
+def test_numbers_stay_where_measuring_them_again_fails(
+    quick: Callable[..., Any], fakes: Fakes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick()
+    good = load_task("good")
+    monkeypatch.setitem(sys.modules["hf_geossl.evaluation.fakes"].TASKS, "good", replace(good, measure=fakes.bad))
+    quick(overwrite=True)
+    assert strict(folder / "results.json")["good"]["score"] == 0.5
+
+
+def test_the_command_tells_what_was_asked_for(quick: Callable[..., Any]) -> None:
+    command = quick(device="cpu", trust_remote_code=True)["about"]["command"]
+    assert " --device cpu --trust_remote_code" in command
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"bootstrap": -1}, "bootstrap must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"device": "nix"}, "the device 'nix' cannot be used here"),
+    ],
+)
+def test_wrong_numbers_are_named_before_anything_is_measured(
+    quick: Callable[..., Any], fakes: Fakes, given: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        quick(**given)
+    assert not fakes.calls
 
 
 # ---- what is told ----
