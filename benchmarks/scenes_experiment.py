@@ -625,8 +625,10 @@ def _further_conditions(claim: Claim, seeds: Sequence[int], results: dict[str, d
         ):
             further.append("not above all four floors")
     if claim.arm == "loca" and claim.other == "loca_cluster":
-        positions = [tasks.get("position", {}) for tasks in ours]
-        if not all(p.get("position_accuracy", 0.0) >= 5 * p.get("chance", 1.0) for p in positions):
+        found = [tasks["position"] for tasks in ours if "position" in tasks]
+        chances = [position["details"]["floors"]["position_accuracy"]["chance"] for position in found]
+        above = [p["position_accuracy"] >= 5 * chance for p, chance in zip(found, chances, strict=True)]
+        if len(found) < len(ours) or not all(above):
             further.append("position accuracy below 5 x chance")
     return further
 

@@ -230,7 +230,8 @@ def matching_encoder(start: Encoder, seed: int = 0, *, images: int = 300, steps:
     pixels = next(RenderedData(limit=images).train.batches(images))["image"].numpy()
     settings = homography.HomographySettings(steps=steps, batch_size=32, learning_rate=1e-3, tuned=True)
     options = EvaluationOptions(seed=1000 + seed, cache_dir=None, progress=False)
-    trunk, _ = homography._train(start, pixels, homography.patch_side(SIZE, PATCH), options, settings)
+    batches = homography._drawn_rows(pixels, settings.batch_size, options.seed)
+    trunk, _ = homography._train(start, batches, homography.patch_side(SIZE, PATCH), options, settings)
     return load_encoder(trunk.module)
 
 

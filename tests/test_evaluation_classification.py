@@ -20,7 +20,7 @@ from hf_geossl import LOCAConfig, LOCAForPreTraining
 from hf_geossl.evaluation import knn, linear, linear_sgd, position, rotation
 from hf_geossl.evaluation.classifiers import LogisticClassifier, classification_result, hold_out
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
-from hf_geossl.evaluation.options import EvaluationOptions, TaskResult
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, TaskResult
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
 FEW = linear.LogisticSettings(c_values=(1e-3, 1e-2))
@@ -147,6 +147,33 @@ def test_heads_of_all_learning_rates_train_as_if_each_were_alone() -> None:
     torch.testing.assert_close(alone.weight, expected.weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_linear_probe_sees_class_tokens_and_the_mean_patch_token(
+    layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    original = linear_sgd.train_heads
+
+    def watch(features: np.ndarray, *given: Any) -> Any:
+        seen.append(features)
+        return original(features, *given)
+
+    monkeypatch.setattr(linear_sgd, "train_heads", watch)
+    model, data = small_model(), RenderedData(limit=40)
+    settings = linear_sgd.LinearSGDSettings((0.1,), epochs=1, class_token_layers=layers, average_pool=True)
+    result = linear_sgd.measure_linear_sgd(load_encoder(model), data, QUIET, settings)
+    assert result.details["feature"] == f"class_tokens_{layers}+mean"
+    pixels = load_encoder(model).normalize(next(data.train.batches(40))["image"])
+    with torch.no_grad():
+        states = model.eval()(pixels, output_hidden_states=True).hidden_states[-layers:]
+        states = [model.layernorm(state) for state in states]
+    parts = [state[:, 0] for state in states] + [states[-1][:, 1:].mean(dim=1)]
+    np.testing.assert_allclose(seen[0], torch.cat(parts, dim=1), atol=1e-5)
+    without = linear_sgd.measure_linear_sgd(load_encoder(model), data, QUIET, replace(settings, average_pool=False))
+    assert seen[-1].shape[1] == 3 * 144  # the last floor, a thumbnail
+    assert without.details["feature"] == f"class_tokens_{layers}"
+
+
 # ---- what features that know something reach ----
 
 
@@ -195,6 +222,23 @@ def test_quarter_turns_show_gravity_from_the_side_and_nothing_from_above(measure
     assert floors["accuracy"]["random weights"] > 0.35  # the horizon is seen without any training
     assert 0.18 < result.metrics["accuracy_topdown"] < 0.36
     assert 0.18 < floors["accuracy_topdown"]["RGB thumbnail"] < 0.34
+
+
+def test_quarter_turns_are_measured_in_the_mode_of_the_data() -> None:
+    encoder, settings = load_encoder(small_model(size=32)), rotation.RotationSettings(c_values=(1e-2,))
+    options = replace(QUIET, bootstrap=0)
+    results = {
+        mode: rotation.measure_rotation(encoder, EvaluationData(size=32, limit=24, config_name=mode), options, settings)
+        for mode in (None, "scene", "object", "topdown")
+    }
+    floors = {mode: result.details["floors"]["accuracy"]["RGB thumbnail"] for mode, result in results.items()}
+    assert set(results["topdown"].metrics) == {"accuracy"}
+    for mode in (None, "scene", "object"):
+        # another part of the same result: what is measured from above beside the data's own mode
+        assert results[mode].metrics["accuracy_topdown"] == results["topdown"].metrics["accuracy"]
+        assert results[mode].details["floors"]["accuracy_topdown"]["RGB thumbnail"] == floors["topdown"]
+    assert floors[None] == floors["scene"]
+    assert len({floors[mode] for mode in ("scene", "object", "topdown")}) == 3
 
 
 def test_quarter_turns_are_exact() -> None:
@@ -318,7 +362,9 @@ def test_position_accuracy_of_random_weights_is_chance_and_no_matter_of_batches(
     encoder, data = load_encoder(loca(**given)), RenderedData(limit=40)
     settings = position.PositionSettings(focal_queries=2)
     result = position.measure_position(encoder, data, QUIET, settings)
-    assert result.metrics["chance"] == 1 / 16
+    assert set(result.metrics) == {f"position_{w}{m}" for w in ("accuracy", "distance") for m in ("", "_masked")}
+    assert result.details["floors"]["position_accuracy"] == {"chance": 1 / 16}
+    assert result.details["floors"]["position_accuracy_masked"] == {"chance": 1 / 16}
     assert result.metrics["position_accuracy"] == pytest.approx(1 / 16, abs=0.06)
     assert 1 < result.metrics["position_distance"] < 4
     again = position.measure_position(encoder, data, replace(QUIET, batch_size=9), settings)

@@ -21,6 +21,7 @@ from hf_geossl.evaluation.depth import (
     DPTSettings,
     LinearDepthHead,
     LinearDepthSettings,
+    crop_mask,
     silog_loss,
     train_dpt,
 )
@@ -97,6 +98,40 @@ def test_supervised_tokens_know_more_of_depth_than_random_ones(supervised: Encod
         truth = sample["depth"][sample["depth"] < 80]
         depths.append(float(((truth - constant).abs() / truth).mean()))
     assert floors["constant"] == pytest.approx(np.mean(depths), rel=1e-4)
+
+
+def test_crops_are_the_published_ones() -> None:
+    for eval_crop, (height, width), (top, bottom, left, right) in (
+        ("eigen", (480, 640), (45, 471, 41, 601)),
+        ("garg", (375, 1242), (153, 371, 44, 1197)),
+        ("eigen", (240, 320), (22, 235, 20, 300)),
+        ("garg", (64, 64), (26, 63, 2, 61)),
+        (None, (5, 7), (0, 5, 0, 7)),
+    ):
+        expected = np.zeros((height, width), dtype=bool)
+        expected[top:bottom, left:right] = True
+        np.testing.assert_array_equal(crop_mask(eval_crop, height, width), expected)
+
+
+def test_only_pixels_of_the_crop_are_measured(encoder: Encoder) -> None:
+    data = EvaluationData(size=64, limit=12)
+    settings = LinearDepthSettings(steps=5, random_floor=False, eval_crop="garg")
+    result = TASKS["depth"].measure(encoder, data, QUIET, settings)
+    whole = TASKS["depth"].measure(encoder, data, QUIET, replace(settings, eval_crop=None))
+    logs = [sample["depth"][sample["depth"] < 80].double().log() for sample in data.train]
+    constant, found = float(torch.cat(logs).mean().exp()), []
+    for sample in data.test:
+        truth = sample["depth"][26:63, 2:61]
+        truth = truth[truth < 80]
+        found.append(float(((truth - constant).abs() / truth).mean()))
+    assert result.details["floors"]["constant"] == pytest.approx(np.mean(found), rel=1e-4)
+    assert whole.details["floors"]["constant"] != pytest.approx(np.mean(found), rel=1e-3)
+    assert result.metrics["abs_rel"] != whole.metrics["abs_rel"]
+    small = DPTSettings(**SMALL, steps=1, batch_size=4)
+    numbers = [
+        TASKS["depth_dpt"].measure(encoder, data, QUIET, replace(small, eval_crop=crop)) for crop in (None, "eigen")
+    ]
+    assert numbers[0].metrics != numbers[1].metrics
 
 
 def test_numbers_repeat_with_and_without_a_cache_and_leave_the_generator_alone(

@@ -15,7 +15,14 @@ from supervised import SIZE, RenderedData, small_model
 from torchvision.transforms.v2 import functional as TF
 
 from hf_geossl.evaluation.encoders import Encoder, Tokens, load_encoder
-from hf_geossl.evaluation.equivariance import FLOORS, EquivarianceSettings, Fitted, _is_above, measure_equivariance
+from hf_geossl.evaluation.equivariance import (
+    FLOORS,
+    EquivarianceSettings,
+    Fitted,
+    _is_above,
+    measure_equivariance,
+    r2_by_angle,
+)
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.regression import BilinearRidge, Pairs, Perceptron, Ridge
 from hf_geossl.evaluation.samples import Samples
@@ -215,12 +222,44 @@ def test_an_equivariant_feature_is_told_apart_from_all_floors() -> None:
     errors = result.details["rotation_error_by_angle"]
     assert max(errors["model"]) < 5 < max(errors["random weights"])
     assert errors["angle"] == pytest.approx(np.arange(-40, 41, 10))
+    by_angle = result.details["rotation_r2_by_angle"]
+    assert min(by_angle["model"]) > 0.98
+    assert by_angle["mean angle"][0] < -1 < 0.9 < by_angle["mean angle"][4]
+    assert set(by_angle) == {"angle", "model", *FLOORS, "mean angle"}
     for picture in result.pictures.values():
         assert min(picture().size) > 100
     nothing: Any = Heading(False)
     result = measure_equivariance(nothing, Ramps(), QUIET, replace(settings, mlp_epochs=0))
     assert abs(result.metrics["rotation_r2_ridge"]) < 0.1
     assert result.details["beats_all_floors"]["rotation"] == {"ridge": False, "bilinear": False}
+
+
+def test_r2_by_angle_adds_up_to_r2() -> None:
+    generator = np.random.default_rng(0)
+    angles = generator.uniform(-45, 25, size=500)
+    predictions = 0.6 * angles + generator.normal(0, 5, size=500)
+    by_angle, errors = r2_by_angle(predictions, angles)
+    counts, _ = np.histogram(angles, bins=9, range=(-45, 45))
+    filled = counts > 0
+    assert filled.tolist() == [True] * 7 + [False] * 2
+    assert np.isnan(by_angle[~filled]).all()
+    assert np.isnan(errors[~filled]).all()
+    assert counts[filled] @ by_angle[filled] / 500 == pytest.approx(r2_score(angles, predictions))
+    assert counts[filled] @ errors[filled] / 500 == pytest.approx(np.abs(predictions - angles).mean())
+    middle = np.abs(angles) < 5
+    expected = 1 - np.square(predictions - angles)[middle].mean() / angles.var()
+    assert by_angle[4] == pytest.approx(expected)  # its own variance would give less than 0
+
+
+@pytest.mark.parametrize("config_name", [None, "object"])
+def test_scenes_are_seen_from_above_whatever_the_mode_and_it_is_told(config_name: str | None) -> None:
+    settings = EquivarianceSettings(("rotation",), transformations_per_image=1, components=0, mlp_epochs=0)
+    data = EvaluationData(size=32, limit=12, config_name=config_name)
+    options = replace(QUIET, bootstrap=0)
+    result = measure_equivariance(load_encoder(small_model(size=32)), data, options, settings)
+    plain = measure_equivariance(load_encoder(small_model(size=32)), replace(data, config_name=None), options, settings)
+    assert result.metrics == plain.metrics
+    assert (result.details["mode"], result.details["padded_mode"]) == ("topdown", "scene")
 
 
 def test_where_all_directions_are_alike_only_products_tell_the_angle() -> None:

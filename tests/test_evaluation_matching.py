@@ -1,5 +1,6 @@
 """Protocols that match images with each other: label propagation in clips, and homographies."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 from pixel_encoder import pixel_encoder
 from torchvision.transforms.v2 import functional as TF
 
-from hf_geossl.evaluation import propagation
+from hf_geossl.data import render, sample_scene
+from hf_geossl.evaluation import homography, propagation
 from hf_geossl.evaluation.encoders import load_encoder
 from hf_geossl.evaluation.homography import (
     HomographySettings,
@@ -182,6 +184,28 @@ def test_clips_of_scenes_tell_features_from_none_and_give_the_same_twice() -> No
         measure_propagation(pixel_encoder(7), data, OPTIONS, settings)
 
 
+@pytest.mark.parametrize("mode", [None, "topdown", "object"])
+def test_clips_show_scenes_of_the_datas_mode(mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips: list[propagation.Clip] = []
+    propagate = propagation.propagate_masks
+
+    def watch(encoder: Any, clip: propagation.Clip, *given: Any, **others: Any) -> Any:
+        clips.append(clip)
+        return propagate(encoder, clip, *given, **others)
+
+    monkeypatch.setattr(propagation, "propagate_masks", watch)
+    data = EvaluationData(size=32, limit=3, config_name=mode)
+    result = measure_propagation(pixel_encoder(8), data, OPTIONS, PropagationSettings(frames=3, smallest_object=0))
+    assert result.details["clips"] == 3
+    for index, clip in enumerate(clips[::2]):  # each is given to the model and to its random twin
+        scene = sample_scene("test", index, mode=mode or "scene")
+        for frame, mask, t in zip(clip.frames, clip.masks, (0, 0.5, 1), strict=True):
+            expected = render(scene, 64, t)
+            np.testing.assert_array_equal(frame, expected.image)
+            known = np.isin(expected.instance, clip.masks[0])
+            np.testing.assert_array_equal(mask, np.where(known, expected.instance, 0))
+
+
 def test_a_timm_model_runs_through_propagation() -> None:
     encoder = load_encoder(
         timm.create_model(
@@ -206,11 +230,9 @@ def test_homographies_take_corners_to_corners_as_torchvisions_do() -> None:
     found = solve_homography(sources, targets)
     torch.testing.assert_close(map_points(found, sources), targets, atol=1e-9, rtol=0)
     # torchvision's coefficients go from the end points to the start points
-    for homography, source, target in zip(found, sources, targets, strict=True):
+    for one, source, target in zip(found, sources, targets, strict=True):
         other = TF._geometry._get_perspective_coeffs(target.tolist(), source.tolist())
-        torch.testing.assert_close(
-            homography.flatten()[:8], torch.tensor(other, dtype=torch.float64), atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(one.flatten()[:8], torch.tensor(other, dtype=torch.float64), atol=1e-4, rtol=1e-4)
 
 
 def test_patches_show_the_positions_that_the_homography_says() -> None:
@@ -284,3 +306,21 @@ def test_homography_on_scenes_is_repeatable_and_knows_its_floor() -> None:
     assert floor == pytest.approx(0.7652 * 8, rel=0.1)
     assert torch.equal(encoder.module.matrix, torch.eye(encoder.width))  # a copy was tuned
     assert result.pictures["corners"]().width > 100
+
+
+def test_homography_of_a_folder_reads_images_as_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of a dataset, which may be of any size, is written."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("test", 3)):
+        (tmp_path / split).mkdir()
+        for index in range(count):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / split / f"{index}.png")
+    monkeypatch.setattr(homography, "compute_features", lambda *_, **__: pytest.fail("images were kept"))
+    data = EvaluationData(dataset=str(tmp_path), size=32)
+    settings = HomographySettings(steps=3, batch_size=8, channels=8)
+    result = measure_homography(pixel_encoder(4), data, OPTIONS, settings)
+    assert (result.details["train_images"], result.details["test_images"]) == (5, 3)
+    again = measure_homography(pixel_encoder(4), data, replace(OPTIONS, batch_size=2), settings)
+    assert again.metrics == pytest.approx(result.metrics, abs=1e-4)  # a pair of each image, whatever the batch size

@@ -174,12 +174,13 @@ def test_intervals_of_average_precision_are_those_of_metrics_over_drawn_images()
 # ---- keypoints ----
 
 
-def test_points_of_scenes_are_those_of_the_turned_and_mirrored_thing() -> None:
-    facing = 0
+@pytest.mark.parametrize("mode", ["scene", "topdown", "object"])
+def test_points_of_scenes_are_those_of_the_turned_and_mirrored_thing(mode: str) -> None:
+    facing = turned = 0
     for index in range(40):
-        scene = sample_scene("test", index)
+        scene = sample_scene("test", index, mode=mode)
         rendered = render(scene, 128)
-        points = scene_keypoints("test", index, [item["id"] for item in rendered.objects], 128)
+        points = scene_keypoints("test", index, [item["id"] for item in rendered.objects], 128, mode)
         for item, (center, top, bottom, front, back) in zip(rendered.objects, points, strict=True):
             name = THING_CLASSES[item["category"]]
             if center[2]:
@@ -188,12 +189,29 @@ def test_points_of_scenes_are_those_of_the_turned_and_mirrored_thing() -> None:
                 up = (top - bottom)[:2]
                 turn = math.atan2(-up[0], -up[1]) - item["angle"]  # counter-clockwise from up; y points down
                 assert abs((turn + math.pi) % (2 * math.pi) - math.pi) < 1e-3
+                turned += 1
             assert name in FACING or not (front[2] or back[2])
             if front[2] and back[2]:
                 facing += 1
-                assert (front[0] < back[0]) == item["mirror"]
+                if mode == "topdown":  # the nose is up in a thing's own frame
+                    assert torch.equal(torch.stack([front, back]), torch.stack([top, bottom]))
+                else:
+                    assert (front[0] < back[0]) == item["mirror"]
                 torch.testing.assert_close((front + back)[:2] / 2, center[:2], atol=1e-3, rtol=0)
-    assert facing > 10
+    assert turned > 10
+    assert facing > 10 or mode == "object"  # which are cut off at the frame more often than not
+
+
+@pytest.mark.parametrize("mode", ["scene", "topdown", "object"])
+def test_crops_have_the_points_of_the_datas_mode(mode: str) -> None:
+    data, settings, seen = EvaluationData(size=64, limit=20, config_name=mode), KeypointsSettings(), 0
+    for batch in data.test.batches(5):
+        [crops] = keypoints._crops(iter([batch]), data, "test", 64, settings, torch.device("cpu"))
+        for source, (center, *_) in zip(crops.sources.tolist(), crops.points, strict=True):
+            if center[2]:
+                assert (batch["centers"][source] - center[:2]).norm(dim=1).min() < 1e-3
+                seen += 1
+    assert seen >= 15
 
 
 def test_points_of_an_uncovered_upright_thing_lie_on_the_edges_of_its_mask() -> None:
@@ -314,6 +332,21 @@ class Compass(Pixels):
         return self.tokens[torch.cdist(images.flatten(1), self.images).argmin(dim=1)] @ self.matrix
 
 
+def test_angles_are_those_of_the_datas_mode_unless_the_settings_name_one() -> None:
+    encoder, options = pixel_encoder(8), replace(OPTIONS, bootstrap=0)
+
+    def measure(config_name: str | None, mode: str | None) -> dict[str, Any]:
+        data = EvaluationData(size=64, limit=120, config_name=config_name)
+        found = measure_orientation(encoder, data, options, OrientationSettings(mode=mode))
+        assert found.details["mode"] == (mode or config_name or "scene")
+        return {**found.metrics, **{name: found.details[name] for name in ("train_objects", "test_objects")}}
+
+    own = {mode: measure(mode, None) for mode in ("scene", "topdown", "object")}
+    assert len({entry["angular_error"] for entry in own.values()}) == 3
+    assert measure(None, None) == own["scene"]
+    assert measure("object", "topdown") == measure(None, "topdown") == own["topdown"]
+
+
 def test_angles_that_are_in_the_tokens_are_read_and_others_are_not() -> None:
     size, side, kite = 64, 8, THING_CLASSES.index("kite")
     encoder = pixel_encoder(side)
@@ -338,6 +371,16 @@ def test_angles_that_are_in_the_tokens_are_read_and_others_are_not() -> None:
     assert result.pictures["errors"]().width > 100
     with pytest.raises(ValueError, match="at least 8 objects"):
         measure_orientation(encoder, replace(data, limit=2), OPTIONS, OrientationSettings())
+    with pytest.raises(
+        ValueError, match=r"got . and . of kite \(mode object\): take more images, or further categories"
+    ):
+        measure_orientation(
+            encoder, EvaluationData(size=32, limit=20, config_name="object"), OPTIONS, OrientationSettings()
+        )
+    with pytest.raises(
+        ValueError, match="mode must be one of scene, topdown, object, or None for the data's, got 'side'"
+    ):
+        OrientationSettings(mode="side")
     with pytest.raises(ValueError, match="needs the angles of objects"):
         measure_orientation(encoder, EvaluationData(dataset="somewhere"), OPTIONS, OrientationSettings())
     assert SEMANTIC_CLASSES[-1] == "kite"

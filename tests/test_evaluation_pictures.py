@@ -91,6 +91,25 @@ def test_intervals_and_bands_are_drawn() -> None:
     assert _share(banded, pale) > 0.05
 
 
+def test_panels_stand_side_by_side_with_one_colour_a_line() -> None:
+    x, low, high = np.arange(9), np.zeros(9), np.ones(9)
+    panels = {"R2": {"model": high, "floor": low}, "error": {"model": low, "floor": high}}
+    picture = pictures.curve_panels(x, panels, xlabel="angle (degrees)", title="panels")
+    blue, vermilion = (matplotlib.colors.to_rgb(colour) for colour in (pictures.BLUE, pictures.VERMILION))
+
+    def heights(colour: Any) -> list[int]:
+        found = np.abs(np.asarray(picture) / 255 - colour).max(axis=-1) < 0.01
+        found[-60:] = False  # the legend
+        return [int(np.argmax(half.sum(axis=1))) for half in np.split(found, [picture.width // 2], axis=1)]
+
+    (left, right), (other_left, other_right) = heights(blue), heights(vermilion)
+    assert left < other_left - 100
+    assert right > other_right + 100
+    assert picture.width > 2 * picture.height
+    without = {ylabel: {"model": series["model"]} for ylabel, series in panels.items()}
+    assert _share(pictures.curve_panels(x, without, xlabel="", title=""), vermilion) == 0
+
+
 def test_depths_share_one_scale_and_unknown_ones_are_grey() -> None:
     truths = np.linspace(1, 80, 32 * 32).reshape(1, 32, 32).repeat(3, axis=0)
     exact = pictures.depth_samples(_images(), truths, truths, "depth")

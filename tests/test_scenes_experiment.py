@@ -152,7 +152,8 @@ def _tuned(value: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.09, "shown"), (0.07, "not shown")])
 def test_loca_has_to_find_positions(accuracy: float, verdict: str) -> None:
-    position = {"position_accuracy": accuracy, "chance": 1 / 64}  # 5 x chance is .078
+    floors = {"position_accuracy": {"chance": 1 / 64}}  # 5 x chance is .078
+    position = {"position_accuracy": accuracy, "details": {"floors": floors}}
     results = _experiment(
         loca=_result(0.6, 0.3, 0.3, [2.0, 2.0], segmentation_few_shot=_tuned(0.40), position=position),
         loca_cluster=_result(0.6, 0.3, 0.3, [2.0, 2.0], segmentation_few_shot=_tuned(0.37)),

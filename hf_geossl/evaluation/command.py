@@ -109,8 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         default=",".join(DEFAULT_TASKS),
         help=f"Names from the list below, or {ALL} that apply to the model. Default: %(default)s.",
     )
-    add("--dataset", default=SCENES, help="scenes (embedded), a folder of images, or an id on the Hub.")
-    add("--limit", type=int, help="At most so many images of each split.")
+    add(
+        "--dataset",
+        default=SCENES,
+        help="scenes (embedded); a folder of images, of parquet or tar files, of a saved DatasetDict, or of clips laid out as "
+        "DAVIS; or an id on the Hub. Default: %(default)s.",
+    )
+    add("--limit", type=int, help="At most so many images of each split; whole splits (40,000 scenes) without it.")
     add(
         "--output",
         help=f"JSON file for the numbers, pictures in a folder of its name; for several models a folder. Default: {RESULTS} "
@@ -132,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, ...; a GPU if there is one.")
     add("--cache_dir", default=DEFAULT_CACHE, help="Where features are kept from call to call.")
     add("--no_cache", action="store_true", help="Keep no features.")
-    add("--no_pictures", action="store_true", help="Draw nothing.")
+    add("--no_pictures", action="store_true", help="Draw nothing; pictures are drawn when a task is measured.")
     add("--overwrite", action="store_true", help="Measure again what is in the file, and replace other results in it.")
     add("--revision", help="Branch, tag or commit of a model on the Hub.")
     add("--trust_remote_code", action="store_true", help="Let code of the model's repository run.")

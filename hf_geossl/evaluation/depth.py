@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.dense_training import DenseTraining, require, shuffled_rows, slide, train_dense
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fit import fit, seeded
+from hf_geossl.evaluation.fit import check_settings, fit, seeded
 from hf_geossl.evaluation.metrics import depth_errors
 from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.pyramid import layers_of_maps
@@ -24,6 +24,37 @@ from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.segmenters import SHOWN, Batch, upsample
 
 MINIMUM = 1e-3  # metres; what is nearer has no truth
+EvalCrop = Literal[None, "eigen", "garg"]
+# first and last row, first and last column (exclusive), in parts of the map's height and width
+EVAL_CROPS = {
+    "eigen": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+
+
+def crop_mask(eval_crop: EvalCrop, height: int, width: int) -> np.ndarray:
+    """
+    The pixels that count by a published crop.
+
+    Args:
+        eval_crop (`str`, *optional*): "eigen", of NYU Depth v2: rows 45 to 471 and columns 41 to 601 of 480 x 640; "garg", of
+            KITTI: the lower part without the sides; None for all pixels. Eigen's own crop of KITTI has other shares.
+        height, width (`int`): Of the map. The crop is taken in parts of them and rounded down.
+
+    Returns:
+        `numpy.ndarray` of shape `(height, width)`, bool.
+
+    Source: Eigen et al., NIPS 2014, as in BTS (arXiv 1907.10326); Garg et al. (arXiv 1603.04992), as in Monodepth
+    (arXiv 1609.03677).
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    parts = EVAL_CROPS[eval_crop] if eval_crop else (0, 1, 0, 1)
+    # a part such as 471 / 480 of 480 may come out a little below 471
+    top, bottom, left, right = (
+        int(part * length + 1e-9) for part, length in zip(parts, (height, height, width, width), strict=True)
+    )
+    mask[top:bottom, left:right] = True
+    return mask
 
 
 def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_weight: float = 0.5) -> torch.Tensor:
@@ -49,13 +80,14 @@ def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_we
     return variance.clamp(min=1e-12).sqrt()  # the root's slope is infinite at 0
 
 
-def _score(batches: Iterator[Batch], cap: float) -> tuple[np.ndarray, list[np.ndarray]]:
+def _score(batches: Iterator[Batch], cap: float, eval_crop: EvalCrop) -> tuple[np.ndarray, list[np.ndarray]]:
     """Sums of errors, one row an image, and some images with truth and prediction."""
     sums: list[np.ndarray] = []
     shown: list[Batch] = []
     for images, truth, predicted in batches:
         predicted = predicted.float().cpu()
-        sums.append(depth_errors.sums_of(predicted, truth, minimum=MINIMUM, cap=cap))
+        valid = np.broadcast_to(crop_mask(eval_crop, *truth.shape[-2:]), truth.shape)
+        sums.append(depth_errors.sums_of(predicted, truth, valid=valid, minimum=MINIMUM, cap=cap))
         if len(shown) * len(images) < SHOWN:
             shown.append((images, truth, predicted))
     return np.concatenate(sums), [torch.cat(parts)[:SHOWN].numpy() for parts in zip(*shown, strict=True)]
@@ -90,6 +122,14 @@ def _mean_log_depth(depths: np.ndarray, cap: float) -> float:
     return total / count
 
 
+def _check_depth_settings(settings: Any) -> None:
+    check_settings(settings)
+    if not settings.cap > MINIMUM:
+        raise ValueError(f"cap must be above {MINIMUM} metres, got {settings.cap}")
+    if settings.eval_crop is not None and settings.eval_crop not in EVAL_CROPS:
+        raise ValueError(f"eval_crop must be one of {', '.join(EVAL_CROPS)}, or None, got {settings.eval_crop!r}")
+
+
 # ---- frozen ----
 
 
@@ -104,6 +144,8 @@ class LinearDepthSettings:
         learning_rate, weight_decay (`float`): Of AdamW.
         warmup_steps (`int`): Steps in which the learning rate rises; then it falls linearly.
         cap (`float`): Metres from which on depths do not count: 80 on scenes (where the sky is) and KITTI, 10 on NYU.
+        eval_crop (`str`, *optional*): Test pixels that count, see `crop_mask`: "eigen" on NYU, "garg" on KITTI; all by
+            default. It is taken in parts of the map that is measured, which `Samples` cuts as a square out of the image.
         random_floor (`bool`): Whether the same architecture with random weights is measured too.
     """
 
@@ -113,7 +155,11 @@ class LinearDepthSettings:
     weight_decay: float = 1e-4
     warmup_steps: int = 50
     cap: float = 80.0
+    eval_crop: EvalCrop = None
     random_floor: bool = True
+
+    def __post_init__(self) -> None:
+        _check_depth_settings(self)
 
 
 class LinearDepthHead(nn.Module):
@@ -207,9 +253,12 @@ def _score_frozen(
                 yield torch.from_numpy(np.array(test["image"][rows])), truth, predict(rows, truth)
 
     sums, shown = _score(
-        predictions(lambda rows, truth: head(on_device(test["patches"][rows]), truth.shape[-2:]).exp()), settings.cap
+        predictions(lambda rows, truth: head(on_device(test["patches"][rows]), truth.shape[-2:]).exp()),
+        settings.cap,
+        settings.eval_crop,
     )
-    flat, _ = _score(predictions(lambda rows, truth: torch.full_like(truth, math.exp(mean))), settings.cap)
+    constant = predictions(lambda rows, truth: torch.full_like(truth, math.exp(mean)))
+    flat, _ = _score(constant, settings.cap, settings.eval_crop)
     return sums, shown, depth_errors.summarize(flat.sum(axis=0))["abs_rel"]
 
 
@@ -227,6 +276,7 @@ class DPTSettings(DenseTraining):
         neck_hidden_sizes (`tuple[int, int, int, int]`): Channels of the four maps.
         fusion_hidden_size (`int`): Channels of the decoder.
         cap (`float`): As in `LinearDepthSettings`; also the largest depth that is predicted.
+        eval_crop (`str`, *optional*): As in `LinearDepthSettings`.
         others: As in `DenseTraining`. Images are not scaled by default, which would change their depths.
     """
 
@@ -238,6 +288,10 @@ class DPTSettings(DenseTraining):
     neck_hidden_sizes: tuple[int, int, int, int] = (24, 48, 96, 192)
     fusion_hidden_size: int = 32
     cap: float = 80.0
+    eval_crop: EvalCrop = None
+
+    def __post_init__(self) -> None:
+        _check_depth_settings(self)
 
 
 class DPTHead(nn.Module):
@@ -298,7 +352,7 @@ def measure_dpt(
 
     def measure(model: Encoder) -> tuple[np.ndarray, list[np.ndarray]]:
         predict = train_dpt(model, train, settings, options, description=f"{model.name}: DPT")
-        return _score(_predictions(predict, test, options), settings.cap)
+        return _score(_predictions(predict, test, options), settings.cap, settings.eval_crop)
 
     sums, shown = measure(encoder)
     details: dict[str, Any] = {"settings": asdict(settings), "training_images": train.count}

@@ -19,7 +19,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from hf_geossl.evaluation.bootstrap import interval_by_rows
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
-from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
+from hf_geossl.evaluation.fit import check_settings, fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
 from hf_geossl.evaluation.metrics.keypoint_average_precision import KeypointAveragePrecision
 from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
@@ -71,9 +71,7 @@ class DetectionSettings:
     random_floor: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "channels", "head_width", "regions", "proposals"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_settings(self)
 
 
 class EncoderPyramid(nn.Module):

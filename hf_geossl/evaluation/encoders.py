@@ -91,7 +91,7 @@ class Encoder:
         self._shuffles = "noise" in takes and hasattr(config, "mask_ratio")  # masked autoencoders
         if self._shuffles:
             config.mask_ratio = 0.0
-        self._norm = self._find_norm()
+        self._norm: Any = self._find_norm()
 
     def _find_blocks(self) -> nn.ModuleList:
         """The list of transformer layers."""
@@ -132,8 +132,9 @@ class Encoder:
         """The `Tokens` of normalised images `(batch, 3, height, width)`, sides multiples of the patch size."""
         outputs = self._forward(pixel_values)
         last = outputs if self._is_timm else outputs.last_hidden_state
-        if self._is_timm and self._norm is getattr(self.module, "fc_norm", None):
-            last = self._norm(last)
+        after_average = getattr(self.module, "fc_norm", None)
+        if self._is_timm and after_average is not None and self._norm is after_average:
+            last = after_average(last)
         patches, class_token = self._split(last, pixel_values)
         if isinstance(self.module, ViTTrunkModel):
             pooled = outputs.pooler_output

@@ -21,6 +21,7 @@ from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.classifiers import hold_out
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.held import HeldSamples, grey
 from hf_geossl.evaluation.metrics import r2
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
@@ -37,6 +38,8 @@ from hf_geossl.evaluation.transformations import (
 MODEL = "model"
 FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
 ANGLE_BINS = 9
+MEAN_ANGLE = "mean angle"  # what saying the same for every pair gives
+BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the data's mode
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,12 @@ class EquivarianceSettings:
     padded: bool = True
 
     def __post_init__(self) -> None:
+        check_settings(self)
         unknown = sorted(set(self.transformations) - set(TRANSFORMATIONS))
         if unknown or not self.transformations:
             raise ValueError(
                 f"transformations must be some of {', '.join(TRANSFORMATIONS)}, got {', '.join(unknown) or 'none'}"
             )
-        if self.transformations_per_image < 1:
-            raise ValueError(f"transformations_per_image must be at least 1, got {self.transformations_per_image}")
 
     @property
     def regressions(self) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ class _Bench:
     ) -> None:
         self.options, self.settings, self.padding, self.size = options, settings, padding, data.size
         self.encoders = {MODEL: encoder, "random weights": encoder.random_twin(options.seed)}
-        mode, size = ("topdown", larger_size(data.size)) if padding is None else ("scene", data.size)
+        mode, size = (BORDERLESS_MODE, larger_size(data.size)) if padding is None else (PADDED_MODE, data.size)
         self.samples = {}
         for split, limit in ((data.train_split, settings.train_images), (data.test_split, settings.test_images)):
             part = replace(data, limit=min(limit, data.limit or limit))
@@ -200,8 +202,8 @@ def measure_equivariance(
 
     Args:
         encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images, no truth is needed. Scenes are seen from above; where other images have an up and
-            a down, mind the floor "transformed image alone".
+        data (`EvaluationData`): Images, no truth is needed. Scenes are seen from above, those with padding from the side,
+            whatever the data's mode; where other images have an up and a down, mind the floor "transformed image alone".
         options (`EvaluationOptions`): How to evaluate.
         settings (`EquivarianceSettings`): The protocol's own.
 
@@ -209,13 +211,16 @@ def measure_equivariance(
         `TaskResult`: `rotation_r2_ridge`, `rotation_r2_bilinear`, `rotation_r2_mlp` and so on without borders; the mean over
         outputs, for several of them also `..._variance_weighted`, which pools them. With `padded` `rotation_r2_mlp_zeros`
         and so on for ordinary images, black outside (the paper's protocol), and `..._reflection`, mirrored outside, for
-        motions. `details` hold the floors of each number, and in `beats_all_floors` for each transformation and regression
-        whether the model is above 0 and all of them by more than chance.
+        motions. `details` hold the floors of each number, in `beats_all_floors` for each transformation and regression
+        whether the model is above 0 and all of them by more than chance, and of scenes the `mode` of those without borders
+        and the `padded_mode` of the others.
 
     Raises:
         ValueError: If the data holds too few images.
     """
     result = TaskResult({}, details={"settings": asdict(settings), "floors": {}, "beats_all_floors": {}})
+    if data.is_scenes:
+        result.details |= {"mode": BORDERLESS_MODE, **({"padded_mode": PADDED_MODE} if settings.padded else {})}
     bench = _Bench(encoder, data, options, settings, padding=None)
     for transformation in settings.transformations:
         fitted = bench.fit(transformation)
@@ -227,7 +232,7 @@ def measure_equivariance(
         result.details |= {"train_images": bench.train_images, "test_images": fitted["ridge"][MODEL].images}
         if transformation == "rotation":
             kind = "bilinear" if settings.components else "ridge"
-            _add_angle_curve(result, fitted[kind], f"{encoder.name} on {bench.name}, {kind} regression")
+            _add_angle_curves(result, fitted[kind], f"{encoder.name} on {bench.name}, {kind} regression")
     for padding in ("zeros", "reflection") if settings.padded else ():
         padded = _Bench(encoder, data, options, settings, padding=padding)
         for transformation in settings.transformations:
@@ -273,31 +278,59 @@ def _report(
             result.details["floors"][metric] = {floor: found[floor].metrics[key] for floor in FLOORS}
 
 
-def _add_angle_curve(result: TaskResult, found: Mapping[str, Fitted], title: str) -> None:
-    """The mean absolute error of the angle, by the angle."""
-    truth = found[MODEL].truth[:, 0]
+def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    R2 of rotation in `ANGLE_BINS` equal bins of the angle: 1 - mean squared error of the bin / mean squared deviation of all
+    angles from their mean. The denominator is the same for every bin, since that of a bin by itself goes to 0 in the middle;
+    so the mean over bins, weighted by their counts, is R2. Saying the same angle for every pair gives 1 in the middle, and
+    less than 0 at the ends, which is why that curve stands beside the others.
+
+    Args:
+        predictions (`numpy.ndarray` of shape `(pairs,)`): Degrees.
+        angles (`numpy.ndarray` of shape `(pairs,)`): True ones.
+
+    Returns:
+        `(numpy.ndarray, numpy.ndarray)`: R2 and mean absolute error in degrees of each bin, `(ANGLE_BINS,)`; NaN in an empty
+        one.
+    """
     edges = np.linspace(-ROTATION, ROTATION, ANGLE_BINS + 1)
-    place = np.clip(np.digitize(truth, edges) - 1, 0, ANGLE_BINS - 1)
-    centres = (edges[:-1] + edges[1:]) / 2
+    place = np.clip(np.digitize(angles, edges) - 1, 0, ANGLE_BINS - 1)
+    counts = np.bincount(place, minlength=ANGLE_BINS)
+    squares, errors = (
+        np.divide(
+            np.bincount(place, np.abs(predictions - angles) ** power, minlength=ANGLE_BINS),
+            counts,
+            out=np.full(ANGLE_BINS, np.nan),
+            where=counts > 0,
+        )
+        for power in (2, 1)
+    )
+    return 1 - squares / max(angles.var(), 1e-12), errors
 
-    def curve(fitted: Fitted) -> np.ndarray:
-        error = np.abs(fitted.predictions[:, 0] - truth)
-        counts = np.bincount(place, minlength=ANGLE_BINS)
-        total = np.bincount(place, error, minlength=ANGLE_BINS)
-        return np.divide(total, counts, out=np.full(ANGLE_BINS, np.nan), where=counts > 0)
 
-    series = {name: curve(fitted) for name, fitted in found.items()}
-    result.details["rotation_error_by_angle"] = {
-        "angle": centres.tolist(),
-        **{name: [None if np.isnan(v) else float(v) for v in values] for name, values in series.items()},
+def _add_angle_curves(result: TaskResult, found: Mapping[str, Fitted], title: str) -> None:
+    """R2 and the mean absolute error of the angle, by the angle."""
+    angles = found[MODEL].truth[:, 0]
+    centres = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION
+    predictions = {name: fitted.predictions[:, 0] for name, fitted in found.items()}
+    predictions[MEAN_ANGLE] = np.full_like(angles, angles.mean())
+    curves = {name: r2_by_angle(predicted, angles) for name, predicted in predictions.items()}
+    panels = {
+        "R2, relative to the variance of all angles": {name: r2_of_bins for name, (r2_of_bins, _) in curves.items()},
+        "mean error in degrees": {name: errors for name, (_, errors) in curves.items()},
     }
+    for key, series in zip(("rotation_r2_by_angle", "rotation_error_by_angle"), panels.values(), strict=True):
+        result.details[key] = {
+            "angle": centres.tolist(),
+            **{name: [None if np.isnan(v) else float(v) for v in values] for name, values in series.items()},
+        }
 
     def draw() -> Any:
-        from hf_geossl.evaluation.pictures import curves
+        from hf_geossl.evaluation.pictures import curve_panels
 
-        return curves(centres, series, xlabel="angle in degrees", ylabel="mean error in degrees", title=title)
+        return curve_panels(centres, panels, xlabel="angle in degrees", title=title)
 
-    result.pictures["rotation_error"] = draw
+    result.pictures["rotation_by_angle"] = draw
 
 
 def _add_bars(result: TaskResult, settings: EquivarianceSettings, title: str) -> None:

@@ -86,7 +86,8 @@ def evaluate_model(
             vision transformer of this library, transformers or timm.
         tasks (`Iterable[str]` or `str`): Names of `hf_geossl.evaluation.tasks.TASK_FILES`, or `"all"`, which leaves those
             out that the model has no head for.
-        dataset (`str`): `"scenes"`, a folder of images in one folder a class, or the id of a dataset on the Hub.
+        dataset (`str`): `"scenes"`, a folder, or the id of a dataset on the Hub, see `load_samples`; for the task propagation
+            also a folder of clips, see `folder_clips`.
         limit (`int`, *optional*): At most so many images of each split.
         output (`str` or `Path`, *optional*): JSON file; pictures go to a folder of its name beside it. By default
             `results.json` in the model's folder, from where `publish` takes it; nothing is written for other models.
@@ -95,7 +96,8 @@ def evaluate_model(
             default.
         train_split, test_split (`str`): What heads are trained on, and what is measured.
         columns (`Columns`, *optional*): What the dataset's columns are called.
-        config_name, dataset_revision, token (`str`, *optional*): Of a dataset on the Hub.
+        config_name, dataset_revision, token (`str`, *optional*): Of a dataset on the Hub; the mode of the scenes ("topdown",
+            "object") is their `config_name`.
         batch_size, num_workers, seed, bootstrap, cache_dir, progress: See `EvaluationOptions`.
         device (`str`, *optional*): A GPU if there is one.
         trust_remote_code, revision: Of a model on the Hub, see `load_encoder`.

@@ -1,6 +1,8 @@
-"""Training a head, alone or with the trunk under it: one loop for all protocols."""
+"""Training a head, alone or with the trunk under it: one loop for all protocols, and what their settings may be."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,68 @@ from torch import nn
 
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.options import EvaluationOptions
+
+# what settings of these names must be, in every protocol that has them; of those with several values each of them
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        "steps epochs batch_size images_per_step max_iterations class_token_layers crop_size window_stride num_categories "
+        "subsets transformations_per_image test_images pool_scales mlp_hidden_size mlp_batch_size channels head_width "
+        "regions proposals hidden_size auxiliary_channels pyramid_channels head_channels neck_hidden_sizes "
+        "fusion_hidden_size",
+    ),
+    ("at least 2", lambda value: value >= 2, "num_classes train_images"),
+    (
+        "at least 0",
+        lambda value: 0 <= value < math.inf,
+        "warmup_steps weight_decay trunk_factor auxiliary_weight components mlp_epochs focal_queries",
+    ),
+    (
+        "above 0 and finite",
+        lambda value: 0 < value < math.inf,
+        "learning_rate learning_rates mlp_learning_rate c_values penalties scales",
+    ),
+    (
+        "above 0 and at most 1",
+        lambda value: 0 < value <= 1,
+        "shares layer_decay visible_tokens reference_scale focal_scale",
+    ),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, "momentum dropout smallest_side smallest_object"),
+    ("between 0 and 1", lambda value: 0 < value < 1, "held_out"),
+    (
+        "pooled, both, mean or class_tokens_N with N from 1",
+        lambda value: re.fullmatch(r"pooled|both|mean|class_tokens_[1-9]\d*", value) is not None,
+        "feature",
+    ),
+)
+_RULE_OF = {name: (told, holds) for told, holds, names in _RULES for name in names.split()}
+_RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to the larger
+
+
+def check_settings(settings: Any) -> None:
+    """
+    What every protocol's settings are checked by when they are made (`__post_init__`): counts, shares, learning rates, names
+    of features. None, where a setting may be that, is left alone.
+
+    Args:
+        settings: A dataclass.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in _RULE_OF or value is None:
+            continue
+        told, holds = _RULE_OF[field.name]
+        several = isinstance(value, (tuple, list))
+        if several and not value:
+            raise ValueError(f"{field.name} must hold at least one value, got none")
+        if not all(map(holds, value if several else (value,))):
+            raise ValueError(f"{field.name} must be {told}, got {value}")
+        if field.name in _RANGES and (len(value) != 2 or value[0] > value[1]):
+            raise ValueError(f"{field.name} must be the smaller and the larger end of a range, got {value}")
 
 
 @contextmanager

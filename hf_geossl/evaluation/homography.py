@@ -1,7 +1,7 @@
 """Homography estimation between two patches of an image (S-COCO, of any images): how features keep positions."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch.nn import functional
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fit import fit, seeded
+from hf_geossl.evaluation.fit import check_settings, fit, seeded
+from hf_geossl.evaluation.held import held_if_rendered
 from hf_geossl.evaluation.metrics import corner_error
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.samples import Samples
 
 PATCH_SHARE = 128 / 240  # DeTone's patch in his image of 320 x 240
 SHIFT_SHARE = 32 / 128  # largest shift of a corner, of the patch's side
@@ -45,11 +47,7 @@ class HomographySettings:
     tuned: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.channels) < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                "steps, batch_size and channels must be at least 1 and learning_rate above 0, got "
-                f"{self.steps}, {self.batch_size}, {self.channels} and {self.learning_rate}"
-            )
+        check_settings(self)
 
 
 def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -211,12 +209,18 @@ def measure_homography(
         ValueError: If patches do not fit into the images.
     """
     side = patch_side(data.size, encoder.patch_size)
-    train = compute_features(encoder, data.train, ["image"], options)["image"]
-    test = compute_features(encoder, data.test, ["image"], options)["image"]
+    train, test = data.train, held_if_rendered(data.test, [], encoder, options)
+    pixels = None  # scenes are rendered once, other images read as they are needed
+    if data.is_scenes:
+        pixels = compute_features(encoder, train, ["image"], replace(options, cache_dir=None))["image"]
     errors: dict[str, np.ndarray] = {}
     shown: dict[str, np.ndarray] = {}
     for name, trunk in (("", encoder), ("random_weights", encoder.random_twin(options.seed))):
-        trunk, head = _train(trunk, train, side, options, settings)
+        if pixels is None:
+            batches = _drawn(train, settings.batch_size, options)
+        else:
+            batches = _drawn_rows(pixels, settings.batch_size, options.seed)
+        trunk, head = _train(trunk, batches, side, options, settings)
         predicted, true = [], []
         for pairs in _test_pairs(test, side, options, trunk.device):
             predicted.append(_predict(trunk, head, pairs, settings, side).cpu())
@@ -240,8 +244,8 @@ def measure_homography(
         metrics=numbers.pop(""),
         details={
             "settings": asdict(settings),
-            "train_images": len(train),
-            "test_images": len(test),
+            "train_images": train.count,
+            "test_images": len(errors[""]),
             "patch": side,
             "largest_shift": side * SHIFT_SHARE,
             "floors": numbers,
@@ -268,9 +272,13 @@ def measure_homography(
 
 
 def _train(
-    encoder: Encoder, images: np.ndarray, side: int, options: EvaluationOptions, settings: HomographySettings
+    encoder: Encoder,
+    batches: Iterator[dict[str, Any]],
+    side: int,
+    options: EvaluationOptions,
+    settings: HomographySettings,
 ) -> tuple[Encoder, HomographyHead]:
-    """A head trained on pairs of the images, and its trunk."""
+    """A head trained on pairs of images, and its trunk."""
     device = encoder.device
     if settings.tuned:
         encoder = encoder.trainable_copy()
@@ -287,7 +295,7 @@ def _train(
         fit(
             torch.optim.Adam(trained, lr=settings.learning_rate),
             compute_loss,
-            _train_batches(images, settings.batch_size, options.seed),
+            batches,
             options,
             steps=settings.steps,
             description=f"{encoder.name}: homography",
@@ -297,7 +305,7 @@ def _train(
     return encoder, head.eval()
 
 
-def _train_batches(images: np.ndarray, batch_size: int, seed: int) -> Iterator[dict[str, Any]]:
+def _drawn_rows(images: np.ndarray, batch_size: int, seed: int) -> Iterator[dict[str, Any]]:
     """Images drawn with replacement, and what `make_pairs` draws for them."""
     generator = np.random.default_rng([seed, 0])
     while True:
@@ -306,12 +314,20 @@ def _train_batches(images: np.ndarray, batch_size: int, seed: int) -> Iterator[d
         yield {"images": torch.from_numpy(images[chosen]), "draws": draws}
 
 
-def _test_pairs(images: np.ndarray, side: int, options: EvaluationOptions, device: torch.device) -> Iterator[Pairs]:
+def _drawn(samples: Samples, batch_size: int, options: EvaluationOptions) -> Iterator[dict[str, Any]]:
+    """The same of images that are read each time, each once a pass."""
+    generator = np.random.default_rng([options.seed, 0])
+    for batch in samples.endless_batches(batch_size, options.seed, num_workers=options.num_workers):
+        draws = torch.from_numpy(generator.random((len(batch["image"]), 5, 2)))
+        yield {"images": batch["image"], "draws": draws}
+
+
+def _test_pairs(samples: Samples, side: int, options: EvaluationOptions, device: torch.device) -> Iterator[Pairs]:
     """One fixed pair of each image, whatever the batch size."""
-    draws = np.random.default_rng([options.seed, 1]).random((len(images), 5, 2))
-    for start in range(0, len(images), options.batch_size):
-        part = slice(start, start + options.batch_size)
-        yield make_pairs(torch.from_numpy(np.array(images[part])).to(device), side, torch.from_numpy(draws[part]))
+    generator = np.random.default_rng([options.seed, 1])
+    for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
+        draws = torch.from_numpy(generator.random((len(batch["image"]), 5, 2)))
+        yield make_pairs(batch["image"].to(device), side, draws)
 
 
 def _shifts(encoder: Encoder, head: HomographyHead, pairs: Pairs, settings: HomographySettings) -> torch.Tensor:

@@ -21,7 +21,7 @@ from hf_geossl.data.painting import View
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.detection import average_precision_intervals
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
-from hf_geossl.evaluation.fit import fit, layer_decay_groups, seeded
+from hf_geossl.evaluation.fit import check_settings, fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.metrics import pckh
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
 from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
@@ -77,16 +77,11 @@ class KeypointsSettings:
     random_floor: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.images_per_step, self.channels) < 1 or self.margin < 1:
-            raise ValueError(
-                "steps, images_per_step, channels and margin must be at least 1, got "
-                f"{self.steps}, {self.images_per_step}, {self.channels} and {self.margin}"
-            )
-        if min(self.learning_rate, self.sigma, self.score_sigma) <= 0:
-            raise ValueError(
-                "learning_rate, sigma and score_sigma must be above 0, got "
-                f"{self.learning_rate}, {self.sigma} and {self.score_sigma}"
-            )
+        check_settings(self)
+        if self.margin < 1:
+            raise ValueError(f"margin must be at least 1, got {self.margin}")
+        if min(self.sigma, self.score_sigma) <= 0:
+            raise ValueError(f"sigma and score_sigma must be above 0, got {self.sigma} and {self.score_sigma}")
 
 
 @dataclass(frozen=True)
@@ -111,14 +106,14 @@ class Crops:
     sources: torch.Tensor
 
 
-def scene_keypoints(split: str, index: int, ids: list[int], size: int) -> torch.Tensor:
+def scene_keypoints(split: str, index: int, ids: list[int], size: int, mode: str = "scene") -> torch.Tensor:
     """
     Points of things, by their exact geometry: the middle of the whole thing; the middles of the upper and lower edge of its
     own, turned frame; and those of its front and back edge where it has a front (cars, boats, animals), which its mirroring
-    decides.
+    decides. From above a thing's own frame has its nose at the upper edge, which is the front there.
 
     Args:
-        split, index: Of the scene, as in `sample_scene`.
+        split, index, mode: Of the scene, as in `sample_scene`.
         ids (`list[int]`): Of the things.
         size (`int`): Side of the image in pixels.
 
@@ -126,7 +121,7 @@ def scene_keypoints(split: str, index: int, ids: list[int], size: int) -> torch.
         `torch.Tensor` of shape `(things, 5, 3)`: `SCENE_POINTS`, x and y in pixels, and 2, or 0 for a point outside of the
         image or of a thing without front.
     """
-    scene = sample_scene(split, index)
+    scene = sample_scene(split, index, mode=mode)
     view = View(scene, size, 0.0)
     placed = {one.thing.id: one for one in view.things}
     points = torch.zeros(len(ids), len(SCENE_POINTS), 3)
@@ -134,7 +129,8 @@ def scene_keypoints(split: str, index: int, ids: list[int], size: int) -> torch.
         thing, x, y, angle, _, distance = placed[number]
         left, bottom, right, top = thing.extent
         middle, height = (left + right) / 2, (bottom + top) / 2
-        local = np.array([[middle, height], [middle, top], [middle, bottom], [right, height], [left, height]])
+        ends = [[middle, top], [middle, bottom]] if view.plan else [[right, height], [left, height]]
+        local = np.array([[middle, height], [middle, top], [middle, bottom], *ends])
         local[:, 0] *= -1 if thing.mirror else 1
         cosine, sine = math.cos(angle), math.sin(angle)
         px, py = view.project(
@@ -375,7 +371,7 @@ def _crops(
     for batch in batches:
         if data.is_scenes:
             points = [
-                scene_keypoints(split, index, ids.tolist(), data.size)
+                scene_keypoints(split, index, ids.tolist(), data.size, data.mode)
                 for index, ids in zip(batch["index"].tolist(), batch["ids"], strict=True)
             ]
             areas = [masks.sum(dim=(1, 2)).float() for masks in batch["masks"]]

@@ -16,6 +16,7 @@ from hf_geossl.evaluation.classifiers import (
     majority_accuracy,
 )
 from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.held import held_if_rendered
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 
@@ -42,6 +43,7 @@ class KNNSettings:
     feature: str = "pooled"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.main_neighbours not in self.neighbours or min(self.neighbours) < 1:
             raise ValueError(
                 f"neighbours must be at least 1 and hold main_neighbours = {self.main_neighbours}, got {self.neighbours}"

@@ -17,6 +17,7 @@ from hf_geossl.evaluation.classifiers import (
     majority_accuracy,
 )
 from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.held import held_if_rendered
 from hf_geossl.evaluation.metrics.multilabel_average_precision import MultilabelAveragePrecision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
@@ -41,6 +42,9 @@ class LogisticSettings:
     held_out: float = 0.2
     max_iterations: int = 1000
     feature: str = "both"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def measure_linear(

@@ -16,13 +16,14 @@ from hf_geossl.evaluation.classifiers import (
     count_classes,
     floors,
     hold_out,
-    labelled_features,
     majority_accuracy,
 )
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.fit import fit, seeded
-from hf_geossl.evaluation.held import held_if_rendered
+from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.fit import check_settings, fit, seeded
+from hf_geossl.evaluation.held import THUMBNAILS, held_if_rendered
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class LinearSGDSettings:
         batch_size (`int`): Images in a step; learning rates are multiplied by `batch_size` / 256.
         momentum, weight_decay (`float`): Of SGD; the learning rate falls along a cosine.
         class_token_layers (`int`): From how many of the last layers, each after the final norm; all of a trunk that has
-            fewer. 4 is published for ViT-S.
+            fewer. 4 is published for ViT-S, 1 with `average_pool` for ViT-B and ViT-L.
+        average_pool (`bool`): Whether the mean patch token of the last layer, after the final norm, stands beside them; the
+            features are then held in memory.
         held_out (`float`): Share of the training images that the learning rate is chosen on; the chosen one then trains
             once more on all of them.
 
@@ -51,11 +54,11 @@ class LinearSGDSettings:
     momentum: float = 0.9
     weight_decay: float = 0.0
     class_token_layers: int = 4
+    average_pool: bool = False
     held_out: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.class_token_layers < 1:
-            raise ValueError(f"class_token_layers must be at least 1, got {self.class_token_layers}")
+        check_settings(self)
 
 
 def train_heads(
@@ -143,9 +146,15 @@ def measure_linear_sgd(
     train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
     device = encoder.device
 
-    def measure(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[float, float]]:
-        features, labels = labelled_features(model, train, column, "label", options)
-        queries, truth = labelled_features(model, test, column, "label", options)
+    def read(model: Encoder, samples: Samples, columns: str) -> tuple[np.ndarray, np.ndarray]:
+        names, transform = columns.split("+"), THUMBNAILS if columns == "thumbnail" else None
+        found = compute_features(model, samples, [*names, "label"], options, transform=transform)
+        parts = [found[name] for name in names]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), found["label"]
+
+    def measure(model: Encoder, columns: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[float, float]]:
+        features, labels = read(model, train, columns)
+        queries, truth = read(model, test, columns)
         num_classes, _ = count_classes(train, labels, truth)
         held = hold_out(len(labels), settings.held_out, options.seed)
         rows, rates = np.arange(len(labels)), settings.learning_rates
@@ -155,17 +164,18 @@ def measure_linear_sgd(
         [head] = train_heads(features, labels, rows, (best,), num_classes, settings, options, device)
         return score(head, queries, device), labels, truth, dict(zip(rates, right, strict=True))
 
-    column = f"class_tokens_{min(settings.class_token_layers, encoder.num_layers)}"
-    scores, labels, truth, by_rate = measure(encoder, column)
+    columns = f"class_tokens_{min(settings.class_token_layers, encoder.num_layers)}"
+    columns += "+mean" if settings.average_pool else ""
+    scores, labels, truth, by_rate = measure(encoder, columns)
     num_classes, names = count_classes(train, labels, truth)
     title = f"{encoder.name}, linear probe by SGD on {test.name}"
     result = classification_result(scores, truth, num_classes, names, options, title)
     known = {"most frequent class": majority_accuracy(labels, truth)}
-    for name, model, feature in floors(encoder, column, options.seed):
+    for name, model, feature in floors(encoder, columns, options.seed):
         known[name] = accuracy_of(measure(model, feature)[0], truth)
     result.details |= {
         "settings": asdict(settings),
-        "feature": column,
+        "feature": columns,
         "train_images": len(labels),
         "learning_rate": max(by_rate, key=lambda rate: by_rate[rate]),
         "held_out_accuracy": {f"{rate:g}": value for rate, value in by_rate.items()},

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torchvision.ops import roi_align
 
-from hf_geossl.data import THING_CLASSES
+from hf_geossl.data import MODES, THING_CLASSES
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
@@ -26,26 +27,26 @@ class OrientationSettings:
 
     Args:
         categories (`Sequence[str]`): Names of things.
-        mode (`str`): Of the scenes: "scene", "topdown" or "object".
+        mode (`str`, *optional*): Of the scenes: "scene", "topdown" or "object"; the data's by default.
         smallest_side (`float`): Of a box, as a share of the image's: smaller boxes are left out.
         pooled_side (`int`): The tokens of a box are averaged in so many rows and columns; with 1 no layout is kept, so that
             the angle must be in the tokens themselves.
     """
 
     categories: Sequence[str] = ("kite",)
-    mode: str = "scene"
+    mode: str | None = None
     smallest_side: float = 1 / 12
     pooled_side: int = 1
 
     def __post_init__(self) -> None:
+        check_settings(self)
+        if self.mode is not None and self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, or None for the data's, got {self.mode!r}")
         unknown = sorted(set(self.categories) - set(THING_CLASSES))
         if unknown or not self.categories:
             raise ValueError(f"categories must be of {', '.join(THING_CLASSES)}, got {unknown or 'none'}")
-        if self.pooled_side < 1 or not 0 <= self.smallest_side < 1:
-            raise ValueError(
-                "pooled_side must be at least 1 and smallest_side in [0, 1), got "
-                f"{self.pooled_side} and {self.smallest_side}"
-            )
+        if self.pooled_side < 1:
+            raise ValueError(f"pooled_side must be at least 1, got {self.pooled_side}")
 
 
 def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
@@ -86,16 +87,17 @@ def measure_orientation(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    mode = settings.mode or data.mode
     contenders = {"": encoder, "random_weights": encoder.random_twin(options.seed)}
     splits = [
-        _collect(list(contenders.values()), data.samples(split, mode=settings.mode), options, settings)
+        _collect(list(contenders.values()), data.samples(split, mode=mode), options, settings)
         for split in (data.train_split, data.test_split)
     ]
     (train_features, train_angles), (test_features, test_angles) = splits
     if len(train_angles) < 8 or len(test_angles) < 2:
         raise ValueError(
             f"orientation needs at least 8 objects to train on and 2 to test, got {len(train_angles)} and "
-            f"{len(test_angles)} of {', '.join(settings.categories)}: take more images"
+            f"{len(test_angles)} of {', '.join(settings.categories)} (mode {mode}): take more images, or further categories"
         )
     targets = np.stack([np.cos(train_angles), np.sin(train_angles)], axis=1)
     errors: dict[str, np.ndarray] = {}
@@ -112,6 +114,7 @@ def measure_orientation(
         metrics=_summarize(sums[""].sum(axis=0)),
         details={
             "settings": asdict(settings),
+            "mode": mode,
             "train_objects": len(train_angles),
             "test_objects": len(test_angles),
             "ridge": strengths,
@@ -130,7 +133,7 @@ def measure_orientation(
             {name: value["angular_error"] for name, value in values.items()},
             intervals=intervals,
             ylabel="mean angular error in degrees",
-            title=f"Angle of {', '.join(settings.categories)}",
+            title=f"Angle of {', '.join(settings.categories)}, mode {mode}",
         )
 
     result.pictures["errors"] = draw

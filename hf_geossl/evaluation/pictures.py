@@ -196,17 +196,7 @@ def curves(
     """
     figure = _figure(7.2, 4.4, title)
     axes = figure.subplots()
-    x = np.asarray(x, dtype=np.float64)
-    for index, (name, values) in enumerate(series.items()):
-        colour = LINES[index % len(LINES)]
-        style = ("-", "--", ":")[index // len(LINES) % 3]
-        marker = MARKERS[index % len(MARKERS)] if len(x) <= 40 else None
-        line = np.asarray(values, dtype=np.float64)
-        axes.plot(x, line, color=colour, linestyle=style, marker=marker, markersize=4.5, linewidth=1.8, label=name)
-        if bands and name in bands:
-            low, high = (np.asarray(bound, dtype=np.float64) for bound in bands[name])
-            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    _plain(axes)
+    _draw_lines(axes, x, series, bands)
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     if len(series) > 1:
@@ -215,6 +205,30 @@ def curves(
             frameon=False, fontsize=8.5, ncols=min(3, len(series)) if below else 1,
             **({"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)} if below else {"loc": "best"}),
         )  # fmt: skip
+    return _draw(figure)
+
+
+def curve_panels(x: Any, panels: Mapping[str, Mapping[str, Any]], *, xlabel: str, title: str) -> Image.Image:
+    """
+    Several numbers of the same contenders over one axis, side by side.
+
+    Args:
+        x (`numpy.ndarray` of shape `(points,)`): Where.
+        panels (`dict[str, dict[str, numpy.ndarray]]`): By what is measured, with its unit, the series as in `curves`; the
+            same names in every panel.
+        xlabel, title (`str`): With units.
+
+    Returns:
+        `PIL.Image.Image`: A line has the same colour and marker in every panel, and one legend lies below.
+    """
+    names = list(next(iter(panels.values())))
+    figure = _figure(5.2 * len(panels), 4.4, title)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (ylabel, series) in zip(grid, panels.items(), strict=True):
+        _draw_lines(axes, x, {name: series[name] for name in names})
+        axes.set_xlabel(xlabel, color=INK)
+        axes.set_ylabel(ylabel, color=INK)
+    _legend(figure, grid[0].get_lines(), min(6, len(names)))
     return _draw(figure)
 
 
@@ -485,6 +499,23 @@ def _draw_boxes(axes: Any, objects: Mapping[str, Any], colours: Mapping[int, np.
                 left, max(0.0, top - 1), score, fontsize=7, color=INK, va="bottom" if top > 8 else "top",
                 path_effects=[withStroke(linewidth=2, foreground="white")], clip_on=True,
             )  # fmt: skip
+
+
+def _draw_lines(
+    axes: Any, x: Any, series: Mapping[str, Any], bands: Mapping[str, tuple[Any, Any]] | None = None
+) -> None:
+    """The lines of `curves`, and their bands."""
+    x = np.asarray(x, dtype=np.float64)
+    for index, (name, values) in enumerate(series.items()):
+        colour = LINES[index % len(LINES)]
+        style = ("-", "--", ":")[index // len(LINES) % 3]
+        marker = MARKERS[index % len(MARKERS)] if len(x) <= 40 else None
+        line = np.asarray(values, dtype=np.float64)
+        axes.plot(x, line, color=colour, linestyle=style, marker=marker, markersize=4.5, linewidth=1.8, label=name)
+        if bands and name in bands:
+            low, high = (np.asarray(bound, dtype=np.float64) for bound in bands[name])
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    _plain(axes)
 
 
 def _legend(figure: Figure, handles: list[Any], columns: int) -> None:

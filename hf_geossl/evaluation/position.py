@@ -8,6 +8,7 @@ import torch
 
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder, full_precision
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.training.views_loca import LOCAViews
@@ -37,8 +38,7 @@ class PositionSettings:
     visible_tokens: float = 39 / 196
 
     def __post_init__(self) -> None:
-        if not 0 < self.visible_tokens <= 1:
-            raise ValueError(f"visible_tokens must be above 0 and at most 1, got {self.visible_tokens}")
+        check_settings(self)
 
 
 def score_positions(logits: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
@@ -113,8 +113,8 @@ def measure_position(
 
     Returns:
         `TaskResult`: `position_accuracy` (tokens of all queries inside of the reference whose highest score is right),
-        `position_distance` (in patches); the same with `_masked` where most of the reference is hidden, and `chance`, the
-        accuracy of guessing. Random and focal queries by themselves lie in `details`.
+        `position_distance` (in patches); the same with `_masked` where most of the reference is hidden. The accuracy of
+        guessing, and random and focal queries by themselves, lie in `details`.
 
     Raises:
         ValueError: If the model is not a `LOCAForPreTraining`.
@@ -143,7 +143,6 @@ def measure_position(
             ends = interval(summarize, total, repeats=options.bootstrap, seed=options.seed)
             result.intervals |= {names[key]: value for key, value in ends.items()}
     chance = 1 / (side * side)
-    result.metrics["chance"] = chance
     result.details = {
         "settings": asdict(settings),
         "test_images": len(of_images[queries[0]]),

@@ -13,6 +13,7 @@ from torch.nn import functional
 from hf_geossl.data import SEMANTIC_CLASSES, render, sample_scene
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.metrics import j_and_f, mean_iou
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.training.images import decode_image
@@ -58,6 +59,7 @@ class PropagationSettings:
     smallest_object: float = 0.01
 
     def __post_init__(self) -> None:
+        check_settings(self)
         least = {"context_frames": 1, "top_k": 1, "side": 1, "magnification": 1, "clips": 1, "frames": 3}
         for name, number in least.items():
             if getattr(self, name) < number:
@@ -199,10 +201,10 @@ def _enlarge(shares: torch.Tensor, ids: np.ndarray, size: tuple[int, ...]) -> np
     return ids[enlarged[0].argmax(dim=0).cpu().numpy()].astype(np.uint8)
 
 
-def scene_clips(split: str, size: int, settings: PropagationSettings) -> Iterator[Clip]:
-    """Clips of the scenes, in order; objects that the first frame does not show, or too small, are background."""
+def scene_clips(split: str, size: int, settings: PropagationSettings, mode: str = "scene") -> Iterator[Clip]:
+    """Clips of the scenes of a mode, in order; objects that the first frame does not show, or too small, are background."""
     for index in range(settings.clips):
-        scene = sample_scene(split, index)
+        scene = sample_scene(split, index, mode=mode)
         times = np.linspace(0, settings.seconds, settings.frames)
         rendered = [render(scene, size, float(t)) for t in times]
         if settings.semantic:
@@ -292,7 +294,8 @@ def measure_propagation(
 
     Args:
         encoder (`Encoder`): The model.
-        data (`EvaluationData`): Scenes, of which clips are made, or a folder as `folder_clips` reads it; its test split.
+        data (`EvaluationData`): Scenes, of which clips are made in their mode, or a folder as `folder_clips` reads it; its
+            test split. Of mode "object" most things hardly move: mind the floor `first_mask`.
         options (`EvaluationOptions`): How to evaluate.
         settings (`PropagationSettings`): How labels are propagated.
 
@@ -309,7 +312,7 @@ def measure_propagation(
         if settings.radius is None:
             settings = replace(settings, radius=max(1, round(size // encoder.patch_size * SCENE_RADIUS)))
         count = min(settings.clips, data.limit or settings.clips)
-        clips: Iterator[Clip] = scene_clips(data.test_split, size, settings)
+        clips: Iterator[Clip] = scene_clips(data.test_split, size, settings, data.mode)
         readers = [lambda: next(clips)] * count
     else:
         if not Path(data.dataset).is_dir():

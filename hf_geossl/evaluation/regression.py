@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hf_geossl.evaluation.fit import fit, seeded
 from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.modeling.linear import Linear
 
 BLOCK = 4096  # rows held at a time
 
@@ -228,11 +229,11 @@ class Perceptron:
 
         with seeded(options.seed, device):
             self._network = nn.Sequential(
-                nn.Linear(pairs.width, hidden_size),
+                Linear(pairs.width, hidden_size),
                 nn.ReLU(),
-                nn.Linear(hidden_size, hidden_size),
+                Linear(hidden_size, hidden_size),
                 nn.ReLU(),
-                nn.Linear(hidden_size, pairs.outputs),
+                Linear(hidden_size, pairs.outputs),
             ).to(device)
             optimizer = torch.optim.Adam(self._network.parameters(), learning_rate)
             steps = epochs * (pairs.images // size)

@@ -15,6 +15,7 @@ from hf_geossl.evaluation.classifiers import (
 )
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features
+from hf_geossl.evaluation.fit import check_settings
 from hf_geossl.evaluation.held import held_if_rendered, thumbnails
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.samples import Samples
@@ -41,6 +42,9 @@ class RotationSettings:
     c_values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     held_out: float = 0.2
     max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def turned(turns: int) -> Transform:
@@ -101,19 +105,20 @@ def measure_rotation(
 
     Args:
         encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images; scenes are seen from above as well, where nothing but chance is to be expected.
+        data (`EvaluationData`): Images; scenes of its mode, and from above as well, where nothing but chance is to be
+            expected.
         options (`EvaluationOptions`): How to evaluate.
         settings (`RotationSettings`): The protocol's own.
 
     Returns:
-        `TaskResult`: `accuracy`; with scenes also `accuracy_topdown`, whose details lie in `details["topdown"]`. Floors:
-        chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen in it).
+        `TaskResult`: `accuracy`; with scenes of another mode than "topdown" also `accuracy_topdown`, whose details lie in
+        `details["topdown"]`. Floors: chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen in it).
     """
-    result, details = _measure(encoder, data, options, settings, "scene")
+    result, details = _measure(encoder, data, options, settings, data.mode)
     result.metrics = {"accuracy": result.metrics["accuracy"]}
     result.intervals = {name: ends for name, ends in result.intervals.items() if name in result.metrics}
     result.details = {"settings": asdict(settings), **details}
-    if data.is_scenes:
+    if data.is_scenes and data.mode != "topdown":
         above, above_details = _measure(encoder, data, options, settings, "topdown")
         result.metrics["accuracy_topdown"] = above.metrics["accuracy"]
         if above.intervals:

@@ -17,7 +17,7 @@ from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.dense_training import require, shuffled_rows
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fit import fit, seeded
+from hf_geossl.evaluation.fit import check_settings, fit, seeded
 from hf_geossl.evaluation.metrics import mean_iou
 from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, Task, TaskResult
 from hf_geossl.evaluation.samples import Samples
@@ -59,6 +59,9 @@ class LinearSegmentationSettings:
     warmup_steps: int = 50
     num_classes: int | None = None
     random_floor: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def measure_linear_segmentation(
@@ -200,10 +203,8 @@ def measure_few_shot_segmentation(
         images, not over subsets. Every subset's number is in the details.
 
     Raises:
-        ValueError: If the data have no semantic maps, a share is not in (0, 1], or there are no subsets.
+        ValueError: If the data have no semantic maps.
     """
-    if settings.subsets < 1 or not settings.shares:
-        raise ValueError(f"subsets must be at least 1 and shares not empty, got {settings.subsets}, {settings.shares}")
     train, test = data.train, data.test
     names = class_names(train, settings.num_classes, options, encoder)
     require(test, "semantic")

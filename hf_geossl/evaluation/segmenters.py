@@ -14,7 +14,7 @@ from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.dense_training import DenseTraining, require, slide, train_dense
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fit import seeded
+from hf_geossl.evaluation.fit import check_settings, seeded
 from hf_geossl.evaluation.metrics import mean_iou
 from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, TaskResult
 from hf_geossl.evaluation.samples import IGNORED, Samples
@@ -222,6 +222,11 @@ class SegmentationTraining(DenseTraining):
 
     window_stride: int | None = None
     num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.crop_size is not None and self.window_stride is not None and self.window_stride > self.crop_size:
+            raise ValueError(f"window_stride must be at most crop_size = {self.crop_size}, got {self.window_stride}")
 
 
 def train_segmenter(

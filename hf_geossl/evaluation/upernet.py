@@ -37,6 +37,13 @@ class UPerNetSettings(SegmentationTraining):
     auxiliary_weight: float = 0.4
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2 for the BatchNorm of what is pooled to one cell, got {self.batch_size}"
+            )
+
 
 class UPerNetHead(SegmentationHead):
     """
@@ -85,12 +92,8 @@ def measure_upernet(
         `TaskResult`: `mean_iou`, `pixel_accuracy`, `mean_class_accuracy`; IoU by class in the details.
 
     Raises:
-        ValueError: If the data have no semantic maps, or a step has one image only.
+        ValueError: If the data have no semantic maps.
     """
-    if settings.batch_size < 2:
-        raise ValueError(
-            f"batch_size must be at least 2 for the BatchNorm of what is pooled to one cell, got {settings.batch_size}"
-        )
 
     def make_head(num_classes: int) -> UPerNetHead:
         return UPerNetHead(encoder, num_classes, settings)
