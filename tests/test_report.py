@@ -192,6 +192,17 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert are_comparable(models)
 
 
+@pytest.mark.parametrize("key", ["images_fingerprint", "seed", "columns", "config_name"])
+def test_models_measured_on_other_images_are_not_set_against_each_other(key: str, tmp_path: Path) -> None:
+    """Folders of one name may hold different images."""
+    entry, other = knn(0.9, 0.85, 0.95), knn(0.1, 0.05, 0.15)
+    same = [write(tmp_path, name, {"knn": e}, **{key: "a"}) for name, e in (("x", entry), ("y", other))]
+    assert compare(read_measured(same), "knn")["accuracy"][0].best
+    different = [same[0], write(tmp_path, "z", {"knn": other}, **{key: "b"})]
+    assert not are_comparable(read_measured(different))
+    assert not compare(read_measured(different), "knn")["accuracy"][0].best
+
+
 def test_files_of_another_form_are_told(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "text.json").write_text("{")
