@@ -40,7 +40,7 @@ setup(
             "training/accelerate/*.yaml",
             "training/recipes/*.yaml",
             "evaluation/*.jinja",
-            "publishing/*.jinja",
+            "hub/*.jinja",
         ]
     },
     install_requires=[

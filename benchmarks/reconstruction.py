@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.interleave import interleave, median_ratio, show
 from hf_geossl import EquiCoherentConfig, EquiCoherentForPreTraining
-from hf_geossl.training.block_masks import draw_block_masks
-from hf_geossl.training.views_equicoherent import HOSTS
+from hf_geossl.views.equicoherent import HOSTS
+from hf_geossl.views.masks import draw_block_masks
 
 
 def make_step(weight: float, args: argparse.Namespace, batch: dict[str, torch.Tensor | None]):  # type: ignore[no-untyped-def]

@@ -47,7 +47,7 @@ from hf_geossl import (
     load_scenes,
 )
 from hf_geossl.evaluation.encoders import Encoder, load_encoder
-from hf_geossl.modeling.objectives_hosts import prediction_diversity
+from hf_geossl.modeling.objectives_joint_embedding import prediction_diversity
 
 RESULTS = Path(__file__).parent / "results" / "scenes_experiment"
 
@@ -480,7 +480,7 @@ def _classes(tasks: dict[str, Any]) -> float | None:
 _MEAN_IOU = _metric("segmentation", "mean_iou")
 _FINE_TUNED, _FEW_SHOT = (_metric("segmentation_few_shot", f"mean_iou_{share}") for share in ("1", "1/32"))
 # The specification asks for ridge regression, which on scenes from above is 0 for any features whatever they know (see
-# `hf_geossl.evaluation.equivariance`). Its claims stay as they were fixed; the same by products stand beside them, added
+# `hf_geossl.evaluation.protocols.equivariance`). Its claims stay as they were fixed; the same by products stand beside them, added
 # before any arm of EquiCoherent was measured so.
 _ROTATION_R2 = {kind: _metric("equivariance", f"rotation_r2_{kind}", 1.0) for kind in ("ridge", "bilinear")}
 TURNS = "GTSA: quarter turns"

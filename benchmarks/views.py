@@ -30,8 +30,8 @@ from PIL import Image
 from benchmarks.baseline_views import BASELINES
 from benchmarks.interleave import interleave, machine, median_ratio, show
 from hf_geossl import EquiCoherentViews, GTSAViews, LOCAViews
-from hf_geossl.training.images import decode_pixels
-from hf_geossl.training.views import Batch, Views
+from hf_geossl.data.images import decode_pixels
+from hf_geossl.views.base import Batch, Views
 
 TARGETS = {"ratio": ">= 5", "worker_ratio": ">= 8"}
 BEFORE = Path(__file__).parent / "results" / "views_before.json"
@@ -39,14 +39,14 @@ BEFORE = Path(__file__).parent / "results" / "views_before.json"
 # What is called in each stage; time inside another stage counts there only.
 OUR_STAGES = {
     f"{__name__}.decode_pixels": "decode",
-    "hf_geossl.training.views_gtsa.read_pixels": "decode",
-    "hf_geossl.training.views_gtsa.GTSAViews.draw_boxes": "geometry",
-    "hf_geossl.training.views_gtsa.cut_crops": "crops",
-    "hf_geossl.training.views_gtsa.GTSAViews.collate": "stack",
-    "hf_geossl.training.views_gtsa.quarter_turn": "turn",
-    "hf_geossl.training.photometric._hue_coherence": "statistics",
-    "hf_geossl.training.photometric.affine_color": "colour, normalise",
-    "hf_geossl.training.photometric.gaussian_blur": "blur",
+    "hf_geossl.views.gtsa.read_pixels": "decode",
+    "hf_geossl.views.gtsa.GTSAViews.draw_boxes": "geometry",
+    "hf_geossl.views.gtsa.cut_crops": "crops",
+    "hf_geossl.views.gtsa.GTSAViews.collate": "stack",
+    "hf_geossl.views.gtsa.quarter_turn": "turn",
+    "hf_geossl.views.photometric._hue_coherence": "statistics",
+    "hf_geossl.views.photometric.affine_color": "colour, normalise",
+    "hf_geossl.views.photometric.gaussian_blur": "blur",
 }
 BASELINE_STAGES = {
     "benchmarks.baseline_views.decode": "decode",

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_geossl.data import SCENE_CLASSES, RenderedScene, label_names, render, sample_scene
+from hf_geossl.data import SCENE_CLASSES, RenderedScene, label_names, sample_scene
+from hf_geossl.data.scenes import render
 
 PANEL = 136
 GAP = 4

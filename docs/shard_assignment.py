@@ -5,7 +5,7 @@ Who reads what at 10^9 images and 4096 processes: the library's own rule, checke
     python docs/shard_assignment.py --images 50000000 --units 50000 --ranks 256 --streams_per_rank 8
 
 Units (shards) have unequal sizes. Logical stream v of V takes the places v, v + V, v + 2V, ... of the endless list of
-epochs, each a permutation of the units (`hf_geossl.training.blocks.unit_order`); process r of R reads the streams with
+epochs, each a permutation of the units (`hf_geossl.data.blocks.unit_order`); process r of R reads the streams with
 v % R == r, and fills batch n from its stream n % (V / R). Memory and time grow with units x epochs, not with images.
 """
 
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_geossl.training.blocks import unit_order
-from hf_geossl.training.loading import StreamBatches
-from hf_geossl.training.streams import ImageStream
+from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.blocks import unit_order
+from hf_geossl.data.streams import ImageStream
 
 
 @dataclass

@@ -7,7 +7,7 @@ Importing the package registers its models with transformers' Auto classes; ever
 from importlib import import_module
 from typing import Any
 
-from .auto import register_auto_classes
+from hf_geossl.hub.auto_classes import register_auto_classes
 
 __version__ = "0.1.0"
 
@@ -42,18 +42,18 @@ _HOMES = {
         "LOCATrainingArguments",
         "TeacherStudentTrainingArguments",
     ],
-    "training.streams": ["ImageStream", "load_stream"],
+    "data.streams": ["ImageStream", "load_stream"],
     "training.trainer": ["TeacherStudentTrainer"],
     "training.trainer_equicoherent": ["EquiCoherentTrainer"],
     "training.trainer_gtsa": ["GTSATrainer"],
     "training.trainer_loca": ["LOCATrainer"],
-    "training.views_equicoherent": ["EquiCoherentViews"],
-    "training.views_gtsa": ["GTSAViews"],
-    "training.views_loca": ["LOCAViews"],
+    "views.equicoherent": ["EquiCoherentViews"],
+    "views.gtsa": ["GTSAViews"],
+    "views.loca": ["LOCAViews"],
     "data": ["load_scenes"],
     "evaluation.evaluate": ["evaluate_model"],
-    "publishing.push": ["Publication", "PublishError", "PublishedFile", "publish"],
-    "auto": ["load_backbone"],
+    "hub.push": ["Publication", "PublishError", "PublishedFile", "publish"],
+    "hub.auto_classes": ["load_backbone"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

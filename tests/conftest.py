@@ -18,17 +18,7 @@ import transformers
 from PIL import Image, ImageFile
 from safetensors.torch import load_file, save_file
 
-SHIPPED = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared" / "golden"
-
-
-def golden_folder(name: str, method: str = "gtsa") -> Path:
-    """The full set beside the checkout where it exists, otherwise the part that ships with the tests."""
-    return (SHARED if (SHARED / method / name).is_file() else SHIPPED) / method
-
-
-def golden_json(name: str, method: str = "gtsa") -> Any:
-    return json.loads((golden_folder(name, method) / name).read_text())
+from tests.helpers.golden import golden_folder
 
 
 def _global_state() -> dict[str, Any]:
@@ -77,9 +67,8 @@ def authors_file(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An `Encoder` that was trained with labels on scenes, once for all of pytest's processes: features that know something."""
-    from supervised import small_model, supervised_encoder
-
     from hf_geossl.evaluation.encoders import load_encoder
+    from tests.helpers.supervised import small_model, supervised_encoder
 
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import hf_geossl
+from tests.helpers.golden import ROOT
 
-ROOT = Path(__file__).parents[1]
 ROOMS = (
     "modeling",
     "data",

@@ -1,12 +1,7 @@
-"""Scenes: the embedded procedural dataset. The generator needs numpy and Pillow only; `datasets` is imported when it is used."""
+"""Where images come from: decoding, sources, streams that resume, batches; and `scenes`, the embedded dataset."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from .configurations import parse_config_name, scene_image
-from .dataset import DEFAULT_COUNTS, SceneDataset, label_names, load_scenes
-from .description import (
+from hf_geossl.data.scenes import (
+    DEFAULT_COUNTS,
     MODES,
     SCENE_CLASSES,
     SCENES_VERSION,
@@ -14,13 +9,16 @@ from .description import (
     SPLITS,
     STUFF_CLASSES,
     THING_CLASSES,
+    RenderedScene,
     Scene,
+    SceneDataset,
+    label_names,
+    load_scenes,
+    parse_config_name,
+    render,
+    sample_scene,
+    scene_image,
 )
-from .render import RenderedScene, render
-from .scenes import sample_scene
-
-if TYPE_CHECKING:
-    from .hub import stream_scenes
 
 __all__ = [
     "DEFAULT_COUNTS",
@@ -40,13 +38,4 @@ __all__ = [
     "render",
     "sample_scene",
     "scene_image",
-    "stream_scenes",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "stream_scenes":
-        from .hub import stream_scenes
-
-        return stream_scenes
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

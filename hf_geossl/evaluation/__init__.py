@@ -10,7 +10,7 @@ from typing import Any
 _HOME_OF = {
     "Columns": "samples",
     "Encoder": "encoders",
-    "TASK_FILES": "tasks",
+    "TASK_FILES": "registry",
     "evaluate_model": "evaluate",
     "load_encoder": "encoders",
     "markdown_table": "report",

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
 import hf_geossl  # noqa: F401 - registers the Auto classes
-from hf_geossl.modeling.modeling_vit_tasks import ViTTrunkModel
-from hf_geossl.training.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
+from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 

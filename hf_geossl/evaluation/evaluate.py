@@ -21,11 +21,18 @@ from tqdm.auto import tqdm
 
 from hf_geossl.evaluation.encoders import TIMM, Encoder, load_encoder, mixed_precision
 from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions, TaskResult
+from hf_geossl.evaluation.registry import (
+    TASK_FILES,
+    check_tasks,
+    load_task,
+    make_settings,
+    missing_package,
+    named_tasks,
+)
 from hf_geossl.evaluation.samples import SCENES, Columns, folder_hash
-from hf_geossl.evaluation.tasks import TASK_FILES, check_tasks, load_task, make_settings, missing_package, named_tasks
-from hf_geossl.training.pictures import save_picture
-from hf_geossl.training.record import installed_versions, is_hub_id, weights_digest
-from hf_geossl.training.redaction import redact, redact_values
+from hf_geossl.hub.redaction import redact, redact_values
+from hf_geossl.hub.run_record import installed_versions, is_hub_id, weights_digest
+from hf_geossl.training.pictures.features import save_picture
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +91,7 @@ def evaluate_model(
     Args:
         model (`str`, `Path`, `nn.Module` or `Encoder`): A folder or Hub id that `AutoModel` opens, `"timm:NAME"`, or a
             vision transformer of this library, transformers or timm.
-        tasks (`Iterable[str]` or `str`): Names of `hf_geossl.evaluation.tasks.TASK_FILES`, or `"all"`, which leaves those
+        tasks (`Iterable[str]` or `str`): Names of `hf_geossl.evaluation.registry.TASK_FILES`, or `"all"`, which leaves those
             out that the model has no head for.
         dataset (`str`): `"scenes"`, a folder, or the id of a dataset on the Hub, see `load_samples`; for the task propagation
             also a folder of clips, see `folder_clips`.

@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install 'hf_geossl[eval]'") from error
 
-from hf_geossl.training.pictures import principal_components
+from hf_geossl.training.pictures.features import principal_components
 
 # Okabe and Ito's colours (Color Universal Design, 2008), which people with any colour vision tell apart
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"

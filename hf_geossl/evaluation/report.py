@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_geossl.evaluation.evaluate import ABOUT, FAILED, numbers
-from hf_geossl.training.redaction import as_plain_text, redact_values
+from hf_geossl.hub.redaction import as_plain_text, redact_values
 
 _LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -17,8 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
-from hf_geossl.training.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
-from hf_geossl.training.retries import is_transient
+from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
+from hf_geossl.data.retries import is_transient
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 
 from .configuration_equicoherent import EquiCoherentConfig
 from .modeling_vit import GeometricViTPreTrainedModel
-from .modeling_vit_tasks import (
+from .modeling_vit_heads import (
     ViTTrunkBackbone,
     ViTTrunkForImageClassification,
     ViTTrunkForSemanticSegmentation,

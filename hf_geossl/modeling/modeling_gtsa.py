@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from .configuration_gtsa import GTSAConfig
 from .modeling_vit import GeometricViTPreTrainedModel
-from .modeling_vit_tasks import (
+from .modeling_vit_heads import (
     ViTTrunkBackbone,
     ViTTrunkForImageClassification,
     ViTTrunkForSemanticSegmentation,

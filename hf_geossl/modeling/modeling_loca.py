@@ -23,7 +23,7 @@ from .modeling_vit import (
     ViTPatchEmbeddings,
     init_extra_tokens,
 )
-from .modeling_vit_tasks import (
+from .modeling_vit_heads import (
     ViTTrunkBackbone,
     ViTTrunkForImageClassification,
     ViTTrunkForSemanticSegmentation,

@@ -15,7 +15,7 @@ from .heads_equicoherent import GlobalBatchNorm, Projector, PrototypeHead, Proto
 from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedModel
 from .modeling_vit import ViTDropPath
 from .objectives import reconstruction_loss
-from .objectives_hosts import (
+from .objectives_joint_embedding import (
     class_token_loss,
     koleo_loss,
     masked_patch_weights,
@@ -27,8 +27,8 @@ from .objectives_hosts import (
     teacher_softmax,
     vicreg_loss,
 )
-from .pretraining_vit import TeacherStudentModel
 from .reconstruction import ReconstructionTask, intermediate_targets
+from .teacher_student import TeacherStudentModel
 
 
 @dataclass

@@ -17,8 +17,8 @@ from .linear import Linear
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import ViTDropPath, init_like_torch
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
-from .pretraining_vit import TeacherStudentModel
 from .reconstruction import attached_reconstruction, attached_task
+from .teacher_student import TeacherStudentModel
 
 
 @dataclass

@@ -15,8 +15,8 @@ from .heads_loca import LOCAClusterHead, LOCACrossAttentionBlock, LOCAPrototypes
 from .linear import Linear
 from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
-from .pretraining_vit import TeacherStudentModel
 from .reconstruction import attached_reconstruction, attached_task
+from .teacher_student import TeacherStudentModel
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from hf_geossl.training.export import export_model
+from hf_geossl.hub.export import export_model
 from hf_geossl.training.scheduled_trainer import ScheduledTrainer
 from hf_geossl.training.sharding import is_sharded, read_whole
 
@@ -55,7 +55,7 @@ class HubTrainer(ScheduledTrainer):
         """
         if not self.is_world_process_zero():
             return
-        from hf_geossl.publishing.push import check_write_access, push_files  # a later room of the house
+        from hf_geossl.hub.push import check_write_access, push_files  # a later room of the house
 
         token = token or self._hub_token
         private = bool(self.args.hub_private_repo if private is None else private)
@@ -99,7 +99,7 @@ class HubTrainer(ScheduledTrainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        from hf_geossl.publishing.push import publish  # a later room of the house
+        from hf_geossl.hub.push import publish  # a later room of the house
 
         told: dict[str, Any] = {
             "results": results,
@@ -165,7 +165,7 @@ class HubTrainer(ScheduledTrainer):
 
 def _publish_step(folder: Path, repo_id: str, **kwargs: Any) -> None:
     """Publishes a folder of a step and removes it; what fails is told, for the run goes on."""
-    from hf_geossl.publishing.push import publish  # a later room of the house
+    from hf_geossl.hub.push import publish  # a later room of the house
 
     try:
         publish(folder, repo_id, **kwargs)

@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hf_geossl.modeling.modeling_vit import ViTLayer
-from hf_geossl.training.checkpoints import CheckpointError
+from hf_geossl.training.checkpointing import CheckpointError
 from hf_geossl.training.sharding import (
     broadcast_state,
     gather_optimizer_state,

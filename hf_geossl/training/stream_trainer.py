@@ -15,8 +15,12 @@ from transformers import TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
+from hf_geossl.data.streams import ImageStream
+from hf_geossl.hub.run_record import write_arguments
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
-from hf_geossl.training.checkpoints import (
+from hf_geossl.training.checkpointing import (
     STAGING,
     CheckpointError,
     check_checkpoint,
@@ -26,12 +30,8 @@ from hf_geossl.training.checkpoints import (
     newest_whole_checkpoint,
     publish_checkpoint,
 )
-from hf_geossl.training.evaluation_batches import EvaluationBatches, FirstImages
-from hf_geossl.training.loading import StreamBatches
-from hf_geossl.training.record import write_arguments
 from hf_geossl.training.sharded_trainer import ShardedTrainer
-from hf_geossl.training.streams import ImageStream
-from hf_geossl.training.views import Views
+from hf_geossl.views.base import Views
 
 logger = logging.getLogger(__name__)
 

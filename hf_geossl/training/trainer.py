@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_geossl.hub.export import make_image_processor
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
     CollapseCallback,
@@ -22,12 +23,11 @@ from hf_geossl.training.callbacks import (
     TeacherCallback,
     describe_losses,
 )
-from hf_geossl.training.export import make_image_processor
-from hf_geossl.training.guards import FiniteGuard, NonFiniteLossError, TeacherWatch
 from hf_geossl.training.hub_trainer import HubTrainer
-from hf_geossl.training.pictures import PictureCallback
+from hf_geossl.training.monitors.guards import FiniteGuard, NonFiniteLossError, TeacherWatch
+from hf_geossl.training.pictures.features import PictureCallback
 from hf_geossl.training.sharding import is_sharded
-from hf_geossl.training.views import Views
+from hf_geossl.views.base import Views
 
 __all__ = ["NonFiniteLossError", "TeacherStudentTrainer"]
 

@@ -10,11 +10,11 @@ from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
 from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
 from hf_geossl.training.arguments import EquiCoherentTrainingArguments
 from hf_geossl.training.matching import check_model, check_views_class
-from hf_geossl.training.pictures import PictureCallback
-from hf_geossl.training.pictures_equicoherent import ReconstructionPictureCallback
+from hf_geossl.training.pictures.equicoherent import ReconstructionPictureCallback
+from hf_geossl.training.pictures.features import PictureCallback
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
-from hf_geossl.training.views_equicoherent import EquiCoherentViews
+from hf_geossl.views.equicoherent import EquiCoherentViews
 
 _LAYER = re.compile(r"equicoherent\.encoder\.layer\.(\d+)\.")
 

@@ -11,7 +11,7 @@ from hf_geossl.training.arguments import GTSATrainingArguments
 from hf_geossl.training.matching import check_model, check_views_class
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
-from hf_geossl.training.views_gtsa import GTSAViews
+from hf_geossl.views.gtsa import GTSAViews
 
 
 class GTSATrainer(TeacherStudentTrainer):

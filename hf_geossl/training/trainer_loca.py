@@ -9,11 +9,11 @@ from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.training.arguments import LOCATrainingArguments
 from hf_geossl.training.matching import check_model, check_views_class
-from hf_geossl.training.pictures import PictureCallback
-from hf_geossl.training.pictures_loca import PositionPictureCallback
+from hf_geossl.training.pictures.features import PictureCallback
+from hf_geossl.training.pictures.loca import PositionPictureCallback
 from hf_geossl.training.schedules import linear_warmup_cosine
 from hf_geossl.training.trainer import TeacherStudentTrainer
-from hf_geossl.training.views_loca import LOCAViews
+from hf_geossl.views.loca import LOCAViews
 
 # matrices with a row for each head in the authors' code, where everything but vectors is decayed
 _ATTENTION_BIASES = ("attention.qkv.bias", "attention.query.bias", "attention.key_value.bias")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
-from .inputs import to_array, to_floats, to_integers
-from .streaming import Integer, Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import to_array, to_floats, to_integers
+from hf_geossl.evaluation.metrics.streaming import Integer, Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
-from .coco_evaluation import average_precisions
-from .inputs import check_shape, pairs, to_array, to_floats, to_integers
-from .streaming import Boolean, Integer, Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.coco_evaluation import average_precisions
+from hf_geossl.evaluation.metrics.inputs import check_shape, pairs, to_array, to_floats, to_integers
+from hf_geossl.evaluation.metrics.streaming import Boolean, Integer, Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .inputs import to_floats
-from .streaming import Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import to_floats
+from hf_geossl.evaluation.metrics.streaming import Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torchmetrics.functional import mean_absolute_percentage_error, mean_squared_error
 
-from .inputs import check_shape, pairs, to_array
-from .streaming import Boolean, Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import check_shape, pairs, to_array
+from hf_geossl.evaluation.metrics.streaming import Boolean, Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

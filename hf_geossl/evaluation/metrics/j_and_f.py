@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from .inputs import check_shape, pairs, to_array
-from .streaming import Integer, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import check_shape, pairs, to_array
+from hf_geossl.evaluation.metrics.streaming import Integer, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

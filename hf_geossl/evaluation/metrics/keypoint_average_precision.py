@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .coco_evaluation import average_precisions
-from .inputs import check_shape, pairs, to_array, to_floats
-from .streaming import Integer, Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.coco_evaluation import average_precisions
+from hf_geossl.evaluation.metrics.inputs import check_shape, pairs, to_array, to_floats
+from hf_geossl.evaluation.metrics.streaming import Integer, Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

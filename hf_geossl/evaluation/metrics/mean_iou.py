@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from .inputs import pairs, to_integers
-from .streaming import Integer, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import pairs, to_integers
+from hf_geossl.evaluation.metrics.streaming import Integer, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from .inputs import to_floats, to_integers
-from .streaming import Integer, Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import to_floats, to_integers
+from hf_geossl.evaluation.metrics.streaming import Integer, Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .inputs import check_shape, to_array, to_floats
-from .streaming import Boolean, Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import check_shape, to_array, to_floats
+from hf_geossl.evaluation.metrics.streaming import Boolean, Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

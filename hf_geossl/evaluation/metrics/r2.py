@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import r2_score
 
-from .inputs import to_array, to_floats
-from .streaming import Number, StreamingMetric, describe, nested
+from hf_geossl.evaluation.metrics.inputs import to_array, to_floats
+from hf_geossl.evaluation.metrics.streaming import Number, StreamingMetric, describe, nested
 
 _INPUTS = """
 Args:

@@ -1,0 +1,214 @@
+"""`geossl evaluate`: what features are worth, from the command line."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_geossl.evaluation.encoders import TIMM
+from hf_geossl.evaluation.evaluate import ABOUT, DEFAULT_TASKS, FAILED, RESULTS, default_output, evaluate_model
+from hf_geossl.evaluation.options import DEFAULT_CACHE
+from hf_geossl.evaluation.registry import ALL, check_tasks, describe_tasks
+from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
+from hf_geossl.evaluation.samples import SCENES, Columns
+
+
+class _Parser(argparse.ArgumentParser):
+    """Adds what the tasks are to the help, which is when their files are read."""
+
+    def format_help(self) -> str:
+        tasks = "\n".join(f"  {name:22} {what}" for name, what in describe_tasks().items())
+        return f"{super().format_help()}\ntasks:\n{tasks}\n"
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`geossl evaluate`: what a model's features are worth: numbers with intervals, pictures, a comparison of models."""
+    options = _parser().parse_args(argv)
+    check_tasks(options.tasks)
+    settings = parse_settings(options.set)
+    if options.report is not None:
+        check_report_path(options.report)
+    files = output_files(options.models, options.output)
+    columns = Columns(
+        image=options.image_column,
+        label=options.label_column,
+        semantic=options.semantic_column,
+        depth=options.depth_column,
+        depth_scale=options.depth_scale,
+        objects=options.objects_column,
+        reduce_labels=options.reduce_labels,
+    )
+    status, done = 0, []
+    for model, file in zip(options.models, files, strict=True):
+        try:
+            results = evaluate_model(
+                model,
+                options.tasks,
+                options.dataset,
+                limit=options.limit,
+                output=file,
+                settings=settings,
+                image_size=options.image_size,
+                train_split=options.train_split,
+                test_split=options.test_split,
+                columns=columns,
+                config_name=options.dataset_config,
+                dataset_revision=options.dataset_revision,
+                batch_size=options.batch_size,
+                num_workers=options.num_workers,
+                seed=options.seed,
+                bootstrap=options.bootstrap,
+                cache_dir=None if options.no_cache else options.cache_dir,
+                device=options.device,
+                trust_remote_code=options.trust_remote_code,
+                revision=options.revision,
+                pictures=not options.no_pictures,
+                overwrite=options.overwrite,
+            )
+        except KeyboardInterrupt:
+            kept = f"what was finished is in {file}, and " if file.is_file() else ""
+            print(f"geossl: interrupted; {kept}the same command goes on", file=sys.stderr)
+            return 130
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+            if len(options.models) == 1:
+                raise
+            print(f"geossl: {model}: {' '.join(str(error).split())}", file=sys.stderr)
+            status = 1
+            continue
+        done.append(file)
+        if results[ABOUT][FAILED]:
+            status = 1
+    if done:
+        print(f"\n{markdown_table(read_measured(done))}")
+        print(f"Results: {', '.join(map(str, done))}")
+    if done and options.report is not None:
+        write_report(done, options.report)
+        print(f"Report: {options.report}")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="geossl evaluate", description=evaluate.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="A folder, an id on the Hub, or timm:NAME; several to compare them.")
+    add(
+        "--tasks",
+        default=",".join(DEFAULT_TASKS),
+        help=f"Names from the list below, or {ALL} that apply to the model. Default: %(default)s.",
+    )
+    add(
+        "--dataset",
+        default=SCENES,
+        help="scenes (embedded); a folder of images, of parquet or tar files, of a saved DatasetDict, or of clips laid out as "
+        "DAVIS; or an id on the Hub. Default: %(default)s.",
+    )
+    add("--limit", type=int, help="At most so many images of each split; whole splits (40,000 scenes) without it.")
+    add(
+        "--output",
+        help=f"JSON file for the numbers, pictures in a folder of its name; for several models a folder. Default: {RESULTS} "
+        "in a model's folder, and NAME_results.json here for other models.",
+    )
+    add("--report", help="Write a page (.html) or a table (.md) of all models.")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TASK.SETTING=VALUE",
+        help="A setting of a task, such as segmentation.steps=1000.",
+    )
+    add("--image_size", type=int, help="Side of the images in pixels; the model's own by default.")
+    add("--seed", type=int, default=0, help="Of all that is drawn. Default: 0.")
+    add("--bootstrap", type=int, default=1000, help="Resamples for the 95 %% intervals; 0 for none. Default: 1000.")
+    add("--batch_size", type=int, default=64, help="Images that are encoded at a time. Default: 64.")
+    add("--num_workers", type=int, default=0, help="Processes that read and render images. Default: 0.")
+    add("--device", help="cpu, cuda, ...; a GPU if there is one.")
+    add("--cache_dir", default=DEFAULT_CACHE, help="Where features are kept from call to call.")
+    add("--no_cache", action="store_true", help="Keep no features.")
+    add("--no_pictures", action="store_true", help="Draw nothing; pictures are drawn when a task is measured.")
+    add("--overwrite", action="store_true", help="Measure again what is in the file, and replace other results in it.")
+    add("--revision", help="Branch, tag or commit of a model on the Hub.")
+    add("--trust_remote_code", action="store_true", help="Let code of the model's repository run.")
+    add("--train_split", default="train", help="What heads are trained on. Default: train.")
+    add("--test_split", default="test", help="What is measured. Default: test.")
+    add("--dataset_config", help="Configuration of a dataset on the Hub; of the scenes their mode, topdown or object.")
+    add("--dataset_revision", help="Branch, tag or commit of a dataset on the Hub.")
+    columns = Columns()
+    add("--image_column", default=columns.image, help="Default: %(default)s.")
+    add("--label_column", default=columns.label, help="Class of an image. Default: %(default)s.")
+    add("--semantic_column", default=columns.semantic, help="Map of classes. Default: %(default)s.")
+    add("--reduce_labels", action="store_true", help="0 means no class in that map (as in ADE20k).")
+    add("--depth_column", default=columns.depth, help="Map of depths. Default: %(default)s.")
+    add("--depth_scale", type=float, default=columns.depth_scale, help="Metres a unit of it. Default: %(default)s.")
+    add("--objects_column", default=columns.objects, help="Boxes and categories. Default: %(default)s.")
+    return parser
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    Args:
+        words (`Sequence[str]`): `"task.setting=value"`, values as YAML writes them.
+
+    Returns:
+        `dict[str, dict[str, Any]]`: Values by task and setting.
+
+    Raises:
+        ValueError: If one has another form, or its task does not exist.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    for word in words:
+        found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word)
+        if found is None:
+            raise ValueError(f"--set takes TASK.SETTING=VALUE, such as segmentation.steps=1000, got {word!r}")
+        check_tasks([found[1]])
+        try:
+            settings.setdefault(found[1], {})[found[2]] = _number(yaml.safe_load(found[3]))
+        except yaml.YAMLError:
+            raise ValueError(f"the value of --set {word} cannot be read") from None
+    return settings
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a text."""
+    if isinstance(value, list):
+        return [_number(entry) for entry in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def output_files(models: Sequence[str], output: str | None) -> list[Path]:
+    """
+    Where the results of each model go.
+
+    Args:
+        models (`Sequence[str]`): As they were named.
+        output (`str`, *optional*): A file for one model, a folder for several.
+
+    Returns:
+        `list[Path]`: A file a model, all different.
+
+    Raises:
+        ValueError: If a model is named twice, or a file stands where a folder is needed.
+    """
+    if len(set(models)) < len(models):
+        raise ValueError("a model is named twice")
+    names = [
+        re.sub(r"[^\w.-]+", "_", Path(model).resolve().name if Path(model).is_dir() else model.removeprefix(TIMM))
+        for model in models
+    ]
+    if output is None:
+        files = [default_output(model) or Path(f"{name}_{RESULTS}") for model, name in zip(models, names, strict=True)]
+    elif len(models) == 1:
+        files = [Path(output) / RESULTS if Path(output).is_dir() else Path(output)]
+    else:
+        if Path(output).is_file() or Path(output).suffix == ".json":
+            raise ValueError(f"--output must be a folder for the results of several models, got {output}")
+        numbered = [name if names.index(name) == i else f"{name}_{i + 1}" for i, name in enumerate(names)]
+        files = [Path(output) / f"{name}.json" for name in numbered]
+    return files

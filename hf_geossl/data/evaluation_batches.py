@@ -1,0 +1,128 @@
+"""The images that a run is measured on while it trains: one pass, the same views each time."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from hf_geossl.data.streams import ImageStream
+from hf_geossl.views.base import Views
+
+
+def known_images(stream: ImageStream) -> int | None:
+    """
+    How many images a pass gives, broken ones among them.
+
+    Args:
+        stream (`ImageStream`): The stream.
+
+    Returns:
+        `int` or `None`: None where it would have to be read to know.
+    """
+    known = stream.fingerprint  # a folder's files are its images, a tar holds many
+    return known["files"] if known["kind"] == "folder" else known.get("rows")
+
+
+class FirstImages:
+    """
+    The first images of a stream's pass, as an `eval_dataset`.
+
+    Args:
+        stream (`ImageStream`): The stream.
+        count (`int`): How many images at most, at least 1.
+
+    Raises:
+        ValueError: If `count` is below 1.
+    """
+
+    def __init__(self, stream: ImageStream, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        self.stream, self.count = stream, count
+
+    @property
+    def source(self) -> Any:
+        """Where the images come from."""
+        return self.stream.source
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the stream is, in plain values."""
+        return self.stream.fingerprint
+
+    @property
+    def most_images(self) -> int:
+        """How many images there are, or as far as is known at most."""
+        known = known_images(self.stream)
+        return self.count if known is None else min(self.count, known)
+
+    def one_epoch(self) -> Iterator[dict[str, Any]]:
+        """Iterates over the images, in the stream's order."""
+        return islice(self.stream.one_epoch(), self.count)
+
+
+class EvaluationBatches:
+    """
+    One pass over a stream in batches; each process takes its share, and all the same number of batches.
+
+    Args:
+        stream (`ImageStream` or `FirstImages`): The images.
+        views (`Views`): Makes the views of an image.
+        batch_size (`int`): Images in a batch.
+        rank, world_size (`int`): This process of how many.
+        whole (`bool`): Leave out a rest that is smaller than the batches of all processes, for methods that compare the
+            images of a batch.
+
+    Attributes:
+        images (`int`): How many images the pass has given so far, over all processes.
+
+    Raises:
+        ValueError: When iterated, if only whole batches are wanted and there is none.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream | FirstImages,
+        views: Views,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        whole: bool = False,
+    ) -> None:
+        self.stream, self.views, self.batch_size = stream, views, batch_size
+        self.rank, self.world_size, self.whole = rank, world_size, whole
+        self.images = 0
+
+    def check_size(self) -> None:
+        """
+        Looks whether there can be a batch, without reading an image.
+
+        Raises:
+            ValueError: If only whole batches are wanted and the images are known to be fewer than one.
+        """
+        most = self.stream.most_images if isinstance(self.stream, FirstImages) else known_images(self.stream)
+        if self.whole and most is not None and most < self.batch_size * self.world_size:
+            raise self._too_few(most)
+
+    def _too_few(self, images: int) -> ValueError:
+        size = f"{self.batch_size * self.world_size} images"
+        if self.world_size > 1:
+            size += f" ({self.batch_size} on each of {self.world_size} processes)"
+        return ValueError(
+            f"eval_dataset must hold at least a whole batch of {size}, which are compared with each other, got {images}; "
+            "give more images (--eval_images) or a smaller per_device_eval_batch_size"
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        samples = iter(self.stream.one_epoch())
+        batch = self.images = 0
+        size = self.batch_size * self.world_size
+        while group := list(islice(samples, size)):
+            if self.whole and len(group) < size:
+                if not batch:
+                    raise self._too_few(len(group))
+                return
+            self.images += len(group)
+            mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch
+            views = [self.views(sample["image"], seed=sample["seed"]) for sample in mine]
+            yield {**self.views.collate(views), "evaluation_batch": batch}
+            batch += 1

@@ -1,0 +1,1 @@
+"""Where the images of a stream lie: embedded scenes, local files, the Hub."""

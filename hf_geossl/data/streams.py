@@ -1,0 +1,435 @@
+"""Endless streams of images, shuffled by unit and by block, that resume bit for bit."""
+
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import datasets
+from torch.utils.data import IterableDataset
+
+from hf_geossl.data.blocks import UnitReader, block_order, sample_seed, unit_order
+from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
+from hf_geossl.data.sources.base import Source, indexed_source, iterable_source, scenes_source
+from hf_geossl.data.sources.files import as_path, find_files, folder_source, name_of, parquet_source, webdataset_source
+from hf_geossl.data.sources.hub import hub_source
+
+logger = logging.getLogger(__name__)
+
+_BROKEN_BEFORE_JUDGING = 20
+_BROKEN_LOGGED_ONE_BY_ONE = 10
+
+
+class BrokenStreamError(RuntimeError):
+    """Too many images of a stream cannot be used, or none can, or it holds no rows."""
+
+
+def load_stream(
+    path_or_id: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    config_name: str | None = None,
+    image_column: str = "image",
+    shuffle_block: int = 1000,
+    seed: int = 0,
+    skip_broken: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    max_broken_share: float = 0.1,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> "ImageStream":
+    """Opens images from anywhere as one endless, shuffled stream that resumes exactly.
+
+    Folders and globs of images are listed, not read: their first sample costs one file. Parquet files, tars and Hub
+    datasets are read in blocks: before the first sample of a block its `shuffle_block` rows are read, encoded, so that
+    with remote rows of 100 kB a block of 1000 costs a download of 100 MB and as much memory in every logical stream.
+    Lower `shuffle_block` where that is too much.
+
+    Args:
+        path_or_id (`str` or path): a folder (searched to its depths) or glob of images, parquet files or WebDataset
+            tars, one such file, the id of a Hub dataset, or "scenes" (a folder of that name is "./scenes").
+        split (`str`, *optional*, defaults to `"train"`): files are divided by folders called train, validation, test.
+        config_name (`str`, *optional*): configuration of the Hub dataset, or mode of the scenes.
+        image_column (`str`, *optional*, defaults to `"image"`): column with the images; in tars the ending of the
+            name, the default meaning the sample's one plain image.
+        shuffle_block (`int`, *optional*, defaults to 1000): rows that are read and shuffled together.
+        seed (`int`, *optional*, defaults to 0): of the order and of every sample's `seed`, in [0, 2**32).
+        skip_broken (`bool`, *optional*, defaults to `True`): skip, count and log what cannot be decoded.
+        revision (`str`, *optional*): branch, tag or commit of the Hub dataset.
+        token (`str` or `bool`, *optional*): for private and gated Hub datasets.
+        max_broken_share (`float`, *optional*, defaults to 0.1): stop when more than this share of the rows is broken.
+        max_pixels (`int`, *optional*, defaults to 2**26): larger images count as broken and are not decoded.
+
+    Returns:
+        `ImageStream`: see there for its samples and its state.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        PermissionError: if the Hub dataset is gated and the token does not open it.
+        ValueError: if the split, the column or an argument is wrong.
+        ConnectionError: if the Hub stays out of reach.
+    """
+    _check_positive("shuffle_block", shuffle_block)
+    if split is None:
+        raise ValueError("split must be the name of one split, such as 'train', got None")
+    split = str(split)  # a datasets.Split too
+    if path_or_id == "scenes":
+        _check_unused("scenes", image_column=(image_column, "image"), revision=(revision, None))
+        source = scenes_source(split, config_name)
+    elif (path := as_path(str(path_or_id))) is None:
+        source = hub_source(
+            str(path_or_id),
+            split,
+            config_name=config_name,
+            image_column=image_column,
+            shuffle_block=shuffle_block,
+            revision=revision,
+            token=token,
+        )
+    else:
+        _check_unused("local files", config_name=(config_name, None), revision=(revision, None))
+        files = find_files(path, split)
+        if files.kind == "parquet":
+            source = parquet_source(files, name_of(path), image_column, shuffle_block)
+        elif files.kind == "webdataset":
+            source = webdataset_source(files, name_of(path), image_column)
+        else:
+            _check_unused("a folder of images", image_column=(image_column, "image"))
+            source = folder_source(files, name_of(path), shuffle_block)
+    return ImageStream(
+        source,
+        split=split,
+        config_name=config_name,
+        image_column=image_column,
+        shuffle_block=shuffle_block,
+        seed=seed,
+        skip_broken=skip_broken,
+        max_broken_share=max_broken_share,
+        max_pixels=max_pixels,
+    )
+
+
+@dataclass
+class _Position:
+    """Where a logical stream stands: the current block's start, and how much of the permuted block is done."""
+
+    units_done: int = 0  # by this logical stream, since the start of training
+    block: int = 0  # of the unit
+    row: int = 0  # of the unit, where the block starts
+    unit_state: dict[str, Any] | None = None  # of the `datasets` stream, at the block's start
+    taken: int = 0  # of the rows of the permuted block
+    rows: int = 0  # tried since the start of training
+    broken: int = 0  # of these
+
+
+class ImageStream(IterableDataset[dict[str, Any]]):
+    """An endless stream of RGB images whose position is a small dictionary.
+
+    A sample is `{"image": PIL.Image.Image, "key": str, "seed": int}`: the image in RGB, where it came from (a file
+    name, "file:row" or "unit 3 row 17"), and a number in [0, 2**63) for its augmentation, made from the stream's seed,
+    the epoch, the unit and the row. Epoch follows epoch without an end; [`one_epoch`] gives a single pass.
+
+    The rows lie in units (shards). An epoch visits all units in an order drawn for it; within a unit, each block of
+    `shuffle_block` rows is read and permuted. [`shard`] divides the same order among logical streams: stream v of V
+    takes the units v, v + V, v + 2V, ... of the endless list of epochs.
+
+    `state_dict()` and `load_state_dict()` behave as those of `datasets.IterableDataset`: after k samples the state is
+    the position after these k; a stream that loads it goes on with sample k + 1. Each `iter()` starts at the state
+    loaded last, or at the beginning.
+
+    Args:
+        source ([`Source`]): the rows.
+        split, config_name, image_column, shuffle_block, seed, skip_broken, max_broken_share, max_pixels: as in
+            [`load_stream`].
+
+    Attributes:
+        decode (`Callable`): `decode_image`, or what may stand in for it: (what the source holds, max_pixels) -> the image
+            of a sample; raises `BrokenImageError`. [`StreamBatches`] takes `decode_pixels` for views of ours.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        split: str | None = None,
+        config_name: str | None = None,
+        image_column: str = "image",
+        shuffle_block: int = 1000,
+        seed: int = 0,
+        skip_broken: bool = True,
+        max_broken_share: float = 0.1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        _check_positive("shuffle_block", shuffle_block)
+        _check_positive("max_pixels", max_pixels)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
+        if not 0 <= max_broken_share <= 1:
+            raise ValueError(f"max_broken_share must lie in [0, 1], got {max_broken_share}")
+        self.source = source
+        self.shuffle_block = shuffle_block
+        self.seed = seed
+        self.skip_broken = skip_broken
+        self.max_broken_share = max_broken_share
+        self.max_pixels = max_pixels
+        self.decode: Callable[[Any, int], Any] = decode_image
+        self.num_streams = 1
+        self.index = 0
+        self.fingerprint: dict[str, Any] = {
+            "kind": source.kind,
+            "split": split,
+            "config_name": config_name,
+            "image_column": image_column,
+            "units": source.units,
+            "shuffle_block": shuffle_block,
+            "seed": seed,
+            **source.identity,
+        }
+        self._start = _Position()
+        self._position = _Position()
+        self._last_broken: deque[str] = deque(maxlen=3)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        image_column: str = "image",
+        *,
+        shuffle_block: int = 1000,
+        seed: int = 0,
+        skip_broken: bool = True,
+        max_broken_share: float = 0.1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> "ImageStream":
+        """Makes a stream of a dataset that is already open.
+
+        Args:
+            dataset (`datasets.IterableDataset`, `datasets.Dataset` or any map-style dataset): the last has `__len__`
+                and a `__getitem__` that gives dicts. Whole and unshuffled: the stream splits and shuffles it. An
+                iterable one of few shards is shuffled within its blocks only; raise `shuffle_block` there.
+            image_column (`str`, *optional*, defaults to `"image"`): PIL images, encoded bytes, or uint8 arrays or
+                tensors of shape `(height, width, channels)`.
+            shuffle_block, seed, skip_broken, max_broken_share, max_pixels: as in [`load_stream`].
+
+        Returns:
+            `ImageStream`: the stream itself if `dataset` is one.
+
+        Raises:
+            TypeError: if it is none of these.
+            ValueError: if it is empty, lacks the column, or is shuffled or split already.
+        """
+        if isinstance(dataset, ImageStream):
+            return dataset
+        _check_positive("shuffle_block", shuffle_block)
+        if isinstance(dataset, (str, bytes, os.PathLike)):
+            raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
+        if isinstance(dataset, datasets.IterableDataset):
+            source = iterable_source(dataset, image_column)
+        elif isinstance(dataset, dict):
+            raise TypeError(f"dataset holds the splits {', '.join(map(str, dataset))}; pass one, as dataset['train']")
+        elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+            source = indexed_source(dataset, image_column, shuffle_block)
+        else:
+            raise TypeError(
+                "dataset must be a datasets.IterableDataset or have __len__ and __getitem__, got "
+                f"{type(dataset).__name__}; for files and Hub datasets use load_stream"
+            )
+        return cls(
+            source,
+            image_column=image_column,
+            shuffle_block=shuffle_block,
+            seed=seed,
+            skip_broken=skip_broken,
+            max_broken_share=max_broken_share,
+            max_pixels=max_pixels,
+        )
+
+    def shard(self, num_streams: int, index: int) -> "ImageStream":
+        """Returns logical stream `index` of `num_streams`, at its beginning: no unit of an epoch is in two of them."""
+        if not 0 <= index < num_streams:
+            raise ValueError(f"index must lie in [0, num_streams={num_streams}), got {index}")
+        if self.num_streams != 1:
+            raise ValueError(f"this is already stream {self.index} of {self.num_streams}; shard the whole stream")
+        return self._part(num_streams, index)
+
+    def _part(self, num_streams: int, index: int) -> "ImageStream":
+        part = copy(self)
+        part.num_streams, part.index = num_streams, index
+        part._start, part._position = _Position(), _Position()
+        part._last_broken = deque(maxlen=self._last_broken.maxlen)
+        return part
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data in which the position lies, from 0."""
+        return (self.index + self._position.units_done * self.num_streams) // self.source.units
+
+    @property
+    def skipped_images(self) -> int:
+        """How many broken images this stream has skipped since the start of training."""
+        return self._position.broken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position after the sample delivered last: plain values, some 600 bytes as JSON."""
+        return {
+            "fingerprint": dict(self.fingerprint),
+            "num_streams": self.num_streams,
+            "index": self.index,
+            **asdict(self._position),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Sets the position at which the next `iter()` starts.
+
+        Args:
+            state (`dict`): from `state_dict()`, also through JSON.
+
+        Raises:
+            ValueError: if it was made by another stream; the message names what differs.
+        """
+        if not isinstance(state, dict):
+            raise ValueError(f"state must be what state_dict() returned, got {type(state).__name__}")
+        names = [field.name for field in fields(_Position)]
+        missing = [name for name in ("fingerprint", "num_streams", "index", *names) if name not in state]
+        if missing:
+            raise ValueError(f"this is no state of an ImageStream: it lacks {', '.join(missing)}")
+        ours = {**self.fingerprint, "num_streams": self.num_streams, "index": self.index}
+        theirs = {**state["fingerprint"], "num_streams": state["num_streams"], "index": state["index"]}
+        refuse_difference(theirs, ours)
+        self._start = _Position(**{name: deepcopy(state[name]) for name in names})
+        self._position = deepcopy(self._start)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # a plain loader would stack images of many sizes, and each of its workers would give every image once more
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("torch.utils.data."):
+            raise TypeError(
+                "an ImageStream gives single images and does not go into a DataLoader; make the loader by "
+                "StreamBatches(stream, views, batch_size).loader()"
+            )
+        # no generator function: the state must be right before the first next()
+        self._position = deepcopy(self._start)
+        return self._walk(self._position)
+
+    def one_epoch(self, epoch: int = 0) -> Iterator[dict[str, Any]]:
+        """Iterates once over all the data, in the order in which a single logical stream visits it in that epoch.
+
+        Args:
+            epoch (`int`, *optional*, defaults to 0): which pass.
+
+        Returns:
+            `Iterator[dict]`: the samples; the position of the stream itself stays where it is.
+        """
+        units = self.source.units
+        return self._part(1, epoch * units)._walk(_Position(), end=units)
+
+    def reject(self, sample: dict[str, Any], reason: str) -> None:
+        """Counts the sample delivered last as broken, as if it had not been decoded.
+
+        Args:
+            sample (`dict`): the sample.
+            reason (`str`): why it cannot be used.
+
+        Raises:
+            BrokenStreamError: if too many are broken.
+            BrokenImageError: if broken samples are not to be skipped.
+        """
+        self._count_broken(self._position, sample["key"], reason)
+
+    def _walk(self, at: _Position, end: int | None = None) -> Iterator[dict[str, Any]]:
+        units = self.source.units
+        whole: set[int] = set()  # units that this walk has read from their first row, with their rows and broken ones
+        whole_rows = whole_broken = 0
+        barren: set[int] = set()  # of these, the ones without a usable image since the last usable one
+        while end is None or at.units_done < end:
+            resumed, usable = at.block > 0 or at.taken > 0, False
+            rows_before, broken_before = at.rows, at.broken
+            epoch, place = divmod(self.index + at.units_done * self.num_streams, units)
+            unit = int(unit_order(self.seed, epoch, units)[place])
+            reader = UnitReader(self.source, unit, at.unit_state)
+            while rows := reader.read(self.shuffle_block):
+                length = len(rows)
+                order = block_order(self.seed, epoch, unit, at.block, length)
+                for chosen in order[at.taken :].tolist():
+                    row, rows[chosen] = rows[chosen], {}  # a block shrinks while it is used
+                    at.taken += 1
+                    at.rows += 1
+                    number = at.row + chosen
+                    key = self.source.label.format(**row) or f"unit {unit} row {number}"
+                    try:
+                        image = self.decode(self.source.read(row), self.max_pixels)
+                    except BrokenImageError as error:
+                        self._count_broken(at, key, error.reason)
+                        continue
+                    broken = at.broken
+                    yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
+                    usable = usable or at.broken == broken
+                at.block, at.row, at.taken = at.block + 1, at.row + length, 0
+                at.unit_state = reader.state
+                if length < self.shuffle_block:
+                    break
+            at.units_done += 1
+            at.block, at.row, at.taken, at.unit_state = 0, 0, 0, None
+            if usable:
+                barren.clear()
+            elif not resumed:
+                barren.add(unit)
+            if not resumed and unit not in whole:
+                whole.add(unit)
+                whole_rows += at.rows - rows_before
+                whole_broken += at.broken - broken_before
+            if len(barren) == units:
+                self._stop(at.broken, at.rows, "; a whole pass gave no image")
+            if len(whole) == units and whole_broken > self.max_broken_share * whole_rows:
+                self._stop(whole_broken, whole_rows)
+
+    def _count_broken(self, at: _Position, key: str, reason: str) -> None:
+        if not self.skip_broken:
+            raise BrokenImageError(f"{key}: {reason}; mend or remove it, or pass skip_broken=True")
+        at.broken += 1
+        self._last_broken.append(f"{key}: {reason}")
+        often = at.broken > _BROKEN_LOGGED_ONE_BY_ONE
+        if not often or at.broken & (at.broken - 1) == 0:  # then at 16, 32, 64, ...
+            logger.warning(
+                "skipped %s: %s (%d of %d rows so far%s)",
+                key, reason, at.broken, at.rows, "; the next ones are not all logged" if often else "",
+            )  # fmt: skip
+        if at.broken >= _BROKEN_BEFORE_JUDGING and at.broken > self.max_broken_share * at.rows:
+            self._stop(at.broken, at.rows)
+
+    def _stop(self, broken: int, rows: int, detail: str = "") -> None:
+        if not self._last_broken:
+            raise BrokenStreamError(f"{self.source.name} holds no rows; pass data with images")
+        raise BrokenStreamError(
+            f"{broken} of the {rows} rows read from {self.source.name} are broken "
+            f"({broken / max(1, rows):.0%}, allowed max_broken_share={self.max_broken_share:.0%}{detail}). "
+            f"The last: {' | '.join(self._last_broken)}. Mend the data, or raise max_broken_share"
+        )
+
+
+def refuse_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raises a `ValueError` that names what differs between a saved fingerprint and the present one."""
+    changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if changed:
+        values = ", ".join(f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in changed)
+        raise ValueError(
+            f"the saved position belongs to another stream: {values}; open it as it was, or start without the state"
+        )
+
+
+def _check_unused(what: str, **options: tuple[Any, Any]) -> None:
+    for name, (value, default) in options.items():
+        if value != default:
+            option = {"config_name": " (--dataset_config)", "image_column": " (--image_column)"}.get(name, "")
+            raise ValueError(f"{name}{option} means nothing for {what}, got {value!r}; leave it out")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

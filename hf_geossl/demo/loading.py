@@ -1,0 +1,274 @@
+"""A folder becomes the model of a demo: the published trunk, and the heads where they are."""
+
+import json
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForPreTraining
+
+import hf_geossl  # noqa: F401 - registers the Auto classes
+from hf_geossl.training.checkpointing import list_checkpoints, why_not_whole
+from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+
+METHODS = {"gtsa": "GTSA", "loca": "LOCA", "equicoherent": "EquiCoherent"}
+_KEPT = 32  # pictures whose tokens are kept
+
+
+@dataclass
+class DemoModel:
+    """
+    A model as the demo uses it. Pictures given to its functions are RGB; they are scaled to the size that is asked for.
+
+    Args:
+        trunk (`PreTrainedModel`): What gets published: the teacher's trunk where there is a teacher.
+        whole (`PreTrainedModel`, *optional*): The pretraining model with its heads, which go with the student.
+        mean, std (three `float`): Normalisation of images in [0, 1].
+        source (`str`): Where the weights come from, in words.
+    """
+
+    trunk: Any
+    whole: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    _lock: Any = field(default_factory=Lock, repr=False)
+    _tokens: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.trunk.config
+
+    @property
+    def method(self) -> str:
+        """`"gtsa"`, `"loca"` or `"equicoherent"`."""
+        return self.config.model_type
+
+    @property
+    def name(self) -> str:
+        """The method as its paper writes it."""
+        return METHODS[self.method]
+
+    def size(self, finer: bool = False) -> tuple[int, int]:
+        """Height and width in pixels of what the model sees: as in training, or twice that."""
+        height, width = self.config.image_height_width
+        return (2 * height, 2 * width) if finer else (height, width)
+
+    def grid(self, finer: bool = False) -> tuple[int, int]:
+        """Rows and columns of patches of that size."""
+        height, width = self.size(finer)
+        return height // self.config.patch_size, width // self.config.patch_size
+
+    def unit_images(self, pictures: list[Image.Image], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Pictures, all scaled to one size, as `(pictures, 3, height, width)` in [0, 1]."""
+        height, width = size or self.size()
+        scaled = [picture.resize((width, height), Image.Resampling.BILINEAR) for picture in pictures]
+        bytes_ = torch.stack([torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8) for one in scaled])
+        return bytes_.view(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(..., 3, height, width)` in [0, 1] as the model wants them."""
+        return (images - images.new_tensor(self.mean)[:, None, None]) / images.new_tensor(self.std)[:, None, None]
+
+    def pixels(self, pictures: list[Image.Image], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Normalised pictures `(pictures, 3, height, width)`."""
+        return self.normalize(self.unit_images(pictures, size))
+
+    @torch.no_grad()
+    def encode(self, picture: Image.Image, finer: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What the trunk makes of a picture.
+
+        Args:
+            picture (`PIL.Image.Image`): The picture.
+            finer (`bool`): Whether the model sees twice the size that it was trained at.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: patch tokens `(rows, columns, hidden_size)`, and the feature that stands
+            for the picture, `(hidden_size,)`.
+        """
+        key = (picture.tobytes(), picture.size, finer)
+        with self._lock:
+            if key in self._tokens:
+                self._tokens.move_to_end(key)
+                return self._tokens[key]
+            outputs = self.trunk(self.pixels([picture], self.size(finer)))
+            tokens = self.trunk.patch_tokens(outputs)[0].unflatten(0, self.grid(finer))
+            self._tokens[key] = tokens, outputs.pooler_output[0]
+            while len(self._tokens) > _KEPT:
+                self._tokens.popitem(last=False)
+            return self._tokens[key]
+
+    @torch.no_grad()
+    def last_attention(self, picture: Image.Image, finer: bool = False) -> torch.Tensor:
+        """The last layer's attention for a picture, `(heads, tokens, tokens)`: who looks (rows) at whom (columns)."""
+        kept: list[torch.Tensor] = []
+        attention = self.trunk.encoder.layer[-1].attention
+        with self._lock:
+            hook = attention.register_forward_hook(lambda module, inputs, outputs: kept.append(outputs[1]))
+            try:
+                self.trunk(self.pixels([picture], self.size(finer)))
+            finally:
+                hook.remove()
+        return kept[0][0]
+
+    def why_no_head(self) -> str | None:
+        """One sentence on what this model cannot show and why; None where nothing is missing."""
+        config, whole = self.config, self.whole
+        if whole is None:
+            missing = {
+                "gtsa": "predicting quarter turns takes the rotation head",
+                "loca": "placing a box takes the position head",
+                "equicoherent": "reconstructing the way of a transformation takes the decoders",
+            }[self.method]
+            return (
+                f"This folder holds the trunk alone, so one tab is missing: {missing} of the whole pretraining model, "
+                "which a run keeps in its checkpoint folders."
+            )
+        if self.method == "equicoherent" and whole.reconstruction is None:
+            return (
+                "This model was pretrained without decoders (its host's loss alone), so there is no tab with "
+                "reconstructions."
+            )
+        height, width = self.size()
+        if self.method == "gtsa" and height != width:
+            return f"The model sees {width} x {height} pixels, which no quarter turn leaves so: that tab is missing."
+        if self.method == "loca" and config.location_target == "self":
+            return "This model was trained to place patches in their own view, not in another: no box can be placed."
+        if self.method == "loca" and height != width:
+            return f"Boxes are placed in square pictures, and this model sees {width} x {height} pixels: no box can be placed."
+        return None
+
+
+def find_model(folder: Path) -> tuple[Path, dict[str, Any], str]:
+    """
+    Finds what a demo shows of a folder, see `open_model`.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Returns:
+        `tuple[Path, dict, str]`: The folder with the weights, what its config.json says, and, where it is a checkpoint of
+        the given one, words that say so.
+
+    Raises:
+        ValueError: If there is no folder, or no model of this library in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(folder)!r}: give the folder of a run, of a checkpoint or of a model")
+    config = _read_config(folder)
+    place = ""
+    if config is None or not is_whole(config):
+        for checkpoint in list_checkpoints(folder):
+            inner = _read_config(checkpoint)
+            if inner is not None and is_whole(inner) and why_not_whole(checkpoint) is None:
+                config, folder, place = inner, checkpoint, f" in {checkpoint.name}"
+                break
+    if config is None:
+        raise ValueError(
+            f"{str(folder)!r} holds no model: there is no config.json in it, and no whole checkpoint-N folder"
+        )
+    if config.get("model_type") not in METHODS:
+        raise ValueError(
+            f"{str(folder)!r} holds a model of type {config.get('model_type')!r}; the demo shows {', '.join(METHODS)}"
+        )
+    return folder, config, place
+
+
+def open_model(folder: Path) -> DemoModel:
+    """
+    Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk.
+
+    Args:
+        folder (`Path`): The folder. Of a run's, the newest whole checkpoint with a pretraining model is opened, and the
+            trunk beside it where there is none.
+
+    Returns:
+        `DemoModel`: In float32 and eval mode.
+
+    Raises:
+        ValueError: If there is no folder, no model of this library in it, or its weights cannot be read.
+    """
+    folder, config, place = find_model(folder)
+    auto_class = AutoModelForPreTraining if is_whole(config) else AutoModel
+    model = _load(auto_class, folder)
+    if model.config.num_channels != 3:
+        raise ValueError(f"the demo shows colour pictures, and this model takes {model.config.num_channels} channels")
+    mean, std = _normalization(folder)
+    if auto_class is AutoModel:
+        return DemoModel(model, None, mean, std, f"the trunk{place}")
+    taught = model.teacher is not None
+    trunk = getattr(model.teacher, model.base_model_prefix) if taught else model.base_model
+    return DemoModel(trunk, model, mean, std, f"the {'teacher' if taught else 'student'}{place}")
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config.json in {str(folder)!r} cannot be read: {_first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json in {str(folder)!r} is no configuration of a model")
+    return config
+
+
+def is_whole(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a pretraining model with its heads."""
+    return any(str(name).endswith("ForPreTraining") for name in config.get("architectures") or [])
+
+
+def _load(auto_class: Any, folder: Path) -> Any:
+    try:
+        model, info = auto_class.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",  # the one that tells its weights
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers, safetensors and huggingface_hub raise a dozen kinds
+        raise ValueError(f"the model in {str(folder)!r} cannot be opened: {_first_line(error)}") from error
+    wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    if wrong:
+        raise ValueError(
+            f"the weights in {str(folder)!r} are incomplete: {wrong[0]} and {len(wrong) - 1} more are missing"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def processor_files(folder: Path) -> list[Path]:
+    """Where a model's image processor is stated: in its folder, or beside it where it is a checkpoint of a run."""
+    places = [folder, folder.parent] if re.fullmatch(r"checkpoint-\d+", folder.name) else [folder]
+    return [path for place in places if (path := place / "preprocessor_config.json").is_file()]
+
+
+def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that the folder's image processor states, or ImageNet's."""
+    paths = processor_files(folder)
+    if not paths:
+        return IMAGENET_MEAN, IMAGENET_STD
+    try:
+        stated = json.loads(paths[0].read_text(encoding="utf-8"))
+        mean, std = (tuple(float(value) for value in stated[name]) for name in ("image_mean", "image_std"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"preprocessor_config.json in {str(folder)!r} cannot be read: {_first_line(error)}") from error
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(
+            f"preprocessor_config.json in {str(folder)!r} must give three means and three positive deviations"
+        )
+    return mean, std
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,278 @@
+"""The page: pictures to choose, tabs, and what happens when."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from hf_geossl.demo.assets import STRIP_SCRIPT, STYLE
+from hf_geossl.demo.loading import DemoModel, open_model
+from hf_geossl.demo.markup import strip
+from hf_geossl.demo.pictures import MAX_BYTES, UploadError, fit_picture, read_upload, sample_pictures
+from hf_geossl.demo.tabs import Chosen, Tab, attention_tab, correspondence_tab, features_tab, neighbours_tab
+from hf_geossl.demo.tabs_heads import head_tabs
+
+logger = logging.getLogger(__name__)
+
+_COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
+_SESSIONS = 200
+_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
+
+
+@dataclass
+class Picked:
+    """
+    A person's picture A or B.
+
+    Args:
+        index (`int`): Of a sample, -1 for the upload.
+        upload (`PIL.Image.Image`, *optional*): In the model's shape, at the size of the page.
+    """
+
+    index: int
+    upload: Image.Image | None = None
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a person see one plain sentence where a function fails; what is unexpected goes to the log."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except UploadError as error:
+            raise gr.Error(str(error), print_exception=False, title="Picture not used") from error
+        except Exception as error:
+            logger.exception("the demo could not answer")
+            sentence = "This could not be computed. Your pictures are kept; please try again or choose others."
+            raise gr.Error(sentence, print_exception=False, title="Sorry") from error
+
+    return guarded
+
+
+class Page:
+    """
+    The page of a model while it is built.
+
+    Args:
+        model (`DemoModel`): The model.
+        samples (`list[PIL.Image.Image]`): Sample pictures, two or more, of any size.
+    """
+
+    def __init__(self, model: DemoModel, samples: list[Image.Image]) -> None:
+        self.model = model
+        self.samples = [fit_picture(sample, model.size()) for sample in samples]
+        self.common: list[Any] = []
+        self.tabs: list[Tab] = []
+
+    def build(self) -> gr.Blocks:
+        """The page with everything that happens on it."""
+        makers = [
+            ("Features", partial(features_tab, self.model)),
+            ("Correspondence", partial(correspondence_tab, self.model)),
+            *head_tabs(self.model, self.samples),
+            ("Attention", partial(attention_tab, self.model)),
+            ("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)),
+        ]
+        if self.model.config.hidden_size < 3:
+            makers = makers[1:]  # three components are shown
+        with gr.Blocks(title=f"{self.model.name} demo", analytics_enabled=False, delete_cache=(600, 600)) as demo:
+            self.current = gr.State(makers[0][0])
+            gr.HTML(STYLE, js_on_load=None, apply_default_css=False)
+            gr.Markdown(self._about())
+            with gr.Row(equal_height=False):
+                choosers = [self._chooser(name, index) for index, name in enumerate(("Picture A", "Picture B"))]
+            grids = [self.model.grid(finer) for finer in (False, True)]
+            kinds = ("as in training", "finer")
+            labels = [f"{rows} × {columns}, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
+            finer = gr.Radio(
+                list(zip(labels, (False, True), strict=True)),
+                value=max(grids[0]) < _COARSE,
+                label="Patches",
+                info="What comes from the heads of pretraining is always shown as in training.",
+            )
+            self.place = gr.State((0.5, 0.5))
+            self.common = [choosers[0][0], choosers[1][0], finer, self.place]
+            with gr.Tabs(overflow_behavior="wrap"):
+                containers = []
+                for name, make in makers:
+                    with gr.Tab(name) as container:
+                        self.tabs.append(make())
+                    containers.append(container)
+            for tab, container in zip(self.tabs, containers, strict=True):
+                self._wire(tab, container)
+            self._refresh(finer.change, trigger_mode="always_last")
+            self._refresh(demo.load)
+            for chooser in choosers:
+                self._wire_chooser(*chooser)
+        return demo
+
+    def _about(self) -> str:
+        model = self.model
+        height, width = model.size()
+        millions = sum(parameter.numel() for parameter in model.trunk.parameters()) / 1e6
+        lines = [
+            f"# {model.name}: what the model sees",
+            f"A vision transformer of {millions:.1f} million parameters that learned from pictures without labels, in "
+            f"views of {width} × {height} pixels and patches of {model.config.patch_size}. The features shown are those "
+            f"of {model.source}. Pictures are cut to its shape and scaled to its size.",
+        ]
+        missing = model.why_no_head()
+        return "\n\n".join([*lines, *([f"**{missing}**"] if missing else [])])
+
+    # ---- Pictures A and B
+
+    def _chooser(self, name: str, index: int) -> tuple[Any, ...]:
+        with gr.Column(min_width=280):
+            gr.Markdown(f"### {name}")
+            state = gr.State(Picked(index))
+            pictures = gr.HTML(strip(self.samples, index, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
+            upload = gr.UploadButton(
+                f"Upload p{name[1:]}",
+                file_types=["image"],
+                type="binary",
+                elem_classes=["geo-upload"],
+            )
+        return state, pictures, upload, name
+
+    def _wire_chooser(self, state: Any, pictures: Any, upload: Any, name: str) -> None:
+        def choose(event: gr.EventData, picked: Picked) -> list[Any]:
+            index = int(event.index)
+            if not -1 <= index < len(self.samples) or (index == -1 and picked.upload is None):
+                raise IndexError(f"there is no sample {index}")
+            return [Picked(index, picked.upload), strip(self.samples, index, picked.upload, name)]
+
+        def take(content: bytes) -> list[Any]:
+            own = fit_picture(read_upload(content), self.model.size())
+            return [Picked(-1, own), strip(self.samples, -1, own, name)]
+
+        chosen = pictures.choose(plainly(choose), [state], [state, pictures], api_visibility="private")
+        taken = upload.upload(plainly(take), [upload], [state, pictures], api_name=f"upload_{name[-1].lower()}")
+        self._refresh(chosen.success)
+        self._refresh(taken.success)
+
+    # ---- Tabs
+
+    def _show(self, tab: Tab, *values: Any) -> list[Any]:
+        """The outputs of a tab for the values of `common` and of its inputs."""
+        first, second, finer, place = values[:4]
+        pictures = [one.upload if one.index < 0 else self.samples[one.index] for one in (first, second)]
+        return tab.show(Chosen(pictures[0], pictures[1], bool(finer), place), *values[4:])
+
+    def _wire(self, tab: Tab, container: Any) -> None:
+        inputs, name = [*self.common, *tab.inputs], tab.name
+        set_by_pick = tab.inputs[: tab.pick_sets is not None]
+
+        def select(*values: Any) -> list[Any]:
+            return [name, *self._show(tab, *values)]
+
+        def show(*values: Any) -> list[Any]:
+            return self._show(tab, *values)
+
+        def pick(event: gr.EventData, *values: Any) -> list[Any]:
+            place = tuple(min(max(float(value), 0.0), 1.0) for value in (event.x, event.y))
+            own = list(values[4:]) if tab.pick_sets is None else [tab.pick_sets, *values[5:]]
+            return [place, *own[: len(set_by_pick)], *self._show(tab, *values[:3], place, *own)]
+
+        def draw(event: gr.EventData, *values: Any) -> list[Any]:
+            box = tuple(min(max(float(value), 0.0), 1.0) for value in (event.x1, event.y1, event.x2, event.y2))
+            return [box, *self._show(tab, *values[:4], box)]
+
+        container.select(
+            plainly(select),
+            inputs,
+            [self.current, *tab.outputs],
+            api_name=name.lower().replace(" ", "_"),
+            show_progress="minimal",
+        )
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        for control in tab.inputs:
+            if not isinstance(control, gr.State):
+                control.input(plainly(show), inputs, tab.outputs, trigger_mode="always_last", **private)
+        if tab.picked is not None:
+            outputs = [self.place, *set_by_pick, *tab.outputs]
+            tab.picked.pick(plainly(pick), inputs, outputs, trigger_mode="always_last", **private)
+        if tab.boxed is not None:
+            tab.boxed.box(plainly(draw), inputs, [tab.box, *tab.outputs], trigger_mode="always_last", **private)
+
+    def _refresh(self, event: Any, **kwargs: Any) -> None:
+        """Lets an event show the open tab anew; the others follow when they are opened."""
+        counts = [len(tab.inputs) for tab in self.tabs]
+
+        def refresh(current: str, *values: Any) -> list[Any]:
+            common, rest, found = values[:4], list(values[4:]), []
+            for tab, count in zip(self.tabs, counts, strict=True):
+                own, rest = rest[:count], rest[count:]
+                opened = tab.name == current
+                found += self._show(tab, *common, *own) if opened else [gr.skip() for _ in tab.outputs]
+            return found
+
+        inputs = [component for tab in self.tabs for component in tab.inputs]
+        outputs = [component for tab in self.tabs for component in tab.outputs]
+        event(
+            plainly(refresh),
+            [self.current, *self.common, *inputs],
+            outputs,
+            api_visibility="private",
+            show_progress="minimal",
+            **kwargs,
+        )
+
+
+def build_demo(folder: Path, samples: Path | None = None) -> gr.Blocks:
+    """See `hf_geossl.demo.build_demo`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    model = open_model(folder)
+    return Page(model, sample_pictures(samples)).build()
+
+
+def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say: Callable[[str], None]) -> gr.Blocks:
+    """
+    Serves a page with its limits; see `hf_geossl.demo.launch_demo`.
+
+    Args:
+        demo (`gradio.Blocks`): The page.
+        host, port, block, say: As of `launch_demo`.
+
+    Returns:
+        `gradio.Blocks`: The page.
+    """
+    demo.queue(max_size=64, default_concurrency_limit=2)
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            inbrowser=False,
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            show_error=False,
+            footer_links=[],
+            max_file_size=MAX_BYTES,
+            state_session_capacity=_SESSIONS,
+            theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
+                block_info_text_color="*neutral_600",
+                block_info_text_color_dark="*neutral_300",
+                body_text_color_subdued="*neutral_600",
+                body_text_color_subdued_dark="*neutral_300",
+            ),
+        )
+    except OSError as error:
+        taken = "every port from 7860 on is" if port is None else f"port {port} is"
+        raise OSError(f"{taken} in use or not to be had at {host}: choose another with --port") from error
+    say(f"the demo runs at {demo.local_url} (Ctrl-C ends it)")
+    if block:
+        demo.block_thread()
+    return demo

@@ -1,0 +1,162 @@
+"""Pictures on their way into the page and out of it: read within limits, cut to shape, coloured, marked, encoded."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageOps
+
+from hf_geossl.data import sample_scene
+from hf_geossl.data.images import EXTENSIONS, BrokenImageError, decode_image
+from hf_geossl.data.scenes import render
+
+MAX_BYTES = 16 * 2**20
+MAX_PIXELS = 2**25
+SIDE = 448  # of a picture on the page
+_SCENES = [
+    ("scene", 3),
+    ("scene", 5),
+    ("scene", 8),
+    ("scene", 12),
+    ("topdown", 1),
+    ("topdown", 4),
+    ("object", 2),
+    ("object", 7),
+]
+# the colours of a heat map from its smallest to its largest value
+_HEAT = torch.tensor([[13, 8, 60], [92, 18, 110], [190, 55, 84], [245, 125, 21], [252, 240, 130]], dtype=torch.float32)
+_MARK = ((0, 0, 0), (255, 255, 255), (0, 200, 255))
+
+
+class UploadError(ValueError):
+    """An upload that cannot be used; the message is a sentence for the person."""
+
+
+def read_upload(content: bytes) -> Image.Image:
+    """
+    Decodes what somebody has uploaded.
+
+    Args:
+        content (`bytes`): The file.
+
+    Returns:
+        `PIL.Image.Image`: Upright RGB.
+
+    Raises:
+        UploadError: If it is no picture, broken or too large.
+    """
+    if len(content) > MAX_BYTES:
+        raise UploadError(
+            f"This file has {len(content) / 2**20:.0f} MiB; the demo takes up to {MAX_BYTES // 2**20} MiB."
+        )
+    try:
+        return decode_image(content, MAX_PIXELS)
+    except BrokenImageError as error:
+        if "max_pixels" in error.reason:
+            raise UploadError(
+                f"This picture has more than the {MAX_PIXELS / 1e6:.0f} million pixels that the demo takes; "
+                "please scale it down."
+            ) from error
+        raise UploadError(
+            "This file cannot be read as a picture; it may be damaged or of another kind. Please try a JPEG or PNG."
+        ) from error
+
+
+def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of a picture in the shape that the model sees, `(height, width)`, at the size of the page."""
+    height, width = size
+    scale = SIDE / max(size)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return ImageOps.fit(picture, shape, Image.Resampling.BICUBIC)
+
+
+def scene_pictures(side: int = SIDE) -> list[Image.Image]:
+    """Eight scenes of the embedded dataset's test split, which pretraining does not see."""
+    return [Image.fromarray(render(sample_scene("test", index, mode=mode), side).image) for mode, index in _SCENES]
+
+
+def sample_pictures(folder: Path | None) -> list[Image.Image]:
+    """
+    The sample pictures.
+
+    Args:
+        folder (`Path`, *optional*): Holds them; scenes are drawn by default.
+
+    Returns:
+        `list[PIL.Image.Image]`: In the order of their names.
+
+    Raises:
+        ValueError: If the folder holds no picture, or one that cannot be read.
+    """
+    if folder is None:
+        return scene_pictures()
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS)
+    if len(paths) < 2:
+        raise ValueError(f"samples must be a folder of two or more pictures, got {str(folder)!r} with {len(paths)}")
+    try:
+        return [decode_image(path, MAX_PIXELS) for path in paths]
+    except BrokenImageError as error:
+        raise ValueError(f"samples hold a picture that cannot be read: {error.reason}") from error
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture inside of the page: JPEG, or PNG where it has few colours."""
+    buffer = io.BytesIO()
+    flat = picture.getcolors(4096) is not None
+    picture.save(buffer, "PNG" if flat else "JPEG", **({} if flat else {"quality": 88}))
+    kind = "png" if flat else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def from_unit(image: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """An image `(3, height, width)` in [0, 1] as a picture, enlarged to `(width, height)` without smoothing."""
+    picture = Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    return picture if size is None else picture.resize(size, Image.Resampling.NEAREST)
+
+
+def from_colors(colors: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+    """One colour a patch, `(rows, columns, 3)` in [0, 1], at a size `(width, height)`."""
+    return from_unit(colors.permute(2, 0, 1), size)
+
+
+def heat_map(picture: Image.Image, values: torch.Tensor) -> Image.Image:
+    """
+    Lays one value a patch over a picture, from its smallest (dark blue) to its largest (yellow).
+
+    Args:
+        picture (`PIL.Image.Image`): RGB.
+        values (`torch.Tensor` of shape `(rows, columns)`): The values.
+
+    Returns:
+        `PIL.Image.Image`: Of the picture's size.
+    """
+    share = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12) * (len(_HEAT) - 1)
+    below = share.floor().long().clamp_max(len(_HEAT) - 2)
+    colors = _HEAT[below] + (share - below)[..., None] * (_HEAT[below + 1] - _HEAT[below])
+    return Image.blend(ImageOps.grayscale(picture).convert("RGB"), from_colors(colors / 255, picture.size), 0.65)
+
+
+def cell_box(cell: tuple[int, int], grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom in pixels of a patch `(row, column)` over a picture of `(width, height)`."""
+    (row, column), (rows, columns), (width, height) = cell, grid, size
+    return (
+        round(column * width / columns),
+        round(row * height / rows),
+        round((column + 1) * width / columns) - 1,
+        round((row + 1) * height / rows) - 1,
+    )
+
+
+def marked(picture: Image.Image, box: Sequence[int]) -> Image.Image:
+    """A copy of a picture with a box outlined in black, white and blue, which is seen on any ground."""
+    picture = picture.copy()
+    draw = ImageDraw.Draw(picture)
+    for ring, color in enumerate(_MARK):
+        left, top, right, bottom = box[0] - ring, box[1] - ring, box[2] + ring, box[3] + ring
+        draw.rectangle((left, top, right, bottom), outline=color, width=1)
+    left, top, right, bottom = box[0] - 5, box[1] - 5, box[2] + 5, box[3] + 5
+    draw.rectangle((left, top, right, bottom), outline=_MARK[2], width=3)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_MARK[0], width=1)
+    return picture

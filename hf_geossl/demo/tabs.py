@@ -1,0 +1,224 @@
+"""The tabs that any trunk has: features, correspondence, attention, nearest neighbours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from hf_geossl.demo.analyses import (
+    attention_map,
+    cell_at,
+    feature_colors,
+    find_match,
+    nearest_patches,
+    nearest_pictures,
+)
+from hf_geossl.demo.assets import PICTURE_SCRIPT
+from hf_geossl.demo.loading import DemoModel
+from hf_geossl.demo.markup import Figure, figures, said
+from hf_geossl.demo.pictures import cell_box, from_colors, heat_map, marked
+
+_NEAREST = 4  # pictures and patches that are shown
+
+
+@dataclass
+class Chosen:
+    """
+    What a person has chosen for all tabs.
+
+    Args:
+        first, second (`PIL.Image.Image`): Pictures A and B.
+        finer (`bool`): Whether the model sees twice the size that it was trained at.
+        place (`(x, y)`): The clicked place of picture A, in shares of its sides.
+    """
+
+    first: Image.Image
+    second: Image.Image
+    finer: bool
+    place: tuple[float, float]
+
+
+@dataclass
+class Tab:
+    """
+    A tab of the page.
+
+    Args:
+        name (`str`): Its title.
+        show (`Callable`): `show(chosen, *values)` gives one value for each output; one value for each input.
+        outputs, inputs (`list`): Components.
+        picked (component, *optional*): On which places of picture A are clicked.
+        pick_sets (*optional*): What the first input becomes when one is.
+        boxed (component, *optional*): On which a box is drawn; its corners go to `box`, an input.
+    """
+
+    name: str
+    show: Callable[..., list[Any]]
+    outputs: list[Any]
+    inputs: list[Any] = field(default_factory=list)
+    picked: Any = None
+    pick_sets: Any = None
+    boxed: Any = None
+    box: Any = None
+
+
+def picture_area() -> Any:
+    """Where pictures are shown that can be clicked or drawn on."""
+    return gr.HTML(js_on_load=PICTURE_SCRIPT, apply_default_css=False)
+
+
+def plain_area() -> Any:
+    """Where pictures and texts are shown."""
+    return gr.HTML(js_on_load=None, apply_default_css=False)
+
+
+def features_tab(model: DemoModel) -> Tab:
+    """Principal components of patch features, of each picture alone and of both together."""
+    gr.Markdown(
+        "Each patch has a feature of many numbers; here its three strongest directions are shown as red, green and blue. "
+        "**Patches of one colour look alike to the model.** A colour means nothing by itself, and it can be compared "
+        "between pictures only where they are coloured together."
+    )
+    gr.Markdown("### Each picture by itself")
+    alone = plain_area()
+    gr.Markdown("### Both together: colours can be compared")
+    together = plain_area()
+
+    def show(chosen: Chosen) -> list[Any]:
+        pictures = {"A": chosen.first, "B": chosen.second}
+        both = feature_colors(model, list(pictures.values()), chosen.finer)
+        first, joint = [], []
+        for (name, picture), colors in zip(pictures.items(), both, strict=True):
+            own = feature_colors(model, [picture], chosen.finer)[0]
+            first += [Figure(picture, f"Picture {name}"), Figure(from_colors(own, picture.size), f"Features of {name}")]
+            joint += [
+                Figure(picture, f"Picture {name}"),
+                Figure(from_colors(colors, picture.size), f"Features of {name}"),
+            ]
+        return [figures(*first, columns=4), figures(*joint, columns=4)]
+
+    return Tab("Features", show, [alone, together])
+
+
+def correspondence_tab(model: DemoModel) -> Tab:
+    """A clicked patch of picture A, and where it is found in picture B."""
+    gr.Markdown(
+        "**Click a patch of picture A** (or move it with the arrow keys). Picture B shows how similar each of its patches "
+        "is, from dark blue to yellow, and the most similar one is marked. There is always a most similar patch, also "
+        "where nothing in B corresponds: the look back tells more."
+    )
+    area, text = picture_area(), plain_area()
+
+    def show(chosen: Chosen) -> list[Any]:
+        grid = model.grid(chosen.finer)
+        cell = cell_at(chosen.place, grid)
+        match = find_match(model, chosen.first, chosen.second, cell, chosen.finer)
+        here, there = (cell_box(one, grid, chosen.first.size) for one in (cell, match.best))
+        low, high = match.cosines.min().item(), match.cosines.max().item()
+        back = "the same patch" if match.back == cell else f"another patch, {_apart(match.back, cell)} away"
+        return [
+            figures(
+                Figure(marked(chosen.first, here), "Picture A: click a patch", "pick", chosen.place, grid),
+                Figure(
+                    marked(heat_map(chosen.second, match.cosines), there),
+                    f"Picture B: similarity (cosine) from {low:.2f} to {high:.2f}",
+                ),
+                Figure(marked(chosen.second, there), "Picture B: the most similar patch"),
+            ),
+            said(
+                f"The patch in row {cell[0] + 1}, column {cell[1] + 1} of A is found in row {match.best[0] + 1}, column "
+                f"{match.best[1] + 1} of B, with a cosine of {match.cosine:.3f}. Looking back from there, the most "
+                f"similar patch of A is {back}."
+            ),
+        ]
+
+    return Tab("Correspondence", show, [area, text], picked=area)
+
+
+def _apart(one: tuple[int, int], other: tuple[int, int]) -> str:
+    distance = ((one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2) ** 0.5
+    return f"{distance:.1f} patches" if distance != 1 else "1 patch"
+
+
+def attention_tab(model: DemoModel) -> Tab:
+    """What the last layer's class token or a clicked patch looks at."""
+    class_token = model.config.use_class_token
+    note = "This model has no class token." if not class_token else ""
+    if class_token and model.method == "gtsa":
+        note = "GTSA does not train its class token directly, so a patch tells more."
+    gr.Markdown(
+        "How much one token of the last layer looks at each patch of picture A: yellow is most, dark blue is least. **Click "
+        f"a patch** to see what that patch looks at. {note} Attention shows where a head takes its values from, not why."
+    )
+    starts = [("the clicked patch", "patch"), *([("the class token", "class")] if class_token else [])]
+    first = "class" if class_token and model.method == "equicoherent" else "patch"
+    start = gr.Radio(starts, value=first, label="Who looks", visible=class_token)
+    heads = [("mean of all", -1), *((str(head + 1), head) for head in range(model.config.num_attention_heads))]
+    head = gr.Radio(heads, value=-1, label="Head")
+    area, text = picture_area(), plain_area()
+
+    def show(chosen: Chosen, start: str, head: int) -> list[Any]:
+        grid = model.grid(chosen.finer)
+        cell = cell_at(chosen.place, grid) if start == "patch" else None
+        if not -1 <= int(head) < model.config.num_attention_heads:
+            raise IndexError(f"there is no head {head}")
+        seen = attention_map(model, chosen.first, cell, None if head < 0 else int(head), chosen.finer)
+        who = "the class token" if cell is None else f"the patch in row {cell[0] + 1}, column {cell[1] + 1}"
+        picture, heat = chosen.first, heat_map(chosen.first, seen)
+        if cell is not None:
+            box = cell_box(cell, grid, picture.size)
+            picture, heat = marked(picture, box), marked(heat, box)
+        by = "the mean of all heads" if head < 0 else f"head {int(head) + 1}"
+        return [
+            figures(
+                Figure(picture, "Picture A: click a patch", "pick", chosen.place, grid),
+                Figure(heat, f"What {who} looks at, {by}"),
+                narrow=1,
+            ),
+            said(
+                f"{100 * seen.sum().item():.0f}% of the attention goes to patches; the largest share of one patch is "
+                f"{100 * seen.max().item():.1f}%, where even attention would be {100 / seen.numel():.1f}%."
+            ),
+        ]
+
+    return Tab("Attention", show, [area, text], [start, head], picked=area, pick_sets="patch")
+
+
+def neighbours_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
+    """The sample pictures nearest to picture A, and the patches nearest to a clicked one."""
+    pooled = "the class token" if model.method == "equicoherent" else "the mean of all patches"
+    gr.Markdown(
+        f"What among the sample pictures is nearest to picture A by the cosine of features (of {pooled} for pictures), and "
+        "**nearest to the patch that you click**: the best patch of each picture, nearest first. There are few samples: "
+        "the nearest of them need not be near."
+    )
+    gr.Markdown("### Pictures like picture A")
+    pictures = plain_area()
+    gr.Markdown("### Patches like the clicked one")
+    area = picture_area()
+
+    def show(chosen: Chosen) -> list[Any]:
+        grid = model.grid(chosen.finer)
+        cell = cell_at(chosen.place, grid)
+        near = nearest_pictures(model, chosen.first, samples, chosen.finer)[:_NEAREST]
+        patches = nearest_patches(model, chosen.first, cell, samples, chosen.finer)[:_NEAREST]
+        here = marked(chosen.first, cell_box(cell, grid, chosen.first.size))
+        found = [
+            Figure(marked(samples[index], cell_box(best, grid, samples[index].size)), f"{place}. cosine {cosine:.3f}")
+            for place, (index, best, cosine) in enumerate(patches, start=1)
+        ]
+        return [
+            figures(
+                Figure(chosen.first, "Picture A"),
+                *(
+                    Figure(samples[index], f"{place}. cosine {cosine:.3f}")
+                    for place, (index, cosine) in enumerate(near, start=1)
+                ),
+                columns=5,
+            ),
+            figures(Figure(here, "Picture A: click a patch", "pick", chosen.place, grid), *found),
+        ]
+
+    return Tab("Nearest neighbours", show, [pictures, area], picked=area)

@@ -1,0 +1,1 @@
+"""Heads that protocols train on top of a trunk."""

@@ -1,0 +1,238 @@
+"""Trunk and dense head trained together: batches with maps of truth, random frames, windows over larger images."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.protocols.fit import fit, layer_decay_groups
+from hf_geossl.evaluation.samples import Samples
+
+MapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class DenseTraining:
+    """
+    How trunk and head are trained together, with AdamW, a linear warm-up and a linear way down to 0.
+
+    Args:
+        steps (`int`): Optimizer steps.
+        batch_size (`int`): Images a step.
+        learning_rate (`float`): Peak, of the head.
+        trunk_factor (`float`): The trunk's learning rate in parts of the head's.
+        layer_decay (`float`): Further factor a layer of the trunk, from the last down, in (0, 1].
+        weight_decay (`float`): Of weights; biases, norms, tokens and positions are not decayed.
+        warmup_steps (`int`): Steps in which the learning rate rises.
+        crop_size (`int`, *optional*): Side in pixels of what is trained on, a multiple of the patch size; the whole image by
+            default. Larger images are then measured by windows of this side.
+        scales (two `float`): Range of the random scale of training images before they are cut.
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
+    """
+
+    steps: int = 300
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    trunk_factor: float = 1.0
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    warmup_steps: int = 30
+    crop_size: int | None = None
+    scales: tuple[float, float] = (0.5, 2.0)
+    random_floor: bool = False
+
+
+def training_batches(
+    encoder: Encoder, samples: Samples, target: str, batch_size: int, seed: int, options: EvaluationOptions
+) -> Iterator[dict[str, Any]]:
+    """
+    Batches without end, in an order that follows from the seed. Scenes are rendered once, to a file that goes away by itself;
+    other images are read each time.
+
+    Args:
+        encoder (`Encoder`): For the progress bar's name.
+        samples (`Samples`): The images.
+        target (`str`): The map that they must have.
+        batch_size (`int`): Images a batch; where there are fewer, some come more than once.
+        seed (`int`): Of the order.
+        options (`EvaluationOptions`): Workers and progress.
+
+    Returns:
+        `Iterator[dict]`: `"image"` (`(batch, 3, height, width)`, uint8) and the target.
+
+    Raises:
+        ValueError: If the samples have no such map.
+    """
+    require(samples, target)
+    if samples.mode is None:
+        yield from samples.endless_batches(batch_size, seed, num_workers=options.num_workers)
+    columns = compute_features(encoder, samples, ["image", target], replace(options, cache_dir=None))
+    for rows in shuffled_rows(len(columns["image"]), batch_size, seed):
+        yield {name: torch.from_numpy(np.asarray(column[rows])) for name, column in columns.items()}
+
+
+def shuffled_rows(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Whole batches of row numbers below `count` without end, each pass in another order; repeated where too few."""
+    repeats = -(-batch_size // count)
+    for epoch in range(2**31):
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        order = np.concatenate([order] * repeats)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def require(samples: Samples, target: str) -> None:
+    """
+    Raises:
+        ValueError: If the first sample lacks the target.
+    """
+    if target not in next(iter(samples)):
+        raise ValueError(
+            f"{samples.name} has no {target!r}, which this task needs: choose data with it, or name its column"
+        )
+
+
+def train_dense(
+    encoder: Encoder,
+    head: nn.Module,
+    samples: Samples,
+    target: str,
+    compute_loss: MapLoss,
+    settings: DenseTraining,
+    options: EvaluationOptions,
+    *,
+    unknown: int,
+    seed: int,
+    description: str,
+) -> list[float]:
+    """
+    Trains trunk and head on random frames. Call it inside `seeded`.
+
+    Args:
+        encoder (`Encoder`): The trunk, trainable.
+        head (`nn.Module`): What stands on it.
+        samples (`Samples`): The images.
+        target (`str`): The map that is learnt, `"semantic"` or `"depth"`.
+        compute_loss (`Callable`): Maps normalised images `(batch, 3, side, side)` and targets `(batch, side, side)` to a loss.
+        settings (`DenseTraining`): How.
+        options (`EvaluationOptions`): Workers and progress.
+        unknown (`int`): What the target is where there is no truth.
+        seed (`int`): Of the order of images.
+        description (`str`): For the progress bar.
+
+    Returns:
+        `list[float]`: The loss of each step.
+    """
+    groups = layer_decay_groups(
+        encoder,
+        head,
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.layer_decay,
+        trunk_factor=settings.trunk_factor,
+    )
+    side = settings.crop_size or samples.size
+
+    def loss_of(batch: dict[str, Any]) -> torch.Tensor:
+        targets = batch[target].to(encoder.device)
+        return compute_loss(*random_frames(encoder.normalize(batch["image"]), targets, side, settings.scales, unknown))
+
+    return fit(
+        torch.optim.AdamW(groups),
+        loss_of,
+        training_batches(encoder, samples, target, settings.batch_size, seed, options),
+        options,
+        steps=settings.steps,
+        description=description,
+        warmup_steps=settings.warmup_steps,
+    )
+
+
+def random_frames(
+    pixel_values: torch.Tensor, targets: torch.Tensor, side: int, scales: tuple[float, float], unknown: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    A square frame of each image at a random scale and place, mirrored in half of the cases. What a frame shows of the
+    outside of an image is the mean colour, and unknown.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
+        targets (`torch.Tensor` of shape `(batch, height, width)`): What is known of each pixel, uint8 or float.
+        side (`int`): Of the frames, in pixels.
+        scales (two `float`): The scale is drawn uniformly between them; `(1, 1)` keeps it.
+        unknown (`int`): What the target is where there is no truth.
+
+    Returns:
+        Frames `(batch, 3, side, side)`, bilinear, and their targets `(batch, side, side)` of the nearest pixel, in the
+        type that came. Drawn from torch's generator on the CPU.
+    """
+    batch, _, height, width = pixel_values.shape
+    scale = torch.empty(batch).uniform_(*scales)
+    shown = side / scale  # side of what is shown, in pixels of the image
+    theta = torch.zeros(batch, 2, 3)
+    for axis, length in enumerate((width, height)):
+        slack = length - shown  # negative where more than the image is shown
+        start = slack * torch.rand(batch)
+        if scales == (1, 1):
+            start = start.round()  # whole pixels: nothing is interpolated
+        theta[:, axis, axis] = shown / length
+        theta[:, axis, 2] = (2 * start + shown) / length - 1
+    theta[:, 0, 0] *= torch.randint(2, (batch,)) * 2 - 1
+    grid = functional.affine_grid(theta, [batch, 1, side, side], align_corners=False).to(pixel_values.device)
+    frames = functional.grid_sample(pixel_values.float(), grid, mode="bilinear", align_corners=False)
+    inside = functional.grid_sample(
+        torch.ones_like(pixel_values[:, :1], dtype=torch.float32), grid, mode="nearest", align_corners=False
+    )
+    maps = functional.grid_sample(targets[:, None].float(), grid, mode="nearest", align_corners=False)
+    return frames, torch.where(inside > 0, maps, unknown)[:, 0].to(targets.dtype)
+
+
+def slide(
+    predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, window: int, stride: int
+) -> torch.Tensor:
+    """
+    Predictions for images larger than the network was trained on: the mean of those of all windows that hold a pixel. The
+    last window of a row or column ends where the image ends.
+
+    Args:
+        predict (`Callable`): Maps images `(batch, 3, height, width)` to `(batch, channels, height, width)`.
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Any size.
+        window (`int`): Side of a window in pixels; a smaller image is one window.
+        stride (`int`): From a window to the next, in 1..window.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, height, width)`.
+
+    Raises:
+        ValueError: If the stride is not in 1..window.
+    """
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride must be in 1..{window}, the window, got {stride}")
+    height, width = images.shape[-2:]
+    if max(height, width) <= window:
+        return predict(images)
+    total: torch.Tensor | None = None
+    counts = torch.zeros(height, width, device=images.device)
+    for top in _starts(height, window, stride):
+        for left in _starts(width, window, stride):
+            part = (..., slice(top, top + window), slice(left, left + window))
+            found = predict(images[part])
+            if total is None:
+                total = found.new_zeros(*found.shape[:2], height, width)
+            total[part] += found
+            counts[part] += 1
+    assert total is not None
+    return total / counts.to(total.device)
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start that cover a length."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]

@@ -1,0 +1,149 @@
+"""k nearest neighbours on frozen features: what they say of the class without any training."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from hf_geossl.evaluation.cached_samples import held_if_rendered
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.protocols.classifiers import (
+    accuracy_of,
+    classification_result,
+    count_classes,
+    floors,
+    labelled_features,
+    majority_accuracy,
+)
+from hf_geossl.evaluation.protocols.fit import check_settings
+
+QUERIES, NEIGHBOURS = 512, 32768  # images in a block: their similarities are all that is held at a time, 64 MB
+
+
+@dataclass(frozen=True)
+class KNNSettings:
+    """
+    The protocol of DINO and iBOT.
+
+    Args:
+        neighbours (`tuple[int, ...]`): How many vote; those above the number of training images are left out.
+        main_neighbours (`int`): Which of them `accuracy` is.
+        temperature (`float`): A neighbour's vote weighs exp(cosine / temperature).
+        feature (`str`): Which feature of `compute_features`.
+
+    Source: DINO (arXiv 2104.14294) and iBOT (arXiv 2111.07832): 10, 20, 100 and 200 neighbours, temperature 0.07.
+    """
+
+    neighbours: tuple[int, ...] = (10, 20, 100, 200)
+    main_neighbours: int = 20
+    temperature: float = 0.07
+    feature: str = "pooled"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.main_neighbours not in self.neighbours or min(self.neighbours) < 1:
+            raise ValueError(
+                f"neighbours must be at least 1 and hold main_neighbours = {self.main_neighbours}, got {self.neighbours}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+def vote(
+    queries: np.ndarray,
+    features: np.ndarray,
+    labels: np.ndarray,
+    neighbours: Sequence[int],
+    num_classes: int,
+    temperature: float,
+    device: torch.device | str = "cpu",
+) -> dict[int, np.ndarray]:
+    """
+    Weighted votes of the nearest neighbours by cosine.
+
+    Args:
+        queries (`numpy.ndarray` of shape `(queries, width)`): Features of the images that are classified.
+        features (`numpy.ndarray` of shape `(images, width)`): Features of the images that vote.
+        labels (`numpy.ndarray` of shape `(images,)`): Their classes.
+        neighbours (`Sequence[int]`): Numbers of neighbours, up to the number of images.
+        num_classes (`int`): How many classes there are.
+        temperature (`float`): See `KNNSettings`.
+        device: Where to compute.
+
+    Returns:
+        `dict[int, numpy.ndarray]`: For each number of neighbours the votes, `(queries, num_classes)`, relative to that of
+        a neighbour of cosine 1.
+    """
+    most = max(neighbours)
+    classes = torch.from_numpy(np.array(labels)).long().to(device)
+    found: dict[int, list[np.ndarray]] = {k: [] for k in neighbours}
+
+    def load(rows: np.ndarray) -> torch.Tensor:
+        return F.normalize(torch.from_numpy(np.array(rows, dtype=np.float32)).to(device), dim=1)
+
+    for start in range(0, len(queries), QUERIES):
+        query = load(queries[start : start + QUERIES])
+        cosines = query.new_empty(len(query), 0)
+        places = torch.empty(len(query), 0, dtype=torch.long, device=device)
+        for first in range(0, len(features), NEIGHBOURS):
+            block = query @ load(features[first : first + NEIGHBOURS]).T
+            # (Q, k) so far and (Q, block): the nearest of both
+            best, order = block.topk(min(most, block.shape[1]), dim=1)
+            cosines, places = torch.cat([cosines, best], dim=1), torch.cat([places, order + first], dim=1)
+            cosines, order = cosines.topk(min(most, cosines.shape[1]), dim=1)
+            places = places.gather(1, order)
+        weights = ((cosines - 1) / temperature).exp()
+        for k in neighbours:
+            votes = weights.new_zeros(len(query), num_classes)
+            found[k].append(votes.scatter_add_(1, classes[places[:, :k]], weights[:, :k]).cpu().numpy())
+    return {k: np.concatenate(votes) for k, votes in found.items()}
+
+
+def measure_knn(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: KNNSettings
+) -> TaskResult:
+    """
+    Accuracy of weighted k-NN.
+
+    Args:
+        encoder (`Encoder`): The model.
+        data (`EvaluationData`): Images with `label`.
+        options (`EvaluationOptions`): How to evaluate.
+        settings (`KNNSettings`): The protocol's own.
+
+    Returns:
+        `TaskResult`: `accuracy`, `mean_per_class_accuracy` and `accuracy_top5` of the main number of neighbours, and
+        `accuracy_k10` and so on of the others. Floors: the most frequent class, random weights, an RGB thumbnail.
+
+    Raises:
+        ValueError: If there are no labels, or fewer training images than `main_neighbours`.
+    """
+    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+
+    features, labels = labelled_features(encoder, train, settings.feature, "label", options)
+    queries, truth = labelled_features(encoder, test, settings.feature, "label", options)
+    main = settings.main_neighbours
+    if len(labels) < main:
+        raise ValueError(f"{main} neighbours need as many training images, got {len(labels)}")
+    num_classes, names = count_classes(train, labels, truth)
+
+    def predict(queries: np.ndarray, features: np.ndarray, neighbours: Sequence[int]) -> dict[int, np.ndarray]:
+        return vote(queries, features, labels, neighbours, num_classes, settings.temperature, encoder.device)
+
+    votes = predict(queries, features, [k for k in settings.neighbours if k <= len(labels)])
+    title = f"{encoder.name}, {main}-NN on {test.name}"
+    result = classification_result(votes[main], truth, num_classes, names, options, title)
+    result.metrics |= {f"accuracy_k{k}": accuracy_of(scores, truth) for k, scores in votes.items() if k != main}
+    known = {"most frequent class": majority_accuracy(labels, truth)}
+    for name, model, column in floors(encoder, settings.feature, options.seed):
+        features, _ = labelled_features(model, train, column, "label", options)
+        queries, _ = labelled_features(model, test, column, "label", options)
+        known[name] = accuracy_of(predict(queries, features, [main])[main], truth)
+    result.details |= {"settings": asdict(settings), "train_images": len(labels), "floors": {"accuracy": known}}
+    return result
+
+
+TASKS = {"knn": Task(measure_knn, KNNSettings, "class of an image by its nearest neighbours (k = 10, 20, 100, 200)")}

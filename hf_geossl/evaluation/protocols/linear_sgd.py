@@ -1,0 +1,191 @@
+"""The linear probe of DINO and iBOT: one linear layer on the class tokens of the last layers, by SGD."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hf_geossl.evaluation.cached_samples import THUMBNAILS, held_if_rendered
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.protocols.classifiers import (
+    accuracy_of,
+    classification_result,
+    count_classes,
+    floors,
+    hold_out,
+    majority_accuracy,
+)
+from hf_geossl.evaluation.protocols.fit import check_settings, fit, seeded
+from hf_geossl.evaluation.samples import Samples
+
+
+@dataclass(frozen=True)
+class LinearSGDSettings:
+    """
+    The published protocol but for two things: features are cached, so that images are not cropped and mirrored anew in
+    each epoch; and the learning rate is chosen on held-out training images instead of the test images.
+
+    Args:
+        learning_rates (`tuple[float, ...]`): Peaks for a batch of 256; each trains a head of its own, all at once.
+        epochs (`int`): Passes over the training images.
+        batch_size (`int`): Images in a step; learning rates are multiplied by `batch_size` / 256.
+        momentum, weight_decay (`float`): Of SGD; the learning rate falls along a cosine.
+        class_token_layers (`int`): From how many of the last layers, each after the final norm; all of a trunk that has
+            fewer. 4 is published for ViT-S, 1 with `average_pool` for ViT-B and ViT-L.
+        average_pool (`bool`): Whether the mean patch token of the last layer, after the final norm, stands beside them; the
+            features are then held in memory.
+        held_out (`float`): Share of the training images that the learning rate is chosen on; the chosen one then trains
+            once more on all of them.
+
+    Source: DINO (arXiv 2104.14294, appendix) and iBOT (arXiv 2111.07832, appendix): 100 epochs, batch 1024, momentum 0.9,
+    no weight decay, the best of these learning rates.
+    """
+
+    learning_rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+    epochs: int = 100
+    batch_size: int = 1024
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    class_token_layers: int = 4
+    average_pool: bool = False
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def train_heads(
+    features: np.ndarray,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    learning_rates: tuple[float, ...],
+    num_classes: int,
+    settings: LinearSGDSettings,
+    options: EvaluationOptions,
+    device: torch.device,
+) -> nn.ModuleList:
+    """
+    Trains one linear layer for each learning rate, all from the same weights and on the same batches.
+
+    Args:
+        features (`numpy.ndarray` of shape `(images, width)`): Of the training images.
+        labels (`numpy.ndarray` of shape `(images,)`): Their classes.
+        rows (`numpy.ndarray` of integers): Which images are trained on.
+        learning_rates (`tuple[float, ...]`): For a batch of 256.
+        num_classes (`int`): How many classes there are.
+        settings, options: The protocol's.
+        device (`torch.device`): Where to train.
+
+    Returns:
+        `nn.ModuleList`: The layers, in the order of the learning rates.
+    """
+    size = min(settings.batch_size, len(rows))
+    with seeded(options.seed, device):
+        first = nn.Linear(features.shape[1], num_classes)
+        nn.init.normal_(first.weight, std=0.01)
+        nn.init.zeros_(first.bias)
+        heads = nn.ModuleList(copy.deepcopy(first) for _ in learning_rates).to(device)
+        groups = [
+            {"params": list(head.parameters()), "lr": rate * size / 256}
+            for head, rate in zip(heads, learning_rates, strict=True)
+        ]
+        optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+        def batches() -> Iterator[dict[str, Any]]:
+            generator = np.random.default_rng(options.seed)
+            while True:
+                order = generator.permutation(rows)
+                for start in range(0, len(rows) - size + 1, size):
+                    chosen = np.sort(order[start : start + size])  # neighbours on the disk are read together
+                    yield {"x": torch.from_numpy(features[chosen]), "y": torch.from_numpy(labels[chosen]).long()}
+
+        def loss(batch: dict[str, Any]) -> torch.Tensor:
+            weight, bias = (torch.cat([getattr(head, part) for head in heads]) for part in ("weight", "bias"))
+            scores = F.linear(batch["x"].to(device), weight, bias).unflatten(1, (len(heads), num_classes))
+            truth = batch["y"].to(device)[:, None].expand(-1, len(heads))
+            return F.cross_entropy(scores.float().flatten(0, 1), truth.flatten()) * len(heads)  # each its own mean
+
+        steps = settings.epochs * (len(rows) // size)
+        fit(optimizer, loss, batches(), options, steps=steps, description="linear heads", schedule="cosine")
+    return heads
+
+
+@torch.no_grad()
+def score(head: nn.Module, features: np.ndarray, device: torch.device) -> np.ndarray:
+    """Scores `(images, num_classes)` of features `(images, width)`, in float32."""
+    blocks = (np.array(features[start : start + 8192]) for start in range(0, len(features), 8192))
+    return np.concatenate([head(torch.from_numpy(block).to(device)).cpu().numpy() for block in blocks])
+
+
+def measure_linear_sgd(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearSGDSettings
+) -> TaskResult:
+    """
+    Accuracy of a linear layer that is trained by SGD.
+
+    Args:
+        encoder (`Encoder`): The model.
+        data (`EvaluationData`): Images with `label`.
+        options (`EvaluationOptions`): How to evaluate.
+        settings (`LinearSGDSettings`): The protocol's own.
+
+    Returns:
+        `TaskResult`: `accuracy`, `mean_per_class_accuracy` and `accuracy_top5`. Floors: the most frequent class, random
+        weights, an RGB thumbnail.
+
+    Raises:
+        ValueError: If there are no labels.
+    """
+    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    device = encoder.device
+
+    def read(model: Encoder, samples: Samples, columns: str) -> tuple[np.ndarray, np.ndarray]:
+        names, transform = columns.split("+"), THUMBNAILS if columns == "thumbnail" else None
+        found = compute_features(model, samples, [*names, "label"], options, transform=transform)
+        parts = [found[name] for name in names]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), found["label"]
+
+    def measure(model: Encoder, columns: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[float, float]]:
+        features, labels = read(model, train, columns)
+        queries, truth = read(model, test, columns)
+        num_classes, _ = count_classes(train, labels, truth)
+        held = hold_out(len(labels), settings.held_out, options.seed)
+        rows, rates = np.arange(len(labels)), settings.learning_rates
+        heads = train_heads(features, labels, rows[~held], rates, num_classes, settings, options, device)
+        right = [accuracy_of(score(head, features[held], device), labels[held]) for head in heads]
+        best = rates[int(np.argmax(right))]
+        [head] = train_heads(features, labels, rows, (best,), num_classes, settings, options, device)
+        return score(head, queries, device), labels, truth, dict(zip(rates, right, strict=True))
+
+    columns = f"class_tokens_{min(settings.class_token_layers, encoder.num_layers)}"
+    columns += "+mean" if settings.average_pool else ""
+    scores, labels, truth, by_rate = measure(encoder, columns)
+    num_classes, names = count_classes(train, labels, truth)
+    title = f"{encoder.name}, linear probe by SGD on {test.name}"
+    result = classification_result(scores, truth, num_classes, names, options, title)
+    known = {"most frequent class": majority_accuracy(labels, truth)}
+    for name, model, feature in floors(encoder, columns, options.seed):
+        known[name] = accuracy_of(measure(model, feature)[0], truth)
+    result.details |= {
+        "settings": asdict(settings),
+        "feature": columns,
+        "train_images": len(labels),
+        "learning_rate": max(by_rate, key=lambda rate: by_rate[rate]),
+        "held_out_accuracy": {f"{rate:g}": value for rate, value in by_rate.items()},
+        "floors": {"accuracy": known},
+    }
+    return result
+
+
+TASKS = {
+    "linear_sgd": Task(
+        measure_linear_sgd, LinearSGDSettings, "class of an image by a linear layer, trained as DINO and iBOT do"
+    )
+}

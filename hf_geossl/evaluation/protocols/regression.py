@@ -1,0 +1,252 @@
+"""Regression on pairs of features: ridge, also on products, and a multilayer perceptron; rows are read in blocks."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.protocols.fit import fit, seeded
+from hf_geossl.modeling.linear import Linear
+
+BLOCK = 4096  # rows held at a time
+
+
+class Pairs:
+    """
+    What is known of images that were transformed several times each, and what is asked of it.
+
+    Args:
+        parts (`Sequence[Sequence[numpy.ndarray]]`): For each transformation the features `(images, width)` that stand side
+            by side in a row, such as those of the image and of the transformed image. They may lie on the disk.
+        targets (`Sequence[numpy.ndarray]`): For each transformation its parameters `(images, outputs)`.
+
+    Attributes:
+        images, width, outputs (`int`): Images, features and numbers asked for.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[np.ndarray]], targets: Sequence[np.ndarray]) -> None:
+        self.parts, self.targets = parts, targets
+        self.images, self.outputs = targets[0].shape
+        self.width = sum(part.shape[1] for part in parts[0])
+
+    def rows(self, transformation: int, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features `(rows, width)`, float32, and targets `(rows, outputs)`, float64, of some images."""
+        x = np.concatenate([part[images] for part in self.parts[transformation]], axis=1, dtype=np.float32)
+        return torch.from_numpy(x), torch.from_numpy(np.asarray(self.targets[transformation][images], np.float64))
+
+    def blocks(self, images: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`rows` of some images for every transformation, block by block."""
+        for transformation in range(len(self.parts)):
+            for start in range(0, len(images), BLOCK):
+                yield self.rows(transformation, images[start : start + BLOCK])
+
+    @property
+    def truth(self) -> np.ndarray:
+        """All targets, `(transformations * images, outputs)`."""
+        return np.concatenate([np.asarray(target, dtype=np.float64) for target in self.targets])
+
+
+class Ridge:
+    """
+    Ridge regression in float64: minimises the mean squared error plus a penalty times the squared weights of standardised
+    features. All penalties are solved by one eigendecomposition.
+
+    Args:
+        pairs (`Pairs`): Of the training images.
+        held_out (`numpy.ndarray` of shape `(images,)`, bool): Images, with all of their transformations, on which the
+            penalty is chosen by the mean over outputs of the squared error relative to the variance; the regression is then
+            fitted to all images.
+        penalties (`Sequence[float]`): To choose from.
+        device (`torch.device`): Where to compute.
+
+    Attributes:
+        penalty (`float`): The chosen one.
+    """
+
+    def __init__(self, pairs: Pairs, held_out: np.ndarray, penalties: Sequence[float], device: torch.device) -> None:
+        self.device = device
+        first = pairs.rows(0, np.arange(min(BLOCK, pairs.images)))[0].to(device, torch.float64)
+        self._shift = first.mean(dim=0)  # so that the products below do not cancel
+        images = np.arange(pairs.images)
+        held, kept = (self._moments(pairs, images[chosen]) for chosen in (held_out, ~held_out))
+        errors = []
+        variance = held.diagonal()[-pairs.outputs :] / held[0, 0] - (held[0, -pairs.outputs :] / held[0, 0]).square()
+        for weight, bias in self._solve(kept, pairs.width, penalties):
+            # residual = [1, x, y] @ coefficients
+            coefficients = torch.cat([-bias[None], -weight, torch.eye(pairs.outputs, device=device).double()])
+            squares = ((held @ coefficients) * coefficients).sum(dim=0) / held[0, 0]
+            errors.append(float((squares / variance.clamp_min(1e-12)).mean()))
+        self.penalty = float(penalties[int(np.argmin(errors))])
+        [(self._weight, self._bias)] = self._solve(held + kept, pairs.width, [self.penalty])
+
+    def _moments(self, pairs: Pairs, images: np.ndarray) -> torch.Tensor:
+        """Sums of products of `[1, features, targets]`."""
+        side = 1 + pairs.width + pairs.outputs
+        moments = torch.zeros(side, side, dtype=torch.float64, device=self.device)
+        for x, y in pairs.blocks(images):
+            x = x.to(self.device, torch.float64) - self._shift
+            rows = torch.cat([torch.ones_like(x[:, :1]), x, y.to(self.device)], dim=1)
+            moments.addmm_(rows.T, rows)
+        return moments
+
+    @staticmethod
+    def _solve(
+        moments: torch.Tensor, width: int, penalties: Sequence[float]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Weights `(width, outputs)` and biases `(outputs,)` for each penalty."""
+        mean = moments[0] / moments[0, 0]
+        covariance = moments / moments[0, 0] - torch.outer(mean, mean)
+        inputs, outputs = slice(1, 1 + width), slice(1 + width, None)
+        scale = covariance.diagonal()[inputs].clamp_min(0).sqrt()
+        scale = torch.where(scale > 1e-9, scale, 1.0)  # what never changes says nothing
+        values, vectors = torch.linalg.eigh(covariance[inputs, inputs] / torch.outer(scale, scale))
+        turned = vectors.T @ (covariance[inputs, outputs] / scale[:, None])
+        solutions = []
+        for penalty in penalties:
+            weight = vectors @ (turned / (values.clamp_min(0) + penalty)[:, None]) / scale[:, None]
+            solutions.append((weight, mean[outputs] - mean[inputs] @ weight))
+        return solutions
+
+    def predict(self, pairs: Pairs) -> np.ndarray:
+        """Predictions `(transformations * images, outputs)`."""
+        rows = [
+            ((x.to(self.device, torch.float64) - self._shift) @ self._weight + self._bias).cpu()
+            for x, _ in pairs.blocks(np.arange(pairs.images))
+        ]
+        return torch.cat(rows).numpy()
+
+
+class _Products(Pairs):
+    """Rows of leading components of both images and of all products of one of the first and one of the second."""
+
+    def __init__(self, pairs: Pairs, mean: torch.Tensor, basis: torch.Tensor) -> None:
+        super().__init__(pairs.parts, pairs.targets)
+        self._mean, self._basis = mean, basis
+        self.width = 2 * basis.shape[1] + basis.shape[1] ** 2
+
+    def rows(self, transformation: int, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = super().rows(transformation, images)
+        parts = x.to(self._mean).unflatten(1, (-1, len(self._mean)))  # one part where an image stands alone
+        first, second = ((parts[:, place] - self._mean) @ self._basis for place in (0, -1))
+        return torch.cat([first, second, (first[:, :, None] * second[:, None, :]).flatten(1)], dim=1), y
+
+
+class BilinearRidge:
+    """
+    Ridge regression on products of what is known of the two images, which can compare them where a sum of a function of
+    each cannot: of images whose directions are all alike, neither image by itself correlates with the angle between them, so
+    that `Ridge` finds nothing in any features, whatever they know.
+
+    Args:
+        pairs, held_out, penalties, device: As of `Ridge`. The parts of the pairs are of one width.
+        components (`int`): How many leading principal components of the features, of both images together, are multiplied;
+            at most as many as there are features.
+
+    Attributes:
+        penalty (`float`): The chosen one.
+    """
+
+    def __init__(
+        self, pairs: Pairs, held_out: np.ndarray, penalties: Sequence[float], components: int, device: torch.device
+    ) -> None:
+        width = pairs.parts[0][0].shape[1]
+        moments = torch.zeros(1 + width, 1 + width, dtype=torch.float64, device=device)
+        first = pairs.rows(0, np.arange(min(BLOCK, pairs.images)))[0].to(device, torch.float64)
+        shift = first.unflatten(1, (-1, width)).mean(dim=(0, 1))
+        for x, _ in pairs.blocks(np.arange(pairs.images)):
+            features = x.to(device, torch.float64).unflatten(1, (-1, width)).flatten(0, 1) - shift
+            rows = torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
+            moments.addmm_(rows.T, rows)
+        mean = moments[0, 1:] / moments[0, 0]
+        _, vectors = torch.linalg.eigh(moments[1:, 1:] / moments[0, 0] - torch.outer(mean, mean))
+        self._mean, self._basis = mean + shift, vectors[:, -min(components, width) :]
+        self._ridge = Ridge(self._products(pairs), held_out, penalties, device)
+        self.penalty = self._ridge.penalty
+
+    def _products(self, pairs: Pairs) -> Pairs:
+        return _Products(pairs, self._mean, self._basis)
+
+    def predict(self, pairs: Pairs) -> np.ndarray:
+        """Predictions `(transformations * images, outputs)`."""
+        return self._ridge.predict(self._products(pairs))
+
+
+class Perceptron:
+    """
+    Two hidden layers with ReLU on standardised features, trained by Adam at a constant learning rate on the mean squared
+    error. An epoch sees each image once, with the next of its transformations.
+
+    Args:
+        pairs (`Pairs`): Of the training images.
+        ranges (`Sequence[tuple[float, float]]`): Smallest and largest value of each target, which become -1 and 1.
+        hidden_size, epochs, batch_size, learning_rate: Of the network and its training.
+        options (`EvaluationOptions`): For seed and progress.
+        device (`torch.device`): Where to train.
+
+    Source: The evaluation head of SIE (arXiv 2302.10283), which EquiCoherent (arXiv 2503.18753) follows.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        ranges: Sequence[tuple[float, float]],
+        *,
+        hidden_size: int,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        options: EvaluationOptions,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        low, high = torch.tensor(ranges, dtype=torch.float64, device=device).T
+        self._middle, self._half = (low + high) / 2, (high - low) / 2
+        count, total, squares = 0, torch.zeros(pairs.width, dtype=torch.float64), torch.zeros(pairs.width).double()
+        for x, _ in pairs.blocks(np.arange(pairs.images)):
+            count, total, squares = count + len(x), total + x.double().sum(0), squares + x.double().square().sum(0)
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+        self._mean = mean.float().to(device)
+        self._deviation = torch.where(deviation > 1e-6, deviation, 1.0).float().to(device)
+        size = min(batch_size, pairs.images)
+
+        def batches() -> Iterator[dict[str, Any]]:
+            generator = np.random.default_rng(options.seed)
+            for epoch in range(epochs):
+                order = generator.permutation(pairs.images)
+                for start in range(0, pairs.images - size + 1, size):
+                    x, y = pairs.rows(epoch % len(pairs.parts), np.sort(order[start : start + size]))
+                    yield {"x": x, "y": y}
+
+        def loss(batch: dict[str, Any]) -> torch.Tensor:
+            with torch.autocast(device.type, enabled=False):
+                wanted = (batch["y"].to(device) - self._middle) / self._half
+                return F.mse_loss(self._forward(batch["x"]), wanted.float())
+
+        with seeded(options.seed, device):
+            self._network = nn.Sequential(
+                Linear(pairs.width, hidden_size),
+                nn.ReLU(),
+                Linear(hidden_size, hidden_size),
+                nn.ReLU(),
+                Linear(hidden_size, pairs.outputs),
+            ).to(device)
+            optimizer = torch.optim.Adam(self._network.parameters(), learning_rate)
+            steps = epochs * (pairs.images // size)
+            fit(optimizer, loss, batches(), options, steps=steps, description="MLP", schedule="constant")
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._network((x.to(self.device) - self._mean) / self._deviation)
+
+    @torch.no_grad()
+    def predict(self, pairs: Pairs) -> np.ndarray:
+        """Predictions `(transformations * images, outputs)` in the units of the targets."""
+        rows = [
+            (self._forward(x).double() * self._half + self._middle).cpu()
+            for x, _ in pairs.blocks(np.arange(pairs.images))
+        ]
+        return torch.cat(rows).numpy()

@@ -1,0 +1,132 @@
+"""Quarter turns: whether a linear classifier of frozen features tells by how many of them an image is turned."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_geossl.evaluation.cached_samples import held_if_rendered, thumbnails
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.features import Transform, compute_features
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
+from hf_geossl.evaluation.protocols.classifiers import (
+    LogisticClassifier,
+    accuracy_of,
+    classification_result,
+    floors,
+    hold_out,
+)
+from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.evaluation.samples import Samples
+
+TURNS = ("0", "90", "180", "270")  # degrees, counter-clockwise
+
+
+@dataclass(frozen=True)
+class RotationSettings:
+    """
+    Four-way logistic regression on standardised features; every image comes with all four turns.
+
+    Args:
+        feature (`str`): Which feature of `compute_features`: "both" is class token and mean patch token, "pooled" what
+            the model's method says.
+        c_values (`tuple[float, ...]`): Inverse regularisations; the best on held-out training images is taken.
+        held_out (`float`): Share of the training images, with all of their turns, that it is chosen on.
+        max_iterations (`int`): Of L-BFGS.
+
+    Source: GTSA (arXiv 2304.08014) measures the accuracy of four-way rotation prediction on frozen features.
+    """
+
+    feature: str = "both"
+    c_values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    held_out: float = 0.2
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def turned(turns: int) -> Transform:
+    """Turns images counter-clockwise by exact quarter turns; no pixel is changed. Adds `"thumbnail"`."""
+
+    def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        images = torch.rot90(batch["image"], turns, dims=(-2, -1))
+        return images, {"thumbnail": thumbnails(images)}
+
+    return Transform(f"{turns} quarter turns", apply)
+
+
+def _all_turns(encoder: Encoder, samples: Samples, column: str, options: EvaluationOptions) -> np.ndarray:
+    """Features `(4 * images, width)`: of all upright images, then of all turned once, and so on."""
+    parts = [compute_features(encoder, samples, [column], options, transform=turned(turns)) for turns in range(4)]
+    return np.concatenate([part[column] for part in parts])
+
+
+def _measure(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: RotationSettings, mode: str
+) -> tuple[TaskResult, dict[str, Any]]:
+    """Accuracy on one kind of images, and the details of it."""
+    train, test = (
+        held_if_rendered(data.samples(split, mode=mode), [], encoder, options)
+        for split in (data.train_split, data.test_split)
+    )
+
+    def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, int]:
+        features = _all_turns(model, train, column, options)
+        images = len(features) // 4
+        held = np.tile(hold_out(images, settings.held_out, options.seed), 4)
+        labels = np.repeat(np.arange(4), images)
+        probe = LogisticClassifier(features, labels, held, settings.c_values, 4, settings.max_iterations)
+        return probe, probe.scores(_all_turns(model, test, column, options)), images
+
+    probe, scores, images = fit(encoder, settings.feature)
+    truth = np.repeat(np.arange(4), len(scores) // 4)
+    title = f"{encoder.name}, degrees of {test.name}"
+    result = classification_result(scores, truth, 4, TURNS, options, title, repeats=4)
+    known = {"chance": 0.25}
+    for name, model, column in floors(encoder, settings.feature, options.seed):
+        known[name] = accuracy_of(fit(model, column)[1], truth)
+    details = {
+        "train_images": images,
+        "c": probe.c,
+        "converged": probe.converged,
+        "floors": {"accuracy": known},
+        **result.details,
+    }
+    return result, details
+
+
+def measure_rotation(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: RotationSettings
+) -> TaskResult:
+    """
+    Accuracy of telling quarter turns.
+
+    Args:
+        encoder (`Encoder`): The model.
+        data (`EvaluationData`): Images; scenes of its mode, and from above as well, where nothing but chance is to be
+            expected.
+        options (`EvaluationOptions`): How to evaluate.
+        settings (`RotationSettings`): The protocol's own.
+
+    Returns:
+        `TaskResult`: `accuracy`; with scenes of another mode than "topdown" also `accuracy_topdown`, whose details lie in
+        `details["topdown"]`. Floors: chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen in it).
+    """
+    result, details = _measure(encoder, data, options, settings, data.mode)
+    result.metrics = {"accuracy": result.metrics["accuracy"]}
+    result.intervals = {name: ends for name, ends in result.intervals.items() if name in result.metrics}
+    result.details = {"settings": asdict(settings), **details}
+    if data.is_scenes and data.mode != "topdown":
+        above, above_details = _measure(encoder, data, options, settings, "topdown")
+        result.metrics["accuracy_topdown"] = above.metrics["accuracy"]
+        if above.intervals:
+            result.intervals["accuracy_topdown"] = above.intervals["accuracy"]
+        result.details["floors"]["accuracy_topdown"] = above_details.pop("floors")["accuracy"]
+        result.details["topdown"] = above_details
+        result.pictures["confusion_matrix_topdown"] = above.pictures["confusion_matrix"]
+    return result
+
+
+TASKS = {"rotation": Task(measure_rotation, RotationSettings, "by which quarter turn an image is turned, linear probe")}

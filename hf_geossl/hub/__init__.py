@@ -1,0 +1,1 @@
+"""Model folders, their cards, and their way to the Hub."""

@@ -1,0 +1,106 @@
+"""The folder that a run leaves: trunk weights, configuration, code, image processor, what is known of the run, and a card."""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import ViTImageProcessor
+
+from hf_geossl.hub.run_record import write_record
+from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from hf_geossl.training.trainer import TeacherStudentTrainer
+
+PICTURE = "features.png"
+POSITIONS_PICTURE = "positions.png"
+RECONSTRUCTIONS_PICTURE = "reconstructions.png"
+PICTURES = (PICTURE, POSITIONS_PICTURE, RECONSTRUCTIONS_PICTURE)
+MAX_SHARD_SIZE = "5GB"
+
+
+def make_image_processor(
+    size: tuple[int, int],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> ViTImageProcessor:
+    """
+    The image processor that fits a model.
+
+    Args:
+        size (`(height, width)`): In pixels.
+        mean, std (three `float`): Normalisation of images in [0, 1]; ImageNet's by default.
+
+    Returns:
+        `ViTImageProcessor`: Resizes bilinearly to `size`, and normalises.
+    """
+    height, width = size
+    return ViTImageProcessor(
+        size={"height": height, "width": width}, image_mean=list(mean), image_std=list(std), resample=2
+    )
+
+
+def export_model(
+    model: Any,
+    output_dir: str | Path,
+    *,
+    weights: str | None = None,
+    image_processor: Any = None,
+    run: "TeacherStudentTrainer | None" = None,
+) -> Path:
+    """
+    Writes the trunk of a pretraining model as a folder that every Auto class opens.
+
+    Files are written beside the folder first and then moved in one by one; files of other names stay.
+
+    Args:
+        model (`PreTrainedModel`): A `...ForPreTraining` model.
+        output_dir (`str` or `Path`): The folder.
+        weights (`"teacher"` or `"student"`, *optional*): Whose trunk; the teacher's by default, where there is one.
+        image_processor (*optional*): Saved beside the model.
+        run (`TeacherStudentTrainer`, *optional*): The run, whose record, arguments and card are written; none without.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        ValueError: For other `weights`, or a teacher that the method does not have.
+    """
+    if weights is None:
+        weights = "student" if model.teacher is None else "teacher"
+    if weights not in ("teacher", "student"):
+        raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
+    if weights == "teacher" and model.teacher is None:
+        raise ValueError("weights must be 'student': this method has no teacher, got 'teacher'")
+    prefix = model.base_model_prefix
+    source = getattr(model.teacher, prefix) if weights == "teacher" else getattr(model, prefix)
+    trunk = copy.deepcopy(source)  # not made anew, which would draw random numbers
+    trunk.config.__dict__.pop("use_cache", None)  # the Trainer's, meant for text
+    if not trunk.config.use_mask_token:  # only pretraining has one then
+        trunk.embeddings.mask_token = None
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        staged = Path(temporary)
+        trunk.save_pretrained(staged, max_shard_size=MAX_SHARD_SIZE)
+        if image_processor is not None:
+            image_processor.save_pretrained(staged)
+        if run is not None:
+            from hf_geossl.hub.card import render_card  # a later room of the house
+
+            write_record(run, weights, staged)
+            pictures = [name for name in PICTURES if (folder / name).is_file()]
+            card = render_card(staged, folder.resolve().name, pictures=pictures)
+            (staged / "README.md").write_text(card, encoding="utf-8")
+        for path in staged.glob("*.safetensors"):
+            shutil.copymode(staged / "config.json", path)  # safetensors lets nobody else read
+        for path in sorted(staged.iterdir()):
+            if path.is_file():
+                os.replace(path, folder / path.name)
+            else:
+                shutil.rmtree(path)
+    return folder

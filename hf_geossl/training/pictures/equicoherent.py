@@ -1,0 +1,299 @@
+"""What EquiCoherent's decoders make of two views, beside the images that they are to reconstruct, for people."""
+
+import logging
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_geossl.hub.export import RECONSTRUCTIONS_PICTURE
+from hf_geossl.modeling.reconstruction import intermediate_targets
+from hf_geossl.training.pictures.features import PARTS, PictureCallback, save_picture
+
+logger = logging.getLogger(__name__)
+
+ROWS, IMAGES = 4, 16  # how many images are drawn, and how many are measured
+SPACE, LINE, LARGE, SMALL = 8, 22, 18, 16
+LARGEST_FILE = 400_000
+_SHOWN = 6  # points of the path at most, so that the sheet stays below 1600 pixels
+_KEPT = "reconstructions.safetensors"
+_TRANSFORMED = {
+    "se2": "turned, shifted",
+    "rotation": "turned",
+    "translation": "shifted",
+    "color": "recoloured",
+    "blur": "blurred",
+}
+
+
+@dataclass
+class ReconstructionRow:
+    """
+    One image of the picture.
+
+    Args:
+        first, source, final (`torch.Tensor` of shape `(3, side, side)`): uint8; the other view, the image where the path
+            begins, and the view at its end.
+        true, reconstructed (`torch.Tensor` of shape `(points, 3, side, side)`): uint8; the points of the path, and what
+            the decoders make of the two views.
+        errors, mean_image_errors (`list[float]`): For each point the mean squared error of the reconstruction, and of
+            the mean of the batch's images at this point; of normalised pixels, as in the loss.
+    """
+
+    first: torch.Tensor
+    source: torch.Tensor
+    final: torch.Tensor
+    true: torch.Tensor
+    reconstructed: torch.Tensor
+    errors: list[float]
+    mean_image_errors: list[float]
+
+
+@torch.no_grad()
+def find_reconstructions(
+    model: Any, views: Any, batch: dict[str, torch.Tensor], seed: int = 0
+) -> list[ReconstructionRow]:
+    """
+    Renders the paths of a batch and lets the model reconstruct them from its views, without masked patches.
+
+    Args:
+        model (`EquiCoherentForPreTraining`): The model; it and its centers are left as they are.
+        views (`EquiCoherentViews`): What made the batch.
+        batch (`dict[str, torch.Tensor]`): What `views.collate` returned, of two images or more.
+        seed (`int`): Of colours and transformations.
+
+    Returns:
+        `list[ReconstructionRow]`: One an image.
+
+    Raises:
+        ValueError: If the model reconstructs nothing, or there is one image alone.
+    """
+    if model.reconstruction is None:
+        raise ValueError("the model must reconstruct something, got one without decoders")
+    if len(batch["global_crops"]) < 2:
+        raise ValueError("there must be two images or more, or their mean is no baseline; got 1")
+    device = next(model.parameters()).device
+    inputs = views.render_path(
+        {name: value.to(device) for name, value in batch.items()}, torch.Generator().manual_seed(seed)
+    )
+    pairs, source = inputs["global_pixel_values"], inputs["source_pixel_values"]  # (B, 2, 3, S, S), (B, 3, S, S)
+    targets = intermediate_targets(inputs["intermediate_pixel_values"], pairs[:, 1], model.config)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        found = _reconstruct(model, pairs, targets).float()
+    finally:
+        for module, training in modes:
+            module.training = training
+    errors = (found - targets).square().mean(dim=(2, 3, 4)).tolist()
+    mean_image_errors = (targets.mean(dim=0) - targets).square().mean(dim=(2, 3, 4)).tolist()
+    std, mean = (source.new_tensor(values)[:, None, None] for values in (views.std, views.mean))
+
+    def shown(images: torch.Tensor) -> torch.Tensor:
+        return ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+    firsts, sources, finals, true, reconstructed = map(shown, (pairs[:, 0], source, pairs[:, 1], targets, found))
+    return [
+        ReconstructionRow(
+            firsts[image],
+            sources[image],
+            finals[image],
+            true[image],
+            reconstructed[image],
+            errors[image],
+            mean_image_errors[image],
+        )
+        for image in range(len(source))
+    ]
+
+
+def _reconstruct(model: Any, pairs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The reconstructions alone: the hosts' losses wait for other processes, and only the first one draws."""
+    images = pairs.flatten(0, 1)  # (B, 2, 3, S, S) -> (2B, 3, S, S)
+    patches = model.equicoherent.patch_tokens(model.equicoherent(images))
+    first, second = model._equivariant(patches).unflatten(0, (-1, 2)).unbind(1)
+    grid = tuple(side // model.config.patch_size for side in images.shape[-2:])
+    return model.reconstruction(first, second, targets, grid)[1]
+
+
+def draw_reconstructions(
+    rows: Sequence[ReconstructionRow], num_intermediate: int, transformation: str, title: str
+) -> Image.Image:
+    """
+    Draws the picture: for each image the way from `u` to the second view, and the reconstructions under it.
+
+    Args:
+        rows (`Sequence[ReconstructionRow]`): The images, at least one; the first four are drawn, the others measured.
+        num_intermediate (`int`): How many points lie between the image and the end; where a row holds one more, it is
+            the end.
+        transformation (`str`): The path's, see `TransformationPath`.
+        title (`str`): What stands over them.
+
+    Returns:
+        `PIL.Image.Image`: The picture, at most 1600 pixels wide.
+    """
+    large, small = ImageFont.load_default(LARGE), ImageFont.load_default(SMALL)
+    points = len(rows[0].errors)
+    between = min(num_intermediate, _SHOWN)
+    chosen = [round(i * (num_intermediate - 1) / max(between - 1, 1)) for i in range(between)]
+    names = [f"{point + 1}/{num_intermediate + 1} of the way" for point in chosen]
+    titles = [("view v1", "another crop"), ("image u", "where it begins")]
+    titles += [(name, "true") for name in names] + [("view v2", f"u {_TRANSFORMED[transformation]}")]
+    columns = chosen + ([num_intermediate] if points > num_intermediate else [])  # under the third panel and on
+    side = 160 if len(titles) < 6 else 128
+    width = len(titles) * (side + SPACE) + SPACE
+
+    def lines_of(text: str, font: Any) -> list[str]:
+        characters = len(text)
+        while characters > 8 and max(map(font.getlength, textwrap.wrap(text, characters))) > width - 2 * SPACE:
+            characters -= 1
+        return textwrap.wrap(text, characters)
+
+    errors = torch.tensor([row.errors for row in rows]).mean().item()
+    mean_image_errors = torch.tensor([row.mean_image_errors for row in rows]).mean().item()
+    head = [(line, large) for line in lines_of(title, large)]
+    measured = f"All {len(rows)} images: error {errors:.2f}, mean image {mean_image_errors:.2f}."
+    legend = (
+        "The model sees v1 and v2 only, all patches of them; colours are changed as in training. Error: mean squared "
+        "difference of normalised pixels, as in the loss. Mean image: the error of showing, instead of the "
+        f"reconstruction, the mean of the {len(rows)} true images at this point of the way."
+    )
+    foot = [(line, large) for line in lines_of(measured, large)] + [(line, small) for line in lines_of(legend, small)]
+    top = SPACE + LINE * (len(head) + 2) + SPACE
+    step = 2 * (side + SPACE) + 2 * LINE + SPACE
+    drawn = rows[:ROWS]
+    sheet = Image.new("RGB", (width, top + step * len(drawn) + LINE * len(foot) + SPACE), "white")
+    draw = ImageDraw.Draw(sheet)
+
+    def write(lines: Iterable[tuple[str, Any]], x: int, y: int) -> None:
+        for index, (line, font) in enumerate(lines):
+            draw.text((x, y + index * LINE), line, fill="black", font=font)
+
+    def left(column: int) -> int:
+        return SPACE + column * (side + SPACE)
+
+    write(head, SPACE, SPACE)
+    for column, (name, what) in enumerate(titles):
+        write([(name, large), (what, small)], left(column), SPACE + LINE * len(head) + SPACE // 2)
+    for index, row in enumerate(drawn):
+        y = top + index * step
+        for column, image in enumerate([row.first, row.source, *(row.true[point] for point in chosen), row.final]):
+            sheet.paste(_panel(image, side), (left(column), y))
+        y += side + SPACE
+        labels = ("reconstructed", "from v1 and v2:")
+        for line, text in enumerate(labels):
+            x = round(left(2) - 2 * SPACE - large.getlength(text))
+            draw.text((x, y + side // 2 - LINE + line * LINE), text, fill="black", font=large)
+        for column, point in enumerate(columns, start=2):
+            sheet.paste(_panel(row.reconstructed[point], side), (left(column), y))
+            texts = (f"error {row.errors[point]:.2f}", f"mean image {row.mean_image_errors[point]:.2f}")
+            write([(text, small) for text in texts], left(column), y + side + 2)
+    write(foot, SPACE, top + step * len(drawn))
+    return sheet
+
+
+def _panel(image: torch.Tensor, side: int) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BILINEAR)
+
+
+def within_file_size(picture: Image.Image) -> Image.Image:
+    """
+    Reduces the colours of a picture whose PNG would be large, as photographs make it.
+
+    Args:
+        picture (`PIL.Image.Image`): RGB.
+
+    Returns:
+        `PIL.Image.Image`: The same where its PNG takes 400 kB at most, otherwise of 256 colours, 64 or 16, dithered.
+    """
+    reduced = picture
+    for colors in (256, 64, 16):
+        if _file_size(reduced) <= LARGEST_FILE:
+            break
+        palette = picture.quantize(colors, method=Image.Quantize.FASTOCTREE)
+        reduced = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    return reduced
+
+
+def _file_size(picture: Image.Image) -> int:
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.tell()
+
+
+def reconstruction_picture(model: Any, views: Any, images: Sequence[Any], seed: int = 0) -> Image.Image:
+    """
+    Shows what an EquiCoherent model reconstructs from two views, beside the true images on the way between.
+
+    Args:
+        model (`EquiCoherentForPreTraining`): The model, with decoders.
+        views (`EquiCoherentViews`): Makes views and path.
+        images (`Sequence`): Images as `EquiCoherentViews` takes them, at least two; the first four are drawn, all are
+            measured.
+        seed (`int`): Of crops, colours and transformations.
+
+    Returns:
+        `PIL.Image.Image`: For each image the other view, the image where the path begins, points of the path and its
+        end; under the points their reconstructions, with their errors and those of the mean image.
+
+    Raises:
+        ValueError: If the model reconstructs nothing, or there is one image alone.
+    """
+    batch = views.collate([views(image, seed=seed + index) for index, image in enumerate(images)])
+    rows = find_reconstructions(model, views, batch, seed)
+    return draw_reconstructions(
+        rows, views.num_intermediate, views.transformation, "Images on the way from u to v2, and reconstructed"
+    )
+
+
+class ReconstructionPictureCallback(PictureCallback):
+    """
+    Keeps crops of some images at the first step, held-out ones where there are any; draws `reconstructions.png` at the
+    end. Does nothing where nothing is reconstructed.
+    """
+
+    def keep(self, batch: dict[str, torch.Tensor]) -> None:
+        """Keeps crops, so that a resumed run can draw them."""
+        trainer = self.trainer
+        if not trainer.model.config.num_decoders or not trainer.is_world_process_zero():
+            return
+        held_out = trainer.eval_dataset is not None
+        if held_out:
+            samples = islice(trainer.eval_dataset.one_epoch(), IMAGES)
+            batch = trainer.views.collate([trainer.views(sample["image"], seed=sample["seed"]) for sample in samples])
+        kept = {
+            name: value[:IMAGES].cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in batch.items()
+            if isinstance(value, torch.Tensor)
+        }
+        if len(kept["global_crops"]) < 2:
+            logger.warning(f"{RECONSTRUCTIONS_PICTURE} is not drawn: it takes two images, and there is one in a batch")
+            return
+        folder = trainer.run_dir / PARTS
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(kept, folder / _KEPT, metadata={"images": "held-out" if held_out else "training"})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draws the picture."""
+        trainer = self.trainer
+        path, model = trainer.run_dir / PARTS / _KEPT, trainer.whole_model()  # of all processes
+        if not trainer.model.config.num_decoders or not path.is_file() or not state.is_world_process_zero:
+            return
+        with safe_open(path, framework="pt") as file:
+            batch = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            images = file.metadata()["images"]
+        rows = find_reconstructions(model, trainer.views, batch)
+        title = f"Images on the way from u to v2, and reconstructed after {state.global_step} steps ({images} images)"
+        config = trainer.model.config
+        picture = draw_reconstructions(rows, config.num_intermediate, config.transformation, title)
+        save_picture(within_file_size(picture), trainer.run_dir / RECONSTRUCTIONS_PICTURE)

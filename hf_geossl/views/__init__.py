@@ -1,0 +1,1 @@
+"""Views of an image with their geometry."""

@@ -1,0 +1,270 @@
+"""The path of EquiCoherent: an image transformed by a share of the way, directly from the image for every share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from hf_geossl.modeling.geometry import warp_images
+from hf_geossl.views.color import BLUR_TRUNCATION
+from hf_geossl.views.photometric import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    normalize_,
+)
+
+TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
+PADDING_MODES = ("reflection", "zeros")
+SMALLEST_SIGMA = 0.05  # pixels; what is blurred less stays as it is
+
+
+@dataclass
+class TransformationParameters:
+    """How `images` images are transformed; every field has one row an image, 0 changes nothing.
+
+    Args:
+        angles (`torch.Tensor` of shape `(images,)`): turn about the centre in radians, clockwise as displayed.
+        translations (`torch.Tensor` of shape `(images, 2)`): shift to the right and down after the turn, in shares of
+            the image's width and height.
+        brightness, contrast, saturation (`torch.Tensor` of shape `(images,)`): what the factor has above 1.
+        hue (`torch.Tensor` of shape `(images,)`): turns of the colour circle.
+        blur_sigma (`torch.Tensor` of shape `(images,)`): standard deviation of the blur in pixels.
+        transformed (`torch.Tensor` of shape `(images,)`, bool): which images are transformed at all.
+    """
+
+    angles: torch.Tensor
+    translations: torch.Tensor
+    brightness: torch.Tensor
+    contrast: torch.Tensor
+    saturation: torch.Tensor
+    hue: torch.Tensor
+    blur_sigma: torch.Tensor
+    transformed: torch.Tensor
+
+    def scaled(self, share: float) -> "TransformationParameters":
+        """The parameters of a point on the way: linear in every number.
+
+        Args:
+            share (`float`): of the way, 0 is the image as it was, 1 the end.
+
+        Returns:
+            `TransformationParameters`: every number times `share`; the same images are transformed.
+        """
+        numbers = {field.name: getattr(self, field.name) * share for field in fields(self)[:-1]}
+        return TransformationParameters(**numbers, transformed=self.transformed)
+
+    def to(self, device: torch.device) -> "TransformationParameters":
+        """The same parameters on another device.
+
+        Args:
+            device (`torch.device`): where to.
+
+        Returns:
+            `TransformationParameters`: on that device.
+        """
+        return TransformationParameters(
+            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        )
+
+
+class TransformationPath:
+    """Draws a transformation for each image and renders it and the points between: k / (K + 1) of the way, k = 1 to K.
+
+    Every point is made directly from the image by the scaled parameters, in one warp; nothing is transformed twice.
+
+    Args:
+        transformation (`str`): "se2" (a turn, then a shift), "rotation", "translation", "color" (brightness, contrast,
+            saturation and hue, in this order) or "blur".
+        num_intermediate (`int`): how many points lie between the image and the end (K), 0 or more.
+        padding_mode (`str`): what a turn or shift brings in from outside: "reflection" (the image mirrored) or "zeros"
+            (black, whose corners give the angle away).
+        max_rotation (`float`): the angle is uniform in `[-x, x]`, in degrees, at most 180.
+        max_translation (`float`): shifts are uniform in `[-x, x]`, in shares of the image's width and height.
+        path_brightness, path_contrast, path_saturation (`float`): factors at the end are uniform in `[1 - x, 1 + x]`, at
+            most 1.
+        path_hue (`float`): the turn of the colour circle is uniform in `[-x, x]`, at most 0.5.
+        path_blur_sigma (`tuple[float, float]`): the standard deviation is uniform between these, in pixels.
+        transformation_probability (`float`): how often an image is transformed; another stays as it is, all along its path.
+
+    Raises:
+        ValueError: an unknown word or a number out of range.
+
+    Source: EquiCoherent (arXiv 2503.18753), Table 2. The paper leaves open what lies outside, the scale of a shift for
+    other sizes than 224 pixels, the order of colour operations, that shares of a motion are linear in its numbers, and
+    what a blur sees beyond the border: here the border pixel goes on, as in Pillow (see `gaussian_blur`), where
+    torchvision reflects the image. This changes nothing but the outermost pixels, as many as `blur_radius`.
+    """
+
+    def __init__(
+        self,
+        transformation: str,
+        num_intermediate: int = 2,
+        *,
+        padding_mode: str = "reflection",
+        max_rotation: float = 45.0,
+        max_translation: float = 10 / 224,
+        path_brightness: float = 0.4,
+        path_contrast: float = 0.4,
+        path_saturation: float = 0.1,
+        path_hue: float = 0.1,
+        path_blur_sigma: tuple[float, float] = (0.1, 2.0),
+        transformation_probability: float = 1.0,
+    ) -> None:
+        for name, word, words in (
+            ("transformation", transformation, TRANSFORMATIONS),
+            ("padding_mode", padding_mode, PADDING_MODES),
+        ):
+            if word not in words:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, words))}, got {word!r}")
+        if num_intermediate < 0:
+            raise ValueError(f"num_intermediate must be 0 or more, got {num_intermediate}")
+        for name, value, largest in (
+            ("max_rotation", max_rotation, 180.0),
+            ("max_translation", max_translation, 1.0),
+            ("path_brightness", path_brightness, 1.0),
+            ("path_contrast", path_contrast, 1.0),
+            ("path_saturation", path_saturation, 1.0),
+            ("path_hue", path_hue, 0.5),
+            ("transformation_probability", transformation_probability, 1.0),
+        ):
+            if not 0 <= value <= largest:
+                raise ValueError(f"{name} must lie in [0, {largest:g}], got {value}")
+        if not 0 <= path_blur_sigma[0] <= path_blur_sigma[1] < math.inf:
+            raise ValueError(
+                f"path_blur_sigma must be (smallest, largest) with 0 <= smallest <= largest, got {path_blur_sigma}"
+            )
+        self.transformation, self.num_intermediate = transformation, num_intermediate
+        self.padding_mode = padding_mode
+        self.max_rotation, self.max_translation = max_rotation, max_translation
+        self.path_brightness, self.path_contrast = path_brightness, path_contrast
+        self.path_saturation, self.path_hue = path_saturation, path_hue
+        self.path_blur_sigma = path_blur_sigma
+        self.transformation_probability = transformation_probability
+
+    @property
+    def blur_radius(self) -> int:
+        """Radius in pixels of the blur kernel, the same all along the path."""
+        return math.ceil(BLUR_TRUNCATION * self.path_blur_sigma[1])
+
+    def draw(self, num_images: int, generator: torch.Generator | None = None) -> TransformationParameters:
+        """Draws the ends of the paths of `num_images` images, independently of each other.
+
+        Args:
+            num_images (`int`): how many images.
+            generator (`torch.Generator`, *optional*): source of the numbers, torch's global CPU generator if absent. A
+                fixed count of numbers is taken from it for each image, whatever the transformation.
+
+        Returns:
+            `TransformationParameters`: on the generator's device; what the transformation does not use is 0.
+        """
+        device = generator.device if generator is not None else torch.device("cpu")
+        uniform = torch.rand(num_images, 9, generator=generator, device=device)
+        signed = 2 * uniform - 1
+
+        def of(names: tuple[str, ...], values: torch.Tensor) -> torch.Tensor:
+            return values if self.transformation in names else torch.zeros_like(values)
+
+        smallest, largest = self.path_blur_sigma
+        return TransformationParameters(
+            angles=of(("se2", "rotation"), signed[:, 0] * math.radians(self.max_rotation)),
+            translations=of(("se2", "translation"), signed[:, 1:3] * self.max_translation),
+            brightness=of(("color",), signed[:, 3] * self.path_brightness),
+            contrast=of(("color",), signed[:, 4] * self.path_contrast),
+            saturation=of(("color",), signed[:, 5] * self.path_saturation),
+            hue=of(("color",), signed[:, 6] * self.path_hue),
+            blur_sigma=of(("blur",), smallest + uniform[:, 7] * (largest - smallest)),
+            transformed=uniform[:, 8] < self.transformation_probability,
+        )
+
+    def apply(self, images: torch.Tensor, parameters: TransformationParameters, share: float = 1.0) -> torch.Tensor:
+        """A point on the paths of some images, directly from the images.
+
+        Args:
+            images (`torch.Tensor` of shape `(images, 3, height, width)`): float, in [0, 1].
+            parameters (`TransformationParameters`): the ends of the paths, on any device.
+            share (`float`): of the way, 0 to 1.
+
+        Returns:
+            `torch.Tensor` of the shape of `images`: float32, in [0, 1].
+        """
+        return self._transform(images, parameters.to(images.device).scaled(share), (0.0,) * 3, (1.0,) * 3)
+
+    @torch.no_grad()
+    def render(
+        self,
+        images: torch.Tensor,
+        parameters: TransformationParameters,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ends of the paths of some normalised images, and the points between.
+
+        Equal to taking back the normalisation, `apply` and normalising again.
+
+        Args:
+            images (`torch.Tensor` of shape `(images, 3, height, width)`): float32, normalised.
+            parameters (`TransformationParameters`): the ends of the paths, on any device.
+            mean, std (`Sequence[float]`): of each channel, for images in [0, 1].
+
+        Returns:
+            `tuple(torch.Tensor, torch.Tensor)`: the ends, `(images, 3, height, width)`, and the points at k / (K + 1)
+            of the way for k = 1 to K, `(images, num_intermediate, 3, height, width)`; float32, normalised.
+        """
+        parameters = parameters.to(images.device)
+        steps = self.num_intermediate + 1
+        between = images.new_empty(len(images), self.num_intermediate, *images.shape[1:])
+        for k in range(1, steps):
+            between[:, k - 1] = self._transform(images, parameters.scaled(k / steps), mean, std)
+        return self._transform(images, parameters, mean, std), between
+
+    def _transform(
+        self, images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
+    ) -> torch.Tensor:
+        """What all of `parameters` makes of normalised images; a warp and a blur need not take the normalisation back."""
+        images = images.float()
+        if self.transformation == "color":
+            result = _adjust_colors(images, parameters, mean, std)
+        elif self.transformation == "blur":
+            # At the smallest sigma all weights but the middle one underflow, so that the image stays as it is, bit for
+            # bit; at 0 they would be 0 / 0.
+            result = gaussian_blur(images, parameters.blur_sigma.clamp_min(SMALLEST_SIGMA), self.blur_radius)
+        else:
+            black = [-m / s for m, s in zip(mean, std, strict=True)] if self.padding_mode == "zeros" else None
+            height, width = images.shape[-2:]
+            pixels = parameters.translations * parameters.translations.new_tensor([width, height])
+            result = warp_images(images, parameters.angles, pixels, self.padding_mode, black)
+        return torch.where(parameters.transformed[:, None, None, None], result, images)
+
+    def describe(self) -> str:
+        """The path in one line, for a model card; whatever changes it changes the line.
+
+        Returns:
+            `str`: the transformation, its ranges and the points between.
+        """
+        turn = f"turned by up to {self.max_rotation:g} degrees"
+        shift = f"shifted by up to {100 * self.max_translation:.6g}% of the side"
+        outside = "mirrored" if self.padding_mode == "reflection" else "black"
+        colors = (self.path_brightness, self.path_contrast, self.path_saturation, self.path_hue)
+        what = {
+            "se2": f"{turn} and {shift} ({outside} outside)",
+            "rotation": f"{turn} ({outside} outside)",
+            "translation": f"{shift} ({outside} outside)",
+            "color": f"recoloured by up to {'/'.join(f'{strength:g}' for strength in colors)}",
+            "blur": f"blurred by sigma {self.path_blur_sigma[0]:g} to {self.path_blur_sigma[1]:g}",
+        }[self.transformation]
+        return f"{what} in {100 * self.transformation_probability:g}%, with {self.num_intermediate} points between"
+
+
+def _adjust_colors(
+    images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """The four colour operations of torchvision in fixed order, each clamped, on normalised images."""
+    unit = images * images.new_tensor(std)[:, None, None] + images.new_tensor(mean)[:, None, None]
+    unit = adjust_brightness(unit, 1 + parameters.brightness)
+    unit = adjust_contrast(unit, 1 + parameters.contrast)
+    unit = adjust_saturation(unit, 1 + parameters.saturation)
+    return normalize_(adjust_hue(unit, parameters.hue), mean, std)

@@ -1,0 +1,389 @@
+"""Images with truth: which are taken, what is known of them, and what a broken one costs."""
+
+import io
+import json
+import logging
+import os
+import shutil
+import tarfile
+import time
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+from PIL import Image
+
+from hf_geossl.evaluation import features
+from hf_geossl.evaluation import samples as reading
+from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocols import linear_sgd, rotation
+from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
+from hf_geossl.evaluation.protocols.linear import LogisticSettings, measure_linear
+from hf_geossl.evaluation.samples import Columns, load_samples
+from tests.helpers.supervised import small_model
+
+QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=0)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the real Hub."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(HfApi, "dataset_info", fail)
+
+
+def class_folder(root: Path, classes: int = 3, images: int = 30) -> Path:
+    """Plain images in one folder a class; the red channel is the number of the image in all."""
+    for split in ("train", "test"):
+        for label in range(classes):
+            (root / split / f"class{label}").mkdir(parents=True)
+            for number in range(images):
+                pixels = np.full((16, 16, 3), label * images + number, np.uint8)
+                Image.fromarray(pixels).save(root / split / f"class{label}" / f"{number:03}.png")
+    return root
+
+
+def stream(count: int, per_class: int = 10, broken: tuple[int, ...] = ()) -> Any:
+    """Rows in the order of their classes, as a stream."""
+    encoded = []
+    for index in range(count):
+        file = BytesIO()
+        Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(file, "PNG")
+        encoded.append({"bytes": b"no image" if index in broken else file.getvalue(), "path": None})
+    rows = Dataset.from_dict({"image": encoded, "label": [index // per_class for index in range(count)]})
+    return rows.to_iterable_dataset(num_shards=3)
+
+
+def test_a_limit_takes_images_of_all_classes_of_a_folder(tmp_path: Path) -> None:
+    folder = str(class_folder(tmp_path))
+    thirty = load_samples(folder, "train", size=16, limit=30)
+    places = [sample["index"] for sample in thirty]
+    labels = np.array([sample["label"] for sample in thirty])
+    assert places == sorted(places)
+    assert [int(sample["image"][0, 0, 0]) for sample in thirty] == places
+    assert np.bincount(labels, minlength=3).min() >= 4  # of 10; all of one class when the first are taken
+    more = {sample["index"] for sample in load_samples(folder, "train", size=16, limit=60)}
+    assert set(places) < more
+    assert [sample["index"] for sample in load_samples(folder, "train", size=16)] == list(range(90))
+
+
+def test_a_limit_takes_images_of_all_classes_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(90))
+    taken = load_samples("user/name", "train", size=16, limit=30)
+    labels = [sample["label"] for sample in taken]
+    assert len(labels) == 30
+    assert len(set(labels)) >= 6  # of 9; 3 when the first are taken
+    assert [sample["label"] for sample in taken] == labels  # every pass sees the same
+    seen = {int(image[0, 0, 0]) for sample in taken for image in [sample["image"]]}
+    batches = taken.endless_batches(10, seed=5)
+    assert {int(value) for _ in range(3) for value in next(batches)["image"][:, 0, 0, 0]} == seen
+    everything = load_samples("user/name", "train", size=16)
+    assert [sample["label"] for sample in everything] == [index // 10 for index in range(90)]
+
+
+def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(30, per_class=30))
+    data, encoder = EvaluationData(dataset="user/name", size=16), load_encoder(small_model())
+    told = "must show at least two classes, all 30 of them are of 0"
+    with pytest.raises(ValueError, match=told):
+        measure_knn(encoder, data, QUIET, KNNSettings())
+    with pytest.raises(ValueError, match=told):
+        measure_linear(encoder, data, QUIET, LogisticSettings())
+
+
+# ---- what is known of them ----
+
+
+def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits, opened = iter("aab"), []
+    monkeypatch.setattr(reading, "_open", lambda *given: opened.append(given) or stream(4))
+    given: dict[str, Any] = {"size": 16, "revision": "main", "token": "hf_x"}
+    load_samples("user/name", "train", **given)
+    assert opened.pop()[3] == "main"  # offline
+    asked: list[Any] = []
+
+    def dataset_info(api: Any, name: str, revision: str | None = None) -> Any:
+        asked.append((name, revision, api.token))
+        return SimpleNamespace(sha=next(commits))
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    prints = [load_samples("user/name", "train", **given).fingerprint for _ in range(3)]
+    assert asked == [("user/name", "main", "hf_x")] * 3
+    assert [row[3] for row in opened] == ["a", "a", "b"]  # what is read is what the fingerprint says
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_folder_is_known_by_place_names_sizes_and_times(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "here" / "photos", images=2)
+
+    def found(path: Path = folder) -> str:
+        return load_samples(str(path), "train", size=16).fingerprint
+
+    shutil.copytree(folder, tmp_path / "there" / "photos")
+    first = found()
+    assert found() == first
+    assert found(tmp_path / "there" / "photos") != first  # same names and sizes, perhaps other pixels
+    image = folder / "train" / "class0" / "000.png"
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    second = found()
+    (folder / "train" / "LICENSE").write_text("free")
+    assert len({first, second, found()}) == 3
+    assert str(tmp_path) not in repr(load_samples(str(folder), "train", size=16)._told)
+
+
+@pytest.mark.parametrize(("value", "reduced"), [(256, False), (300, True), (65535, False)])
+def test_classes_above_255_are_refused(value: int, reduced: bool, tmp_path: Path) -> None:
+    classes = np.full((16, 16), value, np.uint16)
+    row = {"image": np.zeros((16, 16, 3), np.uint8), "annotation": Image.fromarray(classes)}
+    reader = reading._Reader(16, Columns(reduce_labels=reduced))
+    with pytest.raises(ValueError, match=f"must hold classes from 0 to 255, .* got {value}"):
+        reader.row(0, row)
+    row["annotation"] = Image.fromarray(np.full((16, 16), 255, np.uint16))
+    assert reader.row(0, row)["semantic"].unique().tolist() == [255]
+
+
+# ---- broken images, and whole batches ----
+
+
+def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folder(tmp_path, images=4)
+    (folder / "train" / "class1" / "001.png").write_bytes(b"no image")
+    held = load_samples(str(folder), "train", size=16)
+    for workers in (0, 2):
+        caplog.clear()
+        found = list(load_samples(str(folder), "train", size=16).batches(4, num_workers=workers))
+        assert torch.cat([batch["index"] for batch in found]).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+        assert caplog.messages == [f"images of {held.name} that are broken and were left out: 1"]
+    assert [sample["index"] for sample in held] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    endless = held.endless_batches(4, seed=0)
+    for _ in range(6):
+        batch = next(endless)
+        assert len(batch["index"]) == 4
+        assert 5 not in batch["index"]
+    columns = compute_features(load_encoder(small_model()), held, ["label", "image"], QUIET)
+    assert len(columns["label"]) == len(columns["image"]) == 11
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="gave no image that can be read .12 are broken"):
+        list(held.batches(4))
+    with pytest.raises(ValueError, match="gave no image that can be read"):
+        next(held.endless_batches(4, seed=0))
+
+
+def test_streams_give_whole_batches_and_leave_broken_images_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(23, broken=(3, 11)))
+    streamed = load_samples("user/name", "train", size=16)
+    endless = streamed.endless_batches(5, seed=0)
+    batches = [next(endless) for _ in range(9)]
+    assert [len(batch["index"]) for batch in batches] == [5] * 9  # four a pass of 21
+    shades = [sorted(int(value) for value in batch["image"][:, 0, 0, 0]) for batch in batches]
+    assert len({shade for row in shades[:4] for shade in row}) == 20
+    assert not {3, 11} & {shade for row in shades for shade in row}
+    assert caplog.messages == [f"images of {streamed.name} that are broken and were left out: 2"]
+    assert sum(len(batch["index"]) for batch in streamed.batches(5)) == len(list(streamed)) == 21
+    few = streamed.endless_batches(64, seed=0)
+    assert [len(next(few)["index"]) for _ in range(2)] == [21, 21]
+    monkeypatch.setattr(reading, "_open", lambda *_: stream(3, broken=(0, 1, 2)))
+    with pytest.raises(ValueError, match="gave no image that can be read .3 are broken"):
+        next(load_samples("user/name", "train", size=16).endless_batches(5, seed=0))
+
+
+def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = EvaluationData(dataset=str(class_folder(tmp_path, classes=2, images=12)), size=16)
+    columns: set[str] = set()
+    write = features._write_columns
+
+    def watch(folder: Path, encoder: Any, samples: Any, names: Any, *others: Any) -> None:
+        columns.update(names)
+        write(folder, encoder, samples, names, *others)
+
+    monkeypatch.setattr(features, "_write_columns", watch)
+    encoder, few = load_encoder(small_model()), LogisticSettings(c_values=(1.0,))
+    measure_knn(encoder, data, QUIET, KNNSettings())
+    measure_linear(encoder, data, QUIET, few)
+    sgd = linear_sgd.LinearSGDSettings(epochs=1, learning_rates=(0.1,))
+    linear_sgd.measure_linear_sgd(encoder, data, QUIET, sgd)
+    rotation.measure_rotation(encoder, data, QUIET, rotation.RotationSettings(c_values=(1.0,)))
+    assert {"pooled", "both", "label", "thumbnail"} <= columns
+    assert "image" not in columns
+    measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())
+    assert "image" in columns  # scenes are rendered once
+
+
+# ---- frames ----
+
+
+def row_of(image: Image.Image, **further: Any) -> dict[str, Any]:
+    return {"image": image, **further}
+
+
+def test_the_middle_is_cut_as_if_the_whole_image_were_scaled() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 90, 3), dtype=np.uint8)
+    image, classes = Image.fromarray(pixels), Image.fromarray(pixels[..., 0] % 7)
+    sample = reading._Reader(32, Columns()).row(0, row_of(image, annotation=classes))
+    height = round(32 * 8 / 7)
+    width = round(90 * height / 37)
+    frame = ((width - 32) // 2, (height - 32) // 2, (width - 32) // 2 + 32, (height - 32) // 2 + 32)
+    whole = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop(frame)).astype(int)
+    assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - whole).max() <= 1
+    nearest = np.asarray(classes.resize((width, height), Image.Resampling.NEAREST).crop(frame))
+    assert np.array_equal(sample["semantic"].numpy(), nearest)
+
+
+def test_a_long_thin_image_is_not_scaled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: (made.append(size), resize(self, size, *a, **k))[1]
+    )
+    column = np.repeat(np.arange(60_000) % 256, 2).reshape(60_000, 2).astype(np.uint8)
+    sample = reading._Reader(64, Columns()).row(
+        0, row_of(Image.fromarray(column))
+    )  # 36 pixels of each, 2.2 million high
+    assert made == [(64, 64)]
+    middle = sample["image"].float().mean().item()
+    assert abs(middle - 30_000 % 256) < 2
+
+
+@pytest.mark.parametrize("kind", ["annotation", "depth_map"])
+def test_a_map_of_another_frame_is_refused(kind: str) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    file = BytesIO()
+    photo.save(file, "JPEG", exif=exif)
+    reader = reading._Reader(32, Columns())
+    as_stored, as_seen = Image.new("L", (60, 40), 3), Image.new("L", (40, 60), 3)
+    with pytest.raises(
+        ValueError, match=rf"the map in '{kind}' of image 7 has 60 x 40 pixels, its image 40 x 60.*turn or cut"
+    ):
+        reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_stored})
+    reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_seen})
+    reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_seen.resize((20, 30))})  # coarser
+
+
+def test_classes_must_be_numbered() -> None:
+    with pytest.raises(
+        ValueError, match=r"the column 'label' must hold the numbers of classes, got the text 'cat': number"
+    ):
+        reading._Reader(8, Columns()).row(0, row_of(Image.new("RGB", (8, 8)), label="cat"))
+
+
+def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
+    folder = str(class_folder(tmp_path, classes=2, images=2))
+    with pytest.raises(ValueError, match="has no column 'klass' but image, label: name the label column"):
+        load_samples(folder, "train", size=8, columns=Columns(label="klass"))
+    assert load_samples(folder, "train", size=8).count == 4  # without maps, which are not asked for
+
+
+# ---- other forms of data ----
+
+
+def labelled(count: int) -> Dataset:
+    images = [Image.fromarray(np.full((16, 16, 3), index, np.uint8)) for index in range(count)]
+    return Dataset.from_dict({"image": images, "label": [index % 2 for index in range(count)]})
+
+
+def write_parquet(folder: Path) -> None:
+    labelled(6).to_parquet(folder / "train.parquet")
+    labelled(4).to_parquet(folder / "test.parquet")
+
+
+def write_saved(folder: Path) -> None:
+    DatasetDict(train=labelled(6), test=labelled(4)).save_to_disk(folder)
+
+
+def write_tar(folder: Path) -> None:
+    for split, count in (("train", 6), ("test", 4)):
+        with tarfile.open(folder / f"{split}-000.tar", "w") as archive:
+            for index in range(count):
+                picture = BytesIO()
+                Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(picture, "PNG")
+                for name, content in (("png", picture.getvalue()), ("cls", str(index % 2).encode())):
+                    entry = tarfile.TarInfo(f"{index:04}.{name}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_saved, write_tar])
+def test_packed_data_are_read(write: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    columns = Columns(image="png", label="cls") if write is write_tar else Columns()
+    for split, count in (("train", 6), ("test", 4)):
+        samples = load_samples(str(tmp_path), split, size=16, columns=columns)
+        found = list(samples)
+        assert [int(sample["image"][0, 0, 0]) for sample in found] == list(range(count))
+        assert [sample["label"] for sample in found] == [index % 2 for index in range(count)]
+    with pytest.raises(ValueError, match="the split 'nix' of .* cannot be read"):
+        load_samples(str(tmp_path), "nix", size=16, columns=columns)
+
+
+def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
+    labelled(4).to_parquet(tmp_path / "all.parquet")
+    with pytest.raises(ValueError, match=r"all.parquet is a file: name the folder that holds its splits"):
+        load_samples(str(tmp_path / "all.parquet"), "test", size=16)
+    labelled(4).save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match="has one split: save a DatasetDict of train and test"):
+        load_samples(str(tmp_path / "one"), "test", size=16)
+    for name in reading.CLIP_FOLDERS:
+        (tmp_path / "clips" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="it holds clips, which only the task propagation reads"):
+        load_samples(str(tmp_path / "clips"), "test", size=16)
+
+
+# ---- a cache that was damaged ----
+
+
+@pytest.mark.parametrize("damage", ["short", "empty form", "no form", "no values", "other form"])
+def test_features_of_a_damaged_cache_are_computed_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
+    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
+    first = {
+        name: np.array(array) for name, array in compute_features(encoder, samples, ["both", "label"], options).items()
+    }
+    (column,) = tmp_path.glob("*/both")
+    values, form = column / "values.bin", column / "form.json"
+    if damage == "short":
+        values.write_bytes(values.read_bytes()[:-8])
+    elif damage == "empty form":
+        form.write_text("")
+    elif damage == "other form":
+        form.write_text(json.dumps({"shape": 3}))
+    else:
+        (form if damage == "no form" else values).unlink()
+    with caplog.at_level(logging.WARNING, "hf_geossl"):
+        again = compute_features(encoder, samples, ["both", "label"], options)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    [line] = caplog.messages
+    assert line.startswith("features of the cache are damaged and computed again (both: ")
+    caplog.clear()
+    compute_features(encoder, samples, ["both", "label"], options)
+    assert not caplog.messages
+
+
+def test_what_killed_runs_left_in_the_cache_goes(tmp_path: Path) -> None:
+    old, young = tmp_path / ".part-old", tmp_path / ".part-young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
+    compute_features(load_encoder(small_model()), load_samples(size=32, limit=2), ["both"], options)
+    assert young.is_dir()
+    assert not old.exists()

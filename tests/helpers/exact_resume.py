@@ -1,0 +1,81 @@
+"""A run that is killed and resumed beside one that is not; and the program that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hf_geossl.training.checkpointing import newest_whole_checkpoint
+from tests.helpers.photographs import write_folder
+
+
+class KillAt(TrainerCallback):
+    """kill -9 at the end of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_die(make_trainer: Callable[..., Any]) -> None:
+    """What a method's `*_run.py SETTINGS_JSON` does."""
+    torch.set_num_threads(1)
+    settings = json.loads(sys.argv[1])
+    make_trainer(**settings, callbacks=[KillAt(13)]).train()
+
+
+def undisturbed_and_resumed(
+    make_trainer: Callable[..., Any], folder: Path, workers: int, **more: Any
+) -> tuple[Any, Any]:
+    """
+    Trains 20 steps, and again: 13 steps in a process that is killed, then on from step 10.
+
+    The log's interval does not divide the save's; two micro-batches make a step. `more` goes to `make_trainer`, as JSON
+    for the process that is killed.
+    """
+    script = Path(sys.modules[make_trainer.__module__].__file__ or "")
+    settings = {
+        "data": str(write_folder(folder / "images", 30)),
+        "max_steps": 20,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": workers,
+        "logging_steps": 3,
+        "save_steps": 5,
+        **more,
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        undisturbed = make_trainer(folder / "undisturbed", **settings)
+        undisturbed.train()
+        killed = json.dumps({"output_dir": str(folder / "killed"), **settings})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.run(
+            [sys.executable, str(script), killed], env=environment, capture_output=True, check=False
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+        newest = newest_whole_checkpoint(folder / "killed")
+        assert newest is not None
+        assert newest.name == "checkpoint-10"
+        resumed = make_trainer(folder / "killed", **settings)
+        resumed.train(resume_from_checkpoint=True)
+    finally:
+        torch.set_num_threads(threads)
+    return undisturbed, resumed
+
+
+def different_weights(first: torch.nn.Module, second: torch.nn.Module) -> list[str]:
+    """Names of the weights whose bits differ."""
+    expected, found = first.state_dict(), second.state_dict()
+    assert expected.keys() == found.keys()
+    return [name for name, value in expected.items() if not torch.equal(value, found[name])]

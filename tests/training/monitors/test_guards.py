@@ -1,0 +1,408 @@
+"""Guards of a run: steps that are not finite, teachers that do not follow, streams without images, clocks that jump."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.utils import AutocastKwargs
+from transformers import TrainerCallback
+
+from hf_geossl import GTSATrainer, load_stream
+from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.streams import BrokenStreamError, ImageStream
+from hf_geossl.training import callbacks
+from hf_geossl.training.callbacks import ImagesProgressCallback, PauseCallback
+from hf_geossl.training.monitors import guards
+from hf_geossl.training.monitors.guards import GROWING_LOOKS, STILL_LOOKS, NonFiniteLossError, TeacherWatch
+from tests.helpers.exact_resume import different_weights
+from tests.helpers.golden import ROOT
+from tests.helpers.gtsa_run import make_trainer
+
+
+@pytest.fixture(scope="module")
+def images() -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    return [{"image": generator.integers(0, 256, (48, 40, 3), dtype=np.uint8)} for _ in range(24)]
+
+
+# ------------------------------------------------------------------------------------------- steps that are not finite
+
+
+class Spoil(TrainerCallback):
+    """Makes the loss, or a gradient alone, of some steps not a number, and notes what every step leaves."""
+
+    def __init__(self, losses: set[int] = frozenset(), gradients: set[int] = frozenset()) -> None:
+        self.losses, self.gradients = losses, gradients
+        self.keys: list[list[str]] = []
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.moments: list[float] = []
+        self.rates: list[float] = []
+
+    def attach(self, trainer: GTSATrainer) -> GTSATrainer:
+        original = trainer.model_arguments
+        broken = {"correspondence_weight": math.nan}
+        trainer.model_arguments = lambda step: {**original(step), **(broken if step in self.losses else {})}
+        trainer.model.projector.projection.weight.register_hook(
+            lambda gradient: gradient * (math.nan if trainer.state.global_step in self.gradients else 1.0)
+        )
+        trainer.add_callback(self)
+        self.trainer = trainer
+        return trainer
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        self.keys.append(list(self.trainer._keys))
+        self.states.append({name: value.detach().clone() for name, value in model.state_dict().items()})
+        self.moments.append(sum(float(v["exp_avg"].double().sum()) for v in optimizer.state.values()))
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def _spoiled(folder: Path, images: Any, spoil: Spoil, **fields: Any) -> GTSATrainer:
+    return spoil.attach(
+        make_trainer(folder, images, **{"max_steps": 9, "logging_steps": 3, "save_steps": 100, **fields})
+    )
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(
+    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, spoil = Spoil(), Spoil(losses={3, 4}, gradients={6})
+    _spoiled(tmp_path / "whole", images, whole).train()
+    trainer = _spoiled(tmp_path / "spoiled", images, spoil, gradient_accumulation_steps=1)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    moved = [
+        any(not torch.equal(before[name], after[name]) for name in before)
+        for before, after in itertools.pairwise(spoil.states)
+    ]
+    assert moved == [True, True, False, False, True, False, True, True]  # from step 0 to 1, ...
+    assert [a == b for a, b in itertools.pairwise(spoil.moments)] == [not step for step in moved]
+    assert spoil.keys == whole.keys  # the data go on
+    assert spoil.rates == whole.rates  # and the schedules
+    assert trainer.finite.skipped == 3
+    lines = [entry for entry in trainer.state.log_history if "skipped_steps" in entry]
+    assert [line["skipped_steps"] for line in lines] == [0, 2, 3]
+    for line in lines:  # means over the steps that were made
+        total = line["crop_loss"] + 0.5 * line["correspondence_loss"] + 0.5 * line["rotation_loss"]
+        assert line["step"] == 3 or line["loss"] == pytest.approx(total, abs=1e-5)
+    assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
+    assert "grad_norm" in lines[1]
+    record = json.loads((tmp_path / "spoiled/nonfinite_step_6_rank_0.json").read_text())
+    assert record == {"step": 6, "loss_of_this_process_is_finite": True, "keys": spoil.keys[6]}
+    assert not json.loads((tmp_path / "spoiled/nonfinite_step_3_rank_0.json").read_text())[
+        "loss_of_this_process_is_finite"
+    ]
+    assert (
+        caplog.text.count("is left out, its loss or gradient is not finite: weights and teacher stay; its images") == 3
+    )
+
+
+def test_a_line_without_a_finite_step_has_no_loss(images: Any, tmp_path: Path) -> None:
+    trainer = _spoiled(tmp_path, images, Spoil(losses={1, 2}), logging_steps=1, max_steps=4)
+    trainer.train()
+    lines = [entry for entry in trainer.state.log_history if "skipped_steps" in entry]
+    assert ["loss" in line for line in lines] == [True, False, False, True]
+    assert ["grad_norm" in line for line in lines] == [True, False, False, True]
+    assert json.dumps(trainer.state.log_history, allow_nan=False)
+
+
+def test_three_in_a_row_stop_the_run_also_across_a_resume(images: Any, tmp_path: Path) -> None:
+    message = (
+        r"the loss of step 5 or its gradient is not finite, as in the 2 steps before it; its images.*is kept. Lower"
+    )
+    settings = {"save_steps": 1, "max_nonfinite_steps": 3}
+    whole = _spoiled(tmp_path, images, Spoil(losses={1, 3, 4, 5}), **settings)
+    with pytest.raises(NonFiniteLossError, match=message):
+        whole.train()
+    assert whole.state.global_step == 5
+    for step in (4, 5):  # with one and two of the three behind it
+        resumed = _spoiled(tmp_path, images, Spoil(losses={1, 3, 4, 5}), **settings)
+        with pytest.raises(NonFiniteLossError, match=message):
+            resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert resumed.finite.skipped == 4
+    mended = _spoiled(tmp_path, images, Spoil(losses={1, 3, 4}), **settings)
+    mended.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert (mended.finite.skipped, mended.finite.in_a_row) == (3, 0)
+
+
+def test_resume_after_a_step_that_was_left_out_is_exact(images: Any, tmp_path: Path) -> None:
+    spoil = {"losses": {2, 4}, "gradients": {6}}
+    whole = _spoiled(tmp_path, images, Spoil(**spoil), save_steps=5, logging_steps=4, max_steps=8)
+    whole.train()
+    resumed = _spoiled(tmp_path, images, Spoil(**spoil), save_steps=100, logging_steps=4, max_steps=8)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert different_weights(whole.model, resumed.model) == []
+    ours, theirs = (
+        [
+            {
+                name: value
+                for name, value in line.items()
+                if "second" not in name and name not in ("data_wait", "train_runtime")
+            }
+            for line in trainer.state.log_history
+            if "train_loss" not in line
+        ]
+        for trainer in (whole, resumed)
+    )
+    assert ours == theirs
+    assert resumed.state.log_history[-1]["train_loss"] == whole.state.log_history[-1]["train_loss"]
+
+
+TWO = """
+import json, sys
+import torch
+from tests.helpers.gtsa_run import make_trainer
+torch.set_num_threads(1)
+folder, data = sys.argv[1:]
+trainer = make_trainer(folder, data, max_steps=6, logging_steps=1, save_steps=100)
+rank = trainer.args.process_index
+see, sums = trainer.finite.see_loss, []
+# of one process only, and without a trace in the gradient
+trainer.finite.see_loss = lambda loss: see(loss * (float("inf") if rank == 1 and trainer.state.global_step in (2, 4) else 1))
+count = trainer.count_step
+def count_step():
+    count()
+    sums.append(sum(value.double().sum().item() for value in trainer.model.state_dict().values()))
+trainer.count_step = count_step
+trainer.train()
+with open(f"{folder}/report_{rank}.json", "w") as file:
+    json.dump({"sums": sums, "skipped": trainer.finite.skipped}, file)
+trainer.end_processes()
+"""
+
+
+def test_what_one_process_finds_not_finite_all_leave_out(tmp_path: Path) -> None:
+    from tests.helpers.photographs import write_folder
+
+    data = write_folder(tmp_path / "images", 48)
+    (tmp_path / "script.py").write_text(TWO)
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    process = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path / "run"), str(data)],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"run/report_{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["skipped"] == 2
+    assert [a == b for a, b in itertools.pairwise(first["sums"])] == [False, True, False, True, False]
+    records = [json.loads((tmp_path / f"run/nonfinite_step_2_rank_{rank}.json").read_text()) for rank in range(2)]
+    assert [record["loss_of_this_process_is_finite"] for record in records] == [True, False]
+    assert not set(records[0]["keys"]) & set(records[1]["keys"])
+
+
+# ------------------------------------------------------------------------------------------------------- the teacher
+
+
+def _watched(trainer: GTSATrainer, change: Any, looks: int, momentum: float = 0.996) -> list[float]:
+    """`looks` looks at a model whose student drifts, with `change(model)` instead of the teacher's update."""
+    watch, model, found = TeacherWatch(), trainer.model, []
+    for step in range(looks):
+        found.append(watch.look(model, step, momentum, settled=True))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * (step + 1))
+        change(model)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "momentum", "message"),
+    [
+        (lambda model: model.copy_student_to_teacher(), 0.996, "the teacher equals the student in every weight although"),
+        (lambda model: None, 0.996, "the teacher has not moved since the last 3 looks although the student has"),
+        (lambda model: model.update_teacher(0.99999), 0.99999, "of the student's norm away from it, farther at each of the"),
+        (lambda model: model.update_teacher(0.2), 0.2, None),
+        (lambda model: model.copy_student_to_teacher(), 0.0, None),
+    ],
+    ids=["equal", "still", "growing", "follows", "momentum 0"],
+)  # fmt: skip
+def test_a_teacher_that_does_not_follow_is_told_once_with_advice(
+    change: Any, momentum: float, message: str | None, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, images)
+    looks = GROWING_LOOKS + 3 if message and "farther" in message else STILL_LOOKS + 3
+    with caplog.at_level(logging.WARNING):
+        distances = _watched(trainer, change, looks, momentum)
+    assert distances[0] == 0.0  # the teacher starts as a copy
+    expected = [message] if message else []
+    assert [part in record.getMessage() for record, part in zip(caplog.records, expected, strict=True)] == [True] * len(
+        expected
+    )
+    for record in caplog.records:
+        assert re.search(r"(Make the model anew|Call after_step|Lower the learning rate)", record.getMessage())
+
+
+def test_distance_of_the_teacher_is_what_the_formula_says(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, logging_steps=1, probe_every_steps=1, teacher_momentum=0.5, max_steps=3)
+    trainer.train()
+    lines = [entry["teacher_distance"] for entry in trainer.state.log_history if "teacher_distance" in entry]
+    assert lines[:2] == [0.0, 0.0]  # the first step has a learning rate of 0
+    assert lines[2] > 0
+    teacher = torch.cat([value.flatten() for value in trainer.model.teacher.parameters()])
+    own = dict(trainer.model.named_parameters())
+    student = torch.cat([own[name].flatten() for name, _ in trainer.model.teacher.named_parameters()])
+    with torch.no_grad():
+        expected = ((teacher - student).norm() / student.norm()).item()
+    assert TeacherWatch().look(trainer.model, 3, 0.5, True) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_momentum_of_1_from_the_start_is_told(images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, images, max_steps=1, teacher_momentum=1.0).train()
+        make_trainer(tmp_path, images, max_steps=1).train()
+    assert [r.getMessage() for r in caplog.records if r.name == guards.__name__] == [
+        "teacher_momentum is 1 from the first step to the last: the teacher stays what it was at the start. Set "
+        "teacher_momentum below 1 (0.996), unless the teacher is to be frozen."
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- streams without images
+
+
+class _Views:
+    def __call__(self, image: Any, *, seed: int) -> dict[str, torch.Tensor]:
+        return {"seed": torch.tensor(seed)}
+
+    def collate(self, samples: Any) -> dict[str, torch.Tensor]:
+        return {"seed": torch.stack([sample["seed"] for sample in samples])}
+
+
+def _nothing(kind: str, folder: Path) -> ImageStream:
+    if kind == "filtered":
+        dataset = datasets.Dataset.from_dict({"image": [b"x"] * 9}).to_iterable_dataset(num_shards=3)
+        return ImageStream.from_dataset(dataset.filter(lambda row: False))
+    if kind == "no rows":
+        schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+        for number in range(4):
+            pq.write_table(schema.empty_table(), folder / f"{number}.parquet")
+        return load_stream(str(folder))
+    for number in range(5):
+        (folder / f"{number}.jpg").write_bytes(b"not an image")
+    return load_stream(str(folder))
+
+
+def _first_batch(kind: str, folder: Path, workers: int) -> None:
+    batches = StreamBatches(_nothing(kind, folder), _Views(), 2, num_streams=2, num_workers=workers)
+    next(iter(batches.loader()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("filtered", "the dataset holds no rows; pass data with images"),
+        ("no rows", "holds no rows; pass parquet files with images"),
+        ("broken", "a whole pass gave no image.*Mend the data"),
+    ],
+)
+def test_a_stream_that_yields_nothing_ends_with_one_sentence(
+    kind: str, message: str, workers: int, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    with pytest.raises((BrokenStreamError, ValueError), match=message) as error:  # found while reading, or at once
+        _first_batch(kind, tmp_path, workers)
+    assert time.monotonic() - began < 30
+    assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- clocks
+
+
+def test_a_clock_that_is_set_in_between_changes_no_speed(
+    images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = itertools.cycle([0.0, 9e5, -9e5])
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    monkeypatch.setattr("tqdm.std.time", time.time)  # imported by name
+    began = time.perf_counter()
+    trainer = make_trainer(tmp_path, images, max_steps=6, logging_steps=2, disable_tqdm=False)
+    bar: dict[str, Any] = {}
+    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ImagesProgressCallback))
+    close = progress.on_train_end
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        bar.update(progress.training_bar.format_dict)
+        close(*args, **kwargs)
+
+    progress.on_train_end = look
+    metrics = trainer.train().metrics
+    most = time.perf_counter() - began
+    assert 0 < trainer.seconds_trained < most
+    assert 0 < bar["elapsed"] < most
+    assert bar["rate"] is None or 1 / most < bar["rate"] < 1000
+    for line in trainer.state.log_history:
+        assert "images_per_second" not in line or 4 / most < line["images_per_second"] < 4000
+    assert 0 < metrics["train_runtime"] < most
+    assert 24 / most <= metrics["train_samples_per_second"] < 4000
+    assert 6 / most <= metrics["train_steps_per_second"] < 1000
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    pause = PauseCallback()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        pause._request(number, None)
+    assert pause.heard == signal.SIGTERM
+    now[0] += 10
+    pause._request(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        pause._request(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("norm", [3.0, 0.0])
+def test_under_a_gradient_scaler_a_loss_that_is_not_finite_is_left_out_too(
+    norm: float, images: Any, tmp_path: Path
+) -> None:
+    """The scaler skips what only overflowed; where smaller scales do not help, that counts as well."""
+    spoil = Spoil(losses={2})
+    trainer = _spoiled(tmp_path, images, spoil, max_steps=5, max_grad_norm=norm)
+    accelerator = trainer.accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    try:
+        trainer.train()
+        moved = [
+            any(not torch.equal(before[name], after[name]) for name in before)
+            for before, after in itertools.pairwise(spoil.states)
+        ]
+        assert moved == [True, False, True, True]
+        assert (trainer.finite.skipped, trainer.finite.in_a_row) == (1, 0)
+        endless = _spoiled(tmp_path / "endless", images, Spoil(gradients=set(range(50))), max_steps=50)
+        endless.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+        endless.accelerator.native_amp = True
+        with pytest.raises(NonFiniteLossError, match="is not finite, as in the 2 steps before it"):
+            endless.train()
+        assert endless.state.global_step == 6  # 8, 4, 2, 1, and three below
+    finally:
+        accelerator.state._mixed_precision = "no"
