@@ -150,8 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """
-    Args:
+    """Args:
         words (`Sequence[str]`): `"task.setting=value"`, values as YAML writes them.
 
     Returns:
@@ -183,8 +182,7 @@ def _number(value: Any) -> Any:
 
 
 def output_files(models: Sequence[str], output: str | None) -> list[Path]:
-    """
-    Where the results of each model go.
+    """Where the results of each model go.
 
     Args:
         models (`Sequence[str]`): As they were named.

@@ -180,8 +180,7 @@ def model_fields(model_arguments: Any) -> dict[str, Any]:
 
 
 def make_config(method: Method, model_arguments: Any) -> Any:
-    """
-    The configuration that the user has asked for.
+    """The configuration that the user has asked for.
 
     Args:
         method (`Method`): The method.
@@ -284,8 +283,7 @@ def _parser(method: Method, defaults: str = "their defaults") -> _Parser:
 
 
 def parse_pretrain(argv: Sequence[str]) -> tuple[Method, str, list[Any]]:
-    """
-    Reads recipe and command line.
+    """Reads recipe and command line.
 
     Args:
         argv (`Sequence[str]`): What follows `geossl pretrain`.

@@ -26,8 +26,7 @@ _MAXIMUM_DIMENSIONS = 32
 
 @dataclass(frozen=True)
 class FlaxArray:
-    """
-    Where an array lies in a `FlaxFile`.
+    """Where an array lies in a `FlaxFile`.
 
     Args:
         shape (`tuple[int, ...]`): Its shape, without empty dimensions.
@@ -101,8 +100,7 @@ def _join_chunks(found: dict[str, Any], path: str) -> FlaxArray:
 
 
 class FlaxFile:
-    """
-    A checkpoint that `flax.training.checkpoints.save_checkpoint` or `flax.serialization.to_bytes` wrote, open for reading.
+    """A checkpoint that `flax.training.checkpoints.save_checkpoint` or `flax.serialization.to_bytes` wrote, open for reading.
 
     Opening it reads once through the file, array by array and keeping none, so that gigabytes of optimizer state cost
     no memory. The `msgpack` package parses. Close it, or use it in a `with` statement.
@@ -180,8 +178,7 @@ class FlaxFile:
         return list(self._top)
 
     def tree(self, key: str) -> dict[str, FlaxArray]:
-        """
-        The arrays below a name at the top of the file; their values are not kept.
+        """The arrays below a name at the top of the file; their values are not kept.
 
         Args:
             key (`str`): One of `keys`, such as `"params"`.
@@ -230,8 +227,7 @@ class FlaxFile:
         return {path.removeprefix(f"{key}/"): array for path, array in found.items()}
 
     def read(self, array: FlaxArray) -> torch.Tensor:
-        """
-        Reads an array.
+        """Reads an array.
 
         Args:
             array (`FlaxArray`): One of `tree`.

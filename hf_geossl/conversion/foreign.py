@@ -40,8 +40,7 @@ _ROTATION_KEYS = {
 
 
 def read_torch_file(path: str | Path) -> dict[str, Any]:
-    """
-    Reads a `.safetensors` file, or a PyTorch file without executing what it carries.
+    """Reads a `.safetensors` file, or a PyTorch file without executing what it carries.
 
     Args:
         path (`str` or `Path`): The file. A PyTorch file may hold tensors, containers and an `argparse.Namespace`.
@@ -169,8 +168,7 @@ def _load_strictly(model: torch.nn.Module, state: State, name: str) -> None:
 
 
 def convert_gtsa_checkpoint(path: str | Path, config: GTSAConfig | None = None) -> GTSAForPreTraining:
-    """
-    Reads a checkpoint of the GTSA authors' program.
+    """Reads a checkpoint of the GTSA authors' program.
 
     Args:
         path (`str` or `Path`): A full training checkpoint (`checkpoint-99.pth`) or a flat trunk (ViT keys at the top
@@ -259,8 +257,7 @@ def _timm_config(model: Any, config: GTSAConfig | None) -> GTSAConfig:
 
 
 def convert_timm_checkpoint(source: Any, config: GTSAConfig | None = None) -> GTSAModel:
-    """
-    Takes over a timm `VisionTransformer` with class token and without layer scale or registers.
+    """Takes over a timm `VisionTransformer` with class token and without layer scale or registers.
 
     Args:
         source (`str`, `Path`, `torch.nn.Module` or mapping): A `.safetensors` or `.pth` file, a timm model or its
@@ -290,8 +287,7 @@ def convert_timm_checkpoint(source: Any, config: GTSAConfig | None = None) -> GT
 
 
 def convert_dino_checkpoint(path: str | Path, weights: str = "teacher", config: GTSAConfig | None = None) -> GTSAModel:
-    """
-    Takes over a ViT of the DINO authors' program.
+    """Takes over a ViT of the DINO authors' program.
 
     Args:
         path (`str` or `Path`): A backbone file (`dino_deitsmall16_pretrain.pth`) or a full training checkpoint.
@@ -316,8 +312,7 @@ def convert_dino_checkpoint(path: str | Path, weights: str = "teacher", config: 
 
 
 def to_timm(model: Any, image_size: int | tuple[int, int] | None = None) -> Any:
-    """
-    Gives the trunk as a timm `VisionTransformer`.
+    """Gives the trunk as a timm `VisionTransformer`.
 
     Args:
         model (`GTSAModel`, `LOCAModel`, `EquiCoherentModel` or any class that holds one): The model; its mask token stays behind.

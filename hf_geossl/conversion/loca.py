@@ -25,8 +25,7 @@ _PROTOTYPES = f"{_HEAD}/prototypes/kernel"
 
 @dataclass(frozen=True)
 class _Place:
-    """
-    Where an array of the file goes.
+    """Where an array of the file goes.
 
     Args:
         shape (`tuple[int, ...]`): Its shape in the file.
@@ -210,8 +209,7 @@ def _fill(parameter: torch.Tensor, place: _Place, values: torch.Tensor) -> None:
 def convert_loca_checkpoint(
     path: str | Path, weights: str = "params", config: LOCAConfig | None = None
 ) -> LOCAForPreTraining:
-    """
-    Reads a checkpoint of the LOCA authors' Flax program; neither jax nor flax is needed, and nothing is unpickled.
+    """Reads a checkpoint of the LOCA authors' Flax program; neither jax nor flax is needed, and nothing is unpickled.
 
     The optimizer state is skipped and arrays are read one by one, so that memory holds little more than the
     finished model, however large the file is.

@@ -9,8 +9,7 @@ from hf_geossl.views.base import Views
 
 
 def known_images(stream: ImageStream) -> int | None:
-    """
-    How many images a pass gives, broken ones among them.
+    """How many images a pass gives, broken ones among them.
 
     Args:
         stream (`ImageStream`): The stream.
@@ -23,8 +22,7 @@ def known_images(stream: ImageStream) -> int | None:
 
 
 class FirstImages:
-    """
-    The first images of a stream's pass, as an `eval_dataset`.
+    """The first images of a stream's pass, as an `eval_dataset`.
 
     Args:
         stream (`ImageStream`): The stream.
@@ -61,8 +59,7 @@ class FirstImages:
 
 
 class EvaluationBatches:
-    """
-    One pass over a stream in batches; each process takes its share, and all the same number of batches.
+    """One pass over a stream in batches; each process takes its share, and all the same number of batches.
 
     Args:
         stream (`ImageStream` or `FirstImages`): The images.
@@ -93,8 +90,7 @@ class EvaluationBatches:
         self.images = 0
 
     def check_size(self) -> None:
-        """
-        Looks whether there can be a batch, without reading an image.
+        """Looks whether there can be a batch, without reading an image.
 
         Raises:
             ValueError: If only whole batches are wanted and the images are known to be fewer than one.

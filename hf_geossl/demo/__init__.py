@@ -14,8 +14,7 @@ def _page() -> Any:
 
 
 def build_demo(folder: str | Path, *, samples: str | Path | None = None) -> Any:
-    """
-    Builds the page of a model.
+    """Builds the page of a model.
 
     Args:
         folder (`str` or `Path`): What a training run leaves, one of its `checkpoint-N` folders, a whole pretraining model
@@ -41,8 +40,7 @@ def launch_demo(
     block: bool = True,
     say: Callable[[str], None] = print,
 ) -> Any:
-    """
-    Serves the page of a model until Ctrl-C; nothing is fetched from other machines, and nothing is reported to them.
+    """Serves the page of a model until Ctrl-C; nothing is fetched from other machines, and nothing is reported to them.
 
     Args:
         folder, samples: As of `build_demo`.

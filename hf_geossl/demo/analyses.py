@@ -13,8 +13,7 @@ Cell = tuple[int, int]  # row and column of a patch
 
 
 def cell_at(place: tuple[float, float], grid: Cell) -> Cell:
-    """
-    The patch under a place.
+    """The patch under a place.
 
     Args:
         place (`(x, y)`): In shares of the picture's width and height.
@@ -28,8 +27,7 @@ def cell_at(place: tuple[float, float], grid: Cell) -> Cell:
 
 
 def feature_colors(model: DemoModel, pictures: list[Image.Image], finer: bool = False) -> torch.Tensor:
-    """
-    The first three principal components of patch features, over all pictures together.
+    """The first three principal components of patch features, over all pictures together.
 
     Args:
         model (`DemoModel`): The model; tokens of at least 3 channels.
@@ -44,8 +42,7 @@ def feature_colors(model: DemoModel, pictures: list[Image.Image], finer: bool = 
 
 @dataclass
 class Match:
-    """
-    Where a patch of one picture is found in another.
+    """Where a patch of one picture is found in another.
 
     Args:
         cosines (`torch.Tensor` of shape `(rows, columns)`): Of the patch with each patch of the other picture.
@@ -64,8 +61,7 @@ class Match:
 
 
 def find_match(model: DemoModel, first: Image.Image, second: Image.Image, cell: Cell, finer: bool = False) -> Match:
-    """
-    Finds a patch of the first picture in the second, by the cosine of trunk features, and looks back.
+    """Finds a patch of the first picture in the second, by the cosine of trunk features, and looks back.
 
     Args:
         model (`DemoModel`): The model.
@@ -90,8 +86,7 @@ def _largest(values: torch.Tensor) -> Cell:
 def attention_map(
     model: DemoModel, picture: Image.Image, cell: Cell | None, head: int | None, finer: bool = False
 ) -> torch.Tensor:
-    """
-    How much a token of the last layer looks at each patch.
+    """How much a token of the last layer looks at each patch.
 
     Args:
         model (`DemoModel`): The model.
@@ -117,8 +112,7 @@ def attention_map(
 def nearest_pictures(
     model: DemoModel, picture: Image.Image, others: list[Image.Image], finer: bool = False
 ) -> list[tuple[int, float]]:
-    """
-    Orders pictures by the cosine of their pooled features with that of one picture.
+    """Orders pictures by the cosine of their pooled features with that of one picture.
 
     Args:
         model (`DemoModel`): The model.
@@ -140,8 +134,7 @@ def nearest_pictures(
 def nearest_patches(
     model: DemoModel, picture: Image.Image, cell: Cell, others: list[Image.Image], finer: bool = False
 ) -> list[tuple[int, Cell, float]]:
-    """
-    The patch of each picture that is nearest to a patch of one picture.
+    """The patch of each picture that is nearest to a patch of one picture.
 
     Args:
         model (`DemoModel`): The model.

@@ -22,8 +22,7 @@ def turned(picture: Image.Image, quarter_turns: int) -> Image.Image:
 
 @torch.no_grad()
 def turn_probabilities(model: DemoModel, picture: Image.Image, quarter_turns: int) -> list[float]:
-    """
-    What GTSA's rotation head says of a turned picture. It sees the mean of the student's patch tokens.
+    """What GTSA's rotation head says of a turned picture. It sees the mean of the student's patch tokens.
 
     Args:
         model (`DemoModel`): With the whole pretraining model.
@@ -39,8 +38,7 @@ def turn_probabilities(model: DemoModel, picture: Image.Image, quarter_turns: in
 
 @dataclass
 class Placement:
-    """
-    Where LOCA puts the patches of a box.
+    """Where LOCA puts the patches of a box.
 
     Args:
         box (`tuple[int, int, int, int]`): x1, y1, x2, y2 in pixels of the picture, as it was cut out.
@@ -84,8 +82,7 @@ class Placement:
 
 
 def whole_box(box: tuple[float, float, float, float], side: int, smallest: int) -> tuple[int, int, int, int]:
-    """
-    A drawn box in whole pixels, inside of the picture and not too small.
+    """A drawn box in whole pixels, inside of the picture and not too small.
 
     Args:
         box (`(x1, y1, x2, y2)`): Corners in any order, in shares of the picture's sides.
@@ -109,8 +106,7 @@ def whole_box(box: tuple[float, float, float, float], side: int, smallest: int) 
 
 @torch.no_grad()
 def place_box(model: DemoModel, picture: Image.Image, box: tuple[float, float, float, float]) -> Placement:
-    """
-    Gives LOCA a box of a picture as query and the picture as reference, and asks where the query's patches lie.
+    """Gives LOCA a box of a picture as query and the picture as reference, and asks where the query's patches lie.
 
     The query is scaled as in training: to a focal query's size up to 32% of the picture's area, to the picture's above.
 
@@ -152,8 +148,7 @@ def path_of(model: DemoModel) -> TransformationPath:
 
 
 def path_controls(path: TransformationPath) -> list[Control]:
-    """
-    What a person can choose about the end of a path.
+    """What a person can choose about the end of a path.
 
     Args:
         path (`TransformationPath`): The path.
@@ -187,8 +182,7 @@ def path_controls(path: TransformationPath) -> list[Control]:
 
 
 def path_parameters(path: TransformationPath, values: list[float]) -> TransformationParameters:
-    """
-    The end of a path as a person has chosen it.
+    """The end of a path as a person has chosen it.
 
     Args:
         path (`TransformationPath`): The path.
@@ -209,8 +203,7 @@ def path_parameters(path: TransformationPath, values: list[float]) -> Transforma
 
 @dataclass
 class PathPoint:
-    """
-    A point on the way of a transformation; images are `(3, height, width)` in [0, 1].
+    """A point on the way of a transformation; images are `(3, height, width)` in [0, 1].
 
     Args:
         first (`torch.Tensor`): v1, another crop of the picture.
@@ -235,8 +228,7 @@ class PathPoint:
 def path_point(
     model: DemoModel, picture: Image.Image, samples: list[Image.Image], values: list[float], point: int
 ) -> PathPoint:
-    """
-    Renders a point of the way of a picture and reconstructs it from the two views.
+    """Renders a point of the way of a picture and reconstructs it from the two views.
 
     Args:
         model (`DemoModel`): With the whole pretraining model and its decoders.

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForPreTraining
 
-import hf_geossl  # noqa: F401 - registers the Auto classes
 from hf_geossl.training.checkpointing import list_checkpoints, why_not_whole
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
@@ -22,8 +21,7 @@ _KEPT = 32  # pictures whose tokens are kept
 
 @dataclass
 class DemoModel:
-    """
-    A model as the demo uses it. Pictures given to its functions are RGB; they are scaled to the size that is asked for.
+    """A model as the demo uses it. Pictures given to its functions are RGB; they are scaled to the size that is asked for.
 
     Args:
         trunk (`PreTrainedModel`): What gets published: the teacher's trunk where there is a teacher.
@@ -82,8 +80,7 @@ class DemoModel:
 
     @torch.no_grad()
     def encode(self, picture: Image.Image, finer: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        What the trunk makes of a picture.
+        """What the trunk makes of a picture.
 
         Args:
             picture (`PIL.Image.Image`): The picture.
@@ -147,8 +144,7 @@ class DemoModel:
 
 
 def find_model(folder: Path) -> tuple[Path, dict[str, Any], str]:
-    """
-    Finds what a demo shows of a folder, see `open_model`.
+    """Finds what a demo shows of a folder, see `open_model`.
 
     Args:
         folder (`Path`): The folder.
@@ -182,8 +178,7 @@ def find_model(folder: Path) -> tuple[Path, dict[str, Any], str]:
 
 
 def open_model(folder: Path) -> DemoModel:
-    """
-    Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk.
+    """Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk.
 
     Args:
         folder (`Path`): The folder. Of a run's, the newest whole checkpoint with a pretraining model is opened, and the

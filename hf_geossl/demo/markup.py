@@ -13,8 +13,7 @@ _THUMBNAIL = 96
 
 @dataclass
 class Figure:
-    """
-    A picture with its caption.
+    """A picture with its caption.
 
     Args:
         picture (`PIL.Image.Image`): The picture.
@@ -57,8 +56,7 @@ def said(text: str) -> str:
 
 
 def strip(pictures: Sequence[Image.Image], chosen: int, upload: Image.Image | None, name: str) -> str:
-    """
-    Pictures to choose from, in one row that scrolls by itself.
+    """Pictures to choose from, in one row that scrolls by itself.
 
     Args:
         pictures (`Sequence[PIL.Image.Image]`): The samples.

@@ -28,8 +28,7 @@ _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
 @dataclass
 class Picked:
-    """
-    A person's picture A or B.
+    """A person's picture A or B.
 
     Args:
         index (`int`): Of a sample, -1 for the upload.
@@ -58,8 +57,7 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Page:
-    """
-    The page of a model while it is built.
+    """The page of a model while it is built.
 
     Args:
         model (`DemoModel`): The model.
@@ -234,8 +232,7 @@ def build_demo(folder: Path, samples: Path | None = None) -> gr.Blocks:
 
 
 def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say: Callable[[str], None]) -> gr.Blocks:
-    """
-    Serves a page with its limits; see `hf_geossl.demo.launch_demo`.
+    """Serves a page with its limits; see `hf_geossl.demo.launch_demo`.
 
     Args:
         demo (`gradio.Blocks`): The page.

@@ -35,8 +35,7 @@ class UploadError(ValueError):
 
 
 def read_upload(content: bytes) -> Image.Image:
-    """
-    Decodes what somebody has uploaded.
+    """Decodes what somebody has uploaded.
 
     Args:
         content (`bytes`): The file.
@@ -78,8 +77,7 @@ def scene_pictures(side: int = SIDE) -> list[Image.Image]:
 
 
 def sample_pictures(folder: Path | None) -> list[Image.Image]:
-    """
-    The sample pictures.
+    """The sample pictures.
 
     Args:
         folder (`Path`, *optional*): Holds them; scenes are drawn by default.
@@ -122,8 +120,7 @@ def from_colors(colors: torch.Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def heat_map(picture: Image.Image, values: torch.Tensor) -> Image.Image:
-    """
-    Lays one value a patch over a picture, from its smallest (dark blue) to its largest (yellow).
+    """Lays one value a patch over a picture, from its smallest (dark blue) to its largest (yellow).
 
     Args:
         picture (`PIL.Image.Image`): RGB.

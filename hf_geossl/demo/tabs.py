@@ -25,8 +25,7 @@ _NEAREST = 4  # pictures and patches that are shown
 
 @dataclass
 class Chosen:
-    """
-    What a person has chosen for all tabs.
+    """What a person has chosen for all tabs.
 
     Args:
         first, second (`PIL.Image.Image`): Pictures A and B.
@@ -42,8 +41,7 @@ class Chosen:
 
 @dataclass
 class Tab:
-    """
-    A tab of the page.
+    """A tab of the page.
 
     Args:
         name (`str`): Its title.

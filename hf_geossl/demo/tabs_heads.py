@@ -178,8 +178,7 @@ def _where(point: int, last: int) -> str:
 
 
 def head_tabs(model: DemoModel, samples: list[Image.Image]) -> list[Any]:
-    """
-    What makes the tabs of a model's heads.
+    """What makes the tabs of a model's heads.
 
     Args:
         model (`DemoModel`): The model.

@@ -1,5 +1,4 @@
-"""
-Evaluation: protocols (one file each), metrics as `evaluate.Metric` classes, reports, and `evaluate_model`.
+"""Evaluation: protocols (one file each), metrics as `evaluate.Metric` classes, reports, and `evaluate_model`.
 
 Names are imported when first used, since the protocols' libraries are an extra (`pip install 'hf_geossl[eval]'`).
 """

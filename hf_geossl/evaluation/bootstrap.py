@@ -15,8 +15,7 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """
-    Confidence intervals of numbers that follow from sums over images (a metric file's `sums_of` and `summarize`): each
+    """Confidence intervals of numbers that follow from sums over images (a metric file's `sums_of` and `summarize`): each
     repeat draws as many images as there are, with replacement, and adds them up by one matrix product.
 
     Args:
@@ -63,8 +62,7 @@ def interval_by_rows(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """
-    Confidence intervals of numbers that do not add up over images (average precision): each repeat is computed anew. Draws
+    """Confidence intervals of numbers that do not add up over images (average precision): each repeat is computed anew. Draws
     are those of [`interval`] with the same seed.
 
     Args:

@@ -16,8 +16,7 @@ THUMBNAIL_SIDE = 12  # pixels
 
 
 class HeldSamples(Samples):
-    """
-    Samples whose first pass writes what is needed of them to a temporary file that later passes read. Their fingerprint is
+    """Samples whose first pass writes what is needed of them to a temporary file that later passes read. Their fingerprint is
     that of the samples, so that features of either are the same to the cache.
 
     Args:
@@ -42,8 +41,7 @@ class HeldSamples(Samples):
 
 
 def held_if_rendered(samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions) -> Samples:
-    """
-    Scenes are held, because rendering them is dear; other images are read again in each pass, because a dataset of any size
+    """Scenes are held, because rendering them is dear; other images are read again in each pass, because a dataset of any size
     must do: the 1.28 million images of ImageNet would take 190 GB.
 
     Args:
@@ -56,8 +54,7 @@ def held_if_rendered(samples: Samples, columns: Sequence[str], encoder: Encoder,
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
-    """
-    Tiny copies of images: what a feature that claims to know something has to beat.
+    """Tiny copies of images: what a feature that claims to know something has to beat.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8, or float in [0, 1].

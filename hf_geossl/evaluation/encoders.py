@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-import hf_geossl  # noqa: F401 - registers the Auto classes
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
@@ -26,8 +25,7 @@ TIMM = "timm:"  # what a name starts with that timm is asked for
 
 @dataclass(frozen=True)
 class Tokens:
-    """
-    What an encoder makes of images, after its final norm.
+    """What an encoder makes of images, after its final norm.
 
     Args:
         patches (`torch.Tensor` of shape `(batch, rows, columns, width)`): Patch tokens.
@@ -53,8 +51,7 @@ class Tokens:
 
 
 class Encoder:
-    """
-    A vision transformer as the protocols see it. Make one with `load_encoder`.
+    """A vision transformer as the protocols see it. Make one with `load_encoder`.
 
     Args:
         module (`nn.Module`): The trunk, a transformers model or timm's `VisionTransformer`.
@@ -146,8 +143,7 @@ class Encoder:
         return Tokens(patches, class_token, pooled)
 
     def hidden_states(self, pixel_values: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        """
-        What single layers return, before the final norm.
+        """What single layers return, before the final norm.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
@@ -179,8 +175,7 @@ class Encoder:
         return [self._split(state, pixel_values)[0].permute(0, 3, 1, 2) for state in states]
 
     def class_tokens(self, pixel_values: torch.Tensor, last: int) -> torch.Tensor:
-        """
-        The class tokens of the last layers after the final norm, side by side: DINO's feature for linear probes.
+        """The class tokens of the last layers after the final norm, side by side: DINO's feature for linear probes.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
@@ -310,8 +305,7 @@ def load_encoder(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Encoder:
-    """
-    Opens a model for evaluation.
+    """Opens a model for evaluation.
 
     Args:
         model (`str`, `Path`, `PreTrainedModel`, `nn.Module` or `Encoder`): A folder or Hub id that `AutoModel` opens,

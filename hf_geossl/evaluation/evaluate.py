@@ -82,8 +82,7 @@ def evaluate_model(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """
-    Measures what a model's features are worth.
+    """Measures what a model's features are worth.
 
     Every finished task is written at once. A second call with the same model, data and seed measures only what is missing
     or has other settings; what cannot be measured with them has no numbers then, those of other settings are dropped.
@@ -416,8 +415,7 @@ def _entry(measured: TaskResult, settings: Any, seconds: float, encoder: Encoder
 
 
 def floors_by_metric(metrics: Sequence[str], floors: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """
-    What a model that knows nothing reaches, in one form.
+    """What a model that knows nothing reaches, in one form.
 
     Args:
         metrics (`Sequence[str]`): Of the task, the main one first.

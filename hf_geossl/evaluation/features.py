@@ -29,8 +29,7 @@ _OF_TOKENS = ("pooled", "both", "mean", "patches")
 
 @dataclass(frozen=True)
 class Transform:
-    """
-    What is done to images before they are encoded.
+    """What is done to images before they are encoded.
 
     Args:
         key (`str`): Names the transform with all of its numbers and seeds: features are cached by it.
@@ -50,8 +49,7 @@ def compute_features(
     *,
     transform: Transform | None = None,
 ) -> dict[str, np.ndarray]:
-    """
-    Features and targets of samples. What a former call has left in the cache is read, not computed.
+    """Features and targets of samples. What a former call has left in the cache is read, not computed.
 
     Args:
         encoder (`Encoder`): The model.

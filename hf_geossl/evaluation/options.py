@@ -18,8 +18,7 @@ DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """
-    How to evaluate.
+    """How to evaluate.
 
     Args:
         batch_size (`int`): Images that are encoded at a time. Heads are trained with their protocol's batch size.
@@ -51,8 +50,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """
-    The data of an evaluation.
+    """The data of an evaluation.
 
     Args:
         dataset (`str`): As in `load_samples`.
@@ -116,8 +114,7 @@ class EvaluationData:
 
 @dataclass
 class TaskResult:
-    """
-    What a protocol gives back.
+    """What a protocol gives back.
 
     Args:
         metrics (`dict[str, float]`): The numbers, by name; the first is the main one.
@@ -134,8 +131,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Task:
-    """
-    A protocol that can be asked for by name; each protocol's file holds a dictionary `TASKS` of them.
+    """A protocol that can be asked for by name; each protocol's file holds a dictionary `TASKS` of them.
 
     Args:
         measure (`Callable`): Maps `(encoder, data, options, settings)` to a `TaskResult`.

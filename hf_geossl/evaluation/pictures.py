@@ -33,8 +33,7 @@ DPI, CELL, IMAGES = 110, 1.65, 8  # inches a cell, and at most so many images in
 
 
 def area_colours(count: int) -> np.ndarray:
-    """
-    Colours of classes and instances.
+    """Colours of classes and instances.
 
     Args:
         count (`int`): How many.
@@ -51,8 +50,7 @@ def area_colours(count: int) -> np.ndarray:
 
 
 def confusion_matrix(counts: Any, names: Sequence[str] | None, title: str) -> Image.Image:
-    """
-    Which classes are taken for which.
+    """Which classes are taken for which.
 
     Args:
         counts (`numpy.ndarray` of shape `(classes, classes)`): How often the row's class was called the column's.
@@ -98,8 +96,7 @@ def confusion_matrix(counts: Any, names: Sequence[str] | None, title: str) -> Im
 def segmentation_samples(
     images: Any, truths: Any, predictions: Any, names: Sequence[str] | None, title: str
 ) -> Image.Image:
-    """
-    Images, their true classes and the predicted ones.
+    """Images, their true classes and the predicted ones.
 
     Args:
         images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
@@ -134,8 +131,7 @@ def segmentation_samples(
 
 
 def depth_samples(images: Any, truths: Any, predictions: Any, title: str) -> Image.Image:
-    """
-    Images, their true and their predicted depths on one scale, and how far apart they are.
+    """Images, their true and their predicted depths on one scale, and how far apart they are.
 
     Args:
         images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
@@ -182,8 +178,7 @@ def curves(
     title: str,
     bands: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Image.Image:
-    """
-    Lines over one axis.
+    """Lines over one axis.
 
     Args:
         x (`numpy.ndarray` of shape `(points,)`): Where.
@@ -209,8 +204,7 @@ def curves(
 
 
 def curve_panels(x: Any, panels: Mapping[str, Mapping[str, Any]], *, xlabel: str, title: str) -> Image.Image:
-    """
-    Several numbers of the same contenders over one axis, side by side.
+    """Several numbers of the same contenders over one axis, side by side.
 
     Args:
         x (`numpy.ndarray` of shape `(points,)`): Where.
@@ -239,8 +233,7 @@ def bars(
     ylabel: str,
     title: str,
 ) -> Image.Image:
-    """
-    Numbers side by side.
+    """Numbers side by side.
 
     Args:
         values (`dict[str, float]`): By name, from the top down; the bars lie, so that names can be read.
@@ -281,8 +274,7 @@ def bars(
 
 
 def strip(images: Any, masks: Any, title: str, truths: Any = None) -> Image.Image:
-    """
-    Frames of a clip with instances painted on them.
+    """Frames of a clip with instances painted on them.
 
     Args:
         images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; eight of more are shown, the first and the last
@@ -312,8 +304,7 @@ def strip(images: Any, masks: Any, title: str, truths: Any = None) -> Image.Imag
 
 
 def feature_pca(images: Any, patches: Any, title: str) -> Image.Image:
-    """
-    Images, and the first three principal components of their patch features as red, green and blue.
+    """Images, and the first three principal components of their patch features as red, green and blue.
 
     Args:
         images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
@@ -339,8 +330,7 @@ def detections(
     names: Sequence[str] | None,
     title: str,
 ) -> Image.Image:
-    """
-    True objects, and the found ones.
+    """True objects, and the found ones.
 
     Args:
         images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
@@ -378,8 +368,7 @@ def detections(
 def point_samples(
     images: Any, truths: Any, predictions: Any, title: str, links: Sequence[tuple[int, int]] | None = None
 ) -> Image.Image:
-    """
-    True and predicted points.
+    """True and predicted points.
 
     Args:
         images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.

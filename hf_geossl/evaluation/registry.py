@@ -52,8 +52,7 @@ def named_tasks(tasks: str | Iterable[str]) -> list[str]:
 
 
 def check_tasks(tasks: str | Iterable[str]) -> list[str]:
-    """
-    Args:
+    """Args:
         tasks (`str` or `Iterable[str]`): Names, in one text with commas or one by one; `"all"` for all of them.
 
     Returns:
@@ -72,8 +71,7 @@ def check_tasks(tasks: str | Iterable[str]) -> list[str]:
 
 
 def load_task(name: str) -> Task:
-    """
-    Args:
+    """Args:
         name (`str`): One of `TASK_FILES`.
 
     Returns:
@@ -91,8 +89,7 @@ def load_task(name: str) -> Task:
 
 
 def make_settings(name: str, task: Task, given: Mapping[str, Any]) -> Any:
-    """
-    A protocol's settings with some of them changed.
+    """A protocol's settings with some of them changed.
 
     Args:
         name (`str`): The task's, for messages.

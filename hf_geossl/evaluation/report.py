@@ -23,8 +23,7 @@ _COMPARABLE = (
 
 @dataclass(frozen=True)
 class Measured:
-    """
-    The results of one model.
+    """The results of one model.
 
     Args:
         name (`str`): What the report calls it.
@@ -64,8 +63,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def read_measured(files: Sequence[str | Path]) -> list[Measured]:
-    """
-    Args:
+    """Args:
         files (`Sequence[str | Path]`): What `evaluate_model` wrote; their pictures lie beside them.
 
     Returns:
@@ -114,8 +112,7 @@ def are_comparable(models: Sequence[Measured]) -> bool:
 
 
 def compare(models: Sequence[Measured], task: str) -> dict[str, list[Number]]:
-    """
-    The numbers of a task side by side.
+    """The numbers of a task side by side.
 
     Args:
         models (`Sequence[Measured]`): Which.
@@ -164,8 +161,7 @@ def _words(name: str) -> str:
 
 
 def markdown_table(models: Sequence[Measured]) -> str:
-    """
-    Args:
+    """Args:
         models (`Sequence[Measured]`): One or several.
 
     Returns:
@@ -199,8 +195,7 @@ def _tasks(models: Sequence[Measured]) -> list[str]:
 
 
 def html_page(models: Sequence[Measured]) -> str:
-    """
-    Args:
+    """Args:
         models (`Sequence[Measured]`): One or several.
 
     Returns:
@@ -295,8 +290,7 @@ def _data(picture: bytes | None) -> str | None:
 
 
 def write_report(files: Sequence[str | Path], path: str | Path) -> None:
-    """
-    Args:
+    """Args:
         files (`Sequence[str | Path]`): What `evaluate_model` wrote, one a model.
         path (`str` or `Path`): An `.html` page, or the table as `.md`.
 

@@ -33,8 +33,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """
-    Which columns of a dataset hold what; those that it lacks are left out of its samples.
+    """Which columns of a dataset hold what; those that it lacks are left out of its samples.
 
     Args:
         image (`str`): The image.
@@ -187,8 +186,7 @@ class _Streamed(IterableDataset):
 
 
 class Samples:
-    """
-    Images with truth. Make them with `load_samples`.
+    """Images with truth. Make them with `load_samples`.
 
     A sample is a dictionary of `index` (its place in the dataset), `image` (`(3, size, size)`, uint8) and what the dataset
     knows of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
@@ -235,8 +233,7 @@ class Samples:
         return self._told.get("mode")
 
     def subset(self, share: float, seed: int = 0) -> "Samples":
-        """
-        A fixed part of the samples, chosen by a hash of each one's place: a smaller share is a part of a larger one.
+        """A fixed part of the samples, chosen by a hash of each one's place: a smaller share is a part of a larger one.
 
         Args:
             share (`float`): In (0, 1]. Where the count is known exactly this share of it, rounded, and at least one.
@@ -265,7 +262,8 @@ class Samples:
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists. Broken images are left
-        out, and a warning tells how many."""
+        out, and a warning tells how many.
+        """
         if self._indices is None:  # workers would each read the whole stream
             return self._readable(_loader(_Streamed(self._rows, self._read), batch_size))
         dataset = _Indexed(self._rows, self._indices, self._read)
@@ -274,7 +272,8 @@ class Samples:
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Whole batches without end, each pass in another order, a function of `seed` and the pass alone; the rest of a pass
         is left out. Where there are fewer samples than a batch holds they come more than once, those of a stream in smaller
-        batches. A broken image is replaced by the next one."""
+        batches. A broken image is replaced by the next one.
+        """
         for epoch in range(2**31):
             if self._indices is None:
                 rows = self._rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
@@ -341,8 +340,7 @@ def load_samples(
     revision: str | None = None,
     token: str | None = None,
 ) -> Samples:
-    """
-    Opens images with truth.
+    """Opens images with truth.
 
     Args:
         dataset (`str`): `"scenes"`; a folder of images in one folder a class (or with `metadata.jsonl`, as `imagefolder`

@@ -21,8 +21,7 @@ from hf_geossl.hub.run_record import RECORD
 
 @dataclass(frozen=True)
 class MethodCard:
-    """
-    What a card says of a method.
+    """What a card says of a method.
 
     Args:
         name, arxiv, about (`str`): Its name, the paper's number, and what it is for.
@@ -212,8 +211,7 @@ def render_card(
     license: str | None = None,
     space: str | None = None,
 ) -> str:
-    """
-    The card of a model folder: nothing that was not measured or set.
+    """The card of a model folder: nothing that was not measured or set.
 
     Args:
         folder (`Path`): Holds the configuration and, where a run left it, `training_run.json`.
@@ -282,8 +280,7 @@ def is_rendered(card: str) -> bool:
 
 
 def parse_card(card: str) -> ModelCard:
-    """
-    Reads a card.
+    """Reads a card.
 
     Raises:
         ValueError: If its metadata is not YAML.
@@ -296,8 +293,7 @@ def parse_card(card: str) -> ModelCard:
 
 
 def update_card(card: str, rendered: str, folder_name: str, license: str | None = None) -> str:
-    """
-    Brings a card that was written by hand up to date: its text stays, what was measured is put in.
+    """Brings a card that was written by hand up to date: its text stays, what was measured is put in.
 
     Args:
         card (`str`): The card.

@@ -28,8 +28,7 @@ def make_image_processor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> ViTImageProcessor:
-    """
-    The image processor that fits a model.
+    """The image processor that fits a model.
 
     Args:
         size (`(height, width)`): In pixels.
@@ -52,8 +51,7 @@ def export_model(
     image_processor: Any = None,
     run: "TeacherStudentTrainer | None" = None,
 ) -> Path:
-    """
-    Writes the trunk of a pretraining model as a folder that every Auto class opens.
+    """Writes the trunk of a pretraining model as a folder that every Auto class opens.
 
     Files are written beside the folder first and then moved in one by one; files of other names stay.
 

@@ -51,8 +51,7 @@ def is_managed(path: str) -> bool:
 
 @contextmanager
 def folder_of(model_or_folder: Any) -> Iterator[Path]:
-    """
-    The folder of a model, written for the while where there is none yet.
+    """The folder of a model, written for the while where there is none yet.
 
     Args:
         model_or_folder (`str`, `Path` or `PreTrainedModel`): A folder is taken as it is; of a `...ForPreTraining` model
@@ -141,8 +140,7 @@ def _bytes_of(size: str) -> int:
 
 
 def code_of(folder: Path, auto_map: Mapping[str, str]) -> dict[str, Path]:
-    """
-    The modeling files that the classes of an `auto_map` need, and no others.
+    """The modeling files that the classes of an `auto_map` need, and no others.
 
     Args:
         folder (`Path`): A model's folder; files that it holds itself are its code, others are this library's.
@@ -224,8 +222,7 @@ def model_files(
     max_shard_size: str | int = MAX_SHARD_SIZE,
     remote_card: str | None = None,
 ) -> Iterator[dict[str, Source]]:
-    """
-    The files of a model repository.
+    """The files of a model repository.
 
     Args:
         folder (`Path`): A run's folder, or one that `save_pretrained` wrote.

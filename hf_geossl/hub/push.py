@@ -42,8 +42,7 @@ class PublishError(RuntimeError):
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """
-    A file of a publication.
+    """A file of a publication.
 
     Args:
         path (`str`): In the repository.
@@ -58,8 +57,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Publication:
-    """
-    What was published, or would be.
+    """What was published, or would be.
 
     Args:
         repo_id, kind (`str`): The repository, and "model" or "space".
@@ -108,8 +106,7 @@ def _in_words(repo_id: str) -> Iterator[None]:
 
 
 def check_write_access(repo_id: str, token: str | None = None) -> str:
-    """
-    Makes sure, before anything is computed, that a token is there and may write to a repository.
+    """Makes sure, before anything is computed, that a token is there and may write to a repository.
 
     Args:
         repo_id (`str`): `user/name`, or `name` in the namespace of the token's user.
@@ -249,8 +246,7 @@ def push_files(
     dry_run: bool = False,
     replaced: tuple[str, ...] = (),
 ) -> Publication:
-    """
-    Makes a repository hold some files, by one commit or none.
+    """Makes a repository hold some files, by one commit or none.
 
     Args:
         files (`dict[str, Path | bytes]`): By path in the repository. What is there already is not sent again.
@@ -318,8 +314,7 @@ def publish(
     max_shard_size: str | int = MAX_SHARD_SIZE,
     extra_files: Mapping[str, Path] | None = None,
 ) -> Publication:
-    """
-    Turns a trained folder or model into a repository of the Hub that others load, trust and click.
+    """Turns a trained folder or model into a repository of the Hub that others load, trust and click.
 
     Weights, configuration with the whole `auto_map`, the code that it needs, image processor, card, pictures, measured
     results and what is known of the run are sent in one commit; what is there already is not sent again, and a push that

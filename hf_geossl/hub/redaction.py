@@ -32,8 +32,7 @@ _MARKUP = re.compile(r"[&<>|`*\[\]\\]|(?<!:)://|(?<=://)")
 
 
 def redact(text: Any) -> str:
-    """
-    Takes out what must stay on the machine.
+    """Takes out what must stay on the machine.
 
     Args:
         text (any): A value; its text is looked at.
@@ -64,8 +63,7 @@ def redact_values(value: Any) -> Any:
 
 
 def as_plain_text(text: Any) -> str:
-    """
-    Makes a text safe to stand in Markdown: redacted, and every character that would be markup written as an entity.
+    """Makes a text safe to stand in Markdown: redacted, and every character that would be markup written as an entity.
 
     Args:
         text (any): A value.

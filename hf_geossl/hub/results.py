@@ -29,8 +29,7 @@ _HUB_TASKS = {
 
 @dataclass(frozen=True)
 class Result:
-    """
-    One measured number.
+    """One measured number.
 
     Args:
         task, metric (`str`): What was measured.
@@ -88,8 +87,7 @@ _FORM = 'results must be of the form {task: {metric: number}}, such as {"knn": {
 
 
 def load_results(results: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    """
-    Opens measured results.
+    """Opens measured results.
 
     Args:
         results (`dict`, `str` or `Path`): `{task: {metric: number}}`, or a JSON file of it.
@@ -117,8 +115,7 @@ def load_results(results: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 
 
 def read_results(results: Mapping[str, Any]) -> list[Result]:
-    """
-    Reads measured results.
+    """Reads measured results.
 
     Args:
         results (`dict`): `{task: {metric: number}}` as `load_results` opens it. The entry `about` is no task: its texts

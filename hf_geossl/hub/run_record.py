@@ -58,8 +58,7 @@ def is_hub_id(name: Any) -> bool:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """
-    Args:
+    """Args:
         folder (`Path`): Of a model.
 
     Returns:
@@ -74,8 +73,7 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def measured_losses(history: list[dict[str, Any]], metrics: Sequence[str], lines: int = 8) -> list[dict[str, float]]:
-    """
-    Evenly spread log lines of a run.
+    """Evenly spread log lines of a run.
 
     Args:
         history (`list[dict]`): The Trainer's `log_history`.
@@ -135,8 +133,7 @@ def _emissions(run: "TeacherStudentTrainer") -> float | None:
 
 
 def run_record(run: "TeacherStudentTrainer", weights: str) -> dict[str, Any]:
-    """
-    What is known of a run; nothing that was not measured or set, no token and no path of the machine.
+    """What is known of a run; nothing that was not measured or set, no token and no path of the machine.
 
     Args:
         run (`TeacherStudentTrainer`): The run.
@@ -176,8 +173,7 @@ def run_record(run: "TeacherStudentTrainer", weights: str) -> dict[str, Any]:
 
 
 def shared_arguments(args: Any) -> dict[str, Any]:
-    """
-    The training arguments that others may read: those that differ from transformers' defaults, and this library's own.
+    """The training arguments that others may read: those that differ from transformers' defaults, and this library's own.
 
     Args:
         args (`TrainingArguments`): The arguments.

@@ -8,7 +8,6 @@ from typing import Any
 from huggingface_hub import SpaceCardData
 from huggingface_hub.utils import validate_repo_id
 
-import hf_geossl
 from hf_geossl.demo.loading import METHODS, find_model, is_whole, processor_files
 from hf_geossl.demo.pictures import scene_pictures
 from hf_geossl.hub.redaction import redact, redact_values
@@ -72,8 +71,7 @@ def write_space(
     title: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """
-    Writes the files of a Gradio Space that shows a model. Equal input gives equal files, byte for byte.
+    """Writes the files of a Gradio Space that shows a model. Equal input gives equal files, byte for byte.
 
     Args:
         folder (`str` or `Path`): What `hf_geossl.demo.build_demo` opens. Weights go into the Space as they are:
@@ -156,7 +154,7 @@ def _write_samples(target: Path) -> None:
 
 
 def _write_library(target: Path) -> None:
-    package = Path(hf_geossl.__file__).parent
+    package = Path(__file__).resolve().parents[1]
     for path in sorted(package.rglob("*")):
         if path.is_file() and path.suffix in _SOURCES:
             place = target / path.relative_to(package)

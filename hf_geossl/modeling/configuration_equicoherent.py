@@ -16,8 +16,7 @@ _PROTOTYPES = {"ibot": 8192, "dinov2": 65536, "dino": 65536, "vicreg": 0, "simcl
 
 @strict
 class EquiCoherentConfig(GeometricViTConfig):
-    r"""
-    Configuration of all EquiCoherent classes: a host method, and the reconstruction of images on the way of a
+    r"""Configuration of all EquiCoherent classes: a host method, and the reconstruction of images on the way of a
     transformation. The trunk's fields are those of `GeometricViTConfig`; the defaults are ViT-S/16 on iBOT.
 
     Args:

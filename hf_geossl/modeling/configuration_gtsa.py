@@ -7,8 +7,7 @@ from .configuration_vit import ReconstructingViTConfig
 
 @strict
 class GTSAConfig(ReconstructingViTConfig):
-    r"""
-    Configuration of all GTSA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
+    r"""Configuration of all GTSA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
     192/12/3 and `base` 768/12/12 (`hidden_size`, `num_hidden_layers`, `num_attention_heads`). The trunk's fields are
     those of `GeometricViTConfig`, the reconstruction's those of `ReconstructingViTConfig`.
 

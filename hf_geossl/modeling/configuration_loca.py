@@ -9,8 +9,7 @@ from .configuration_vit import ReconstructingViTConfig
 
 @strict
 class LOCAConfig(ReconstructingViTConfig):
-    r"""
-    Configuration of all LOCA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
+    r"""Configuration of all LOCA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
     192/12/3, `base` 768/12/12, `large` 1024/24/16 and `huge` 1280/32/16 (`hidden_size`, `num_hidden_layers`,
     `num_attention_heads`). The trunk's fields are those of `GeometricViTConfig`, the reconstruction's those of
     `ReconstructingViTConfig`; `initializer_range` is not used, LOCA has its own initialisation.

@@ -12,8 +12,7 @@ TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
 
 @strict
 class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""
-    Fields of the pre-norm ViT trunk; each method's configuration adds its own.
+    r"""Fields of the pre-norm ViT trunk; each method's configuration adds its own.
 
     Args:
         hidden_size (`int`, defaults to 384): Width of the tokens.
@@ -112,8 +111,7 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
 @strict
 class ReconstructingViTConfig(GeometricViTConfig):
-    r"""
-    The reconstruction task of EquiCoherent, for methods that have losses of their own and can carry it beside them.
+    r"""The reconstruction task of EquiCoherent, for methods that have losses of their own and can carry it beside them.
 
     Args:
         reconstruction (`str`, *optional*): What one more view goes through, the images on whose way are reconstructed:

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 
 def turn_boxes(boxes: torch.Tensor, quarter_turns: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """
-    Turns boxes together with the square picture they lie in, counter-clockwise.
+    """Turns boxes together with the square picture they lie in, counter-clockwise.
 
     Args:
         boxes (`torch.Tensor` of shape `(..., 4)`): x1, y1, x2, y2 in pixels of the upright picture.
@@ -38,8 +37,7 @@ def overlap_boxes(
     crop_sizes: Sequence[int] | torch.Tensor,
     num_global: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Where the overlap of every pair (global view, view) lies in each of the two views, after their quarter turns.
+    """Where the overlap of every pair (global view, view) lies in each of the two views, after their quarter turns.
 
     Args:
         crop_boxes (`torch.Tensor` of shape `(batch, views, 4)`): x1, y1, x2, y2 of each crop in pixels of the source
@@ -103,8 +101,7 @@ def _axis_weights(start: torch.Tensor, end: torch.Tensor, cells: int, length: in
 
 
 def roi_align_weights(boxes: torch.Tensor, output_size: int, height: int, width: int) -> torch.Tensor:
-    """
-    RoI-align as a matrix: pooled cells = weights @ map positions. Equal to torchvision's `roi_align` with
+    """RoI-align as a matrix: pooled cells = weights @ map positions. Equal to torchvision's `roi_align` with
     `aligned=True, sampling_ratio=-1` for boxes within the map, but deterministic, batched and free of host syncs.
 
     Args:
@@ -123,8 +120,7 @@ def roi_align_weights(boxes: torch.Tensor, output_size: int, height: int, width:
 
 
 def turn_cells(cells: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor:
-    """
-    Turns square grids counter-clockwise, each by its own number of quarter turns.
+    """Turns square grids counter-clockwise, each by its own number of quarter turns.
 
     Args:
         cells (`torch.Tensor` of shape `(..., side ** 2, channels)`): Grids in raster order.
@@ -168,8 +164,7 @@ def batched_query_positions(
     reference_flips: torch.Tensor | None = None,
     query_flips: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """
-    Which patch of the reference view holds each patch of the query views: the targets of LOCA's localisation.
+    """Which patch of the reference view holds each patch of the query views: the targets of LOCA's localisation.
 
     One pixel decides for a patch: the one that two nearest-neighbour resizes of a map of the reference's patches (crop
     to `query_size`, then to `query_grid`) leave over, computed in float32 as TensorFlow does (the ratio first, then the
@@ -254,8 +249,7 @@ def query_positions(
     reference_flipped: bool = False,
     query_flipped: bool = False,
 ) -> torch.Tensor:
-    """
-    Which patch of the reference view holds each patch of one query view; see `batched_query_positions`.
+    """Which patch of the reference view holds each patch of one query view; see `batched_query_positions`.
 
     Args:
         reference_box, query_box (`Sequence[int]` or `torch.Tensor` of shape `(4,)`): x1, y1, x2, y2 of the crops in whole
@@ -298,8 +292,7 @@ def warp_images(
     padding_mode: str = "reflection",
     fill: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """
-    Turns each image about its centre by an angle of its own, then shifts it: one bilinear sampling for the whole batch.
+    """Turns each image about its centre by an angle of its own, then shifts it: one bilinear sampling for the whole batch.
 
     A point x (y pointing down) goes to R (x - c) + c + t with R = [[cos, -sin], [sin, cos]] and c the middle of the image.
 

@@ -12,8 +12,7 @@ from .objectives import mean_over_processes
 
 
 class SplitHead(Linear):
-    """
-    A linear layer whose last channels are for the decoders (z_equi), the others for the host's head (z_inv).
+    """A linear layer whose last channels are for the decoders (z_equi), the others for the host's head (z_inv).
 
     Args:
         in_features (`int`): Width of the tokens.
@@ -49,8 +48,7 @@ class PrototypeLinear(Linear):
 
 
 class PrototypeHead(nn.Module):
-    """
-    The head of DINO, iBOT and DINOv2: an MLP, unit length, prototypes.
+    """The head of DINO, iBOT and DINOv2: an MLP, unit length, prototypes.
 
     Source: arXiv 2104.14294, as iBOT's and DINOv2's code has it for ViTs (no batch norm).
     """

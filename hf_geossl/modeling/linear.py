@@ -76,8 +76,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(entered: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    `torch.nn.functional.linear`, with the same values and gradients to float32's rounding.
+    """`torch.nn.functional.linear`, with the same values and gradients to float32's rounding.
 
     Args:
         entered (`torch.Tensor` of shape `(..., in_features)`): What enters the layer.

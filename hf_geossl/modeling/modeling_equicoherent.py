@@ -1,5 +1,4 @@
-"""
-EquiCoherent models: trunk, backbone, image classification and semantic segmentation (arXiv 2503.18753).
+"""EquiCoherent models: trunk, backbone, image classification and semantic segmentation (arXiv 2503.18753).
 
 The pretraining class lives in a file of its own, which the following line lets travel with every saved folder:
 
@@ -25,7 +24,7 @@ class EquiCoherentPreTrainedModel(GeometricViTPreTrainedModel):
 
     config: EquiCoherentConfig
     base_model_prefix = "equicoherent"
-    _auto_map: ClassVar[dict[str, str]] = {
+    auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_equicoherent.EquiCoherentConfig",
         "AutoModel": "modeling_equicoherent.EquiCoherentModel",
         "AutoBackbone": "modeling_equicoherent.EquiCoherentBackbone",

@@ -1,5 +1,4 @@
-"""
-GTSA models: trunk, backbone, image classification and semantic segmentation (arXiv 2304.08014).
+"""GTSA models: trunk, backbone, image classification and semantic segmentation (arXiv 2304.08014).
 
 The pretraining class lives in a file of its own. transformers lets a file travel with remote code when a line of the
 following form names it, wherever the line stands; so every folder saved from any class here opens with every Auto class:
@@ -24,7 +23,7 @@ class GTSAPreTrainedModel(GeometricViTPreTrainedModel):
 
     config: GTSAConfig
     base_model_prefix = "gtsa"
-    _auto_map: ClassVar[dict[str, str]] = {
+    auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_gtsa.GTSAConfig",
         "AutoModel": "modeling_gtsa.GTSAModel",
         "AutoBackbone": "modeling_gtsa.GTSABackbone",

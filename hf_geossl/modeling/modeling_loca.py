@@ -1,5 +1,4 @@
-"""
-LOCA models: trunk, backbone, image classification and semantic segmentation (arXiv 2212.02400).
+"""LOCA models: trunk, backbone, image classification and semantic segmentation (arXiv 2212.02400).
 
 The pretraining class lives in a file of its own. transformers lets a file travel with remote code when a line of the
 following form names it, wherever the line stands; so every folder saved from any class here opens with every Auto class:
@@ -44,7 +43,7 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
 
     config: LOCAConfig
     base_model_prefix = "loca"
-    _auto_map: ClassVar[dict[str, str]] = {
+    auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_loca.LOCAConfig",
         "AutoModel": "modeling_loca.LOCAModel",
         "AutoBackbone": "modeling_loca.LOCABackbone",

@@ -21,8 +21,7 @@ from .recomputation import GELU_APPROXIMATIONS, explicit_attention, gelu_linear,
 def resample_positions(
     positions: torch.Tensor, height: int, width: int, offset: float = 0.0, mode: str = "bicubic"
 ) -> torch.Tensor:
-    """
-    Resamples a table of position embeddings to another grid, in float32.
+    """Resamples a table of position embeddings to another grid, in float32.
 
     Args:
         positions (`torch.Tensor` of shape `(grid_height, grid_width, hidden_size)`): The table.
@@ -97,8 +96,7 @@ class ViTEmbeddings(nn.Module):
         use_positions: bool = True,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers,
+        """Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers,
         patches.
 
         `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
@@ -218,8 +216,7 @@ class ViTAttention(ViTAttentionBase):
     def forward(
         self, hidden_states: torch.Tensor, norm: nn.Module | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Maps `(batch, tokens, hidden_size)`, normed by `norm` first, to the same shape; also returns
+        """Maps `(batch, tokens, hidden_size)`, normed by `norm` first, to the same shape; also returns
         `(batch, heads, tokens, tokens)` or None.
         """
         query, key, value = self.split_heads(norm_linear(hidden_states, norm, self.qkv), 3)
@@ -310,7 +307,7 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ViTLayer, "attentions": ViTAttention}
     _input_embed_layer = "patch_embeddings"
-    _auto_map: ClassVar[dict[str, str]] = {}
+    auto_map: ClassVar[dict[str, str]] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -335,7 +332,7 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but the folder names every Auto class, whichever class it was saved from."""
         if self.is_remote_code():
-            self.config.auto_map = dict(self._auto_map)
+            self.config.auto_map = dict(self.auto_map)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 

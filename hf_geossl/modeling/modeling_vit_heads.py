@@ -41,8 +41,7 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any height
                 and width divisible by the patch size.
             kept_tokens (`torch.Tensor` of shape `(kept,)`, *optional*): Raster indices of the patches that enter the
@@ -94,8 +93,7 @@ class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any height
                 and width divisible by the patch size.
 
@@ -143,8 +141,7 @@ class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
             labels (`torch.Tensor` of shape `(batch,)`, *optional*): Class indices (or targets, as
                 `config.problem_type` says) to compute the loss with.
@@ -177,8 +174,7 @@ class ViTTrunkForSemanticSegmentation(GeometricViTPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> SemanticSegmenterOutput:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
             labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Class index of each pixel;
                 `config.semantic_loss_ignore_index` marks pixels to leave out.

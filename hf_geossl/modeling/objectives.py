@@ -11,8 +11,7 @@ CACHED_NUMBERS = 2**18  # 1 MB of float32
 
 
 def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor) -> torch.Tensor:
-    """
-    GTSA's crop loss of each pair of views: minus the cosine of what both see of their overlap, cell by cell.
+    """GTSA's crop loss of each pair of views: minus the cosine of what both see of their overlap, cell by cell.
 
     Args:
         student_cells (`torch.Tensor` of shape `(batch, views, globals, cells, channels)`): Pooled student maps.
@@ -31,8 +30,7 @@ def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor
 def patch_correspondence_loss(
     student_tokens: torch.Tensor, teacher_tokens: torch.Tensor, num_matches: int
 ) -> torch.Tensor:
-    """
-    GTSA's patch-correspondence loss of each pair: every token finds its most similar one in the other view, and the
+    """GTSA's patch-correspondence loss of each pair: every token finds its most similar one in the other view, and the
     best matches in each direction are pulled together. Gradient flows to the student's tokens, not through the choice.
 
     Args:
@@ -59,8 +57,7 @@ def patch_correspondence_loss(
 
 
 def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor:
-    """
-    Cross-entropy of the predicted quarter turn.
+    """Cross-entropy of the predicted quarter turn.
 
     Args:
         rotation_logits (`torch.Tensor` of shape `(batch, views, 4)`): Scores of 0, 1, 2, 3 counter-clockwise turns.
@@ -75,8 +72,7 @@ def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) ->
 
 
 def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Cross-entropy of the predicted position in the reference, and how often it is right.
+    """Cross-entropy of the predicted position in the reference, and how often it is right.
 
     Args:
         location_logits (`torch.Tensor` of shape `(..., reference_tokens)`): Scores of every reference position.
@@ -99,8 +95,7 @@ def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tup
 
 
 def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """
-    Mean squared error of reconstructed images: `1/K sum_k mean (D_k - N(u_k))^2`.
+    """Mean squared error of reconstructed images: `1/K sum_k mean (D_k - N(u_k))^2`.
 
     Args:
         reconstructions, targets (`torch.Tensor` of shape `(batch, K, channels, height, width)`): Normalised images.
@@ -114,8 +109,7 @@ def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) ->
 
 
 def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
-    """
-    Balances soft assignments over clusters: each round divides columns by their sums over the tokens of all processes,
+    """Balances soft assignments over clusters: each round divides columns by their sums over the tokens of all processes,
     then rows by theirs. No epsilon; rows sum to 1 at the end, columns are even only approximately.
 
     Args:
@@ -154,8 +148,7 @@ class _MeanOverProcesses(torch.autograd.Function):
 
 
 def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
-    """
-    The mean of a tensor over all processes; its gradient is the true one once gradients are averaged over processes.
+    """The mean of a tensor over all processes; its gradient is the true one once gradients are averaged over processes.
 
     Args:
         local (`torch.Tensor`): This process's, of the same shape everywhere.
@@ -169,8 +162,7 @@ def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
 
 
 class _ClusterPredictions(torch.autograd.Function):
-    """
-    Each token's cross-entropy `(tokens,)`, and the sum of all predictions `(clusters,)`.
+    """Each token's cross-entropy `(tokens,)`, and the sum of all predictions `(clusters,)`.
 
     Nothing of the size of the logits is kept or, on a CPU, written but their gradient: what is in between stays in the cache.
     """
@@ -222,8 +214,7 @@ def patch_cluster_losses(
     temperature: float,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Cross-entropy with the teacher's clusters, and the negative entropy of the mean prediction.
+    """Cross-entropy with the teacher's clusters, and the negative entropy of the mean prediction.
 
     Args:
         cluster_logits (`torch.Tensor` of shape `(tokens, clusters)`): The student's cosines with the prototypes.

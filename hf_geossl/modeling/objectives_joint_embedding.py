@@ -27,8 +27,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """
-    The tensors of all processes, one after the other in the order of their ranks.
+    """The tensors of all processes, one after the other in the order of their ranks.
 
     A loss of what it returns has the true gradient once gradients are averaged over processes, as
     DistributedDataParallel does: for the mean over processes of what each of them computed.
@@ -44,8 +43,7 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def teacher_softmax(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
-    """
-    The teacher's probabilities, centered so that no prototype takes all and sharpened so that not all are alike.
+    """The teacher's probabilities, centered so that no prototype takes all and sharpened so that not all are alike.
 
     Args:
         logits (`torch.Tensor` of shape `(..., prototypes)`): The teacher's scores.
@@ -62,8 +60,7 @@ def teacher_softmax(logits: torch.Tensor, center: torch.Tensor, temperature: flo
 
 @torch.no_grad()
 def teacher_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
-    """
-    The teacher's probabilities, balanced over prototypes by Sinkhorn-Knopp on the tokens of all processes.
+    """The teacher's probabilities, balanced over prototypes by Sinkhorn-Knopp on the tokens of all processes.
 
     It is `objectives.sinkhorn` of `exp(logits / temperature)`, taken in logarithms: no score is so far from the others
     that its token or its prototype loses all its mass, which one maximum for all tokens cannot promise.
@@ -94,8 +91,7 @@ def teacher_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) 
 
 @torch.no_grad()
 def moved_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> torch.Tensor:
-    """
-    The teacher's center after one optimizer step.
+    """The teacher's center after one optimizer step.
 
     Args:
         center (`torch.Tensor` of shape `(1, prototypes)`): The center so far.
@@ -114,8 +110,7 @@ def moved_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float
 def class_token_loss(
     student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, student_temperature: float
 ) -> torch.Tensor:
-    """
-    Cross-entropy of every student view with the teacher's probabilities of every other global view.
+    """Cross-entropy of every student view with the teacher's probabilities of every other global view.
 
     Args:
         student_logits (`torch.Tensor` of shape `(views, batch, prototypes)`): The student's scores, global views first.
@@ -144,8 +139,7 @@ def class_token_loss(
 
 
 def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
-    """
-    What each masked patch counts, so that images count the same however many of their patches are masked.
+    """What each masked patch counts, so that images count the same however many of their patches are masked.
 
     Args:
         bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where the student sees no patch. The
@@ -164,8 +158,7 @@ def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
 def patch_token_loss(
     student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, weights: torch.Tensor, student_temperature: float
 ) -> torch.Tensor:
-    """
-    Cross-entropy of masked patches with the teacher's probabilities of the same patches unmasked.
+    """Cross-entropy of masked patches with the teacher's probabilities of the same patches unmasked.
 
     Args:
         student_logits (`torch.Tensor` of shape `(masked_patches, prototypes)`): The student's scores.
@@ -184,8 +177,7 @@ def patch_token_loss(
 
 
 def koleo_loss(features: torch.Tensor) -> torch.Tensor:
-    """
-    Spreads features over the sphere: each is pushed away from the nearest other one of this process, as in DINOv2's code;
+    """Spreads features over the sphere: each is pushed away from the nearest other one of this process, as in DINOv2's code;
     so it depends on how a batch is divided among processes, alone of all losses here.
 
     Args:
@@ -216,8 +208,7 @@ def vicreg_loss(
     variance_weight: float,
     covariance_weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Pulls two views' embeddings together, keeps each channel's deviation at 1 and channels uncorrelated. Statistics are
+    """Pulls two views' embeddings together, keeps each channel's deviation at 1 and channels uncorrelated. Statistics are
     those of all processes' images; the gradient is the true one once gradients are averaged over processes.
 
     Args:
@@ -255,8 +246,7 @@ def vicreg_loss(
 
 
 def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """
-    Each view picks the other view of its image among all other views of all processes' images. The gradient is the true
+    """Each view picks the other view of its image among all other views of all processes' images. The gradient is the true
     one, of the mean over processes, once gradients are averaged over them.
 
     Args:
@@ -285,8 +275,7 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) 
 
 
 def prediction_diversity(probabilities: torch.Tensor) -> torch.Tensor:
-    """
-    How much predictions tell of their tokens: 0 when all are alike, as after a collapse.
+    """How much predictions tell of their tokens: 0 when all are alike, as after a collapse.
 
     Args:
         probabilities (`torch.Tensor` of shape `(tokens, prototypes)`): This process's predictions; rows sum to 1.

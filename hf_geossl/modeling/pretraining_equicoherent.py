@@ -33,21 +33,20 @@ from .teacher_student import TeacherStudentModel
 
 @dataclass
 class EquiCoherentForPreTrainingOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.Tensor` of shape `()`): host_loss + reconstruction_weight * reconstruction_loss.
-        host_loss (`torch.Tensor` of shape `()`): The host's whole loss.
-        reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
-            where nothing is reconstructed.
-        components (`dict[str, torch.Tensor]`): The host's parts, unweighted: `class_loss`, `patch_loss`, `koleo_loss`;
-            `invariance_loss`, `variance_loss`, `covariance_loss`; or `contrast_loss`; with a teacher also
-            `teacher_entropy` and `prediction_diversity` of its class tokens, in nats, without gradient; where something
-            is reconstructed also `mean_image_loss`, what the mean images of this
-            process's batch would reach as reconstructions.
-        reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
-            with `reconstruct_final`.
-        hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,
-            `(batch * 2, tokens, hidden_size)` and `(batch * 2, heads, tokens, tokens)`.
+    """Args:
+    loss (`torch.Tensor` of shape `()`): host_loss + reconstruction_weight * reconstruction_loss.
+    host_loss (`torch.Tensor` of shape `()`): The host's whole loss.
+    reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
+        where nothing is reconstructed.
+    components (`dict[str, torch.Tensor]`): The host's parts, unweighted: `class_loss`, `patch_loss`, `koleo_loss`;
+        `invariance_loss`, `variance_loss`, `covariance_loss`; or `contrast_loss`; with a teacher also
+        `teacher_entropy` and `prediction_diversity` of its class tokens, in nats, without gradient; where something
+        is reconstructed also `mean_image_loss`, what the mean images of this
+        process's batch would reach as reconstructions.
+    reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
+        with `reconstruct_final`.
+    hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,
+        `(batch * 2, tokens, hidden_size)` and `(batch * 2, heads, tokens, tokens)`.
     """
 
     loss: torch.Tensor | None = None
@@ -88,8 +87,7 @@ class EquiCoherentTeacher(nn.Module):
 
 
 class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentModel):
-    """
-    A host method, and the reconstruction of images on the way of a transformation. The student trunk is `equicoherent`,
+    """A host method, and the reconstruction of images on the way of a transformation. The student trunk is `equicoherent`,
     the teacher's `teacher.equicoherent`; VICReg and SimCLR have no teacher.
 
     Centers are buffers; `update_centers` moves them by what the forward passes in training since the last call have
@@ -144,8 +142,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     # ---- State that moves once per optimizer step ----
 
     def update_teacher(self, momentum: float) -> None:
-        """
-        Moves the teacher once, see `TeacherStudentModel.update_teacher`.
+        """Moves the teacher once, see `TeacherStudentModel.update_teacher`.
 
         Args:
             momentum (`float`): In [0, 1].
@@ -168,8 +165,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
 
     @torch.no_grad()
     def update_centers(self) -> None:
-        """
-        Moves the centers once, by the mean score since the last call, over accumulated batches and all processes. Does
+        """Moves the centers once, by the mean score since the last call, over accumulated batches and all processes. Does
         nothing where the host has none; a center stays where no token was seen.
         """
         for name in [name for name in ("class_center", "patch_center") if hasattr(self, name)]:
@@ -346,8 +342,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         teacher_temperature: float | None = None,
         **kwargs: Any,
     ) -> EquiCoherentForPreTrainingOutput:
-        """
-        Args:
+        """Args:
             global_pixel_values (`torch.Tensor` of shape `(batch, 2, channels, S, S)`): Global views; the second is the
                 last state of the transformation.
             local_pixel_values (`torch.Tensor` of shape `(batch, locals, channels, s, s)`, *optional*): Local views, for

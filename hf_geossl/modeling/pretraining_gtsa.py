@@ -23,20 +23,19 @@ from .teacher_student import TeacherStudentModel
 
 @dataclass
 class GTSAForPreTrainingOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.Tensor` of shape `()`): crop + correspondence_weight * correspondence + rotation_weight * rotation
-            [+ reconstruction_weight * reconstruction].
-        crop_loss, correspondence_loss, rotation_loss (`torch.Tensor` of shape `()`): The parts, unweighted; the first
-            two lie in [-1, 1].
-        rotation_logits (`torch.Tensor` of shape `(batch, views, 4)`): Scores of 0..3 counter-clockwise quarter turns.
-        reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
-            where nothing is reconstructed.
-        mean_image_loss (`torch.Tensor` of shape `()`, *optional*): What the batch's mean images would reach.
-        reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
-            with `reconstruct_final`.
-        hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,
-            `(batch * globals, tokens, hidden_size)` and `(batch * globals, heads, tokens, tokens)`.
+    """Args:
+    loss (`torch.Tensor` of shape `()`): crop + correspondence_weight * correspondence + rotation_weight * rotation
+        [+ reconstruction_weight * reconstruction].
+    crop_loss, correspondence_loss, rotation_loss (`torch.Tensor` of shape `()`): The parts, unweighted; the first
+        two lie in [-1, 1].
+    rotation_logits (`torch.Tensor` of shape `(batch, views, 4)`): Scores of 0..3 counter-clockwise quarter turns.
+    reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
+        where nothing is reconstructed.
+    mean_image_loss (`torch.Tensor` of shape `()`, *optional*): What the batch's mean images would reach.
+    reconstructions (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): Normalised images, one more
+        with `reconstruct_final`.
+    hidden_states, attentions (`tuple[torch.Tensor, ...]`, *optional*): Of the student on the global views,
+        `(batch * globals, tokens, hidden_size)` and `(batch * globals, heads, tokens, tokens)`.
     """
 
     loss: torch.Tensor | None = None
@@ -231,8 +230,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         intermediate_pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> GTSAForPreTrainingOutput:
-        """
-        Args:
+        """Args:
             global_pixel_values (`torch.Tensor` of shape `(batch, globals, channels, S, S)`): Global views, at least one.
             local_pixel_values (`torch.Tensor` of shape `(batch, locals, channels, s, s)`, *optional*): Local views.
             crop_boxes (`torch.Tensor` of shape `(batch, views, 4)`): x1, y1, x2, y2 of each crop in pixels of the

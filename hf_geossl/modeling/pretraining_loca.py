@@ -21,8 +21,7 @@ from .teacher_student import TeacherStudentModel
 
 @dataclass
 class LOCAForPreTrainingOutput(ModelOutput):
-    """
-    `K` tokens of the random query are kept, `N` positions the reference has, `P` prototypes there are. The cluster
+    """`K` tokens of the random query are kept, `N` positions the reference has, `P` prototypes there are. The cluster
     fields are None without the cluster loss, the query fields with `location_target="self"`.
 
     Args:
@@ -93,8 +92,7 @@ def _add_heads(module: Any, config: LOCAConfig) -> None:
 
 
 class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
-    """
-    Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`. The teacher has
+    """Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`. The teacher has
     the student's stochastic depth in training.
 
     With `config.location_target="self"` it is single-image position prediction (Zhai et al., arXiv 2207.07611), read as
@@ -139,8 +137,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             super()._init_weights(module)
 
     def draw_kept_query_tokens(self, num_tokens: int) -> torch.Tensor:
-        """
-        Draws which tokens of the random query enter the encoder, from torch's global CPU generator.
+        """Draws which tokens of the random query enter the encoder, from torch's global CPU generator.
 
         Args:
             num_tokens (`int`): Tokens of the random query.
@@ -152,8 +149,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         return torch.randperm(num_tokens)[:kept]
 
     def draw_visible_reference_tokens(self) -> torch.Tensor:
-        """
-        Draws which tokens of the reference can be looked at, from torch's global CPU generator.
+        """Draws which tokens of the reference can be looked at, from torch's global CPU generator.
 
         Returns:
             `torch.Tensor` of shape `(visible,)`: raster indices, as `config.reference_selection` says, on the CPU.
@@ -239,8 +235,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         query_pixel_values: torch.Tensor,
         visible_reference_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        Where each patch of a query lies in the reference; nothing is random.
+        """Where each patch of a query lies in the reference; nothing is random.
 
         Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References of `image_size`; not
@@ -283,8 +278,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         intermediate_pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LOCAForPreTrainingOutput:
-        """
-        Args:
+        """Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References, of `image_size`.
             random_query_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): Random queries, of any size
                 divisible by the patch. Needed unless `location_target="self"`.

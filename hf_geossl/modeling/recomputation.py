@@ -44,8 +44,7 @@ class _GELULinear(torch.autograd.Function):
 
 
 def gelu_linear(hidden: torch.Tensor, linear: nn.Linear, approximate: str) -> torch.Tensor:
-    """
-    `linear(gelu(hidden))`, with the same values and gradients as written so, for a quarter less of a layer's memory.
+    """`linear(gelu(hidden))`, with the same values and gradients as written so, for a quarter less of a layer's memory.
 
     Args:
         hidden (`torch.Tensor` of shape `(..., in_features)`): What goes into GELU.
@@ -92,8 +91,7 @@ class _NormLinear(torch.autograd.Function):
 
 
 def norm_linear(hidden: torch.Tensor, norm: nn.Module | None, linear: nn.Linear) -> torch.Tensor:
-    """
-    `linear(norm(hidden))`, with the same values and gradients as written so; where both are plain and there is a gradient,
+    """`linear(norm(hidden))`, with the same values and gradients as written so; where both are plain and there is a gradient,
     the norm's output is not kept.
 
     Args:
@@ -138,8 +136,7 @@ class _ExplicitAttention(torch.autograd.Function):
 
 
 def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """
-    Attention without a mask, for bfloat16 on a CPU: there PyTorch's own is slower, in the backward pass several times.
+    """Attention without a mask, for bfloat16 on a CPU: there PyTorch's own is slower, in the backward pass several times.
 
     Args:
         query (`torch.Tensor` of shape `(batch, heads, queries, head_dim)`): Queries.

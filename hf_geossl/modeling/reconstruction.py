@@ -13,8 +13,7 @@ STAGES = 4
 
 
 class ReconstructionDecoder(nn.Module):
-    """
-    Tokens to an image: a linear layer, then four times (bilinear upsampling, 3 x 3 convolution), GELU between them.
+    """Tokens to an image: a linear layer, then four times (bilinear upsampling, 3 x 3 convolution), GELU between them.
 
     Source: arXiv 2503.18753, which says "a single linear layer followed by four convolutional layers"; widths and
     upsampling are ours.
@@ -43,8 +42,7 @@ class ReconstructionDecoder(nn.Module):
 
 
 class ReconstructionTask(nn.Module):
-    """
-    The decoders of the intermediate images, one each, and their loss. Used in pretraining only.
+    """The decoders of the intermediate images, one each, and their loss. Used in pretraining only.
 
     Args:
         features (`int`): Channels of each view's tokens that decoders see (d_equi).
@@ -69,8 +67,7 @@ class ReconstructionTask(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor, targets: torch.Tensor, grid: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
+        """Args:
             first, second (`torch.Tensor` of shape `(batch, patches, features)`): Patch tokens of the first global view,
                 and of the second, which the transformation has been applied to.
             targets (`torch.Tensor` of shape `(batch, num_decoders, channels, height, width)`): Normalised images.
@@ -95,8 +92,7 @@ class ReconstructionTask(nn.Module):
 
 
 def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, config: Any) -> torch.Tensor:
-    """
-    The images that are reconstructed.
+    """The images that are reconstructed.
 
     Args:
         intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`, or None where K = 0):
@@ -133,8 +129,7 @@ def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, co
 
 
 def attached_task(config: Any) -> ReconstructionTask | None:
-    """
-    The task of a method with losses of its own, to be made after all its other submodules and before `post_init`.
+    """The task of a method with losses of its own, to be made after all its other submodules and before `post_init`.
 
     Args:
         config (`ReconstructingViTConfig`): The method's configuration.
@@ -157,8 +152,7 @@ def attached_reconstruction(
     transformed_pixel_values: torch.Tensor | None,
     intermediate_pixel_values: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """
-    Encodes the transformed view, in one more pass of the student, and reconstructs the images on its way.
+    """Encodes the transformed view, in one more pass of the student, and reconstructs the images on its way.
 
     Args:
         model: A pretraining model whose `reconstruction` is a task.
@@ -190,8 +184,7 @@ def attached_reconstruction(
 
 
 def check_reconstruction_views(config: Any, views: Any) -> None:
-    """
-    Args:
+    """Args:
         config (`ReconstructingViTConfig`): Of the model.
         views: What has `reconstruction` and `num_intermediate` too.
 

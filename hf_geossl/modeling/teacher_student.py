@@ -8,8 +8,7 @@ from .modeling_vit import GeometricViTPreTrainedModel
 
 
 class TeacherStudentModel(GeometricViTPreTrainedModel):
-    """
-    Base of the pretraining classes. A subclass sets `teacher`, a module whose weights have the names of the student's,
+    """Base of the pretraining classes. A subclass sets `teacher`, a module whose weights have the names of the student's,
     after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`. A method
     without a teacher sets it to None.
     """
@@ -60,8 +59,7 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """
-        Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in the teacher's float32.
+        """Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in the teacher's float32.
 
         Args:
             momentum (`float`): In [0, 1].

@@ -10,8 +10,7 @@ _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
 @dataclass
 class TeacherStudentTrainingArguments(TrainingArguments):
-    """
-    `TrainingArguments` for teacher-student pretraining on streams. Defaults that differ from transformers': AdamW with
+    """`TrainingArguments` for teacher-student pretraining on streams. Defaults that differ from transformers': AdamW with
     weight decay 0.04, warm-up over a tenth of the run and a cosine (`lr_scheduler_type="cosine"`, which here ends at
     `min_learning_rate`; any other type is transformers' own), clipping at 3, a log line every 10 steps.
 
@@ -131,8 +130,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
 
 @dataclass
 class GTSATrainingArguments(TeacherStudentTrainingArguments):
-    """
-    Training arguments of GTSA; the defaults are the authors' recipe `gtsa_small` (arXiv 2304.08014).
+    """Training arguments of GTSA; the defaults are the authors' recipe `gtsa_small` (arXiv 2304.08014).
 
     Args:
         correspondence_weight (`float` or `None`): Weight of the patch-correspondence loss; None takes the model's.
@@ -159,8 +157,7 @@ class GTSATrainingArguments(TeacherStudentTrainingArguments):
 
 @dataclass
 class LOCATrainingArguments(TeacherStudentTrainingArguments):
-    """
-    Training arguments of LOCA; the defaults are the authors' ViT-B/16 configuration (arXiv 2212.02400): a peak of 1e-3
+    """Training arguments of LOCA; the defaults are the authors' ViT-B/16 configuration (arXiv 2212.02400): a peak of 1e-3
     at a global batch of 1024 that ends at 1 % of itself, constant weight decay, all gradients clipped together.
 
     Args:
@@ -195,8 +192,7 @@ class LOCATrainingArguments(TeacherStudentTrainingArguments):
 
 @dataclass
 class EquiCoherentTrainingArguments(TeacherStudentTrainingArguments):
-    """
-    Training arguments of EquiCoherent and of its hosts; the defaults are iBOT's recipe for a ViT-S (arXiv 2111.07832).
+    """Training arguments of EquiCoherent and of its hosts; the defaults are iBOT's recipe for a ViT-S (arXiv 2111.07832).
     Schedules that the papers give in epochs are shares of the run here.
 
     Args:

@@ -121,8 +121,7 @@ class CollapseCallback(TrainerCallback):
 
 
 class PauseCallback(TrainerCallback):
-    """
-    Lets Ctrl-C (or SIGTERM) end a run after its current step, with a checkpoint; a second Ctrl-C ends it at once.
+    """Lets Ctrl-C (or SIGTERM) end a run after its current step, with a checkpoint; a second Ctrl-C ends it at once.
 
     A launcher passes on to its processes what they have been sent already: SIGTERM again, and Ctrl-C again within
     `SAME_SIGNAL` seconds, are the same request.
@@ -248,8 +247,7 @@ class ImagesProgressCallback(ProgressCallback):
 def describe_losses(
     logs: dict[str, float], metrics: Sequence[str], quantities: Sequence[str] = (), prefix: str = ""
 ) -> list[str]:
-    """
-    Losses and metrics of a log line in words.
+    """Losses and metrics of a log line in words.
 
     Args:
         logs (`dict[str, float]`): The log line.

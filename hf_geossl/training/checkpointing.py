@@ -68,8 +68,7 @@ def _sync(path: Path) -> None:
 
 
 def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
-    """
-    Makes a staged folder a checkpoint in one step: writes the list of its files, flushes all to disk and renames it.
+    """Makes a staged folder a checkpoint in one step: writes the list of its files, flushes all to disk and renames it.
 
     Args:
         staged (`Path`): Folder that all processes have finished writing.
@@ -99,8 +98,7 @@ def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
 
 
 def why_not_whole(checkpoint: Path) -> str | None:
-    """
-    Compares a checkpoint with its list of files.
+    """Compares a checkpoint with its list of files.
 
     Args:
         checkpoint (`Path`): The folder.
@@ -133,8 +131,7 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """
-    Finds where a run can be resumed.
+    """Finds where a run can be resumed.
 
     Args:
         output_dir (`str` or `Path`): Folder of the run.
@@ -151,8 +148,7 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def check_checkpoint(checkpoint: str | Path, config: dict[str, Any]) -> Path:
-    """
-    Makes sure that a checkpoint can be resumed from with this model.
+    """Makes sure that a checkpoint can be resumed from with this model.
 
     Args:
         checkpoint (`str` or `Path`): The folder.

@@ -29,8 +29,7 @@ class HubTrainer(ScheduledTrainer):
     _pusher: ThreadPoolExecutor | None = None
 
     def export(self, folder: Path, weights: str | None = None, model: Any = None) -> None:
-        """
-        Writes the trunk, its code, the image processor, the record of the run and the card to a folder, where this process
+        """Writes the trunk, its code, the image processor, the record of the run and the card to a folder, where this process
         saves. All processes must call this, unless the whole model is given.
         """
         model = self.whole_model() if model is None else model
@@ -45,8 +44,7 @@ class HubTrainer(ScheduledTrainer):
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """
-        Makes sure that the token may write to `args.hub_model_id`, and makes that repository.
+        """Makes sure that the token may write to `args.hub_model_id`, and makes that repository.
 
         Called when the trainer is made if `args.push_to_hub`, so that nothing is trained in vain.
 
@@ -75,8 +73,7 @@ class HubTrainer(ScheduledTrainer):
         space: bool = False,
         license: str | None = None,
     ) -> Any:
-        """
-        Exports the model to the folder of the run and publishes it, as `publish` does.
+        """Exports the model to the folder of the run and publishes it, as `publish` does.
 
         Args:
             commit_message (`str`, *optional*): Of the commit.

@@ -4,8 +4,7 @@ from typing import Any
 
 
 def check_model(model: Any, expected: Any) -> None:
-    """
-    Args:
+    """Args:
         model: What a trainer has been given; None where `model_init` will make it.
         expected (`type`): The method's pretraining class. One that came with a folder, of the same `model_type`, will do.
 
@@ -20,8 +19,7 @@ def check_model(model: Any, expected: Any) -> None:
 
 
 def check_views_class(views: Any, expected: type) -> None:
-    """
-    Args:
+    """Args:
         views: What a trainer has been given.
         expected (`type`): The method's views.
 

@@ -11,8 +11,7 @@ from hf_geossl.training.stream_trainer import StreamTrainer
 
 
 def clip_each_tensor(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """
-    Clips each gradient by itself, in place, without waiting for the device.
+    """Clips each gradient by itself, in place, without waiting for the device.
 
     Args:
         gradients (`list[torch.Tensor]`): The gradients; at least one.
@@ -64,7 +63,7 @@ class ScheduledTrainer(StreamTrainer):
         return self.lr_scheduler
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """transformers' optimizer; groups know whether they are decayed, and have `learning_rate_share` of the rate."""
+        """Transformers' optimizer; groups know whether they are decayed, and have `learning_rate_share` of the rate."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if created:

@@ -4,8 +4,7 @@ import math
 
 
 def cosine(step: int, total_steps: int, start: float, end: float) -> float:
-    """
-    Half a cosine from `start` at step 0 to `end` at step `total_steps`; constant before and after.
+    """Half a cosine from `start` at step 0 to `end` at step `total_steps`; constant before and after.
 
     Args:
         step (`int`): Optimizer steps done.
@@ -20,8 +19,7 @@ def cosine(step: int, total_steps: int, start: float, end: float) -> float:
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, end: float) -> float:
-    """
-    Linear from 0 to `peak` over `warmup_steps` steps, both ends included, then half a cosine to `end`.
+    """Linear from 0 to `peak` over `warmup_steps` steps, both ends included, then half a cosine to `end`.
 
     The peak appears twice and `end` belongs to step `total_steps`, as in the DINO and GTSA authors' schedules.
 
@@ -39,8 +37,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, e
 
 
 def linear_warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, end: float) -> float:
-    """
-    Half a cosine from `peak` at step `warmup_steps` to `end` at step `total_steps`, times a linear rise from 0.
+    """Half a cosine from `peak` at step `warmup_steps` to `end` at step `total_steps`, times a linear rise from 0.
 
     The peak appears once. The authors' cosine starts again after the last step, this one stays at `end`.
 

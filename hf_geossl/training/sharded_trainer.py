@@ -26,8 +26,7 @@ from hf_geossl.training.sharding import (
 
 
 class ShardedTrainer(Trainer):
-    """
-    What a run does differently where its weights are divided among processes; the rest is `StreamTrainer`'s.
+    """What a run does differently where its weights are divided among processes; the rest is `StreamTrainer`'s.
 
     A checkpoint holds `model.safetensors`, whole, and `optimizer.pt`, whole and by the names of the parameters, so that
     one process, DDP and FSDP2 read each other's. Both are gathered tensor by tensor to the first process's CPU.
@@ -38,8 +37,7 @@ class ShardedTrainer(Trainer):
     # ---- Before training ----
 
     def create_accelerator_and_postprocess(self) -> None:
-        """
-        As transformers'. Takes FSDP on CPUs too, where accelerate leaves it out and would train with DDP unasked.
+        """As transformers'. Takes FSDP on CPUs too, where accelerate leaves it out and would train with DDP unasked.
 
         Raises:
             ValueError: For FSDP of version 1.
@@ -99,8 +97,7 @@ class ShardedTrainer(Trainer):
             del self.model.get_input_embeddings
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """
-        As transformers', and leaves a model that has not been trained as it was: accelerate takes one that has been
+        """As transformers', and leaves a model that has not been trained as it was: accelerate takes one that has been
         evaluated for one that is ready, and would train it without DDP, each process for itself.
         """
         if self.accelerator._models or self.model_wrapped is not self.model:
@@ -120,8 +117,7 @@ class ShardedTrainer(Trainer):
     # ---- The model outside of its forward pass ----
 
     def whole_model(self) -> Any:
-        """
-        The model with whole weights, to call, draw or save; all processes must ask for it at the same time.
+        """The model with whole weights, to call, draw or save; all processes must ask for it at the same time.
 
         Returns:
             `PreTrainedModel` or `None`: The model itself where it is not divided; otherwise a copy on the CPU of the

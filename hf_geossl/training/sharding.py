@@ -34,8 +34,7 @@ def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_state(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-    """
-    Gathers the weights of a model, one after the other.
+    """Gathers the weights of a model, one after the other.
 
     Args:
         model (`nn.Module`): The model; all processes must call this.
@@ -53,8 +52,7 @@ def gather_state(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
 
 
 def whole_copy(model: Any, keep: bool) -> Any:
-    """
-    Copies a model that is divided among processes to the CPU of one.
+    """Copies a model that is divided among processes to the CPU of one.
 
     Args:
         model (`PreTrainedModel`): The model; all processes must call this.
@@ -68,8 +66,7 @@ def whole_copy(model: Any, keep: bool) -> Any:
 
 
 def read_whole(model: Any, folder: str | Path) -> Any:
-    """
-    Reads a model that is divided among processes from its checkpoint, without asking them.
+    """Reads a model that is divided among processes from its checkpoint, without asking them.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -100,8 +97,7 @@ def _copy_with(model: Any, state: dict[str, torch.Tensor]) -> Any:
 
 @torch.no_grad()
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """
-    Gives a model whole weights; where it is divided, each process takes its parts.
+    """Gives a model whole weights; where it is divided, each process takes its parts.
 
     Args:
         model (`nn.Module`): The model, on its device or divided.
@@ -141,8 +137,7 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def gather_optimizer_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Any]:
-    """
-    Gathers the state of an optimizer in a form that does not know how processes divide it.
+    """Gathers the state of an optimizer in a form that does not know how processes divide it.
 
     Args:
         model (`nn.Module`): The model that it moves, without a DDP wrapper; all processes must call this.
@@ -169,8 +164,7 @@ def gather_optimizer_state(model: nn.Module, optimizer: Any, keep: bool) -> dict
 
 
 def load_optimizer_state(model: nn.Module, optimizer: Any, saved: Mapping[str, Any]) -> None:
-    """
-    Puts back what `gather_optimizer_state` returned, in this or another division.
+    """Puts back what `gather_optimizer_state` returned, in this or another division.
 
     Args:
         model (`nn.Module`): The model that it moves, without a DDP wrapper.
@@ -209,8 +203,7 @@ def load_optimizer_state(model: nn.Module, optimizer: Any, saved: Mapping[str, A
 
 
 def gradient_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """
-    Norms of gradients, of which processes may hold parts: one exchange for all.
+    """Norms of gradients, of which processes may hold parts: one exchange for all.
 
     Args:
         gradients (`list[torch.Tensor]`): The gradients, divided in the same way; at least one.

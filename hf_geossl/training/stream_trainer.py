@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamTrainer(ShardedTrainer):
-    """
-    Where the data come from and where the run stands; what is learned from them is `TeacherStudentTrainer`'s.
+    """Where the data come from and where the run stands; what is learned from them is `TeacherStudentTrainer`'s.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -134,8 +133,7 @@ class StreamTrainer(ShardedTrainer):
     # ---- Checkpoints ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """
-        Trains; with `resume_from_checkpoint` goes on bit for bit from a checkpoint.
+        """Trains; with `resume_from_checkpoint` goes on bit for bit from a checkpoint.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A `checkpoint-N` folder, or True for the newest whole
@@ -224,8 +222,7 @@ class StreamTrainer(ShardedTrainer):
         return not bool(self.accelerator.reduce(failed.long().reshape(1), "sum").item())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """
-        Writes the checkpoint beside its place and moves it there when it is whole. Where the disk is full nothing is left
+        """Writes the checkpoint beside its place and moves it there when it is whole. Where the disk is full nothing is left
         of it, the checkpoints before stay, and the run goes on to its next save.
 
         Raises:

@@ -35,8 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class TeacherStudentTrainer(HubTrainer):
-    """
-    Base of the methods' trainers; use `GTSATrainer` or `LOCATrainer`. Everything not named here is transformers' `Trainer`.
+    """Base of the methods' trainers; use `GTSATrainer` or `LOCATrainer`. Everything not named here is transformers' `Trainer`.
 
     Args:
         model (`PreTrainedModel`): A `...ForPreTraining` model.
@@ -231,8 +230,7 @@ class TeacherStudentTrainer(HubTrainer):
         probed.train(training)
 
     def check_finite(self) -> None:
-        """
-        Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any: without gradients
+        """Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any: without gradients
         the optimizer moves nothing. Asks the processes in the same message whether to stop after the step.
 
         Raises:
@@ -368,8 +366,7 @@ class TeacherStudentTrainer(HubTrainer):
     # ---- Checkpoints ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """
-        As `StreamTrainer.train`.
+        """As `StreamTrainer.train`.
 
         Raises:
             NonFiniteLossError: If loss or gradient is not finite `max_nonfinite_steps` times in a row.
@@ -386,8 +383,7 @@ class TeacherStudentTrainer(HubTrainer):
         return self._seconds + (time.perf_counter() - self._began if self._began else 0.0)
 
     def end_processes(self) -> None:
-        """
-        Ends what the processes of this run share, the last call of a script that trains on several: waits for all,
+        """Ends what the processes of this run share, the last call of a script that trains on several: waits for all,
         then frees the wrapped model, for its threads crash a Python that exits before them (pytorch issue 190489).
         """
         self.accelerator.wait_for_everyone()
@@ -438,8 +434,7 @@ class TeacherStudentTrainer(HubTrainer):
     def save_model(
         self, output_dir: str | None = None, _internal_call: bool = False, weights: str | None = None
     ) -> None:
-        """
-        Exports the trunk as a folder that `AutoModel` opens, with image processor, code and model card.
+        """Exports the trunk as a folder that `AutoModel` opens, with image processor, code and model card.
 
         Args:
             output_dir (`str`, *optional*): The folder; `args.output_dir` by default.

@@ -20,8 +20,7 @@ _LAYER = re.compile(r"equicoherent\.encoder\.layer\.(\d+)\.")
 
 
 class EquiCoherentTrainer(TeacherStudentTrainer):
-    """
-    Trains an `EquiCoherentForPreTraining` on a stream.
+    """Trains an `EquiCoherentForPreTraining` on a stream.
 
     Args:
         model (`EquiCoherentForPreTraining`): The model.

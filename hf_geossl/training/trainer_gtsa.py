@@ -15,8 +15,7 @@ from hf_geossl.views.gtsa import GTSAViews
 
 
 class GTSATrainer(TeacherStudentTrainer):
-    """
-    Trains a `GTSAForPreTraining` on a stream.
+    """Trains a `GTSAForPreTraining` on a stream.
 
     Args:
         model (`GTSAForPreTraining`): The model.

@@ -20,8 +20,7 @@ _ATTENTION_BIASES = ("attention.qkv.bias", "attention.query.bias", "attention.ke
 
 
 class LOCATrainer(TeacherStudentTrainer):
-    """
-    Trains a `LOCAForPreTraining` on a stream.
+    """Trains a `LOCAForPreTraining` on a stream.
 
     Args:
         model (`LOCAForPreTraining`): The model.

@@ -124,7 +124,7 @@ def test_a_run_arrives_whole_in_one_commit(hub: HubServer, run: Path) -> None:
         assert files[name] == (Path(hf_geossl.__file__).parent / "modeling" / name).read_bytes(), name
     assert files["model.safetensors"] == (run / "model.safetensors").read_bytes()
     config = json.loads(files["config.json"])
-    assert config["auto_map"] == METHODS["loca"].kind("Model")._auto_map
+    assert config["auto_map"] == METHODS["loca"].kind("Model").auto_map
     assert {name.partition(".")[0] for name in config["auto_map"].values()} <= CODE["loca"]
     arguments = yaml.safe_load(files["training_args.yaml"])
     assert (arguments["max_steps"], arguments["base_learning_rate"]) == (4, 5e-2)

@@ -30,8 +30,7 @@ from hf_geossl.data.sources.base import (
 
 
 def _read_again_where_it_failed(stream_file: Any) -> None:
-    """
-    Lets a file that is streamed from the Hub open a new connection after a read that failed.
+    """Lets a file that is streamed from the Hub open a new connection after a read that failed.
 
     huggingface_hub (1.x) tries once more by itself and raises. `datasets` then reads on from the same object, whose
     connection has ended: it gets nothing, takes that for the end of the file, and the rest of a tar would be lost without

@@ -9,8 +9,7 @@ from torch.nn import functional
 
 
 def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
-    """
-    The four layers that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths; the last is one of them.
+    """The four layers that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths; the last is one of them.
 
     Args:
         num_layers (`int`): Layers of the trunk, at least 1; below 4 some come more than once.
@@ -23,8 +22,7 @@ def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
 
 
 class RescaleNeck(nn.Module):
-    """
-    Gives four maps of one stride the strides of a convolutional network: a quarter, a half, once and twice the patch size.
+    """Gives four maps of one stride the strides of a convolutional network: a quarter, a half, once and twice the patch size.
 
     Two transposed convolutions with BatchNorm and GELU between them, one, none, and max-pooling, as iBOT and the GTSA
     authors put before UPerNet and Mask R-CNN (`Feature2Pyramid` in mmsegmentation).
@@ -55,8 +53,7 @@ class RescaleNeck(nn.Module):
         )
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """
-        Args:
+        """Args:
             maps (four `torch.Tensor` of shape `(batch, width, rows, columns)`): From the shallowest layer to the deepest.
 
         Returns:
@@ -78,8 +75,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class SimplePyramid(nn.Module):
-    """
-    A feature pyramid out of the last map alone, with the names of levels that torchvision's detectors expect.
+    """A feature pyramid out of the last map alone, with the names of levels that torchvision's detectors expect.
 
     Args:
         width (`int`): Channels of the map, a multiple of 4.
@@ -116,8 +112,7 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, last: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """
-        Args:
+        """Args:
             last (`torch.Tensor` of shape `(batch, width, rows, columns)`): The last layer's patch tokens.
 
         Returns:

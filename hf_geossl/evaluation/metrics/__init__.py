@@ -1,5 +1,4 @@
-"""
-Metrics as `evaluate.Metric` classes, one a file, that work offline.
+"""Metrics as `evaluate.Metric` classes, one a file, that work offline.
 
 `load("mean_iou", num_classes=17)` and `evaluate.load("<this folder>/mean_iou.py", num_classes=17)` give the same. Numbers are
 those of torchmetrics, faster-coco-eval and scikit-learn; J and F, corner error and PCKh, which they lack, are computed here.
@@ -29,8 +28,7 @@ __all__ = ["NAMES", "load", *_FILE_OF]
 
 
 def load(name: str, **kwargs: Any) -> Any:
-    """
-    Args:
+    """Args:
         name (`str`): One of `NAMES`.
         kwargs: Of the metric's class, such as `num_classes`.
 

@@ -1,5 +1,4 @@
-"""
-Accuracy of classification: top-1, top-5 and the mean over classes.
+"""Accuracy of classification: top-1, top-5 and the mean over classes.
 
 The mean over classes is of the recall of each class that has references (scikit-learn's `balanced_accuracy_score`; the
 number reported on Pets, Flowers and Aircraft).
@@ -26,8 +25,7 @@ Returns:
 
 
 class Accuracy(StreamingMetric):
-    """
-    Top-1, top-5 and mean per-class accuracy, counted by torchmetrics.
+    """Top-1, top-5 and mean per-class accuracy, counted by torchmetrics.
 
     Args:
         num_classes (`int`): 2 or more.
@@ -77,8 +75,7 @@ class Accuracy(StreamingMetric):
 
 
 def sums_of(predictions: Any, references: Any, *, num_classes: int) -> np.ndarray:
-    """
-    What accuracy adds up over images, for bootstrapping.
+    """What accuracy adds up over images, for bootstrapping.
 
     Args:
         predictions: Scores of shape `(images, num_classes)`, or classes of shape `(images,)`.
@@ -101,8 +98,7 @@ def sums_of(predictions: Any, references: Any, *, num_classes: int) -> np.ndarra
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(k,)`): Sum over images of the rows of [`sums_of`].
 
     Returns:

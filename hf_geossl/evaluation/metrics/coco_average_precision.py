@@ -1,5 +1,4 @@
-"""
-Average precision of object detection and instance segmentation as COCO defines it: over classes and IoU thresholds .50 to
+"""Average precision of object detection and instance segmentation as COCO defines it: over classes and IoU thresholds .50 to
 .95, with 100 detections an image.
 """
 
@@ -28,8 +27,7 @@ _KINDS = {"box": "bbox", "mask": "segm"}  # and how COCO calls them
 
 
 class COCOAveragePrecision(StreamingMetric):
-    """
-    COCO's AP, AP50 and AP75, by faster-coco-eval. Masks are kept run-length encoded. (torchmetrics' wrapper of it rounds the
+    """COCO's AP, AP50 and AP75, by faster-coco-eval. Masks are kept run-length encoded. (torchmetrics' wrapper of it rounds the
     IoU thresholds to float32 and, for masks alone, does not count what is found in images without objects.)
 
     Args:

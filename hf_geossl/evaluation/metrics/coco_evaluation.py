@@ -8,8 +8,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 def average_precisions(
     images: int, truth: list[dict[str, Any]], found: list[dict[str, Any]], kind: str, **options: Any
 ) -> tuple[float, float, float]:
-    """
-    Args:
+    """Args:
         images (`int`): How many there are, numbered from 1, with objects or without.
         truth (`list[dict]`): COCO annotations, without `id`.
         found (`list[dict]`): COCO results.

@@ -1,5 +1,4 @@
-"""
-Mean corner error of homography estimation: the distance in pixels between the estimated and the true positions of the
+"""Mean corner error of homography estimation: the distance in pixels between the estimated and the true positions of the
 patch's four corners, averaged over corners and images.
 """
 
@@ -22,8 +21,7 @@ _SOURCE = "DeTone et al., Deep Image Homography Estimation, 2016, section V."
 
 
 class CornerError(StreamingMetric):
-    """
-    Mean corner error.
+    """Mean corner error.
 
     Args:
         kwargs: Of `evaluate.Metric`.
@@ -52,8 +50,7 @@ class CornerError(StreamingMetric):
 
 
 def sums_of(predictions: Any, references: Any) -> np.ndarray:
-    """
-    What the error adds up over images, for bootstrapping.
+    """What the error adds up over images, for bootstrapping.
 
     Args:
         predictions, references: See [`CornerError`].
@@ -71,8 +68,7 @@ def sums_of(predictions: Any, references: Any) -> np.ndarray:
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(2,)`): Sum over images of the rows of [`sums_of`].
 
     Returns:

@@ -1,5 +1,4 @@
-"""
-Errors of depth estimation: mean absolute relative error, root mean square error, and the share of pixels within a factor
+"""Errors of depth estimation: mean absolute relative error, root mean square error, and the share of pixels within a factor
 of 1.25.
 
 As on NYU Depth v2 and KITTI: pixels count whose reference lies between `minimum` and `cap`; predictions are clipped to that
@@ -33,8 +32,7 @@ _KEYS = ("abs_rel", "rmse", "delta1")
 
 
 class DepthErrors(StreamingMetric):
-    """
-    AbsRel and RMSE by torchmetrics, delta1 by its formula (max(prediction / reference, reference / prediction) < 1.25).
+    """AbsRel and RMSE by torchmetrics, delta1 by its formula (max(prediction / reference, reference / prediction) < 1.25).
 
     Args:
         minimum (`float`): Depths up to this do not count. Defaults to 0.001.
@@ -84,8 +82,7 @@ class DepthErrors(StreamingMetric):
 def sums_of(
     predictions: Any, references: Any, *, valid: Any = None, minimum: float = 1e-3, cap: float = 10.0
 ) -> np.ndarray:
-    """
-    What the errors add up over images, for bootstrapping.
+    """What the errors add up over images, for bootstrapping.
 
     Args:
         predictions, references, valid, minimum, cap: See [`DepthErrors`].
@@ -109,8 +106,7 @@ def sums_of(
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(4,)`): Sum over images of the rows of [`sums_of`].
 
     Returns:

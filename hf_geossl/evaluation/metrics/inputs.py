@@ -8,8 +8,7 @@ import torch
 
 
 def to_array(name: str, value: Any) -> np.ndarray:
-    """
-    Args:
+    """Args:
         name (`str`): What the error message calls the value.
         value (`torch.Tensor`, `np.ndarray`, number or a list of these, equal in shape): Any device; bfloat16 becomes float32.
 
@@ -38,8 +37,7 @@ def to_array(name: str, value: Any) -> np.ndarray:
 
 
 def to_floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """
-    Args:
+    """Args:
         name (`str`): What the error message calls the value.
         value: See [`to_array`].
         shape (`tuple`): Expected shape; None fits every size.
@@ -60,8 +58,7 @@ def to_floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarra
 def to_integers(
     name: str, value: Any, shape: tuple[int | None, ...], stop: int, besides: int | None = None
 ) -> np.ndarray:
-    """
-    Args:
+    """Args:
         name (`str`): What the error message calls the value.
         value: See [`to_array`].
         shape (`tuple`): Expected shape; None fits every size.
@@ -89,9 +86,8 @@ def to_integers(
 
 
 def check_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
-    """
-    Raises:
-        ValueError: If the array has another number of axes, or another size where the shape is not None.
+    """Raises:
+    ValueError: If the array has another number of axes, or another size where the shape is not None.
     """
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -99,8 +95,7 @@ def check_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> 
 
 
 def pairs(predictions: Any, references: Any) -> list[tuple[Any, Any]]:
-    """
-    Args:
+    """Args:
         predictions, references (array or tensor of shape `(images, ...)`, or a list with one entry an image):
             Entries of a list may differ in shape from image to image.
 

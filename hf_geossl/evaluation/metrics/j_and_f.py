@@ -1,5 +1,4 @@
-"""
-J and F of video object segmentation (DAVIS): region similarity J is the IoU of an object's mask in a frame, contour accuracy
+"""J and F of video object segmentation (DAVIS): region similarity J is the IoU of an object's mask in a frame, contour accuracy
 F the F-measure of its boundary; both are averaged over frames, then over the objects of all videos.
 
 A boundary pixel is found if the other boundary comes within `tolerance` image diagonals, rounded up to pixels (dilation with
@@ -33,8 +32,7 @@ _SOURCE = (
 
 
 class JAndF(StreamingMetric):
-    """
-    J, F and their mean.
+    """J, F and their mean.
 
     Args:
         inner_frames_only (`bool`): Leave out the first frame (it is given) and the last, as DAVIS 2017 does in its
@@ -89,8 +87,7 @@ def sums_of(
     tolerance: float = 0.008,
     ignore_index: int = 255,
 ) -> np.ndarray:
-    """
-    What J and F add up over videos, for bootstrapping.
+    """What J and F add up over videos, for bootstrapping.
 
     Args:
         predictions, references, inner_frames_only, tolerance, ignore_index: See [`JAndF`].
@@ -111,8 +108,7 @@ def sums_of(
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(3,)`): Sum over videos of the rows of [`sums_of`].
 
     Returns:
@@ -123,8 +119,7 @@ def summarize(sums: np.ndarray) -> dict[str, float]:
 
 
 def region_similarity(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """
-    Args:
+    """Args:
         prediction, reference (`np.ndarray` of bool, of shape `(height, width)`): One object's masks in a frame.
 
     Returns:
@@ -135,8 +130,7 @@ def region_similarity(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 
 def boundary_measure(prediction: np.ndarray, reference: np.ndarray, tolerance: float = 0.008) -> float:
-    """
-    Args:
+    """Args:
         prediction, reference (`np.ndarray` of bool, of shape `(height, width)`): One object's masks in a frame.
         tolerance (`float`): In image diagonals. Defaults to 0.008.
 

@@ -1,5 +1,4 @@
-"""
-Average precision of keypoint detection as COCO defines it: over object keypoint similarity (OKS) thresholds .50 to .95, with
+"""Average precision of keypoint detection as COCO defines it: over object keypoint similarity (OKS) thresholds .50 to .95, with
 20 detections an image.
 """
 
@@ -32,8 +31,7 @@ COCO_SIGMAS = (
 
 
 class KeypointAveragePrecision(StreamingMetric):
-    """
-    OKS AP, AP50 and AP75, by faster-coco-eval.
+    """OKS AP, AP50 and AP75, by faster-coco-eval.
 
     Args:
         sigmas (`tuple[float]`): How far annotators stray at each keypoint, relative to the square root of the area. Defaults

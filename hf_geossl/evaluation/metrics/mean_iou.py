@@ -1,5 +1,4 @@
-"""
-Mean intersection over union of semantic segmentation, with pixel accuracy and mean class accuracy.
+"""Mean intersection over union of semantic segmentation, with pixel accuracy and mean class accuracy.
 
 Pixels of all images are counted together (not image by image). As in mmsegmentation and in `evaluate`'s own mean_iou,
 a class that is in neither truth nor prediction is left out of the mean IoU (one that is only predicted counts as 0), and a
@@ -30,8 +29,7 @@ _SOURCE = "Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2
 
 
 class MeanIoU(StreamingMetric):
-    """
-    Mean IoU, pixel accuracy and mean class accuracy; confusion matrix and IoU by torchmetrics
+    """Mean IoU, pixel accuracy and mean class accuracy; confusion matrix and IoU by torchmetrics
     (`torchmetrics.segmentation.MeanIoU` takes the mean of each image, which is another number).
 
     Args:
@@ -81,8 +79,7 @@ class MeanIoU(StreamingMetric):
 
 
 def sums_of(predictions: Any, references: Any, *, num_classes: int, ignore_index: int = 255) -> np.ndarray:
-    """
-    Each image's confusion matrix, for bootstrapping.
+    """Each image's confusion matrix, for bootstrapping.
 
     Args:
         predictions, references: See [`MeanIoU`].
@@ -104,8 +101,7 @@ def sums_of(predictions: Any, references: Any, *, num_classes: int, ignore_index
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(num_classes * num_classes,)`): Sum over images of the rows of [`sums_of`].
 
     Returns:

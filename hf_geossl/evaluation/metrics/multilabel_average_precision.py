@@ -1,5 +1,4 @@
-"""
-Mean average precision of classification with several labels an image: the area under each class's precision-recall
+"""Mean average precision of classification with several labels an image: the area under each class's precision-recall
 curve (without interpolation), averaged over the classes that have a positive reference.
 """
 
@@ -24,8 +23,7 @@ _SOURCE = "scikit-learn's average_precision_score; Everingham et al., IJCV 2010,
 
 
 class MultilabelAveragePrecision(StreamingMetric):
-    """
-    Mean average precision over classes, by scikit-learn. Scores are kept until `compute`, `8 * classes` bytes an image.
+    """Mean average precision over classes, by scikit-learn. Scores are kept until `compute`, `8 * classes` bytes an image.
     (torchmetrics' class of that name puts a batch through a sigmoid or not by the batch's own range, which mixes up the
     order between batches of logits.)
 

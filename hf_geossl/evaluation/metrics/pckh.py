@@ -1,5 +1,4 @@
-"""
-PCKh: the share of visible body joints that are found within a fraction of the head's size.
+"""PCKh: the share of visible body joints that are found within a fraction of the head's size.
 
 As on MPII, all visible joints of all people are counted together. MPII's own mean leaves out pelvis and thorax: set them
 invisible; its head size is 0.6 times the diagonal of the head box.
@@ -28,8 +27,7 @@ _SOURCE = (
 
 
 class PCKh(StreamingMetric):
-    """
-    Share of joints whose distance is at most `threshold` head sizes.
+    """Share of joints whose distance is at most `threshold` head sizes.
 
     Args:
         threshold (`float`): In head sizes, above 0. Defaults to 0.5 (PCKh@.5).
@@ -73,8 +71,7 @@ class PCKh(StreamingMetric):
 def sums_of(
     predictions: Any, references: Any, *, head_sizes: Any, visible: Any = None, threshold: float = 0.5
 ) -> np.ndarray:
-    """
-    What PCKh adds up over people, for bootstrapping.
+    """What PCKh adds up over people, for bootstrapping.
 
     Args:
         predictions, references, head_sizes, visible, threshold: See [`PCKh`].
@@ -103,8 +100,7 @@ def sums_of(
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(2 * joints,)`): Sum over people of the rows of [`sums_of`].
 
     Returns:

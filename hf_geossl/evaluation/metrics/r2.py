@@ -1,5 +1,4 @@
-"""
-Coefficient of determination of one or several regressed outputs.
+"""Coefficient of determination of one or several regressed outputs.
 
 `r2` is the mean of the outputs' own R2 ("uniform_average"); `r2_variance_weighted` pools the squares of all outputs, so
 that outputs of large variance rule it.
@@ -25,8 +24,7 @@ Returns:
 
 
 class R2(StreamingMetric):
-    """
-    R2 by scikit-learn, in float64 over all references at once. (torchmetrics' `R2Score` adds up squares in one pass and
+    """R2 by scikit-learn, in float64 over all references at once. (torchmetrics' `R2Score` adds up squares in one pass and
     calls any residual below 1e-4 in all perfect, whatever the scale of the references.) Numbers are kept until `compute`.
 
     Args:
@@ -72,8 +70,7 @@ class R2(StreamingMetric):
 
 
 def sums_of(predictions: Any, references: Any) -> np.ndarray:
-    """
-    What R2 adds up over images, for bootstrapping.
+    """What R2 adds up over images, for bootstrapping.
 
     Args:
         predictions, references: See [`R2`].
@@ -90,8 +87,7 @@ def sums_of(predictions: Any, references: Any) -> np.ndarray:
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """
-    Args:
+    """Args:
         sums (`np.ndarray` of shape `(1 + 3 * outputs,)`): Sum over images of the rows of [`sums_of`].
 
     Returns:

@@ -12,8 +12,7 @@ Boolean = datasets.Value("bool")
 
 
 def nested(value: Any, axes: int) -> Any:
-    """
-    Args:
+    """Args:
         value (`datasets.Value`): What the innermost list holds.
         axes (`int`): How many axes one image's array has.
 
@@ -26,8 +25,7 @@ def nested(value: Any, axes: int) -> Any:
 
 
 def describe(description: str | None, inputs: str, features: dict[str, Any], source: str = "") -> evaluate.MetricInfo:
-    """
-    Args:
+    """Args:
         description (`str`): The metric file's docstring.
         inputs (`str`): Docstring sections about arguments and what comes back.
         features (`dict`): The `datasets` feature of one image, for each input.
@@ -45,8 +43,7 @@ def describe(description: str | None, inputs: str, features: dict[str, Any], sou
 
 
 class StreamingMetric(evaluate.Metric, ABC):
-    """
-    An `evaluate.Metric` that takes each batch into its state at once. `evaluate`'s own class keeps every batch in an
+    """An `evaluate.Metric` that takes each batch into its state at once. `evaluate`'s own class keeps every batch in an
     Arrow table until the end, which segmentation maps would fill with gigabytes.
 
     A subclass gives `_info`, `update`, `result` and `reset`; used are `add`, `add_batch` and `compute`, as ever.

@@ -19,8 +19,7 @@ from hf_geossl.evaluation.samples import Samples
 
 
 def hold_out(images: int, share: float, seed: int) -> np.ndarray:
-    """
-    Chooses training images on which a setting is decided.
+    """Chooses training images on which a setting is decided.
 
     Args:
         images (`int`): How many there are, at least 2.
@@ -44,8 +43,7 @@ def hold_out(images: int, share: float, seed: int) -> np.ndarray:
 
 
 class LogisticClassifier:
-    """
-    Multinomial logistic regression on standardised features, by scikit-learn's L-BFGS.
+    """Multinomial logistic regression on standardised features, by scikit-learn's L-BFGS.
 
     Args:
         features (`numpy.ndarray` of shape `(rows, width)`): Of the training images.
@@ -106,8 +104,7 @@ class LogisticClassifier:
 
 
 def count_classes(samples: Samples, *labels: np.ndarray, column: str = "label") -> tuple[int, tuple[str, ...] | None]:
-    """
-    How many classes there are, and their names.
+    """How many classes there are, and their names.
 
     Args:
         samples (`Samples`): May name them.
@@ -147,8 +144,7 @@ def classification_result(
     *,
     repeats: int = 1,
 ) -> TaskResult:
-    """
-    Accuracy, its intervals and the confusion matrix.
+    """Accuracy, its intervals and the confusion matrix.
 
     Args:
         scores (`numpy.ndarray` of shape `(repeats * images, num_classes)`): Of all images, then of all images again.
@@ -193,8 +189,7 @@ def majority_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> floa
 
 
 def floors(encoder: Encoder, column: str, seed: int) -> list[tuple[str, Encoder, str]]:
-    """
-    Features that know nothing of what the model was trained for.
+    """Features that know nothing of what the model was trained for.
 
     Args:
         encoder (`Encoder`): The model.
@@ -211,8 +206,7 @@ def floors(encoder: Encoder, column: str, seed: int) -> list[tuple[str, Encoder,
 def labelled_features(
     encoder: Encoder, samples: Samples, column: str, label: str, options: EvaluationOptions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
-    A feature and a target of each image.
+    """A feature and a target of each image.
 
     Args:
         encoder, samples, options: As in `compute_features`.

@@ -20,8 +20,7 @@ MapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class DenseTraining:
-    """
-    How trunk and head are trained together, with AdamW, a linear warm-up and a linear way down to 0.
+    """How trunk and head are trained together, with AdamW, a linear warm-up and a linear way down to 0.
 
     Args:
         steps (`int`): Optimizer steps.
@@ -52,8 +51,7 @@ class DenseTraining:
 def training_batches(
     encoder: Encoder, samples: Samples, target: str, batch_size: int, seed: int, options: EvaluationOptions
 ) -> Iterator[dict[str, Any]]:
-    """
-    Batches without end, in an order that follows from the seed. Scenes are rendered once, to a file that goes away by itself;
+    """Batches without end, in an order that follows from the seed. Scenes are rendered once, to a file that goes away by itself;
     other images are read each time.
 
     Args:
@@ -89,9 +87,8 @@ def shuffled_rows(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray
 
 
 def require(samples: Samples, target: str) -> None:
-    """
-    Raises:
-        ValueError: If the first sample lacks the target.
+    """Raises:
+    ValueError: If the first sample lacks the target.
     """
     if target not in next(iter(samples)):
         raise ValueError(
@@ -112,8 +109,7 @@ def train_dense(
     seed: int,
     description: str,
 ) -> list[float]:
-    """
-    Trains trunk and head on random frames. Call it inside `seeded`.
+    """Trains trunk and head on random frames. Call it inside `seeded`.
 
     Args:
         encoder (`Encoder`): The trunk, trainable.
@@ -158,8 +154,7 @@ def train_dense(
 def random_frames(
     pixel_values: torch.Tensor, targets: torch.Tensor, side: int, scales: tuple[float, float], unknown: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    A square frame of each image at a random scale and place, mirrored in half of the cases. What a frame shows of the
+    """A square frame of each image at a random scale and place, mirrored in half of the cases. What a frame shows of the
     outside of an image is the mean colour, and unknown.
 
     Args:
@@ -197,8 +192,7 @@ def random_frames(
 def slide(
     predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, window: int, stride: int
 ) -> torch.Tensor:
-    """
-    Predictions for images larger than the network was trained on: the mean of those of all windows that hold a pixel. The
+    """Predictions for images larger than the network was trained on: the mean of those of all windows that hold a pixel. The
     last window of a row or column ends where the image ends.
 
     Args:

@@ -33,8 +33,7 @@ EVAL_CROPS = {
 
 
 def crop_mask(eval_crop: EvalCrop, height: int, width: int) -> np.ndarray:
-    """
-    The pixels that count by a published crop.
+    """The pixels that count by a published crop.
 
     Args:
         eval_crop (`str`, *optional*): "eigen", of NYU Depth v2: rows 45 to 471 and columns 41 to 601 of 480 x 640; "garg", of
@@ -58,8 +57,7 @@ def crop_mask(eval_crop: EvalCrop, height: int, width: int) -> np.ndarray:
 
 
 def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_weight: float = 0.5) -> torch.Tensor:
-    """
-    Scale-invariant logarithmic error: with g = log prediction - log truth, sqrt(mean(g^2) - mean_weight * mean(g)^2) over all
+    """Scale-invariant logarithmic error: with g = log prediction - log truth, sqrt(mean(g^2) - mean_weight * mean(g)^2) over all
     pixels of the batch whose truth lies between 1 mm and the cap; 0 where there is none.
 
     Args:
@@ -135,8 +133,7 @@ def _check_depth_settings(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class LinearDepthSettings:
-    """
-    A linear map of frozen patch tokens to log depth. The defaults are of desk scale.
+    """A linear map of frozen patch tokens to log depth. The defaults are of desk scale.
 
     Args:
         steps (`int`): Optimizer steps.
@@ -163,8 +160,7 @@ class LinearDepthSettings:
 
 
 class LinearDepthHead(nn.Module):
-    """
-    A BatchNorm and one linear map of each patch token to log metres, brought to the size of the image.
+    """A BatchNorm and one linear map of each patch token to log metres, brought to the size of the image.
 
     Args:
         width (`int`): Channels of a token.
@@ -186,8 +182,7 @@ class LinearDepthHead(nn.Module):
 def measure_linear_depth(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearDepthSettings
 ) -> TaskResult:
-    """
-    Errors of depths that are read linearly, in their logarithm, from frozen patch tokens.
+    """Errors of depths that are read linearly, in their logarithm, from frozen patch tokens.
 
     Args:
         encoder (`Encoder`): The model.
@@ -267,8 +262,7 @@ def _score_frozen(
 
 @dataclass(frozen=True)
 class DPTSettings(DenseTraining):
-    """
-    transformers' DPT neck and head, trained with the trunk. The defaults are of desk scale; ZoeDepth and Depth Anything train
+    """transformers' DPT neck and head, trained with the trunk. The defaults are of desk scale; ZoeDepth and Depth Anything train
     5 epochs of 16 images with learning rate 1.6e-4, the trunk's a fiftieth of it; Depth Anything V2's ViT-S has twice the
     channels, (48, 96, 192, 384) and 64.
 
@@ -295,8 +289,7 @@ class DPTSettings(DenseTraining):
 
 
 class DPTHead(nn.Module):
-    """
-    transformers' DPT neck and head over layers 2, 5, 8 and 11 of 12, without the class token; a sigmoid in the place of the
+    """transformers' DPT neck and head over layers 2, 5, 8 and 11 of 12, without the class token; a sigmoid in the place of the
     last ReLU says which part of the cap the depth is, as in Depth Anything V2's metric models.
 
     Args:
@@ -335,8 +328,7 @@ class DPTHead(nn.Module):
 def measure_dpt(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: DPTSettings
 ) -> TaskResult:
-    """
-    Errors of the depths of DPT, trained with the trunk by the scale-invariant logarithmic loss.
+    """Errors of the depths of DPT, trained with the trunk by the scale-invariant logarithmic loss.
 
     Args:
         encoder, data, options, settings: As in `measure_linear_depth`.
@@ -365,8 +357,7 @@ def measure_dpt(
 def train_dpt(
     encoder: Encoder, samples: Samples, settings: DPTSettings, options: EvaluationOptions, *, description: str
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """
-    Trains a copy of a trunk with a fresh DPT head.
+    """Trains a copy of a trunk with a fresh DPT head.
 
     Args:
         encoder (`Encoder`): The trunk, left as it is.

@@ -36,8 +36,7 @@ SURE = 0.3  # the score from which on pictures show what was found
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """
-    How detector and trunk are trained, end to end. As published (ViTDet, arXiv 2203.16527): 256 channels, heads of 1024,
+    """How detector and trunk are trained, end to end. As published (ViTDet, arXiv 2203.16527): 256 channels, heads of 1024,
     512 regions an image, AdamW 1e-4, weight decay .1, layer decay .7 (ViT-B), batch 64, 100 epochs of COCO at 1024 pixels
     with large-scale jitter; GTSA's authors: 12 epochs, batch 8, 5e-5, weight decay .05. The defaults are of desk scale in
     channels, heads, regions and steps; images are not jittered but mirrored.
@@ -75,8 +74,7 @@ class DetectionSettings:
 
 
 class EncoderPyramid(nn.Module):
-    """
-    An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors. Only the trunk computes in
+    """An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors. Only the trunk computes in
     mixed precision.
 
     Args:
@@ -99,8 +97,7 @@ class EncoderPyramid(nn.Module):
 
 
 class PatchAnchors(AnchorGenerator):
-    """
-    Anchors at the exact positions of a pyramid over patches (torchvision's rounds strides to whole pixels, which patches of
+    """Anchors at the exact positions of a pyramid over patches (torchvision's rounds strides to whole pixels, which patches of
     14 have not at four positions a patch).
 
     Args:
@@ -136,8 +133,7 @@ class PatchAnchors(AnchorGenerator):
 def build_detector(
     encoder: Encoder, size: int, num_categories: int, settings: DetectionSettings, *, masks: bool
 ) -> FasterRCNN:
-    """
-    Mask R-CNN (Faster R-CNN without masks) over a trunk.
+    """Mask R-CNN (Faster R-CNN without masks) over a trunk.
 
     Args:
         encoder (`Encoder`): The trunk, which becomes a part of the detector.
@@ -200,8 +196,7 @@ def train_detector(
     *,
     masks: bool,
 ) -> FasterRCNN:
-    """
-    Trains `build_detector` on a copy of a trunk.
+    """Trains `build_detector` on a copy of a trunk.
 
     Args:
         encoder, data, options, settings: As in `measure_detection`.
@@ -241,8 +236,7 @@ def train_detector(
 def measure_detection(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: DetectionSettings
 ) -> TaskResult:
-    """
-    COCO's average precision of boxes and masks, trunk and detector trained end to end.
+    """COCO's average precision of boxes and masks, trunk and detector trained end to end.
 
     Args:
         encoder (`Encoder`): The model.
@@ -300,8 +294,7 @@ def measure_detection(
 def average_precision_intervals(
     metric: COCOAveragePrecision | KeypointAveragePrecision, options: EvaluationOptions
 ) -> dict[str, tuple[float, float]]:
-    """
-    95 % intervals of average precision over images, which is computed anew for each resample; at most `PRECISION_REPEATS`,
+    """95 % intervals of average precision over images, which is computed anew for each resample; at most `PRECISION_REPEATS`,
     since that takes its time.
 
     Args:

@@ -1,5 +1,4 @@
-"""
-Equivariance: how well frozen features of an image and of the transformed image tell what was done to it.
+"""Equivariance: how well frozen features of an image and of the transformed image tell what was done to it.
 
 Two ways make such numbers worthless: what comes in at the border gives a motion away, and gravity gives the angle away in the
 transformed image alone. So scenes are seen from above, rendered larger and cut after the transformation; and beside each
@@ -44,8 +43,7 @@ BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the
 
 @dataclass(frozen=True)
 class EquivarianceSettings:
-    """
-    Regression of the transformation on frozen features.
+    """Regression of the transformation on frozen features.
 
     Args:
         transformations (`tuple[str, ...]`): Of "rotation", "translation", "color" and "blur". Translation is reported, not
@@ -197,8 +195,7 @@ class _Bench:
 def measure_equivariance(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: EquivarianceSettings
 ) -> TaskResult:
-    """
-    R2 of rotation, translation, colour and blur.
+    """R2 of rotation, translation, colour and blur.
 
     Args:
         encoder (`Encoder`): The model.
@@ -279,8 +276,7 @@ def _report(
 
 
 def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    R2 of rotation in `ANGLE_BINS` equal bins of the angle: 1 - mean squared error of the bin / mean squared deviation of all
+    """R2 of rotation in `ANGLE_BINS` equal bins of the angle: 1 - mean squared error of the bin / mean squared deviation of all
     angles from their mean. The denominator is the same for every bin, since that of a bin by itself goes to 0 in the middle;
     so the mean over bins, weighted by their counts, is R2. Saying the same angle for every pair gives 1 in the middle, and
     less than 0 at the ends, which is why that curve stands beside the others.

@@ -52,8 +52,7 @@ _RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to th
 
 
 def check_settings(settings: Any) -> None:
-    """
-    What every protocol's settings are checked by when they are made (`__post_init__`): counts, shares, learning rates, names
+    """What every protocol's settings are checked by when they are made (`__post_init__`): counts, shares, learning rates, names
     of features. None, where a setting may be that, is left alone.
 
     Args:
@@ -93,8 +92,7 @@ def layer_decay_groups(
     *,
     trunk_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """
-    Parameter groups of a trunk and its head: the deeper below the head, the smaller the learning rate.
+    """Parameter groups of a trunk and its head: the deeper below the head, the smaller the learning rate.
 
     Args:
         encoder (`Encoder`): The trunk; all of it is trained.
@@ -145,8 +143,7 @@ def fit(
     schedule: str = "poly",
     max_norm: float | None = None,
 ) -> list[float]:
-    """
-    Trains with a warm-up and a schedule down to 0.
+    """Trains with a warm-up and a schedule down to 0.
 
     Args:
         optimizer (`torch.optim.Optimizer`): Its learning rates are the peak ones.

@@ -27,8 +27,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class HomographySettings:
-    """
-    How displacements of corners are learned. As published (DeTone et al., arXiv 1606.03798): grey images of 320 x 240
+    """How displacements of corners are learned. As published (DeTone et al., arXiv 1606.03798): grey images of 320 x 240
     (here: the data's squares, `size=240`), patches of 128, corner shifts up to 32 pixels, 90,000 steps of 64 pairs. The
     defaults keep those proportions at any image size and are of desk scale in steps and channels (256 on a GPU).
 
@@ -51,8 +50,7 @@ class HomographySettings:
 
 
 def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """
-    The homographies that take four points to four others.
+    """The homographies that take four points to four others.
 
     Args:
         sources, targets (`torch.Tensor` of shape `(batch, 4, 2)`): x and y; no three on a line.
@@ -73,8 +71,7 @@ def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
 
 def cut_patches(images: torch.Tensor, homographies: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
-    """
-    Square patches of images that were warped.
+    """Square patches of images that were warped.
 
     Args:
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): Floats.
@@ -103,8 +100,7 @@ def map_points(homographies: torch.Tensor, points: torch.Tensor) -> torch.Tensor
 
 @dataclass(frozen=True)
 class Pairs:
-    """
-    Two grey patches of each image, of which the second shows the image warped.
+    """Two grey patches of each image, of which the second shows the image warped.
 
     Args:
         first, second (`torch.Tensor` of shape `(batch, 3, side, side)`): In [0, 1], three equal channels.
@@ -120,8 +116,7 @@ class Pairs:
 
 
 def patch_side(size: int, multiple: int) -> int:
-    """
-    The side of patches in images of `size` pixels: the multiple that is nearest to DeTone's share.
+    """The side of patches in images of `size` pixels: the multiple that is nearest to DeTone's share.
 
     Raises:
         ValueError: If patches and shifts do not fit into the image.
@@ -135,8 +130,7 @@ def patch_side(size: int, multiple: int) -> int:
 
 
 def make_pairs(images: torch.Tensor, side: int, draws: torch.Tensor) -> Pairs:
-    """
-    Cuts pairs of patches out of images.
+    """Cuts pairs of patches out of images.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, size, size)`): uint8.
@@ -163,8 +157,7 @@ def make_pairs(images: torch.Tensor, side: int, draws: torch.Tensor) -> Pairs:
 
 
 class HomographyHead(nn.Module):
-    """
-    Three convolutions over both feature maps, side by side in channels, give a map of displacements; a corner's is the mean
+    """Three convolutions over both feature maps, side by side in channels, give a map of displacements; a corner's is the mean
     over the quarter of the map that it belongs to.
 
     Args:
@@ -192,8 +185,7 @@ class HomographyHead(nn.Module):
 def measure_homography(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: HomographySettings
 ) -> TaskResult:
-    """
-    Mean corner error of homographies that a small head reads from the patch tokens of two patches; beside it that of
+    """Mean corner error of homographies that a small head reads from the patch tokens of two patches; beside it that of
     predicting no displacement, and of the same architecture with random weights under a head trained alike.
 
     Args:

@@ -42,8 +42,7 @@ MEAN_BATCHES = 32  # of training images, for the floor of mean places
 
 @dataclass(frozen=True)
 class KeypointsSettings:
-    """
-    How the head and the trunk under it are trained. As published (ViTPose, arXiv 2204.12484): crops of 256 x 192 (here:
+    """How the head and the trunk under it are trained. As published (ViTPose, arXiv 2204.12484): crops of 256 x 192 (here:
     squares), 256 channels, AdamW 5e-4, weight decay .1, layer decay .75 (ViT-B), batch 512, 210 epochs, no gradient above 1.
     The defaults are of desk scale in channels, batch and steps.
 
@@ -86,8 +85,7 @@ class KeypointsSettings:
 
 @dataclass(frozen=True)
 class Crops:
-    """
-    Objects, each in a square of its own.
+    """Objects, each in a square of its own.
 
     Args:
         images (`torch.Tensor` of shape `(objects, 3, side, side)`): In [0, 1].
@@ -107,8 +105,7 @@ class Crops:
 
 
 def scene_keypoints(split: str, index: int, ids: list[int], size: int, mode: str = "scene") -> torch.Tensor:
-    """
-    Points of things, by their exact geometry: the middle of the whole thing; the middles of the upper and lower edge of its
+    """Points of things, by their exact geometry: the middle of the whole thing; the middles of the upper and lower edge of its
     own, turned frame; and those of its front and back edge where it has a front (cars, boats, animals), which its mirroring
     decides. From above a thing's own frame has its nose at the upper edge, which is the front there.
 
@@ -145,8 +142,7 @@ def scene_keypoints(split: str, index: int, ids: list[int], size: int, mode: str
 
 
 class KeypointHead(nn.Module):
-    """
-    ViTPose's classic head: two transposed convolutions with BatchNorm and ReLU, each doubling the map, and a 1 x 1 one.
+    """ViTPose's classic head: two transposed convolutions with BatchNorm and ReLU, each doubling the map, and a 1 x 1 one.
 
     Args:
         width (`int`): Channels of the trunk.
@@ -174,8 +170,7 @@ class KeypointHead(nn.Module):
 
 
 def cut_crops(images: torch.Tensor, sources: torch.Tensor, frames: torch.Tensor, side: int) -> torch.Tensor:
-    """
-    Squares of images, enlarged or reduced.
+    """Squares of images, enlarged or reduced.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8.
@@ -195,8 +190,7 @@ def cut_crops(images: torch.Tensor, sources: torch.Tensor, frames: torch.Tensor,
 
 
 def draw_heatmaps(points: torch.Tensor, frames: torch.Tensor, side: int, sigma: float) -> tuple[Any, Any]:
-    """
-    What heatmaps should be.
+    """What heatmaps should be.
 
     Args:
         points (`torch.Tensor` of shape `(objects, points, 3)`): x, y in pixels of the image, and 0 where not labelled.
@@ -216,8 +210,7 @@ def draw_heatmaps(points: torch.Tensor, frames: torch.Tensor, side: int, sigma: 
 
 
 def decode_heatmaps(heatmaps: np.ndarray, frames: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Points from heatmaps: the maximum, moved by less than a pixel to the peak of the parabola through the logarithm around
+    """Points from heatmaps: the maximum, moved by less than a pixel to the peak of the parabola through the logarithm around
     it (DARK, arXiv 1910.06278, as in transformers' ViTPose).
 
     Args:
@@ -240,8 +233,7 @@ def decode_heatmaps(heatmaps: np.ndarray, frames: np.ndarray, sigma: float) -> t
 def measure_keypoints(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: KeypointsSettings
 ) -> TaskResult:
-    """
-    OKS average precision and PCK@.5 of keypoints in true boxes, trunk and head trained end to end; beside it that of the
+    """OKS average precision and PCK@.5 of keypoints in true boxes, trunk and head trained end to end; beside it that of the
     points' mean places in the training boxes. The "head size" of PCK is a fifth of the box's longer side.
 
     Args:

@@ -25,8 +25,7 @@ QUERIES, NEIGHBOURS = 512, 32768  # images in a block: their similarities are al
 
 @dataclass(frozen=True)
 class KNNSettings:
-    """
-    The protocol of DINO and iBOT.
+    """The protocol of DINO and iBOT.
 
     Args:
         neighbours (`tuple[int, ...]`): How many vote; those above the number of training images are left out.
@@ -61,8 +60,7 @@ def vote(
     temperature: float,
     device: torch.device | str = "cpu",
 ) -> dict[int, np.ndarray]:
-    """
-    Weighted votes of the nearest neighbours by cosine.
+    """Weighted votes of the nearest neighbours by cosine.
 
     Args:
         queries (`numpy.ndarray` of shape `(queries, width)`): Features of the images that are classified.
@@ -105,8 +103,7 @@ def vote(
 def measure_knn(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: KNNSettings
 ) -> TaskResult:
-    """
-    Accuracy of weighted k-NN.
+    """Accuracy of weighted k-NN.
 
     Args:
         encoder (`Encoder`): The model.

@@ -25,8 +25,7 @@ from hf_geossl.evaluation.protocols.fit import check_settings
 
 @dataclass(frozen=True)
 class LogisticSettings:
-    """
-    Logistic regression on cached, standardised features without augmentation.
+    """Logistic regression on cached, standardised features without augmentation.
 
     Args:
         c_values (`tuple[float, ...]`): Inverse regularisations; the best on held-out training images is taken.
@@ -50,8 +49,7 @@ class LogisticSettings:
 def measure_linear(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LogisticSettings
 ) -> TaskResult:
-    """
-    Accuracy of logistic regression.
+    """Accuracy of logistic regression.
 
     Args:
         encoder (`Encoder`): The model.
@@ -96,8 +94,7 @@ def measure_linear(
 def measure_multilabel(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LogisticSettings
 ) -> TaskResult:
-    """
-    Mean average precision of one logistic regression a label.
+    """Mean average precision of one logistic regression a label.
 
     Args:
         encoder (`Encoder`): The model.

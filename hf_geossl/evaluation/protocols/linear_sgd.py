@@ -28,8 +28,7 @@ from hf_geossl.evaluation.samples import Samples
 
 @dataclass(frozen=True)
 class LinearSGDSettings:
-    """
-    The published protocol but for two things: features are cached, so that images are not cropped and mirrored anew in
+    """The published protocol but for two things: features are cached, so that images are not cropped and mirrored anew in
     each epoch; and the learning rate is chosen on held-out training images instead of the test images.
 
     Args:
@@ -71,8 +70,7 @@ def train_heads(
     options: EvaluationOptions,
     device: torch.device,
 ) -> nn.ModuleList:
-    """
-    Trains one linear layer for each learning rate, all from the same weights and on the same batches.
+    """Trains one linear layer for each learning rate, all from the same weights and on the same batches.
 
     Args:
         features (`numpy.ndarray` of shape `(images, width)`): Of the training images.
@@ -127,8 +125,7 @@ def score(head: nn.Module, features: np.ndarray, device: torch.device) -> np.nda
 def measure_linear_sgd(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearSGDSettings
 ) -> TaskResult:
-    """
-    Accuracy of a linear layer that is trained by SGD.
+    """Accuracy of a linear layer that is trained by SGD.
 
     Args:
         encoder (`Encoder`): The model.

@@ -22,8 +22,7 @@ ALPHAS = tuple(10.0**exponent for exponent in range(-2, 6))
 
 @dataclass(frozen=True)
 class OrientationSettings:
-    """
-    Whose angle is regressed. Kites are the things of the scenes that are seen at any angle; from above every thing is.
+    """Whose angle is regressed. Kites are the things of the scenes that are seen at any angle; from above every thing is.
 
     Args:
         categories (`Sequence[str]`): Names of things.
@@ -50,8 +49,7 @@ class OrientationSettings:
 
 
 def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """
-    Args:
+    """Args:
         predictions (`numpy.ndarray` of shape `(objects, 2)`): cosine and sine, of any length.
         angles (`numpy.ndarray` of shape `(objects,)`): True angles, radians.
 
@@ -65,8 +63,7 @@ def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
 def measure_orientation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: OrientationSettings
 ) -> TaskResult:
-    """
-    Mean angular error of ridge regression (cosine and sine; strength by leave-one-out on the training objects) from the
+    """Mean angular error of ridge regression (cosine and sine; strength by leave-one-out on the training objects) from the
     patch tokens in true boxes, pooled by RoIAlign; beside it the same from random weights, and predicting the mean direction.
 
     Args:

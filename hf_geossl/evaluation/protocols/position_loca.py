@@ -19,8 +19,7 @@ HIDDEN_PATTERNS = 8  # random choices of visible tokens, which the images take i
 
 @dataclass(frozen=True)
 class PositionSettings:
-    """
-    Views are drawn and coloured as in training, each image's by its own seed.
+    """Views are drawn and coloured as in training, each image's by its own seed.
 
     Args:
         focal_queries (`int`): Small queries an image beside the random query; 9 in training.
@@ -42,8 +41,7 @@ class PositionSettings:
 
 
 def score_positions(logits: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
-    """
-    Adds up over an image's tokens how well they are found.
+    """Adds up over an image's tokens how well they are found.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, tokens, N)`): Scores of the reference's positions in raster order.
@@ -102,8 +100,7 @@ def lacks_head(encoder: Encoder) -> str | None:
 def measure_position(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PositionSettings
 ) -> TaskResult:
-    """
-    Position accuracy of a `LOCAForPreTraining`.
+    """Position accuracy of a `LOCAForPreTraining`.
 
     Args:
         encoder (`Encoder`): Of a model with its training head.
@@ -168,7 +165,8 @@ def _score_batch(
     model: LOCAForPreTraining, views: LOCAViews, batch: dict[str, Any], visible: int, device: torch.device, seed: int
 ) -> dict[str, torch.Tensor]:
     """`score_positions` of the images of a batch by query, and with `_masked` where the reference is hidden. What is drawn
-    for an image follows from its index, whatever batch it is in."""
+    for an image follows from its index, whatever batch it is in.
+    """
     drawn = []
     for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
         number = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
@@ -213,7 +211,8 @@ def _score(
     side: int,
 ) -> torch.Tensor:
     """`score_positions` of queries `(batch, Q, 3, s, s)` that see some tokens of the references, on the CPU; in float32, since
-    scores that are rounded tie and the first of them would win."""
+    scores that are rounded tie and the first of them would win.
+    """
     repeated = references.repeat_interleave(queries.shape[1], dim=0)
     with full_precision(references.device):
         logits = model.predict_positions(repeated, queries.flatten(0, 1), visible)

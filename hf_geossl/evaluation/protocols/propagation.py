@@ -27,8 +27,7 @@ _BLOCK = 2**24  # affinities held at once: 64 MB
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """
-    How labels are propagated. The defaults are DINO's for DAVIS 2017 (top 5, 7 frames and the first, radius 12 patches at
+    """How labels are propagated. The defaults are DINO's for DAVIS 2017 (top 5, 7 frames and the first, radius 12 patches at
     480 pixels, temperature .1); VIP is `PropagationSettings(semantic=True, top_k=10, context_frames=20, side=560)`.
 
     Args:
@@ -75,8 +74,7 @@ class PropagationSettings:
 
 @dataclass(frozen=True)
 class Clip:
-    """
-    A video with truth.
+    """A video with truth.
 
     Args:
         name (`str`): What it is called.
@@ -99,8 +97,7 @@ def propagate_labels(
     radius: int = RADIUS,
     temperature: float = 0.1,
 ) -> torch.Tensor:
-    """
-    Carries the labels of a clip's first frame to the others: those of a patch are the average of the `top_k` most similar
+    """Carries the labels of a clip's first frame to the others: those of a patch are the average of the `top_k` most similar
     patches' within `radius` rows and columns, in the first frame and the frames just before.
 
     Args:
@@ -152,8 +149,7 @@ def propagate_labels(
 
 @torch.no_grad()
 def propagate_masks(encoder: Encoder, clip: Clip, settings: PropagationSettings, *, batch_size: int = 8) -> np.ndarray:
-    """
-    The masks of a clip, from its first one.
+    """The masks of a clip, from its first one.
 
     Args:
         encoder (`Encoder`): Whose patch tokens of the last layer are compared.
@@ -219,8 +215,7 @@ def scene_clips(split: str, size: int, settings: PropagationSettings, mode: str 
 
 
 def folder_clips(folder: str | Path, split: str, side: int, multiple: int, *, limit: int | None = None) -> list[Any]:
-    """
-    The clips of a folder in the layout of DAVIS: `JPEGImages/480p/CLIP/*.jpg` and `Annotations/480p/CLIP/*.png`, where a
+    """The clips of a folder in the layout of DAVIS: `JPEGImages/480p/CLIP/*.jpg` and `Annotations/480p/CLIP/*.png`, where a
     pixel's palette index is its object or class (the folder `480p` may be missing).
 
     Args:
@@ -288,8 +283,7 @@ def _read_mask(path: Path) -> np.ndarray:
 def measure_propagation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PropagationSettings
 ) -> TaskResult:
-    """
-    J, F and their mean (mean IoU with `semantic`) of propagated masks; beside it what leaving the first mask in place gives,
+    """J, F and their mean (mean IoU with `semantic`) of propagated masks; beside it what leaving the first mask in place gives,
     and the same architecture with random weights; and as the ceiling what the true masks give that are put through the grid
     of patches.
 

@@ -16,8 +16,7 @@ BLOCK = 4096  # rows held at a time
 
 
 class Pairs:
-    """
-    What is known of images that were transformed several times each, and what is asked of it.
+    """What is known of images that were transformed several times each, and what is asked of it.
 
     Args:
         parts (`Sequence[Sequence[numpy.ndarray]]`): For each transformation the features `(images, width)` that stand side
@@ -51,8 +50,7 @@ class Pairs:
 
 
 class Ridge:
-    """
-    Ridge regression in float64: minimises the mean squared error plus a penalty times the squared weights of standardised
+    """Ridge regression in float64: minimises the mean squared error plus a penalty times the squared weights of standardised
     features. All penalties are solved by one eigendecomposition.
 
     Args:
@@ -136,8 +134,7 @@ class _Products(Pairs):
 
 
 class BilinearRidge:
-    """
-    Ridge regression on products of what is known of the two images, which can compare them where a sum of a function of
+    """Ridge regression on products of what is known of the two images, which can compare them where a sum of a function of
     each cannot: of images whose directions are all alike, neither image by itself correlates with the angle between them, so
     that `Ridge` finds nothing in any features, whatever they know.
 
@@ -176,8 +173,7 @@ class BilinearRidge:
 
 
 class Perceptron:
-    """
-    Two hidden layers with ReLU on standardised features, trained by Adam at a constant learning rate on the mean squared
+    """Two hidden layers with ReLU on standardised features, trained by Adam at a constant learning rate on the mean squared
     error. An epoch sees each image once, with the next of its transformations.
 
     Args:

@@ -25,8 +25,7 @@ TURNS = ("0", "90", "180", "270")  # degrees, counter-clockwise
 
 @dataclass(frozen=True)
 class RotationSettings:
-    """
-    Four-way logistic regression on standardised features; every image comes with all four turns.
+    """Four-way logistic regression on standardised features; every image comes with all four turns.
 
     Args:
         feature (`str`): Which feature of `compute_features`: "both" is class token and mean patch token, "pooled" what
@@ -100,8 +99,7 @@ def _measure(
 def measure_rotation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: RotationSettings
 ) -> TaskResult:
-    """
-    Accuracy of telling quarter turns.
+    """Accuracy of telling quarter turns.
 
     Args:
         encoder (`Encoder`): The model.

@@ -1,5 +1,4 @@
-"""
-Semantic segmentation by a linear map of each patch token: frozen, fine-tuned on all images, fine-tuned on few.
+"""Semantic segmentation by a linear map of each patch token: frozen, fine-tuned on all images, fine-tuned on few.
 
 Images are squares of one size (see `Samples`), so that numbers on ADE20k are not those of papers, which keep the aspect ratio.
 """
@@ -38,8 +37,7 @@ from hf_geossl.evaluation.samples import Samples
 
 @dataclass(frozen=True)
 class LinearSegmentationSettings:
-    """
-    A linear map of frozen patch tokens. The defaults are of desk scale; DINOv2 (arXiv 2304.07193) trains 40,000 steps of 16
+    """A linear map of frozen patch tokens. The defaults are of desk scale; DINOv2 (arXiv 2304.07193) trains 40,000 steps of 16
     images of 512 pixels, warm-up 1500, with the same optimizer.
 
     Args:
@@ -67,8 +65,7 @@ class LinearSegmentationSettings:
 def measure_linear_segmentation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearSegmentationSettings
 ) -> TaskResult:
-    """
-    Mean IoU of a linear map of frozen patch tokens after a BatchNorm, brought to the size of the images.
+    """Mean IoU of a linear map of frozen patch tokens after a BatchNorm, brought to the size of the images.
 
     Args:
         encoder (`Encoder`): The model.
@@ -137,8 +134,7 @@ def _score_frozen(
 
 @dataclass(frozen=True)
 class FineTuningSettings(SegmentationTraining):
-    """
-    Segmenter's linear decoder, trained with the whole trunk. The defaults are of desk scale; Segmenter trains ADE20k for 64
+    """Segmenter's linear decoder, trained with the whole trunk. The defaults are of desk scale; Segmenter trains ADE20k for 64
     epochs of 8 images, SGD 1e-3, frames and windows of 512 pixels without overlap. LOCA's own settings are not published.
 
     Args:
@@ -154,8 +150,7 @@ class FineTuningSettings(SegmentationTraining):
 def measure_fine_tuned_segmentation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: FineTuningSettings
 ) -> TaskResult:
-    """
-    Mean IoU of a linear map of patch tokens that was trained with the whole trunk, at one scale.
+    """Mean IoU of a linear map of patch tokens that was trained with the whole trunk, at one scale.
 
     Args:
         encoder, data, options, settings: As in `measure_linear_segmentation`.
@@ -172,8 +167,7 @@ def measure_fine_tuned_segmentation(
 
 @dataclass(frozen=True)
 class FewShotSettings(SegmentationTraining):
-    """
-    Fine-tuning on fixed parts of the training images, the smaller ones parts of the larger ones. The defaults are of desk
+    """Fine-tuning on fixed parts of the training images, the smaller ones parts of the larger ones. The defaults are of desk
     scale, with as many steps on few images as on all; see `FineTuningSettings` for Segmenter's own.
 
     Args:
@@ -192,8 +186,7 @@ class FewShotSettings(SegmentationTraining):
 def measure_few_shot_segmentation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: FewShotSettings
 ) -> TaskResult:
-    """
-    Mean IoU after fine-tuning on few images, by their share: mean and standard deviation over subsets.
+    """Mean IoU after fine-tuning on few images, by their share: mean and standard deviation over subsets.
 
     Args:
         encoder, data, options, settings: As in `measure_linear_segmentation`.

@@ -29,8 +29,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth
 
 
 class SegmentationHead(nn.Module, ABC):
-    """
-    What turns an encoder's tokens into logits.
+    """What turns an encoder's tokens into logits.
 
     Attributes:
         loss_weights (`tuple[float, ...]`): Of the cross-entropy of each map of logits that it gives.
@@ -40,8 +39,7 @@ class SegmentationHead(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """
-        Args:
+        """Args:
             encoder (`Encoder`): The trunk.
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
 
@@ -64,8 +62,7 @@ MakeHead = Callable[[int], SegmentationHead]  # of a number of classes
 
 
 class LinearHead(SegmentationHead):
-    """
-    One linear map of each patch token after the final norm: Segmenter's linear decoder.
+    """One linear map of each patch token after the final norm: Segmenter's linear decoder.
 
     Args:
         width (`int`): Channels of a token.
@@ -95,8 +92,7 @@ def upsample(logits: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 def pixel_cross_entropy(logits: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
-    """
-    Mean cross-entropy of the pixels that have a truth, 0 where none has.
+    """Mean cross-entropy of the pixels that have a truth, 0 where none has.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, classes, any, any)`): They are brought to the truth's size first.
@@ -113,8 +109,7 @@ def pixel_cross_entropy(logits: torch.Tensor, semantic: torch.Tensor) -> torch.T
 
 @dataclass(frozen=True)
 class Scored:
-    """
-    What predictions were worth.
+    """What predictions were worth.
 
     Args:
         names (`tuple[str, ...]`): Of the classes.
@@ -163,8 +158,7 @@ class Scored:
 
 
 def score(batches: Iterator[Batch], names: tuple[str, ...]) -> Scored:
-    """
-    Counts right and wrong pixels.
+    """Counts right and wrong pixels.
 
     Args:
         batches (`Iterator`): Images `(batch, 3, height, width)` uint8, truth and predicted classes `(batch, height, width)`.
@@ -186,8 +180,7 @@ def score(batches: Iterator[Batch], names: tuple[str, ...]) -> Scored:
 def class_names(
     samples: Samples, num_classes: int | None, options: EvaluationOptions, encoder: Encoder
 ) -> tuple[str, ...]:
-    """
-    Names of the semantic classes: as the dataset tells, else numbers: as many as the settings say, else up to the largest
+    """Names of the semantic classes: as the dataset tells, else numbers: as many as the settings say, else up to the largest
     label.
 
     Raises:
@@ -210,8 +203,7 @@ def class_names(
 
 @dataclass(frozen=True)
 class SegmentationTraining(DenseTraining):
-    """
-    Trunk and segmentation head trained together.
+    """Trunk and segmentation head trained together.
 
     Args:
         window_stride (`int`, *optional*): From a window to the next where `crop_size` is below the image size; the
@@ -240,8 +232,7 @@ def train_segmenter(
     seed: int,
     description: str,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """
-    Trains a copy of a trunk with a fresh head.
+    """Trains a copy of a trunk with a fresh head.
 
     Args:
         encoder (`Encoder`): The trunk, left as it is.
@@ -315,8 +306,7 @@ def measure_end_to_end(
     make_head: MakeHead,
     what: str,
 ) -> TaskResult:
-    """
-    Mean IoU of a head that was trained together with the trunk on all training images.
+    """Mean IoU of a head that was trained together with the trunk on all training images.
 
     Args:
         encoder, data, options, settings: As in every protocol.

@@ -20,8 +20,7 @@ from hf_geossl.evaluation.protocols.segmenters import (
 
 @dataclass(frozen=True)
 class SemanticFPNSettings(SegmentationTraining):
-    """
-    A feature pyramid and its head, trained with the trunk. Widths, dropout, weight decay and schedule are the GTSA authors';
+    """A feature pyramid and its head, trained with the trunk. Widths, dropout, weight decay and schedule are the GTSA authors';
     steps, warm-up, crop and learning rate are of desk scale. Theirs: 40,000 steps of 16 images, warm-up 1500, learning rate
     6e-5, frames of 512 pixels.
 
@@ -41,8 +40,7 @@ class SemanticFPNSettings(SegmentationTraining):
 
 
 class SemanticFPNHead(SegmentationHead):
-    """
-    A top-down pyramid over the maps of layers 2, 5, 8 and 11 of 12 before the final norm, whose levels are summed.
+    """A top-down pyramid over the maps of layers 2, 5, 8 and 11 of 12 before the final norm, whose levels are summed.
 
     The four maps have one stride, that of the patches, as in the GTSA authors' configuration, which has no rescaling neck;
     still its head is told strides 4, 8, 16 and 32: levels are convolved 1, 1, 2 and 3 times, and enlarged by 2 each time (but
@@ -86,8 +84,7 @@ class SemanticFPNHead(SegmentationHead):
 def measure_semantic_fpn(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: SemanticFPNSettings
 ) -> TaskResult:
-    """
-    Mean IoU of Semantic FPN, trained with the whole trunk on all training images.
+    """Mean IoU of Semantic FPN, trained with the whole trunk on all training images.
 
     Args:
         encoder (`Encoder`): The model.

@@ -19,8 +19,7 @@ CHUNK = 1024  # images whose parameters are drawn together
 
 
 def larger_size(size: int) -> int:
-    """
-    How large an image has to be so that no transformation brings its border into the middle.
+    """How large an image has to be so that no transformation brings its border into the middle.
 
     Args:
         size (`int`): Side of the middle in pixels.
@@ -34,8 +33,7 @@ def larger_size(size: int) -> int:
 
 
 def target_ranges(transformation: str, size: int) -> dict[str, tuple[float, float]]:
-    """
-    What is asked of a transformation.
+    """What is asked of a transformation.
 
     Args:
         transformation (`str`): One of `TRANSFORMATIONS`.
@@ -55,8 +53,7 @@ def target_ranges(transformation: str, size: int) -> dict[str, tuple[float, floa
 
 @dataclass(frozen=True)
 class Transformed:
-    """
-    One of the transformations that every image goes through. What an image gets follows from its `index` and the numbers
+    """One of the transformations that every image goes through. What an image gets follows from its `index` and the numbers
     here alone.
 
     Args:
@@ -131,8 +128,7 @@ def untouched(size: int) -> Transform:
 
 
 def middle(images: torch.Tensor, size: int) -> torch.Tensor:
-    """
-    Cuts the middle out of images.
+    """Cuts the middle out of images.
 
     Args:
         images (`torch.Tensor` of shape `(..., height, width)`): At least `size` high and wide.

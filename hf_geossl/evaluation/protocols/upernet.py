@@ -14,8 +14,7 @@ from hf_geossl.evaluation.protocols.segmenters import SegmentationHead, Segmenta
 
 @dataclass(frozen=True)
 class UPerNetSettings(SegmentationTraining):
-    """
-    UPerNet's decoder and auxiliary head, trained with the trunk. The defaults are of desk scale; iBOT's recipe, which
+    """UPerNet's decoder and auxiliary head, trained with the trunk. The defaults are of desk scale; iBOT's recipe, which
     EquiCoherent follows: 160,000 steps of 16 images, frames of 512 pixels, 512 channels (256 auxiliary), learning rate 8e-5,
     weight decay .05, warm-up 1500, layer decay .65 (ViT-S) to .9.
 
@@ -46,8 +45,7 @@ class UPerNetSettings(SegmentationTraining):
 
 
 class UPerNetHead(SegmentationHead):
-    """
-    transformers' UPerNet over the maps of layers 2, 5, 8 and 11 of 12 before the final norm, which a `RescaleNeck` brings
+    """transformers' UPerNet over the maps of layers 2, 5, 8 and 11 of 12 before the final norm, which a `RescaleNeck` brings
     to a quarter, a half, once and twice the stride of the patches.
 
     Args:
@@ -79,8 +77,7 @@ class UPerNetHead(SegmentationHead):
 def measure_upernet(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: UPerNetSettings
 ) -> TaskResult:
-    """
-    Mean IoU of UPerNet, trained with the whole trunk on all training images.
+    """Mean IoU of UPerNet, trained with the whole trunk on all training images.
 
     Args:
         encoder (`Encoder`): The model.

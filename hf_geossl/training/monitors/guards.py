@@ -22,8 +22,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class FiniteGuard:
-    """
-    Tells whether loss and gradient of an optimizer step are finite on all processes, and counts the steps that were not.
+    """Tells whether loss and gradient of an optimizer step are finite on all processes, and counts the steps that were not.
 
     Args:
         most_in_a_row (`int`): Steps in a row, at least 1, that end the run.
@@ -58,8 +57,7 @@ class FiniteGuard:
             self._gradient = torch.isfinite(torch.as_tensor(norm, device=self._loss.device))
 
     def judge(self, heard: int, world_size: int, scaled: bool = False) -> int:
-        """
-        Decides for all processes together whether the step is left out; waits for the device once.
+        """Decides for all processes together whether the step is left out; waits for the device once.
 
         Args:
             heard (`int`): The signal that this process was sent, or 0.
@@ -82,8 +80,7 @@ class FiniteGuard:
         return signals[0] if signals else heard
 
     def count(self, step: int, rank: int, keys: list[str], run_dir: Path) -> None:
-        """
-        Counts the present step if it is left out, and writes down its images.
+        """Counts the present step if it is left out, and writes down its images.
 
         Args:
             step (`int`): The step.
@@ -160,8 +157,7 @@ class TeacherWatch:
 
     @torch.no_grad()
     def look(self, model: Any, step: int, momentum: float, settled: bool) -> float | None:
-        """
-        Compares teacher and student; waits for the device once.
+        """Compares teacher and student; waits for the device once.
 
         Args:
             model (`TeacherStudentModel`): The model, between two steps.

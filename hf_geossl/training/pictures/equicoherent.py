@@ -36,8 +36,7 @@ _TRANSFORMED = {
 
 @dataclass
 class ReconstructionRow:
-    """
-    One image of the picture.
+    """One image of the picture.
 
     Args:
         first, source, final (`torch.Tensor` of shape `(3, side, side)`): uint8; the other view, the image where the path
@@ -61,8 +60,7 @@ class ReconstructionRow:
 def find_reconstructions(
     model: Any, views: Any, batch: dict[str, torch.Tensor], seed: int = 0
 ) -> list[ReconstructionRow]:
-    """
-    Renders the paths of a batch and lets the model reconstruct them from its views, without masked patches.
+    """Renders the paths of a batch and lets the model reconstruct them from its views, without masked patches.
 
     Args:
         model (`EquiCoherentForPreTraining`): The model; it and its centers are left as they are.
@@ -127,8 +125,7 @@ def _reconstruct(model: Any, pairs: torch.Tensor, targets: torch.Tensor) -> torc
 def draw_reconstructions(
     rows: Sequence[ReconstructionRow], num_intermediate: int, transformation: str, title: str
 ) -> Image.Image:
-    """
-    Draws the picture: for each image the way from `u` to the second view, and the reconstructions under it.
+    """Draws the picture: for each image the way from `u` to the second view, and the reconstructions under it.
 
     Args:
         rows (`Sequence[ReconstructionRow]`): The images, at least one; the first four are drawn, the others measured.
@@ -205,8 +202,7 @@ def _panel(image: torch.Tensor, side: int) -> Image.Image:
 
 
 def within_file_size(picture: Image.Image) -> Image.Image:
-    """
-    Reduces the colours of a picture whose PNG would be large, as photographs make it.
+    """Reduces the colours of a picture whose PNG would be large, as photographs make it.
 
     Args:
         picture (`PIL.Image.Image`): RGB.
@@ -230,8 +226,7 @@ def _file_size(picture: Image.Image) -> int:
 
 
 def reconstruction_picture(model: Any, views: Any, images: Sequence[Any], seed: int = 0) -> Image.Image:
-    """
-    Shows what an EquiCoherent model reconstructs from two views, beside the true images on the way between.
+    """Shows what an EquiCoherent model reconstructs from two views, beside the true images on the way between.
 
     Args:
         model (`EquiCoherentForPreTraining`): The model, with decoders.
@@ -255,8 +250,7 @@ def reconstruction_picture(model: Any, views: Any, images: Sequence[Any], seed: 
 
 
 class ReconstructionPictureCallback(PictureCallback):
-    """
-    Keeps crops of some images at the first step, held-out ones where there are any; draws `reconstructions.png` at the
+    """Keeps crops of some images at the first step, held-out ones where there are any; draws `reconstructions.png` at the
     end. Does nothing where nothing is reconstructed.
     """
 

@@ -18,8 +18,7 @@ PARTS = ".features"
 
 
 def principal_components(tokens: torch.Tensor) -> torch.Tensor:
-    """
-    Colours patch tokens by their first three principal components, over all images together.
+    """Colours patch tokens by their first three principal components, over all images together.
 
     Args:
         tokens (`torch.Tensor` of shape `(images, rows, columns, channels)`): Patch features, at least 3 channels.
@@ -41,8 +40,7 @@ def principal_components(tokens: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def feature_row(trunk: Any, crops: torch.Tensor, mean: Any, std: Any) -> list[Image.Image]:
-    """
-    Principal components of a trunk's patch features on some crops, at twice their size.
+    """Principal components of a trunk's patch features on some crops, at twice their size.
 
     Args:
         trunk (`PreTrainedModel`): Gives `last_hidden_state`, patch tokens last.

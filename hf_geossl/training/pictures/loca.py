@@ -24,8 +24,7 @@ _CORNERS = torch.tensor([[[235, 64, 52], [250, 204, 40]], [[52, 84, 224], [40, 1
 
 @dataclass
 class PositionRow:
-    """
-    One image of the picture.
+    """One image of the picture.
 
     Args:
         reference, query (`torch.Tensor` of shape `(3, side, side)`): uint8 crops.
@@ -56,8 +55,7 @@ class PositionRow:
 
 
 def color_code(side: int) -> torch.Tensor:
-    """
-    Colours of a square of patches, by row and column.
+    """Colours of a square of patches, by row and column.
 
     Args:
         side (`int`): Patches along a side.
@@ -72,8 +70,7 @@ def color_code(side: int) -> torch.Tensor:
 
 @torch.no_grad()
 def find_positions(model: Any, views: Any, batch: dict[str, torch.Tensor]) -> list[PositionRow]:
-    """
-    Finds the query of each image that covers most of the reference, and lets the model place its patches.
+    """Finds the query of each image that covers most of the reference, and lets the model place its patches.
 
     Args:
         model (`LOCAForPreTraining`): The model.
@@ -178,8 +175,7 @@ def _positions_panel(row: PositionRow, places: list[int], colors: list[tuple[int
 
 
 def draw_positions(rows: Sequence[PositionRow], title: str) -> Image.Image:
-    """
-    Draws the picture: for each image its reference, a query, and where the query's patches lie and are found.
+    """Draws the picture: for each image its reference, a query, and where the query's patches lie and are found.
 
     Args:
         rows (`Sequence[PositionRow]`): The images, at least one.
@@ -232,8 +228,7 @@ def draw_positions(rows: Sequence[PositionRow], title: str) -> Image.Image:
 
 
 def position_picture(model: Any, views: Any, images: Sequence[Any], seed: int = 0) -> Image.Image:
-    """
-    Shows where a LOCA model finds the patches of a query in its reference, all of which it may look at.
+    """Shows where a LOCA model finds the patches of a query in its reference, all of which it may look at.
 
     Args:
         model (`LOCAForPreTraining`): The model.

@@ -23,9 +23,8 @@ from hf_geossl.data import (
     parse_config_name,
     sample_scene,
     scene_image,
-    stream_scenes,
 )
-from hf_geossl.data.scenes import render
+from hf_geossl.data.scenes import render, stream_scenes
 
 
 def test_map_style_dataset_indexes_like_a_list_and_pickles() -> None:

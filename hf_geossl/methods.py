@@ -1,0 +1,92 @@
+"""The methods, one row each: where their classes are, and what is said of them.
+
+A row holds names, and imports nothing: every room can read it, and what a name stands for is imported when it is asked for. A
+method is its own files and its row here; every list of methods in the library is read from this table.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method. Classes are given as `"module:Class"`.
+
+    Args:
+        name (`str`): Its `model_type`; recipes name it so.
+        title (`str`): What its paper calls it; names of its classes begin so.
+        arxiv (`str`): Number of the paper.
+        config, model, pretraining (`str`): Configuration, trunk and `...ForPreTraining`. The model's file has the other
+            classes of the trunk too.
+        views, arguments, trainer (`str`): What pretraining takes.
+    """
+
+    name: str
+    title: str
+    arxiv: str
+    config: str
+    model: str
+    pretraining: str
+    views: str
+    arguments: str
+    trainer: str
+
+    def load(self, field: str) -> Any:
+        """The class that a field names, such as `load("config")`; its module is imported."""
+        module, _, name = getattr(self, field).partition(":")
+        return getattr(import_module(module), name)
+
+    def public_names(self) -> dict[str, str]:
+        """Names of the method's public classes -> the modules that hold them."""
+        model, pretraining = (reference.partition(":")[0] for reference in (self.model, self.pretraining))
+        suffixes = {
+            "Model": model,
+            "Backbone": model,
+            "ForImageClassification": model,
+            "ForSemanticSegmentation": model,
+            "ForPreTraining": pretraining,
+            "ForPreTrainingOutput": pretraining,
+        }
+        named = {f"{self.title}{suffix}": module for suffix, module in suffixes.items()}
+        for reference in (self.config, self.views, self.arguments, self.trainer):
+            module, _, name = reference.partition(":")
+            named[name] = module
+        return named
+
+
+METHODS: dict[str, Method] = {
+    "gtsa": Method(
+        name="gtsa",
+        title="GTSA",
+        arxiv="2304.08014",
+        config="hf_geossl.modeling.configuration_gtsa:GTSAConfig",
+        model="hf_geossl.modeling.modeling_gtsa:GTSAModel",
+        pretraining="hf_geossl.modeling.pretraining_gtsa:GTSAForPreTraining",
+        views="hf_geossl.views.gtsa:GTSAViews",
+        arguments="hf_geossl.training.arguments:GTSATrainingArguments",
+        trainer="hf_geossl.training.trainer_gtsa:GTSATrainer",
+    ),
+    "loca": Method(
+        name="loca",
+        title="LOCA",
+        arxiv="2212.02400",
+        config="hf_geossl.modeling.configuration_loca:LOCAConfig",
+        model="hf_geossl.modeling.modeling_loca:LOCAModel",
+        pretraining="hf_geossl.modeling.pretraining_loca:LOCAForPreTraining",
+        views="hf_geossl.views.loca:LOCAViews",
+        arguments="hf_geossl.training.arguments:LOCATrainingArguments",
+        trainer="hf_geossl.training.trainer_loca:LOCATrainer",
+    ),
+    "equicoherent": Method(
+        name="equicoherent",
+        title="EquiCoherent",
+        arxiv="2503.18753",
+        config="hf_geossl.modeling.configuration_equicoherent:EquiCoherentConfig",
+        model="hf_geossl.modeling.modeling_equicoherent:EquiCoherentModel",
+        pretraining="hf_geossl.modeling.pretraining_equicoherent:EquiCoherentForPreTraining",
+        views="hf_geossl.views.equicoherent:EquiCoherentViews",
+        arguments="hf_geossl.training.arguments:EquiCoherentTrainingArguments",
+        trainer="hf_geossl.training.trainer_equicoherent:EquiCoherentTrainer",
+    ),
+}
