@@ -94,7 +94,7 @@ class PlainEquiCoherent(nn.Module):
         return batch
 
     @torch.no_grad()
-    def after_step(self, momentum: float) -> None:
+    def on_optimizer_step(self, momentum: float) -> None:
         """Moves centers and teacher."""
         if self.seen:
             kept = self.config.center_momentum

@@ -164,7 +164,7 @@ class PlainGTSA(nn.Module):
         boxes = plain_boxes(batch.pop("crop_boxes"), batch["quarter_turns"], sizes, groups[0].shape[1])
         return {**batch, "in_global": boxes[0], "in_view": boxes[1]}
 
-    def after_step(self, momentum: float) -> None:
+    def on_optimizer_step(self, momentum: float) -> None:
         """Moves the teacher."""
         move_teacher(self.teacher, self, momentum)
 

@@ -97,7 +97,7 @@ class PlainLOCA(nn.Module):
         """What the data loader adds to a batch of views: nothing."""
         return batch
 
-    def after_step(self, momentum: float) -> None:
+    def on_optimizer_step(self, momentum: float) -> None:
         """Moves the teacher."""
         move_teacher(self.teacher, self, momentum)
 

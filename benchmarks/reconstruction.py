@@ -30,7 +30,7 @@ def make_step(weight: float, args: argparse.Namespace, batch: dict[str, torch.Te
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.after_step(0.996)
+        model.on_optimizer_step(0.996)
         if args.device != "cpu":
             torch.cuda.synchronize()
 

@@ -254,7 +254,7 @@ class Step:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         with part(PARTS[8]):
-            self.model.after_step(MOMENTUM)
+            self.model.on_optimizer_step(MOMENTUM)
         wait(self.device)
 
 
@@ -314,7 +314,7 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     steps = {variant: Step(variant, args, batch) for variant in VARIANTS}
     operations = count_operations(steps["baseline"])
     functions: dict[str, Callable[[], Any]] = dict(steps)
-    functions["moving_average"] = lambda: (steps["ours"].model.after_step(MOMENTUM), wait(args.device))
+    functions["moving_average"] = lambda: (steps["ours"].model.on_optimizer_step(MOMENTUM), wait(args.device))
     size = 2048 if args.device == "cpu" else 8192
     functions["product_ours"] = make_product(args.device, torch.float32, size)
     functions["product_bf16"] = make_product(args.device, torch.bfloat16, size)

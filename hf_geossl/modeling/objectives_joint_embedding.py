@@ -42,7 +42,7 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def teacher_softmax(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
+def center_and_sharpen(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
     """The teacher's probabilities, centered so that no prototype takes all and sharpened so that not all are alike.
 
     Args:
@@ -59,7 +59,7 @@ def teacher_softmax(logits: torch.Tensor, center: torch.Tensor, temperature: flo
 
 
 @torch.no_grad()
-def teacher_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
+def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
     """The teacher's probabilities, balanced over prototypes by Sinkhorn-Knopp on the tokens of all processes.
 
     It is `objectives.sinkhorn` of `exp(logits / temperature)`, taken in logarithms: no score is so far from the others
@@ -80,7 +80,9 @@ def teacher_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) 
     Source: arXiv 2304.07193, section 4 (Sinkhorn-Knopp centering, after arXiv 2006.09882).
     """
     if iterations < 1:
-        raise ValueError(f"iterations must be 1 or more, got {iterations}; use teacher_softmax to do without balancing")
+        raise ValueError(
+            f"iterations must be 1 or more, got {iterations}; use center_and_sharpen to do without balancing"
+        )
     scores = logits.float() / temperature
     for _ in range(iterations):
         # one row a process: -inf where it has no token
@@ -90,7 +92,7 @@ def teacher_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) 
 
 
 @torch.no_grad()
-def moved_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> torch.Tensor:
+def ema_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> torch.Tensor:
     """The teacher's center after one optimizer step.
 
     Args:
@@ -107,7 +109,7 @@ def moved_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float
     return center.float() * momentum + batch_mean.float().reshape(1, -1) * (1 - momentum)
 
 
-def class_token_loss(
+def dino_loss(
     student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, student_temperature: float
 ) -> torch.Tensor:
     """Cross-entropy of every student view with the teacher's probabilities of every other global view.
@@ -155,7 +157,7 @@ def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
     return weights[:, None].expand_as(bool_masked_pos)[bool_masked_pos]
 
 
-def patch_token_loss(
+def ibot_patch_loss(
     student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, weights: torch.Tensor, student_temperature: float
 ) -> torch.Tensor:
     """Cross-entropy of masked patches with the teacher's probabilities of the same patches unmasked.

@@ -16,15 +16,15 @@ from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedMode
 from .modeling_vit import ViTDropPath
 from .objectives import reconstruction_loss
 from .objectives_joint_embedding import (
-    class_token_loss,
+    center_and_sharpen,
+    dino_loss,
+    ema_center,
+    ibot_patch_loss,
     koleo_loss,
     masked_patch_weights,
-    moved_center,
     nt_xent_loss,
-    patch_token_loss,
     prediction_diversity,
-    teacher_sinkhorn,
-    teacher_softmax,
+    sinkhorn_knopp,
     vicreg_loss,
 )
 from .reconstruction import ReconstructionTask, intermediate_targets
@@ -175,15 +175,15 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(packed)
             mean = packed[:-1] / packed[-1].clamp_min(1)
-            moved = moved_center(center, mean, self.config.center_momentum)
+            moved = ema_center(center, mean, self.config.center_momentum)
             center.copy_(torch.where(packed[-1] > 0, moved, center))
-        self.begin_step()
+        self.reset_accumulated()
 
-    def begin_step(self) -> None:
+    def reset_accumulated(self) -> None:
         """Forgets the scores of an optimizer step that did not come about."""
         self._seen = {}
 
-    def after_step(self, momentum: float) -> None:
+    def on_optimizer_step(self, momentum: float) -> None:
         """Moves centers and, where there is one, the teacher; once per optimizer step."""
         self.update_centers()
         if self.teacher is not None:
@@ -248,8 +248,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     def _teacher_targets(self, scores: torch.Tensor, center: str, temperature: float) -> torch.Tensor:
         """Probabilities of the teacher's scores `(..., prototypes)`."""
         if self.config.centering == "softmax":
-            return teacher_softmax(scores, getattr(self, center), temperature)
-        balanced = teacher_sinkhorn(scores.flatten(0, -2), temperature, self.config.sinkhorn_iterations)
+            return center_and_sharpen(scores, getattr(self, center), temperature)
+        balanced = sinkhorn_knopp(scores.flatten(0, -2), temperature, self.config.sinkhorn_iterations)
         return balanced.view(scores.shape)
 
     @torch.no_grad()
@@ -297,7 +297,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             local = self.equicoherent(local_pixel_values.flatten(0, 1)).pooler_output
             students = torch.cat([students, local.unflatten(0, local_pixel_values.shape[:2])], dim=1)
         scores = self._scores(self.head, self.invariant(self, students)).transpose(0, 1)  # (V, B, K)
-        components = {"class_loss": class_token_loss(scores, targets, config.student_temperature)}
+        components = {"class_loss": dino_loss(scores, targets, config.student_temperature)}
         loss = config.class_loss_weight * components["class_loss"]
         if config.masks:
             if masked is None:
@@ -305,7 +305,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             else:
                 head = self.head if config.shared_head else self.patch_head
                 scores = self._scores(head, self.invariant(self, patches[masked]))  # (M, K)
-                components["patch_loss"] = patch_token_loss(
+                components["patch_loss"] = ibot_patch_loss(
                     scores, cast(torch.Tensor, patch_targets), masked_patch_weights(masked), config.student_temperature
                 )
             loss = loss + config.patch_loss_weight * components["patch_loss"]

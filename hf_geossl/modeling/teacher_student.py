@@ -32,14 +32,19 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
         if self.teacher is not None:
             self.teacher.requires_grad_(False)
 
-    def after_step(self, momentum: float) -> None:
+    def on_optimizer_step(self, momentum: float) -> None:
         """What moves once per optimizer step, after the student has: here the teacher, see `update_teacher`."""
         self.update_teacher(momentum)
 
-    def begin_step(self) -> None:
+    def reset_accumulated(self) -> None:
         """Forgets what an optimizer step that did not come about has left behind."""
 
-    def _teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Pairs the weights of the teacher with the student's of the same names.
+
+        Returns:
+            `tuple[list[torch.Tensor], list[torch.Tensor]]`: the teacher's and the student's; both empty without a teacher.
+        """
         teachers: list[torch.Tensor] = []
         students: list[torch.Tensor] = []
         if self.teacher is None:
@@ -53,7 +58,7 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
     @torch.no_grad()
     def copy_student_to_teacher(self) -> None:
         """Makes the teacher equal to the student."""
-        for teacher, student in zip(*self._teacher_pairs(), strict=True):
+        for teacher, student in zip(*self.teacher_pairs(), strict=True):
             if not teacher.is_meta:
                 teacher.copy_(student)
 
@@ -69,7 +74,7 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        teachers, students = self._teacher_pairs()
+        teachers, students = self.teacher_pairs()
         if other := {teacher.dtype for teacher in teachers} - {torch.float32, torch.float64}:
             raise ValueError(
                 f"the teacher must be in float32, where small steps are not rounded away, got {other.pop()}; train with "

@@ -45,7 +45,7 @@ class TeacherCallback(TrainerCallback):
                 group["weight_decay"] = self.trainer.weight_decay_at(state.global_step)
         self.trainer.begin_step()
         self.trainer.watch_teacher()
-        self.trainer.accelerator.unwrap_model(self.trainer.model).begin_step()
+        self.trainer.accelerator.unwrap_model(self.trainer.model).reset_accumulated()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,7 +67,7 @@ class TeacherCallback(TrainerCallback):
             return
         self.trainer.finite.made()
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        model.after_step(self.trainer.teacher_momentum_at(state.global_step))
+        model.on_optimizer_step(self.trainer.teacher_momentum_at(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the step for the log line, before it is written."""

@@ -150,7 +150,7 @@ def test_flat_trunk_gives_teacher_equal_to_student_and_fresh_heads(under: str, s
     assert not model.training
     pixels = _images(2, 3, 32, 32)
     _close(_features(model.gtsa, pixels), _features(vit, pixels))
-    for teacher, student in zip(*model._teacher_pairs(), strict=True):
+    for teacher, student in zip(*model.teacher_pairs(), strict=True):
         assert torch.equal(teacher, student)
     assert model.projector.projection.weight.shape == (768, 384, 1, 1)  # the paper's, where nothing else is told
     assert model.projector.projection.weight.std().item() == pytest.approx(0.02, rel=0.02)

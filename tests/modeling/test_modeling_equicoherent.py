@@ -782,7 +782,7 @@ def test_nothing_is_gathered_in_eval_mode_or_of_steps_that_did_not_come_about(ar
     model(**batch)
     model.train().update_centers()
     model(**batch)
-    model.begin_step()
+    model.reset_accumulated()
     model.update_centers()
     for name, value in before.items():
         assert torch.equal(getattr(model, name), value), name
@@ -861,7 +861,7 @@ def test_after_step_moves_centers_and_teacher() -> None:
             teacher = model.teacher.get_parameter(name)
             expected[f"teacher.{name}"] = 0.75 * teacher.detach().double() + 0.25 * student.detach().double()
     assert len(expected) == 2 + len(list(model.teacher.parameters()))
-    model.after_step(0.75)
+    model.on_optimizer_step(0.75)
     state = model.state_dict()
     for name, value in expected.items():
         _assert_near(state[name], value, name, 1e-5)
@@ -875,7 +875,7 @@ def test_a_host_without_teacher_refuses_to_update_it(host: str) -> None:
     model = _model(host=host)
     with pytest.raises(ValueError, match=f"host '{host}' has no teacher to update; ibot, dinov2 and dino have one"):
         model.update_teacher(0.9)
-    model.after_step(0.9)  # what a trainer calls does without
+    model.on_optimizer_step(0.9)  # what a trainer calls does without
 
 
 def _drop(batch: State, name: str) -> State:

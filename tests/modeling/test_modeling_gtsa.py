@@ -93,7 +93,7 @@ def test_every_kind_of_parameter_starts_as_specified() -> None:
     _check_initial_values(model)
     kinds = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     assert kinds == {"weight", "bias", "cls_token", "position_embeddings"}
-    for ours, student in zip(*model._teacher_pairs(), strict=True):
+    for ours, student in zip(*model.teacher_pairs(), strict=True):
         assert torch.equal(ours, student)
         assert ours.data_ptr() != student.data_ptr()
         assert not ours.requires_grad

@@ -254,7 +254,7 @@ def test_continuing_from_an_exported_trunk_starts_the_teacher_as_the_student(met
         for name, value in method.trunk(again).state_dict().items():
             if name != "embeddings.mask_token":  # pretraining's own, not exported
                 assert torch.equal(value, trunk.state_dict()[name]), name
-        for teacher, student in zip(*again._teacher_pairs(), strict=True):
+        for teacher, student in zip(*again.teacher_pairs(), strict=True):
             assert torch.equal(teacher, student)
             assert teacher.data_ptr() != student.data_ptr()
 
@@ -559,10 +559,10 @@ def test_teacher_moves_by_the_formula_in_float32(method: Method, dtype: torch.dt
         torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-7, msg=name)
     model.update_teacher(1.0)
     model.update_teacher(0.0)
-    for teacher, student in zip(*model._teacher_pairs(), strict=True):
+    for teacher, student in zip(*model.teacher_pairs(), strict=True):
         assert torch.equal(teacher, student.float())
     model.update_teacher(1.0)
-    for teacher, student in zip(*model._teacher_pairs(), strict=True):
+    for teacher, student in zip(*model.teacher_pairs(), strict=True):
         assert torch.equal(teacher, student.float())
 
 

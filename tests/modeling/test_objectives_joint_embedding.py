@@ -65,7 +65,7 @@ def test_teacher_softmax_is_the_formula() -> None:
     exponentials = ((logits.double() - center.double()) / 0.5).exp()
     expected = (exponentials / exponentials.sum(-1, keepdim=True)).float()
     for shape in (center, center[0]):
-        found = hosts.teacher_softmax(logits.requires_grad_(), shape, 0.5)
+        found = hosts.center_and_sharpen(logits.requires_grad_(), shape, 0.5)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
         assert not found.requires_grad
 
@@ -75,8 +75,8 @@ def test_class_token_loss_and_center_are_lightlys() -> None:
     teacher, center = _normal(GLOBALS, BATCH, PROTOTYPES, seed=1) * 0.1, _normal(1, PROTOTYPES, seed=2) * 0.1
 
     def ours(student: torch.Tensor) -> torch.Tensor:
-        probabilities = hosts.teacher_softmax(teacher, center, TEACHER_TEMPERATURE)
-        return hosts.class_token_loss(student, probabilities, STUDENT_TEMPERATURE)
+        probabilities = hosts.center_and_sharpen(teacher, center, TEACHER_TEMPERATURE)
+        return hosts.dino_loss(student, probabilities, STUDENT_TEMPERATURE)
 
     oracle = DINOLoss(PROTOTYPES, teacher_temp=TEACHER_TEMPERATURE, student_temp=STUDENT_TEMPERATURE).double()
 
@@ -85,7 +85,7 @@ def test_class_token_loss_and_center_are_lightlys() -> None:
         return oracle(list(teacher.double()), list(student))
 
     _assert_same_loss(ours, theirs, _normal(VIEWS, BATCH, PROTOTYPES))
-    found = hosts.moved_center(center, teacher.mean(dim=(0, 1)), 0.9)
+    found = hosts.ema_center(center, teacher.mean(dim=(0, 1)), 0.9)
     torch.testing.assert_close(found, oracle.center.float()[0], rtol=1e-5, atol=1e-7)
     assert found.shape == (1, PROTOTYPES)
 
@@ -105,13 +105,13 @@ def test_class_token_loss_is_dinov2s() -> None:
         of_locals = sum(pair(q, v) for q in (0, 1) for v in range(2, VIEWS)) / (2 + 2 * num_local)
         return of_globals + of_locals
 
-    ours = partial(hosts.class_token_loss, teacher_probabilities=probabilities, student_temperature=STUDENT_TEMPERATURE)
+    ours = partial(hosts.dino_loss, teacher_probabilities=probabilities, student_temperature=STUDENT_TEMPERATURE)
     _assert_same_loss(ours, literal, _normal(VIEWS, BATCH, PROTOTYPES))
 
 
 def test_class_token_loss_needs_two_views() -> None:
     with pytest.raises(ValueError, match="at least 2 in all, got 1"):
-        hosts.class_token_loss(torch.zeros(1, 2, 3), torch.ones(1, 2, 3) / 3, 0.1)
+        hosts.dino_loss(torch.zeros(1, 2, 3), torch.ones(1, 2, 3) / 3, 0.1)
 
 
 def test_patch_token_loss_is_ibots_and_dinov2s() -> None:
@@ -120,13 +120,13 @@ def test_patch_token_loss_is_ibots_and_dinov2s() -> None:
     so it is the mean over the images that have one, times their share: half where half are masked (both hosts do that).
 
     lightly moves its center by the masked patches only, as DINOv2 does, where iBOT takes all: here it stands at 0, and
-    which patches move ours is for the caller of `moved_center` to say.
+    which patches move ours is for the caller of `ema_center` to say.
     """
     masks, probabilities = _masks(), _normal(8, 9, PROTOTYPES, seed=1).softmax(-1)
 
     def ours(student: torch.Tensor) -> torch.Tensor:
         weights = hosts.masked_patch_weights(masks)
-        return hosts.patch_token_loss(student[masks], probabilities[masks], weights, STUDENT_TEMPERATURE)
+        return hosts.ibot_patch_loss(student[masks], probabilities[masks], weights, STUDENT_TEMPERATURE)
 
     def patches(student: torch.Tensor, image: int) -> list[torch.Tensor]:
         places = masks[image].nonzero()[:, 0].tolist()
@@ -159,7 +159,7 @@ def test_patch_token_loss_is_ibots_and_dinov2s() -> None:
 def test_patch_token_loss_without_masks_is_zero() -> None:
     weights = hosts.masked_patch_weights(torch.zeros(4, 9, dtype=torch.bool))
     student = torch.zeros(0, PROTOTYPES, requires_grad=True)
-    loss = hosts.patch_token_loss(student, torch.zeros(0, PROTOTYPES), weights, STUDENT_TEMPERATURE)
+    loss = hosts.ibot_patch_loss(student, torch.zeros(0, PROTOTYPES), weights, STUDENT_TEMPERATURE)
     loss.backward()
     assert loss.item() == 0
     assert student.grad is not None
@@ -235,7 +235,7 @@ def _literal_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int)
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_teacher_sinkhorn_is_dinov2s_and_locas(iterations: int) -> None:
     logits = _normal(13, PROTOTYPES).clamp(-1, 1).requires_grad_()
-    found = hosts.teacher_sinkhorn(logits, TEACHER_TEMPERATURE, iterations)
+    found = hosts.sinkhorn_knopp(logits, TEACHER_TEMPERATURE, iterations)
     expected = _literal_sinkhorn(logits.detach(), TEACHER_TEMPERATURE, iterations)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-8)
     of_loca = sinkhorn(((logits.detach() - 1) / TEACHER_TEMPERATURE).exp(), iterations)
@@ -244,9 +244,9 @@ def test_teacher_sinkhorn_is_dinov2s_and_locas(iterations: int) -> None:
 
 
 def test_teacher_sinkhorn_of_nothing() -> None:
-    assert hosts.teacher_sinkhorn(torch.zeros(0, PROTOTYPES), TEACHER_TEMPERATURE, 3).shape == (0, PROTOTYPES)
+    assert hosts.sinkhorn_knopp(torch.zeros(0, PROTOTYPES), TEACHER_TEMPERATURE, 3).shape == (0, PROTOTYPES)
     with pytest.raises(ValueError, match="iterations must be 1 or more, got 0"):
-        hosts.teacher_sinkhorn(torch.zeros(2, PROTOTYPES), TEACHER_TEMPERATURE, 0)
+        hosts.sinkhorn_knopp(torch.zeros(2, PROTOTYPES), TEACHER_TEMPERATURE, 0)
 
 
 def test_teacher_sinkhorn_keeps_tokens_and_prototypes_far_below_the_others() -> None:
@@ -254,7 +254,7 @@ def test_teacher_sinkhorn_keeps_tokens_and_prototypes_far_below_the_others() -> 
     logits = _normal(8, PROTOTYPES) * 0.2
     logits[3] -= 10  # exp(-10 / .04) is 0 in float32, 2.7e-109 in float64
     logits[:, 2] -= 12
-    found = hosts.teacher_sinkhorn(logits, TEACHER_TEMPERATURE, 3)
+    found = hosts.sinkhorn_knopp(logits, TEACHER_TEMPERATURE, 3)
     expected = _literal_sinkhorn(logits, TEACHER_TEMPERATURE, 3)
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-6)
 
@@ -270,17 +270,13 @@ def test_prediction_diversity_is_mutual_information() -> None:
 
 
 LOSSES_OF_TWO: dict[str, Loss] = {
-    "class": lambda a, b: hosts.class_token_loss(
-        a.view(2, 4, 6), hosts.teacher_softmax(b.view(2, 4, 6), b[0], 0.1), 0.1
-    ),
-    "class sinkhorn": lambda a, b: hosts.class_token_loss(
-        a.view(2, 4, 6), hosts.teacher_sinkhorn(b, 0.1, 3).view(2, 4, 6), 0.1
-    ),
-    "patch": lambda a, b: hosts.patch_token_loss(a, hosts.teacher_softmax(b, b[:1], 0.1), b[:, 0].abs(), 0.1),
+    "class": lambda a, b: hosts.dino_loss(a.view(2, 4, 6), hosts.center_and_sharpen(b.view(2, 4, 6), b[0], 0.1), 0.1),
+    "class sinkhorn": lambda a, b: hosts.dino_loss(a.view(2, 4, 6), hosts.sinkhorn_knopp(b, 0.1, 3).view(2, 4, 6), 0.1),
+    "patch": lambda a, b: hosts.ibot_patch_loss(a, hosts.center_and_sharpen(b, b[:1], 0.1), b[:, 0].abs(), 0.1),
     "koleo": lambda a, b: hosts.koleo_loss(torch.cat([a, torch.full_like(a[:, :1], 16)], dim=1)),  # close together
     "vicreg": lambda a, b: hosts.vicreg_loss(a, b, 10.0, 10.0, 1.0)[0],
     "nt_xent": lambda a, b: hosts.nt_xent_loss(a, b, 0.1),
-    "center": lambda a, b: hosts.moved_center(a[:1], b[0], 0.9).sum(),
+    "center": lambda a, b: hosts.ema_center(a[:1], b[0], 0.9).sum(),
     "diversity": lambda a, b: hosts.prediction_diversity(a.abs() / 8),
 }
 
@@ -305,7 +301,7 @@ def test_extreme_inputs_stay_finite(name: str) -> None:
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients)
     for temperature in (TEACHER_TEMPERATURE, 1.0):
-        found = hosts.teacher_sinkhorn(second, temperature, 3)
+        found = hosts.sinkhorn_knopp(second, temperature, 3)
         torch.testing.assert_close(found.sum(dim=-1), torch.ones(8))
 
 
@@ -327,8 +323,8 @@ losses = {
     "vicreg of one image": lambda w: hosts.vicreg_loss(first[:1] @ w, second[:1] @ w, 10.0, 10.0, 1.0)[0],
     "nt_xent": lambda w: hosts.nt_xent_loss(first @ w, second @ w, 0.1),
     "nt_xent of one image": lambda w: hosts.nt_xent_loss(first[:1] @ w, second[:1] @ w, 0.1),
-    "class": lambda w: hosts.class_token_loss(torch.stack([first, second]) @ w, torch.stack([teacher, teacher]), 0.1),
-    "patch": lambda w: hosts.patch_token_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks), 0.1),
+    "class": lambda w: hosts.dino_loss(torch.stack([first, second]) @ w, torch.stack([teacher, teacher]), 0.1),
+    "patch": lambda w: hosts.ibot_patch_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks), 0.1),
 }
 found = {"gathered": hosts.gather_with_gradient(first.T.contiguous().T)}
 for name, loss in losses.items():
@@ -339,8 +335,8 @@ for name, loss in losses.items():
     torch.distributed.all_reduce(mean)  # as DistributedDataParallel: the mean over processes
     found[name] = mean / 2
 for name, tokens in {"5 and 8": [slice(0, 5), slice(5, 13)], "0 and 13": [slice(0, 0), slice(0, 13)]}.items():
-    found[f"sinkhorn {name}"] = hosts.teacher_sinkhorn(given["logits"][tokens[rank]], 0.04, 3)
-found["sinkhorn of nothing"] = hosts.teacher_sinkhorn(given["logits"][:0], 0.04, 3)
+    found[f"sinkhorn {name}"] = hosts.sinkhorn_knopp(given["logits"][tokens[rank]], 0.04, 3)
+found["sinkhorn of nothing"] = hosts.sinkhorn_knopp(given["logits"][:0], 0.04, 3)
 save_file(found, f"{folder}/found_{rank}.safetensors")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
@@ -369,10 +365,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
         "vicreg of one image": lambda w: hosts.vicreg_loss(first[ends] @ w, second[ends] @ w, 10.0, 10.0, 1.0)[0],
         "nt_xent": lambda w: hosts.nt_xent_loss(first @ w, second @ w, 0.1),
         "nt_xent of one image": lambda w: hosts.nt_xent_loss(first[ends] @ w, second[ends] @ w, 0.1),
-        "class": lambda w: hosts.class_token_loss(
-            torch.stack([first, second]) @ w, torch.stack([teacher, teacher]), 0.1
-        ),
-        "patch": lambda w: hosts.patch_token_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks), 0.1),
+        "class": lambda w: hosts.dino_loss(torch.stack([first, second]) @ w, torch.stack([teacher, teacher]), 0.1),
+        "patch": lambda w: hosts.ibot_patch_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks), 0.1),
     }
     for name, loss in losses.items():
         value, gradient = _value_and_gradients(loss, given["weight"])

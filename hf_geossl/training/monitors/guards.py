@@ -188,7 +188,7 @@ class TeacherWatch:
             self._warn(
                 "still",
                 f"at step {step} the teacher has not moved since the last {STILL_LOOKS} looks although the student has "
-                f"and teacher_momentum is {momentum:g}: it is detached. Call after_step (or update_teacher) if the "
+                f"and teacher_momentum is {momentum:g}: it is detached. Call on_optimizer_step (or update_teacher) if the "
                 "trainer or model is your own, and lower teacher_momentum if 1 - teacher_momentum is below 1e-7.",
             )
         if self._growing >= GROWING_LOOKS and distance > FAR:
@@ -202,7 +202,7 @@ class TeacherWatch:
 
     def _measure(self, model: Any) -> tuple[float | None, bool, bool]:
         """Distance, and whether teacher and student have moved since the last look."""
-        teachers, students = model._teacher_pairs()
+        teachers, students = model.teacher_pairs()
         if not teachers:
             return None, False, False
         sharded = any(isinstance(tensor, DTensor) for tensor in teachers)

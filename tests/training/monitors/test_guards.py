@@ -253,7 +253,7 @@ def test_a_teacher_that_does_not_follow_is_told_once_with_advice(
         expected
     )
     for record in caplog.records:
-        assert re.search(r"(Make the model anew|Call after_step|Lower the learning rate)", record.getMessage())
+        assert re.search(r"(Make the model anew|Call on_optimizer_step|Lower the learning rate)", record.getMessage())
 
 
 def test_distance_of_the_teacher_is_what_the_formula_says(images: Any, tmp_path: Path) -> None:
