@@ -1,8 +1,11 @@
 """Packaging of hf_geossl; tool settings are in pyproject.toml."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+VERSION = runpy.run_path(str(Path(__file__).with_name("hf_geossl") / "version.py"))["__version__"]
 
 EVAL = [
     "evaluate>=0.4.6",
@@ -26,7 +29,7 @@ SPACE = ["gradio>=6.31,<7"]  # wants Pillow < 13, which rounds otherwise than th
 
 setup(
     name="hf_geossl",
-    version="0.1.0",
+    version=VERSION,
     description="Self-supervised vision transformers that keep geometry (GTSA, LOCA, EquiCoherent) for the Hugging Face stack",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -8,8 +8,7 @@ from typing import Any
 
 from hf_geossl.hub.auto_classes import register_auto_classes
 from hf_geossl.methods import METHODS
-
-__version__ = "0.1.0"
+from hf_geossl.version import __version__ as __version__
 
 _HOMES = {
     "ImageStream": "hf_geossl.data.streams",

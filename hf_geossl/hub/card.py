@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +137,6 @@ _HEADS = {
     "ForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation", "segmentation"),
 }
 _TRUNK = ("AutoModel", "image-feature-extraction", None)
-_OPTIONAL = ("data", "base_model", "emissions", "teacher_momentum", "command", "losses", "held_out")
 _RESULTS = re.compile(r"<!-- results -->.*<!-- /results -->\n?", re.DOTALL)
 
 
@@ -148,6 +149,31 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _training_rows(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the record of a run says of the training, by the words of the card; what it does not say is left out."""
+    weights_step, steps = record.get("weights_step"), record.get("steps")
+    emissions, seconds, images = (record.get(name) for name in ("emissions", "seconds", "images"))
+    rows = {
+        "data": record.get("data"),
+        "started from": record.get("base_model"),
+        "optimizer steps": steps,
+        "weights of step": None if weights_step in (None, steps) else f"{weights_step} (the best checkpoint)",
+        "images seen": None if images is None else f"{images:,}",
+        "training time": None if not seconds else _duration(seconds),
+        "hardware": record.get("hardware"),
+        "carbon emitted (codecarbon)": None if not emissions else f"{emissions:.3g} g CO2eq",
+        "global batch": record.get("global_batch"),
+        "views": record.get("views"),
+        "learning rate, peak": record.get("learning_rate"),
+        "weight decay": record.get("weight_decay"),
+        "teacher momentum": record.get("teacher_momentum"),
+        "precision": record.get("precision"),
+        "seed": record.get("seed"),
+        "software": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()) or None,
+    }
+    return {label: str(value) for label, value in rows.items() if value is not None}
 
 
 def _metadata(config: Any, name: str, record: dict[str, Any], results: list[Result], license: str | None) -> str:
@@ -253,14 +279,41 @@ def render_card(
         image_size=height if height == width else (height, width),
         trunk={field.replace("_", " "): getattr(config, field) for field in fields},
         pictures=[file for file in PICTURES if (folder / file).is_file()] if pictures is None else pictures,
-        record={**dict.fromkeys(_OPTIONAL), **record} if record else None,
-        duration=_duration(record.get("seconds", 0)),
+        record=record,
+        rows=_training_rows(record),
         held_out=held_out,
         results=list(results),
         license=license,
         space=space,
     )
     return f"{card}\n{_mark(card)}\n"
+
+
+def write_card(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    results: Sequence[Result] = (),
+    license: str | None = None,
+    space: str | None = None,
+) -> Path:
+    """Makes README.md from what lies in a model's folder: configuration, record of the run, pictures, and nothing else.
+
+    Args:
+        folder (`str` or `Path`): Of the model.
+        name (`str`, *optional*): What readers load it by; the folder's name by default.
+        results, license, space: As in `render_card`.
+
+    Returns:
+        `Path`: The card.
+    """
+    folder = Path(folder)
+    card = render_card(folder, name or folder.resolve().name, results=results, license=license, space=space)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".card-") as temporary:
+        staged = Path(temporary) / "README.md"
+        staged.write_text(card, encoding="utf-8")
+        os.replace(staged, folder / "README.md")
+    return folder / "README.md"
 
 
 def _as_name(name: str) -> str:

@@ -1,20 +1,17 @@
-"""The folder that a run leaves: trunk weights, configuration, code, image processor, what is known of the run, and a card."""
+"""Exports the trunk of a pretraining model: weights, configuration, code, image processor, and the record of the run."""
 
 import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import ViTImageProcessor
 
-from hf_geossl.hub.run_record import write_record
+from hf_geossl.hub.run_record import write_arguments, write_record
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
-
-if TYPE_CHECKING:
-    from hf_geossl.training.trainer import TeacherStudentTrainer
 
 PICTURE = "features.png"
 POSITIONS_PICTURE = "positions.png"
@@ -49,9 +46,10 @@ def export_model(
     *,
     weights: str | None = None,
     image_processor: Any = None,
-    run: "TeacherStudentTrainer | None" = None,
+    record: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the trunk of a pretraining model as a folder that every Auto class opens.
+    """Writes the trunk of a pretraining model as a folder that every Auto class opens; `hub.card.write_card` describes it.
 
     Files are written beside the folder first and then moved in one by one; files of other names stay.
 
@@ -60,7 +58,9 @@ def export_model(
         output_dir (`str` or `Path`): The folder.
         weights (`"teacher"` or `"student"`, *optional*): Whose trunk; the teacher's by default, where there is one.
         image_processor (*optional*): Saved beside the model.
-        run (`TeacherStudentTrainer`, *optional*): The run, whose record, arguments and card are written; none without.
+        record (`Mapping`, *optional*): What is known of the run (see `hub.run_record.write_record`), for `training_run.json`;
+            whose weights they are is added.
+        arguments (`Mapping`, *optional*): The run's arguments as `shared_arguments` gives them, for `training_args.yaml`.
 
     Returns:
         `Path`: The folder.
@@ -87,13 +87,10 @@ def export_model(
         trunk.save_pretrained(staged, max_shard_size=MAX_SHARD_SIZE)
         if image_processor is not None:
             image_processor.save_pretrained(staged)
-        if run is not None:
-            from hf_geossl.hub.card import render_card  # a later room of the house
-
-            write_record(run, weights, staged)
-            pictures = [name for name in PICTURES if (folder / name).is_file()]
-            card = render_card(staged, folder.resolve().name, pictures=pictures)
-            (staged / "README.md").write_text(card, encoding="utf-8")
+        if record is not None:
+            write_record({"weights": weights, **record}, staged)
+        if arguments is not None:
+            write_arguments(arguments, staged)
         for path in staged.glob("*.safetensors"):
             shutil.copymode(staged / "config.json", path)  # safetensors lets nobody else read
         for path in sorted(staged.iterdir()):

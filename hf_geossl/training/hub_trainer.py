@@ -11,7 +11,10 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
+from hf_geossl.hub.card import write_card
 from hf_geossl.hub.export import export_model
+from hf_geossl.hub.run_record import shared_arguments
+from hf_geossl.training.run_description import describe_run
 from hf_geossl.training.scheduled_trainer import ScheduledTrainer
 from hf_geossl.training.sharding import is_sharded, read_whole
 
@@ -40,8 +43,10 @@ class HubTrainer(ScheduledTrainer):
             folder,
             weights=weights,
             image_processor=self.processing_class,
-            run=self,  # type: ignore[arg-type]
+            record=describe_run(self),  # type: ignore[arg-type]
+            arguments=shared_arguments(self.args),
         )
+        write_card(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes sure that the token may write to `args.hub_model_id`, and makes that repository.

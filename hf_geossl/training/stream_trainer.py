@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from hf_geossl.data.batches import StreamBatches
 from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.data.streams import ImageStream
-from hf_geossl.hub.run_record import write_arguments
+from hf_geossl.hub.run_record import shared_arguments, write_arguments
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpointing import (
     STAGING,
@@ -264,7 +264,7 @@ class StreamTrainer(ShardedTrainer):
         """Makes what all processes have written a checkpoint, and deletes those that are too many."""
         run_dir = final.parent
         (staged / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
-        write_arguments(self.args, staged)
+        write_arguments(shared_arguments(self.args), staged)
         if best and ((run_dir / f"checkpoint-{best}").is_dir() or best == self.state.global_step):
             self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{best}")
             self.state.save_to_json(str(staged / "trainer_state.json"))

@@ -14,6 +14,7 @@ from tests.helpers.golden import ROOT
 
 # from the bottom to the top; a module may import its own room and those before it
 ROOMS = (
+    "version",
     "methods",
     "modeling",
     "data",

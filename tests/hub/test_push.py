@@ -1,5 +1,6 @@
 """Publishing through a real HTTP server that speaks the Hub's protocol, by the real client."""
 
+import ast
 import json
 import os
 import re
@@ -35,22 +36,24 @@ from tests.helpers.methods import METHODS, randomise
 from tests.helpers.photographs import write_folder
 
 TOKEN_IN_TEXT = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123"
-SHARED = {
-    "configuration_vit",
-    "linear",
-    "modeling_vit",
-    "modeling_vit_tasks",
-    "objectives",
-    "pretraining_vit",
-    "recomputation",
-    "reconstruction",
-}
-CODE = {  # what `from .module import` leads to
-    "gtsa": SHARED | {"configuration_gtsa", "geometry", "modeling_gtsa", "pretraining_gtsa"},
-    "loca": SHARED | {"configuration_loca", "heads_loca", "modeling_loca", "pretraining_loca"},
-    "equicoherent": SHARED
-    | {"configuration_equicoherent", "heads_equicoherent", "modeling_equicoherent", "objectives_hosts", "pretraining_equicoherent"},
-}  # fmt: skip
+MODELING = Path(hf_geossl.modeling.__file__).parent
+
+
+def code_needed(method: str) -> set[str]:
+    """Names of the modules that Python imports, however deep, when those of an `auto_map` are imported."""
+    waiting = [entry.partition(".")[0] for entry in METHODS[method].kind("Model").auto_map.values()]
+    needed: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        if module not in needed:
+            needed.add(module)
+            tree = ast.parse((MODELING / f"{module}.py").read_text(encoding="utf-8"))
+            imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+            waiting += [node.module for node in imports if node.module]
+    return needed
+
+
+CODE = {method: code_needed(method) for method in METHODS}
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_space_holds_the_demo_the_model_samples_and_the_library_and_no_more(spac
         *(f"model/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")),
         *(f"samples/{index}.jpg" for index in range(1, 9)),
     }
-    assert {"hf_geossl/__init__.py", "hf_geossl/py.typed", "hf_geossl/publishing/demo/page.py"} <= library
+    assert {"hf_geossl/__init__.py", "hf_geossl/py.typed", "hf_geossl/demo/page.py"} <= library
     assert not any("__pycache__" in name or name.endswith((".pyc", ".bin", ".pt", ".pth")) for name in files)
     assert files["model/model.safetensors"] == (run / "checkpoint-3" / "model.safetensors").read_bytes()
     for name, content in files.items():

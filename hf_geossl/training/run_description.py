@@ -1,0 +1,113 @@
+"""The record of a run, in plain values for its card: what it was trained on, how, and what was measured."""
+
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainingArguments
+
+from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses
+
+if TYPE_CHECKING:
+    from hf_geossl.training.trainer import TeacherStudentTrainer
+
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def describe_run(run: "TeacherStudentTrainer") -> dict[str, Any]:
+    """Describes a run; nothing that was not measured or set.
+
+    Args:
+        run (`TeacherStudentTrainer`): The run.
+
+    Returns:
+        `dict[str, Any]`: Plain values for JSON, as `hub.run_record.write_record` takes them; None for what is not known.
+    """
+    args, state, stream = run.args, run.state, run.train_dataset
+    started_from = getattr(run.model, "name_or_path", None)
+    return {
+        "data": f"{stream.source.name} ({stream.source.kind})" if stream is not None else None,
+        "dataset_id": stream.source.name if stream is not None and stream.source.kind == "hub" else None,
+        "base_model": started_from if started_from and is_hub_id(started_from) else None,
+        "from_scratch": not started_from,
+        "steps": state.global_step,
+        "weights_step": _weights_step(run),
+        "images": state.global_step * args.global_batch_size,
+        "seconds": round(run.seconds_trained, 1),
+        "hardware": _hardware(args),
+        "emissions": _emissions(run),
+        "global_batch": args.global_batch_size,
+        "views": run.views.describe(),
+        "learning_rate": f"{args.learning_rate:.3g}",
+        "weight_decay": _from_to(args.weight_decay, args.weight_decay_end),
+        "teacher_momentum": None
+        if run.model.teacher is None
+        else _from_to(args.teacher_momentum, args.teacher_momentum_end),
+        "precision": _precision(run),
+        "seed": args.seed,
+        "command": run.command,
+        "losses": measured_losses(state.log_history, run.metrics),
+        "held_out": _held_out(run),
+        "versions": installed_versions(),
+    }
+
+
+def _weights_step(run: "TeacherStudentTrainer") -> int:
+    """The optimizer step that the model's weights are of: an earlier one where the best checkpoint was loaded at the end."""
+    ended, best = not run.is_in_train, run.state.best_global_step
+    if run.args.load_best_model_at_end and ended and best:
+        return best
+    return run.state.global_step
+
+
+def _precision(run: "TeacherStudentTrainer") -> str:
+    """The precision that the run really computed in: autocast's where there is one (fp16 has none on a CPU), else the weights'."""
+    if run.accelerator.native_amp:
+        return str(run.accelerator.mixed_precision)
+    return _DTYPES.get(run.model.dtype, str(run.model.dtype))
+
+
+def _held_out(run: "TeacherStudentTrainer") -> dict[str, Any] | None:
+    """What the last evaluation of the exported weights measured, or the last of all where they were not evaluated.
+
+    Each value stands with the one at chance level where that is known.
+    """
+    measured = [entry for entry in run.state.log_history if "eval_loss" in entry and "eval_images" in entry]
+    if not measured or run.eval_dataset is None:
+        return None
+    last = ([entry for entry in measured if entry["step"] == _weights_step(run)] or measured)[-1]
+    chances = run.chance_levels()
+    names = [name for name in last if name == "eval_loss" or name.endswith("_loss") or name[5:] in run.metrics]
+    if "eval_mean_image_loss" in last:  # what the mean image reconstructs
+        names.remove("eval_mean_image_loss")
+        chances = {**chances, "reconstruction_loss": last["eval_mean_image_loss"]}
+    source = run.eval_dataset.source
+    return {
+        "data": run.describe_data(run.eval_dataset),
+        "dataset_id": source.name if source.kind == "hub" else None,
+        "split": run.eval_dataset.fingerprint["split"],
+        "images": int(last["eval_images"]),
+        "step": last["step"],
+        "values": {name[5:]: {"measured": last[name], "chance": chances.get(name[5:])} for name in names},
+    }
+
+
+def _hardware(args: TrainingArguments) -> str:
+    if args.device.type == "cuda":
+        return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
+    processes = f", {args.world_size} processes" if args.world_size > 1 else ""
+    return f"{args.device.type.upper()}, {os.cpu_count()} cores ({platform.machine()}){processes}"
+
+
+def _from_to(start: float, end: float | None) -> str:
+    return f"{start:g}" if end is None or end == start else f"{start:g} to {end:g}"
+
+
+def _emissions(run: "TeacherStudentTrainer") -> float | None:
+    """Grams of CO2 equivalent that codecarbon measured, where its callback ran."""
+    for callback in run.callback_handler.callbacks:
+        measured = getattr(getattr(callback, "tracker", None), "final_emissions", None)
+        if measured is not None:
+            return float(measured) * 1000
+    return None
