@@ -83,7 +83,7 @@ def evaluate(argv: Sequence[str]) -> int:
         if results[ABOUT][FAILED]:
             status = 1
     if done:
-        print(f"\n{markdown_table(read_measured(done))}")
+        print(f"\n{markdown_table(read_measured(done), escape=False)}")
         print(f"Results: {', '.join(map(str, done))}")
     if done and options.report is not None:
         write_report(done, options.report)

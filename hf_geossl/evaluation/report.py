@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_geossl.evaluation.evaluate import ABOUT, FAILED, numbers
-from hf_geossl.hub.redaction import as_plain_text, redact_values
+from hf_geossl.hub.redaction import escape_markdown, redact_values
 
 _LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -160,33 +160,35 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def markdown_table(models: Sequence[Measured]) -> str:
+def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
     """Args:
         models (`Sequence[Measured]`): One or several.
+        escape (`bool`): Whether characters that are markup are written as entities; not in a terminal.
 
     Returns:
         `str`: A row a metric and a column a model; values with 95 % intervals, the surely best in bold, and what could not
         be measured below.
     """
+    text: Callable[[object], str] = (
+        escape_markdown if escape else str
+    )  # entities are for files that are shown as Markdown
     lines = [
-        f"| task | metric | {' | '.join(as_plain_text(model.name) for model in models)} |",
+        f"| task | metric | {' | '.join(text(model.name) for model in models)} |",
         f"|---|---|{'---|' * len(models)}",
     ]
     for task in _tasks(models):
         for metric, row in compare(models, task).items():
             cells = [""] * len(models)
             for number in row:
-                text = _written(number.value)
-                text = f"**{text}**" if number.best else text
+                cell = _written(number.value)
+                cell = f"**{cell}**" if number.best else cell
                 if number.interval is not None:
-                    text += f" ({_written(number.interval[0])} to {_written(number.interval[1])})"
-                cells[number.model] = text
-            lines.append(f"| {as_plain_text(task)} | {as_plain_text(_words(metric))} | {' | '.join(cells)} |")
+                    cell += f" ({_written(number.interval[0])} to {_written(number.interval[1])})"
+                cells[number.model] = cell
+            lines.append(f"| {text(task)} | {text(_words(metric))} | {' | '.join(cells)} |")
     for model in models:
         for task, reason in model.about.get(FAILED, {}).items():
-            lines.append(
-                f"\n{as_plain_text(task)} of {as_plain_text(model.name)} was not measured: {as_plain_text(reason)}"
-            )
+            lines.append(f"\n{text(task)} of {text(model.name)} was not measured: {text(reason)}")
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoConfig
 
 from hf_geossl.hub.export import PICTURES
-from hf_geossl.hub.redaction import as_code, as_plain_text
+from hf_geossl.hub.redaction import as_code, escape_markdown
 from hf_geossl.hub.results import Result, held_out_results, model_index
 from hf_geossl.hub.run_record import RECORD
 
@@ -261,7 +261,7 @@ def render_card(
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["plain"], environment.filters["code"] = as_plain_text, as_code
+    environment.filters["plain"], environment.filters["code"] = escape_markdown, as_code
     architecture = (config.architectures or [""])[0]
     fields = (*_TRUNK_FIELDS, *(method.fields if record or architecture.endswith("ForPreTraining") else ()))
     card = environment.get_template("card.md.jinja").render(

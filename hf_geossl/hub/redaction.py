@@ -62,7 +62,7 @@ def redact_values(value: Any) -> Any:
     return PLACE if re.match(_PLACE, value) else redact(value)
 
 
-def as_plain_text(text: Any) -> str:
+def escape_markdown(text: Any) -> str:
     """Makes a text safe to stand in Markdown: redacted, and every character that would be markup written as an entity.
 
     Args:

@@ -215,3 +215,11 @@ def test_files_of_another_form_are_told(tmp_path: Path) -> None:
             read_measured([tmp_path / f"{name}.json"])
     with pytest.raises(ValueError, match="an .html page or an .md table, got 'x.pdf'"):
         write_report([], tmp_path / "x.pdf")
+
+
+def test_a_table_for_a_terminal_has_no_html_entities(tmp_path: Path) -> None:
+    content = {"about": {"model": "a|b", "failed": {"knn": "install hf_geossl[eval]"}}}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    models = read_measured([tmp_path / "m.json"])
+    assert "knn of a|b was not measured: install hf_geossl[eval]" in markdown_table(models, escape=False)
+    assert "knn of a&#124;b was not measured: install hf_geossl&#91;eval&#93;" in markdown_table(models)

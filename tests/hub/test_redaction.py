@@ -4,7 +4,7 @@ import html
 
 import pytest
 
-from hf_geossl.hub.redaction import as_code, as_plain_text, find_secret, redact, redact_values
+from hf_geossl.hub.redaction import as_code, escape_markdown, find_secret, redact, redact_values
 
 SECRETS = [
     "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
@@ -84,14 +84,14 @@ def test_ordinary_texts_stay(text: str) -> None:
 
 def test_markup_is_shown_and_not_obeyed() -> None:
     text = "<script>alert(1)</script> ![x](http://evil.example/a.png) | `code` **bold** \\ &amp;\nnext"
-    plain = as_plain_text(text)
+    plain = escape_markdown(text)
     for character in "<>|`*[]\\\n":
         assert character not in plain
     assert "://" not in plain
     assert html.unescape(plain) == " ".join(text.split())
-    assert as_plain_text(0.5) == "0.5"
-    assert as_plain_text(None) == "None"
-    assert as_plain_text("[32, 8]") == "&#91;32, 8&#93;"
+    assert escape_markdown(0.5) == "0.5"
+    assert escape_markdown(None) == "None"
+    assert escape_markdown("[32, 8]") == "&#91;32, 8&#93;"
     for character in "<>`\n":
         assert character not in as_code("a ```\n<b>`")
 
