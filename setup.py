@@ -58,6 +58,7 @@ setup(
         "pyyaml>=6",
         "jinja2>=3.1",
         "msgpack>=1.0.5",
+        "tenacity>=8.2",
     ],
     extras_require={
         "test": TEST,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_geossl.data.retries import Patience
+from hf_geossl.data.retries import Backoff
 from hf_geossl.data.sources.base import Source, missing_column
 
 _UNIT_ORDER, _BLOCK_ORDER, _SAMPLE_SEED = 0, 1, 2
@@ -16,7 +16,7 @@ _UNIT_ORDER, _BLOCK_ORDER, _SAMPLE_SEED = 0, 1, 2
 def unit_order(seed: int, epoch: int, units: int) -> np.ndarray:
     """The order of the `units` units in an epoch: a permutation of shape `(units,)`, not to be written to."""
     order = _permutation([seed, _UNIT_ORDER, epoch], units)
-    order.flags.writeable = False
+    order.setflags(write=False)
     return order
 
 
@@ -38,7 +38,7 @@ def _permutation(entropy: list[int], length: int) -> np.ndarray:
 
 
 class UnitReader:
-    """Reads the rows of one unit in order, and goes on at the exact row after a lost connection.
+    """Reads the rows of one unit in order, and continues at the exact row after a lost connection.
 
     Args:
         source ([`Source`]): the rows.
@@ -52,16 +52,23 @@ class UnitReader:
     def __init__(self, source: Source, unit: int, state: dict[str, Any] | None = None) -> None:
         self._source = source
         self._unit = unit
-        self._patience = Patience(f"reading unit {unit} of {source.name}")
+        self._backoff = Backoff(f"reading unit {unit} of {source.name}")
         self._rows: Any = None
         self.state = state
 
-    def _open(self) -> None:
-        self._dataset = self._source.unit(self._unit)
-        if self.state is not None:
-            self._dataset.load_state_dict(deepcopy(self.state))
-        # iter() would divide the rows among the workers of a loader once more; iter(batch_size=1) does not
-        self._rows = self._dataset.iter(batch_size=1)
+    def _next(self) -> dict[str, list[Any]] | None:
+        """Returns the next row as a batch of one, None at the unit's end; opens the unit where that is due."""
+        if self._rows is None:
+            self._dataset = self._source.unit(self._unit)
+            if self.state is not None:
+                self._dataset.load_state_dict(deepcopy(self.state))
+            # iter() would divide the rows among the workers of a loader once more; iter(batch_size=1) does not
+            self._rows = self._dataset.iter(batch_size=1)
+        try:
+            return next(self._rows, None)
+        except Exception:
+            self._rows = None  # a generator that raised is finished
+            raise
 
     def read(self, count: int) -> list[dict[str, Any]]:
         """Returns the next `count` rows, fewer at the unit's end.
@@ -70,27 +77,16 @@ class UnitReader:
             count (`int`): at least 1.
 
         Raises:
-            ConnectionError: if the network stays away.
+            ConnectionError: if the network keeps failing.
             ValueError: if the rows lack the column.
         """
         rows: list[dict[str, Any]] = []
-        while len(rows) < count:
-            try:
-                if self._rows is None:
-                    self._open()
-                batch = next(self._rows, None)
-            except Exception as error:
-                self._rows = None  # a generator that raised is finished
-                self._patience.wait(error)
-                continue
-            if batch is None:
-                break
-            self._patience.succeeded()
+        while len(rows) < count and (batch := self._backoff(self._next)) is not None:
             self.state = self._dataset.state_dict()
-            rows.append(self._keep({column: values[0] for column, values in batch.items()}))
+            rows.append(self._select({column: values[0] for column, values in batch.items()}))
         return rows
 
-    def _keep(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _select(self, row: dict[str, Any]) -> dict[str, Any]:
         columns = self._source.columns
         if not any(column in row for column in columns):
             opened = self._source.kind in ("iterable", "indexed")

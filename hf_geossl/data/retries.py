@@ -1,16 +1,17 @@
-"""Patience with the network: what is worth trying again, and how long to wait."""
+"""Trying again after failures of the network: which errors are transient, and how long to wait."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 logger = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-OPENING_PAUSES = PAUSES[:3]  # somebody waits in front of the screen, and the name may be mistyped
+OPENING_PAUSES = PAUSES[:3]  # the user waits for the answer, and the name may be mistyped
 LONGEST_PAUSE = 300.0
 ADVICE = "Check the network and resume from the last checkpoint"
 sleep = time.sleep
@@ -18,17 +19,17 @@ sleep = time.sleep
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 # of the HTTP clients that huggingface_hub (httpx, httpx2) and fsspec (aiohttp) may use; none is imported for its names
 _TRANSIENT_CLASSES = frozenset({"TransportError", "ClientConnectionError", "ClientPayloadError"})
-_Result = TypeVar("_Result")
+Result = TypeVar("Result")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tells whether an error, or one that caused it, comes from a network or server that may work again in a moment.
+    """Decides whether an error, or one of its causes, comes from a network or server that may soon work again.
 
     Args:
         error (`BaseException`): what was raised.
 
     Returns:
-        `bool`: True for lost connections, timeouts, and the HTTP states 408, 425, 429 and 5xx.
+        `bool`: True for lost connections, timeouts, and the HTTP status codes 408, 425, 429 and 5xx.
     """
     for link in _causes(error):
         if isinstance(link, OfflineModeIsEnabled):
@@ -51,8 +52,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _asked_pause(error: BaseException) -> float:
-    """Seconds that a server asked to wait in `Retry-After`; 0 where it did not."""
+def _requested_pause(error: BaseException) -> float:
+    """Returns the seconds that a server asks to wait in `Retry-After`; 0 where it does not."""
     for link in _causes(error):
         value = getattr(getattr(link, "response", None), "headers", {}).get("Retry-After", "")
         if value.isdigit():
@@ -61,77 +62,77 @@ def _asked_pause(error: BaseException) -> float:
 
 
 def _in_short(error: BaseException) -> str:
-    """An error in part of a line: the deepest of a server, as it put it."""
+    """Describes an error in part of a line: in a server's own words where one answered."""
     server = [link for link in _causes(error) if isinstance(link, HfHubHTTPError)]
     if not server:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     status = getattr(getattr(server[-1], "response", None), "status_code", "")
-    said = getattr(server[-1], "server_message", None) or str(server[-1]).partition("\n")[0]
-    return f"{type(error).__name__}: {status} {' '.join(said.split())}"
+    message = getattr(server[-1], "server_message", None) or str(server[-1]).partition("\n")[0]
+    return f"{type(error).__name__}: {status} {' '.join(message.split())}"
 
 
-class Patience:
-    """Counts the failures in a row of one thing and waits longer after each.
+class Backoff:
+    """Tries an action again after transient failures, and waits longer after each failure in a row.
 
     Args:
         what (`str`): what is being done, for the log and the error ("reading unit 3 of user/photos").
         pauses (`tuple[float, ...]`, *optional*): seconds to wait after the first failure, the second, ...; longer where
             the server asks for it (`Retry-After`), up to `LONGEST_PAUSE`.
-        advice (`str`, *optional*): what to do when it was all in vain.
+        advice (`str`, *optional*): what the user can do after the last failure.
     """
 
     def __init__(self, what: str, pauses: tuple[float, ...] = PAUSES, advice: str = ADVICE) -> None:
         self.what = what
         self.pauses = pauses
         self.advice = advice
-        self.failures = 0
+        self._attempts = Retrying(
+            # Ctrl-C while a failure is handled has that failure as its context, and is none
+            retry=retry_if_exception(lambda error: isinstance(error, Exception) and is_transient(error)),
+            stop=stop_after_attempt(len(pauses) + 1),
+            wait=self._pause,
+            before_sleep=self._log,
+            sleep=lambda seconds: sleep(seconds),
+            retry_error_callback=self._give_up,
+        )
 
-    def wait(self, error: BaseException) -> None:
-        """Sleeps before the next attempt, after 1, 2, 4, ... seconds.
+    def __call__(self, action: Callable[[], Result]) -> Result:
+        """Calls `action` until it succeeds, at most `len(pauses) + 1` times.
 
         Args:
-            error (`BaseException`): the failure; raised again as it is if it is not a transient one.
+            action (`Callable`): takes nothing; may be called several times.
+
+        Returns:
+            What `action` returns.
 
         Raises:
-            ConnectionError: when the pauses are used up.
+            ConnectionError: when every attempt failed with a transient error. Other errors are raised at once, as they
+                are.
         """
-        if not is_transient(error):
-            raise error
-        if self.failures == len(self.pauses):
-            times = f"{self.failures + 1} times in a row, the last time with " if self.failures else "with "
-            raise ConnectionError(f"{self.what} failed {times}{_in_short(error)}. {self.advice}") from error
-        pause = max(self.pauses[self.failures], min(_asked_pause(error), LONGEST_PAUSE))
-        self.failures += 1
+        return self._attempts(action)
+
+    def _pause(self, state: RetryCallState) -> float:
+        if state.attempt_number > len(self.pauses):
+            return 0.0
+        return max(self.pauses[state.attempt_number - 1], min(_requested_pause(_failure(state)), LONGEST_PAUSE))
+
+    def _log(self, state: RetryCallState) -> None:
         logger.warning(
             "%s failed (%s); attempt %d of %d follows in %g s",
-            self.what, _in_short(error), self.failures + 1, len(self.pauses) + 1, pause,
+            self.what, _in_short(_failure(state)), state.attempt_number + 1, len(self.pauses) + 1, state.upcoming_sleep,
         )  # fmt: skip
-        sleep(pause)
 
-    def succeeded(self) -> None:
-        """Starts the count again."""
-        self.failures = 0
+    def _give_up(self, state: RetryCallState) -> NoReturn:
+        error, attempts = _failure(state), state.attempt_number
+        times = f"{attempts} times in a row, the last time with " if attempts > 1 else "with "
+        raise ConnectionError(f"{self.what} failed {times}{_in_short(error)}. {self.advice}") from error
 
 
-def with_patience(
-    what: str, action: Callable[[], _Result], pauses: tuple[float, ...] = PAUSES, advice: str = ADVICE
-) -> _Result:
-    """Calls `action` until it succeeds, at most `len(pauses) + 1` times.
+def _failure(state: RetryCallState) -> BaseException:
+    error = state.outcome.exception() if state.outcome else None
+    assert error is not None, "tenacity asks only after a failure"
+    return error
 
-    Args:
-        what (`str`): what is being done, for the log and the error.
-        action (`Callable`): takes nothing; may be called several times.
-        pauses (`tuple[float, ...]`, *optional*), advice (`str`, *optional*): as in [`Patience`].
 
-    Returns:
-        What `action` returns.
-
-    Raises:
-        ConnectionError: when every attempt failed with a transient error. Other errors are raised at once.
-    """
-    patience = Patience(what, pauses, advice)
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            patience.wait(error)
+def retry(what: str, action: Callable[[], Result], pauses: tuple[float, ...] = PAUSES, advice: str = ADVICE) -> Result:
+    """Calls `action` once through a [`Backoff`] of its own; arguments, result and errors are as there."""
+    return Backoff(what, pauses, advice)(action)

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from hf_geossl.data.retries import OPENING_PAUSES, is_transient, with_patience
+from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.hub.export import MAX_SHARD_SIZE
 from hf_geossl.hub.model_folder import CARD, Source, folder_of, is_managed, model_files
 from hf_geossl.hub.redaction import redact
@@ -125,7 +125,7 @@ def check_write_access(repo_id: str, token: str | None = None) -> str:
         raise ValueError(f"{redact(repo_id)!r} is no name of a repository: give user/name") from error
     api = HfApi(token=token)
     with _in_words(repo_id):
-        who = with_patience("asking the Hub whose token it is", api.whoami, OPENING_PAUSES, _GO_ON)
+        who = retry("asking the Hub whose token it is", api.whoami, OPENING_PAUSES, _GO_ON)
     access = who.get("auth", {}).get("accessToken", {})
     scopes = [*access.get("fineGrained", {}).get("global", [])]
     for scoped in access.get("fineGrained", {}).get("scoped", []):
@@ -272,13 +272,13 @@ def push_files(
         if not dry_run and isinstance(card, bytes):
             api._validate_yaml(card.decode(), repo_type=kind)  # before a repository is made for it
         if not dry_run:
-            with_patience(
+            retry(
                 f"opening {repo_id}",
                 lambda: _open_repository(api, repo_id, kind, revision, private),
                 OPENING_PAUSES,
                 _GO_ON,
             )
-        compared = with_patience(
+        compared = retry(
             f"reading {repo_id}",
             lambda: _compare(files, _remote_files(api, repo_id, kind, revision), replaced),
             () if dry_run else OPENING_PAUSES,
@@ -295,7 +295,7 @@ def push_files(
                 return str(api.repo_info(repo_id, repo_type=kind, revision=revision).sha)
             return api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, revision=revision).oid
 
-        commit = with_patience(f"sending {repo_id}", send, OPENING_PAUSES, _GO_ON)
+        commit = retry(f"sending {repo_id}", send, OPENING_PAUSES, _GO_ON)
     return Publication(repo_id, kind, url, commit, compared)
 
 
@@ -355,10 +355,10 @@ def publish(
         with _in_words(repo_id):
             patience = () if dry_run else OPENING_PAUSES
             if results is None:
-                results = with_patience(
+                results = retry(
                     f"reading {repo_id}", lambda: _keep_measured(api, repo_id, revision, folder), patience, _GO_ON
                 )
-            remote_card = with_patience(
+            remote_card = retry(
                 f"reading {repo_id}", lambda: _text_of(api, repo_id, "model", revision, CARD), patience, _GO_ON
             )
         extra = dict(extra_files or {})

@@ -23,6 +23,7 @@ REQUIREMENTS = (
     "numpy>=1.26",
     "pillow>=10.1",
     "pyyaml>=6",
+    "tenacity>=8.2",
     "torch>=2.11",
     "torchvision>=0.26",
     "transformers>=5.17",

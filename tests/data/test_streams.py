@@ -469,4 +469,4 @@ def test_errors_of_the_program_are_not_retried(monkeypatch):
     for error in (ValueError("wrong"), FileNotFoundError("gone"), PermissionError("no")):
         assert not retries.is_transient(error)
         with pytest.raises(type(error)):
-            retries.with_patience("reading", lambda error=error: (_ for _ in ()).throw(error))
+            retries.retry("reading", lambda error=error: (_ for _ in ()).throw(error))

@@ -161,7 +161,7 @@ time.sleep = lambda pause: None  # the client itself waits between its attempts
 import torch
 from tests.helpers.gtsa_run import make_trainer
 from hf_geossl import load_stream
-from hf_geossl.training import retries
+from hf_geossl.data import retries
 
 torch.set_num_threads(1)
 retries.sleep = lambda pause: None

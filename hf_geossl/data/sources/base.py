@@ -12,7 +12,7 @@ from datasets.iterable_dataset import ExamplesIterable
 from huggingface_hub import HfFileSystem
 
 from hf_geossl.data.images import BrokenImageError
-from hf_geossl.data.retries import with_patience
+from hf_geossl.data.retries import retry
 
 MIN_UNITS = 64
 _NESTED_SCHEMES = frozenset({"hf", "zip", "tar", "gzip", "xz", "bz2", "zstd", "lz4"})
@@ -131,7 +131,7 @@ def _read_item(dataset: Any, image_column: str, row: dict) -> Any:
 
 def scenes_source(split: str, config_name: str | None) -> Source:
     """Opens the embedded dataset: rows that hold an index, drawn when a sample is needed."""
-    from hf_geossl.data import SCENES_VERSION, scene_image, stream_scenes
+    from hf_geossl.data.scenes import SCENES_VERSION, scene_image, stream_scenes
 
     rows = stream_scenes(split, config_name=config_name, num_shards=MIN_UNITS)
     return Source(
@@ -295,6 +295,6 @@ def _read_address(address: str, token: str | bool | None) -> bytes:
             return file.read()
 
     try:
-        return with_patience("reading an image file from the Hub", read)
+        return retry("reading an image file from the Hub", read)
     except FileNotFoundError as error:
         raise BrokenImageError("the file that the row names does not exist") from error

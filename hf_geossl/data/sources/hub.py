@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_geossl.data.images import EXTENSIONS
-from hf_geossl.data.retries import OPENING_PAUSES, is_transient, with_patience
+from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.data.sources.base import (
     MIN_UNITS,
     Source,
@@ -95,8 +95,8 @@ def hub_source(
             raise _about_configuration(repository, config_name, error) from error
 
     try:
-        commit = with_patience(f"asking the Hub for {repository}", describe, OPENING_PAUSES)
-        builder = with_patience(f"opening {repository}", build, OPENING_PAUSES)
+        commit = retry(f"asking the Hub for {repository}", describe, OPENING_PAUSES)
+        builder = retry(f"opening {repository}", build, OPENING_PAUSES)
         identity = {"repository": repository, "revision": commit}
         if image_column == "image" and (names := _image_files(builder, split, f"@{commit}/")) is not None:
             root, paths = names
@@ -116,7 +116,7 @@ def hub_source(
             rows = streams[split]
             return rows if rows.num_shards >= MIN_UNITS else rows.reshard()
 
-        rows = with_patience(f"opening {repository}", stream, OPENING_PAUSES)
+        rows = retry(f"opening {repository}", stream, OPENING_PAUSES)
         return iterable_source(rows, image_column, kind="hub", name=repository, identity=identity, token=token)
     except OfflineModeIsEnabled as error:
         raise ConnectionError(

@@ -22,7 +22,7 @@ import itertools, json, logging, sys, time, urllib.request
 
 time.sleep = lambda pause: None  # the client itself waits between its attempts
 import torch
-from hf_geossl.training import retries
+from hf_geossl.data import retries
 from hf_geossl.data.batches import StreamBatches
 from hf_geossl.data.streams import load_stream
 
@@ -190,7 +190,7 @@ def test_a_name_that_cannot_be_looked_for_is_said_soon_and_in_one_sentence(setti
     program = """
 import sys, time
 time.sleep = lambda pause: None
-from hf_geossl.training import retries
+from hf_geossl.data import retries
 pauses = []
 retries.sleep = pauses.append
 from hf_geossl import load_stream
