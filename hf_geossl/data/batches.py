@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hf_geossl.data.images import BrokenImageError, decode_pixels
 from hf_geossl.data.streams import BrokenStreamError, ImageStream, refuse_difference
-from hf_geossl.views.base import Views
 
 STATE_KEY = "stream_state"
 KEYS_KEY = "keys"
@@ -25,7 +24,11 @@ _CLEAR_ERRORS = (BrokenStreamError, BrokenImageError, ConnectionError, OSError, 
 
 
 class ImageViews(Protocol):
-    """What makes the views of one image; every random choice comes from `seed` alone."""
+    """Makes the views of one image; every random choice comes from `seed` alone.
+
+    Views with an attribute `accepts_pixels` that is true get uint8 tensors of shape `(height, width, 3)`, which are
+    decoded faster, instead of PIL images.
+    """
 
     def __call__(self, image: Image.Image, *, seed: int) -> dict[str, torch.Tensor]:
         """Makes the views of one image; a `ValueError` counts the image as broken."""
@@ -262,7 +265,7 @@ class StreamBatches(IterableDataset):
             v = self._owned[number % len(self._owned)]
             if v not in streams:
                 streams[v] = self.stream.shard(self.num_streams, v)
-                if isinstance(self.views, Views):  # which take pixels as well as images
+                if getattr(self.views, "accepts_pixels", False):
                     streams[v].decode = decode_pixels
                 streams[v].load_state_dict({"fingerprint": self.stream.fingerprint, **positions[v]})
                 samples[v] = iter(streams[v])

@@ -1,24 +1,25 @@
-"""The images that a run is measured on while it trains: one pass, the same views each time."""
+"""Batches for evaluation during training: one pass over the images, the same views each time."""
 
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from hf_geossl.data.batches import ImageViews
+from hf_geossl.data.sources.base import Source
 from hf_geossl.data.streams import ImageStream
-from hf_geossl.views.base import Views
 
 
 def known_images(stream: ImageStream) -> int | None:
-    """How many images a pass gives, broken ones among them.
+    """Returns the number of images in a pass, broken ones among them.
 
     Args:
         stream (`ImageStream`): The stream.
 
     Returns:
-        `int` or `None`: None where it would have to be read to know.
+        `int` or `None`: None where the number is only known after reading everything.
     """
-    known = stream.fingerprint  # a folder's files are its images, a tar holds many
-    return known["files"] if known["kind"] == "folder" else known.get("rows")
+    fingerprint = stream.fingerprint  # a folder's files are its images, a tar has many
+    return fingerprint["files"] if fingerprint["kind"] == "folder" else fingerprint.get("rows")
 
 
 class FirstImages:
@@ -38,18 +39,18 @@ class FirstImages:
         self.stream, self.count = stream, count
 
     @property
-    def source(self) -> Any:
-        """Where the images come from."""
+    def source(self) -> Source:
+        """The rows that the images are read from."""
         return self.stream.source
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the stream is, in plain values."""
+        """The stream's fingerprint: its data and settings in plain values."""
         return self.stream.fingerprint
 
     @property
     def most_images(self) -> int:
-        """How many images there are, or as far as is known at most."""
+        """The number of images, an upper bound where the stream does not know its own."""
         known = known_images(self.stream)
         return self.count if known is None else min(self.count, known)
 
@@ -59,44 +60,44 @@ class FirstImages:
 
 
 class EvaluationBatches:
-    """One pass over a stream in batches; each process takes its share, and all the same number of batches.
+    """One pass over a stream in batches, divided among the processes, which all get the same number of batches.
 
     Args:
         stream (`ImageStream` or `FirstImages`): The images.
-        views (`Views`): Makes the views of an image.
+        views (`ImageViews`): Makes the views of an image.
         batch_size (`int`): Images in a batch.
         rank, world_size (`int`): This process of how many.
-        whole (`bool`): Leave out a rest that is smaller than the batches of all processes, for methods that compare the
-            images of a batch.
+        drop_last (`bool`): Leave out a last group of images that does not fill the batches of all processes, for methods
+            that compare the images of a batch.
 
     Attributes:
         images (`int`): How many images the pass has given so far, over all processes.
 
     Raises:
-        ValueError: When iterated, if only whole batches are wanted and there is none.
+        ValueError: When iterated, if `drop_last` leaves no batch.
     """
 
     def __init__(
         self,
         stream: ImageStream | FirstImages,
-        views: Views,
+        views: ImageViews,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        whole: bool = False,
+        drop_last: bool = False,
     ) -> None:
         self.stream, self.views, self.batch_size = stream, views, batch_size
-        self.rank, self.world_size, self.whole = rank, world_size, whole
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.images = 0
 
     def check_size(self) -> None:
-        """Looks whether there can be a batch, without reading an image.
+        """Checks that there can be a batch, without reading an image.
 
         Raises:
-            ValueError: If only whole batches are wanted and the images are known to be fewer than one.
+            ValueError: If `drop_last` is set and the images are known to be too few for one batch.
         """
         most = self.stream.most_images if isinstance(self.stream, FirstImages) else known_images(self.stream)
-        if self.whole and most is not None and most < self.batch_size * self.world_size:
+        if self.drop_last and most is not None and most < self.batch_size * self.world_size:
             raise self._too_few(most)
 
     def _too_few(self, images: int) -> ValueError:
@@ -113,12 +114,12 @@ class EvaluationBatches:
         batch = self.images = 0
         size = self.batch_size * self.world_size
         while group := list(islice(samples, size)):
-            if self.whole and len(group) < size:
+            if self.drop_last and len(group) < size:
                 if not batch:
                     raise self._too_few(len(group))
                 return
             self.images += len(group)
-            mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # nobody without a batch
+            mine = group[self.rank :: self.world_size] or [group[self.rank % len(group)]]  # no process without a batch
             views = [self.views(sample["image"], seed=sample["seed"]) for sample in mine]
             yield {**self.views.collate(views), "evaluation_batch": batch}
             batch += 1

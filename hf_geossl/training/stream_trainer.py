@@ -127,7 +127,7 @@ class StreamTrainer(ShardedTrainer):
             raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
         args = self.args
         return EvaluationBatches(
-            dataset, self.views, args.eval_batch_size, args.process_index, args.world_size, whole=self.compares_images
+            dataset, self.views, args.eval_batch_size, args.process_index, args.world_size, drop_last=self.compares_images
         )
 
     # ---- Checkpoints ----

@@ -9,6 +9,7 @@ import operator
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Views(ABC):
     global_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    accepts_pixels: ClassVar[bool] = True  # uint8 of (height, width, 3) as well as PIL images: the loader decodes to it
 
     def __call__(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """The same as `views`."""

@@ -533,13 +533,13 @@ def test_evaluation_that_cannot_work_is_refused_before_training(host: str, image
 def test_evaluation_batches_of_several_processes_are_whole_over_all(images: Any) -> None:
     stream, views = ImageStream.from_dataset(images[:7]), small_views(small_config())
     told = r"a whole batch of 8 images \(4 on each of 2 processes\), .* got 7; .* per_device_eval_batch_size"
-    batches = EvaluationBatches(stream, views, 4, rank=0, world_size=2, whole=True)
+    batches = EvaluationBatches(stream, views, 4, rank=0, world_size=2, drop_last=True)
     with pytest.raises(ValueError, match=told):
         batches.check_size()
     with pytest.raises(ValueError, match=told):
         next(iter(batches))
     EvaluationBatches(stream, views, 4, rank=0, world_size=2).check_size()
-    EvaluationBatches(stream, views, 3, rank=0, world_size=2, whole=True).check_size()
+    EvaluationBatches(stream, views, 3, rank=0, world_size=2, drop_last=True).check_size()
 
 
 RUNS = {"gtsa": gtsa_run, "loca": loca_run, "equicoherent": equicoherent_run}
