@@ -7,11 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_equicoherent import EquiCoherentConfig
-from .linear import Linear, linear
 from .objectives import mean_over_processes
 
 
-class SplitHead(Linear):
+class SplitHead(nn.Linear):
     """A linear layer whose last channels are for the decoders (z_equi), the others for the host's head (z_inv).
 
     Args:
@@ -30,10 +29,10 @@ class SplitHead(Linear):
         """Maps `(..., in_features)` to z_inv `(..., d_patch - d_equi)`, or to z_equi `(..., d_equi)`."""
         split = self.invariant_features
         rows = slice(split, None) if equivariant else slice(0, split)
-        return linear(tokens, self.weight[rows], self.bias[rows])
+        return F.linear(tokens, self.weight[rows], self.bias[rows])
 
 
-class PrototypeLinear(Linear):
+class PrototypeLinear(nn.Linear):
     """Cosines with prototypes, each times its own learned scale, or plain where the last layer is normalised."""
 
     def __init__(self, in_features: int, out_features: int, normalized: bool) -> None:
@@ -44,7 +43,7 @@ class PrototypeLinear(Linear):
         """Maps `(..., in_features)` to `(..., out_features)`, in float32."""
         with torch.autocast(features.device.type, enabled=False):
             weight = F.normalize(self.weight.float(), dim=1)
-            return linear(features.float(), weight if self.scale is None else weight * self.scale.float())
+            return F.linear(features.float(), weight if self.scale is None else weight * self.scale.float())
 
 
 class PrototypeHead(nn.Module):
@@ -56,7 +55,7 @@ class PrototypeHead(nn.Module):
     def __init__(self, in_features: int, num_outputs: int, config: EquiCoherentConfig) -> None:
         super().__init__()
         widths = [in_features, config.head_hidden_size, config.head_hidden_size, config.head_bottleneck_size]
-        self.linears = nn.ModuleList(Linear(before, after) for before, after in itertools.pairwise(widths))
+        self.linears = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
         self.prototypes = PrototypeLinear(widths[-1], num_outputs, bool(config.norm_last_layer))
 
     def bottleneck(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -94,7 +93,8 @@ class Projector(nn.Module):
         widths = [in_features, *sizes]
         last = len(sizes) - 1
         self.linears = nn.ModuleList(
-            Linear(before, after, bias=index < last) for index, (before, after) in enumerate(itertools.pairwise(widths))
+            nn.Linear(before, after, bias=index < last)
+            for index, (before, after) in enumerate(itertools.pairwise(widths))
         )
         self.norms = nn.ModuleList(GlobalBatchNorm(width) for width in sizes[:-1])
 

@@ -2,21 +2,21 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from .configuration_loca import LOCAConfig
-from .linear import Linear, linear
-from .modeling_vit import ViTAttentionBase, ViTAttentionLinear, ViTMLP
+from .modeling_vit import ViTAttentionBase, ViTMLP
 
 
-class LOCAPrototypes(Linear):
+class LOCAPrototypes(nn.Linear):
     """Cluster centres, one a row, used at unit length; stored as they are, so that gradients see their lengths."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps unit vectors `(..., bottleneck)` to cosines `(..., prototypes)`, in float32."""
         with torch.autocast(features.device.type, enabled=False):
             weight = self.weight.float()
-            return linear(features.float(), weight / (weight.norm(dim=1, keepdim=True) + 1e-10))
+            return F.linear(features.float(), weight / (weight.norm(dim=1, keepdim=True) + 1e-10))
 
 
 class LOCAClusterHead(nn.Module):
@@ -24,9 +24,9 @@ class LOCAClusterHead(nn.Module):
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.head_hidden_size)
-        self.fc2 = Linear(config.head_hidden_size, config.head_hidden_size)
-        self.fc3 = Linear(config.head_hidden_size, config.head_bottleneck_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.head_hidden_size)
+        self.fc2 = nn.Linear(config.head_hidden_size, config.head_hidden_size)
+        self.fc3 = nn.Linear(config.head_hidden_size, config.head_bottleneck_size)
         self.activation = ACT2FN[config.hidden_act]
         self.prototypes = LOCAPrototypes(config.head_bottleneck_size, config.num_prototypes, bias=False)
 
@@ -42,8 +42,8 @@ class LOCACrossAttention(ViTAttentionBase):
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__(config)
-        self.query = ViTAttentionLinear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.key_value = ViTAttentionLinear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
 
     def forward(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` and `(batch, visible, hidden_size)` to the shape of the first."""
@@ -66,4 +66,4 @@ class LOCACrossAttentionBlock(nn.Module):
     def forward(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` and `(batch, visible, hidden_size)` to the shape of the first."""
         queries = queries + self.attention(self.norm_query(queries), self.norm_key_value(references))
-        return queries + self.mlp(queries, self.norm2)
+        return queries + self.mlp(self.norm2(queries))

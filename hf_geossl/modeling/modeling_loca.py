@@ -15,12 +15,13 @@ from transformers import initialization as init
 from .configuration_loca import LOCAConfig
 from .modeling_vit import (
     GeometricViTPreTrainedModel,
-    ViTAttentionLinear,
+    ViTAttentionBase,
     ViTEmbeddings,
     ViTEncoder,
-    ViTMLPLinear,
+    ViTMLP,
     ViTPatchEmbeddings,
     init_extra_tokens,
+    is_part_of,
 )
 from .modeling_vit_heads import (
     ViTTrunkBackbone,
@@ -65,14 +66,15 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
                 init.normal_(module.position_embeddings, std=self.config.hidden_size**-0.5)
         elif isinstance(module, (ViTPatchEmbeddings, nn.Linear)):
             fan_out, fan_in = module.weight.shape[:2]
-            if isinstance(module, ViTAttentionLinear):
+            in_attention, in_mlp = is_part_of(self, module, ViTAttentionBase), is_part_of(self, module, ViTMLP)
+            if in_attention:
                 fan_out = fan_in
-            if isinstance(module, (ViTAttentionLinear, ViTMLPLinear)):
+            if in_attention or in_mlp:
                 bound = (6 / (fan_in + fan_out)) ** 0.5
                 init.uniform_(module.weight, -bound, bound)
             else:
                 init_lecun_normal(module.weight)
-            if isinstance(module, ViTMLPLinear) and module.bias is not None:
+            if in_mlp and module.bias is not None:
                 init.normal_(module.bias, std=1e-6)
             elif module.bias is not None:
                 init.zeros_(module.bias)

@@ -14,8 +14,6 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
-from .linear import Linear
-from .recomputation import GELU_APPROXIMATIONS, explicit_attention, gelu_linear, is_plain, norm_linear
 
 
 def resample_positions(
@@ -124,7 +122,8 @@ class ViTEmbeddings(nn.Module):
             prefix.append(self.register_tokens)
         if not prefix:
             return tokens
-        return torch.cat([*(token.expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
+        # shape[0], not len(), which would fix the batch size of an exported model
+        return torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
 
     def add_mask_token(self) -> None:
         """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class holds one."""
@@ -164,14 +163,6 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-class ViTAttentionLinear(Linear):
-    """A projection of an attention layer; a class of its own, so that a method can initialise it in its own way."""
-
-
-class ViTMLPLinear(Linear):
-    """A linear layer of an MLP; a class of its own, so that a method can initialise it in its own way."""
-
-
 class ViTAttentionBase(nn.Module):
     """Heads and transformers' attention interface; what queries, keys and values come from is the subclasses'."""
 
@@ -187,7 +178,7 @@ class ViTAttentionBase(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.projection = ViTAttentionLinear(config.hidden_size, config.hidden_size)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def split_heads(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """Maps `(batch, tokens, parts * hidden_size)` to `parts` tensors `(batch, heads, tokens, head_dim)`."""
@@ -198,10 +189,9 @@ class ViTAttentionBase(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of `(batch, heads, tokens, head_dim)`, projected to `(batch, tokens, hidden_size)`; and weights."""
-        implementation = self.config._attn_implementation
-        if implementation == "sdpa" and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-            return self.projection(explicit_attention(query, key, value, self.scaling).flatten(2)), None
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.projection(output.flatten(2)), weights
 
@@ -211,15 +201,11 @@ class ViTAttention(ViTAttentionBase):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
-        self.qkv = ViTAttentionLinear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
 
-    def forward(
-        self, hidden_states: torch.Tensor, norm: nn.Module | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps `(batch, tokens, hidden_size)`, normed by `norm` first, to the same shape; also returns
-        `(batch, heads, tokens, tokens)` or None.
-        """
-        query, key, value = self.split_heads(norm_linear(hidden_states, norm, self.qkv), 3)
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
+        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
         return self.attend(query, key, value, **kwargs)
 
 
@@ -229,17 +215,13 @@ class ViTMLP(nn.Module):
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
         intermediate_size = cast(int, config.intermediate_size)  # the configuration has filled it in
-        self.fc1 = ViTMLPLinear(config.hidden_size, intermediate_size)
+        self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = ViTMLPLinear(intermediate_size, config.hidden_size)
-        self.approximate = GELU_APPROXIMATIONS.get(config.hidden_act)
+        self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
-        """Maps `(batch, tokens, hidden_size)`, normed by `norm` first, to the same shape."""
-        hidden = norm_linear(hidden_states, norm, self.fc1)
-        if self.approximate is not None and hidden.requires_grad and is_plain(self.fc2):
-            return gelu_linear(hidden, self.fc2, self.approximate)
-        return self.fc2(self.activation(hidden))
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch, tokens, hidden_size)` to the same shape."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
 class ViTDropPath(nn.Module):
@@ -253,7 +235,7 @@ class ViTDropPath(nn.Module):
         """Zeroes whole samples of a residual branch `(batch, tokens, hidden_size)` in training."""
         if self.rate == 0.0 or not self.training:
             return hidden_states
-        keep = torch.empty(len(hidden_states), 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
+        keep = torch.empty(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
         return hidden_states * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
 
     def extra_repr(self) -> str:
@@ -288,9 +270,9 @@ class ViTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        attended = self.layer_scale1(self.attention(hidden_states, self.norm1, **kwargs)[0])
+        attended = self.layer_scale1(self.attention(self.norm1(hidden_states), **kwargs)[0])
         hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(hidden_states, self.norm2)))
+        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
 
 
 class GeometricViTPreTrainedModel(PreTrainedModel):
@@ -334,6 +316,11 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
         if self.is_remote_code():
             self.config.auto_map = dict(self.auto_map)
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def is_part_of(model: nn.Module, module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Tells whether a layer lies inside of a module of the given class, for initialisations that depend on its place."""
+    return any(part is module for owner in model.modules() if isinstance(owner, kind) for part in owner.modules())
 
 
 def init_like_torch(module: nn.Linear | nn.Conv2d) -> None:

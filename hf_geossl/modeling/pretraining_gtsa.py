@@ -13,9 +13,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_gtsa import GTSAConfig
 from .geometry import overlap_boxes, roi_align_weights, turn_cells
-from .linear import Linear
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
-from .modeling_vit import ViTDropPath, init_like_torch
+from .modeling_vit import ViTDropPath, init_like_torch, is_part_of
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
 from .reconstruction import attached_reconstruction, attached_task
 from .teacher_student import TeacherStudentModel
@@ -105,19 +104,18 @@ class GTSAPredictor(nn.Module):
         return self.projection(self.block(maps))
 
 
-class GTSARotationLinear(Linear):
-    """A linear layer of the rotation head; keeps PyTorch's own initialisation."""
-
-
 class GTSARotationHead(nn.Module):
-    """Predicts the quarter turn of a view from the mean of its patch tokens; no GELU before the last layer."""
+    """Predicts the quarter turn of a view from the mean of its patch tokens; no GELU before the last layer.
+
+    Its linear layers have PyTorch's own initialisation.
+    """
 
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__()
         widths = [config.hidden_size, *config.rotation_hidden_sizes]
-        self.linears = nn.ModuleList(GTSARotationLinear(before, after) for before, after in itertools.pairwise(widths))
+        self.linears = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for width in widths[1:])
-        self.classifier = GTSARotationLinear(widths[-1], 4)
+        self.classifier = nn.Linear(widths[-1], 4)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, hidden_size)` to `(batch, 4)`."""
@@ -165,7 +163,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, GTSARotationLinear):
+        elif isinstance(module, nn.Linear) and is_part_of(self, module, GTSARotationHead):
             init_like_torch(module)
         else:
             super()._init_weights(module)

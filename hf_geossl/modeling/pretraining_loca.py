@@ -12,7 +12,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_loca import LOCAConfig
 from .heads_loca import LOCAClusterHead, LOCACrossAttentionBlock, LOCAPrototypes
-from .linear import Linear
 from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
 from .reconstruction import attached_reconstruction, attached_task
@@ -88,7 +87,7 @@ def _add_heads(module: Any, config: LOCAConfig) -> None:
         module.cluster_head = LOCAClusterHead(config)
     module.cross_attention = LOCACrossAttentionBlock(config)
     module.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-    module.position_predictor = Linear(config.hidden_size, height * width)
+    module.position_predictor = nn.Linear(config.hidden_size, height * width)
 
 
 class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .linear import Linear
 from .objectives import reconstruction_loss
 
 STAGES = 4
@@ -22,7 +21,7 @@ class ReconstructionDecoder(nn.Module):
     def __init__(self, in_features: int, hidden_size: int, num_channels: int) -> None:
         super().__init__()
         widths = [max(1, hidden_size >> stage) for stage in range(STAGES)] + [num_channels]
-        self.linear = Linear(in_features, widths[0])
+        self.linear = nn.Linear(in_features, widths[0])
         self.convolutions = nn.ModuleList(
             nn.Conv2d(widths[stage], widths[stage + 1], 3, padding=1) for stage in range(STAGES)
         )
@@ -59,7 +58,7 @@ class ReconstructionTask(nn.Module):
         self, features: int, num_decoders: int, hidden_size: int, num_channels: int, in_features: int | None = None
     ) -> None:
         super().__init__()
-        self.projection = nn.Identity() if in_features is None else Linear(in_features, features)
+        self.projection = nn.Identity() if in_features is None else nn.Linear(in_features, features)
         self.decoders = nn.ModuleList(
             ReconstructionDecoder(2 * features, hidden_size, num_channels) for _ in range(num_decoders)
         )

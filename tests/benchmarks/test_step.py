@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from benchmarks.step import (
     METHODS,
@@ -21,8 +20,6 @@ from benchmarks.step import (
     parser,
     resident,
 )
-from hf_geossl import GTSAConfig, GTSAModel
-from hf_geossl.modeling.recomputation import explicit_attention, gelu_linear, norm_linear
 
 TINY = [
     *("--hidden_size", "48", "--num_hidden_layers", "2", "--num_attention_heads", "3", "--global_size", "64"),
@@ -110,94 +107,3 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
     found = memory_of("bf16", TINY)
     assert 100 < found["libraries"] <= found["before"] < found["peak"] < found["before"] + 500
     assert found["peak"] < resident("VmHWM") - 500 or held.sum() < 0
-
-
-def assert_same_gradients(found: torch.Tensor, expected: torch.Tensor, inputs: list[torch.Tensor]) -> None:
-    weights = torch.randn_like(found)
-    for ours, theirs in zip(
-        torch.autograd.grad((found * weights).sum(), inputs),
-        torch.autograd.grad((expected * weights).sum(), inputs),
-        strict=True,
-    ):
-        assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_gelu_computed_again_gives_the_gradients_of_gelu_kept(approximate: str, bias: bool) -> None:
-    torch.manual_seed(0)
-    linear = torch.nn.Linear(7, 5, bias=bias).double()
-    hidden = torch.randn(3, 4, 7, dtype=torch.float64, requires_grad=True)
-    found, expected = gelu_linear(hidden, linear, approximate), linear(F.gelu(hidden, approximate=approximate))
-    assert torch.equal(found, expected)
-    assert_same_gradients(found, expected, [hidden, *linear.parameters()])
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    ("dtype", "autocast"),
-    [(torch.float64, False), (torch.float32, False), (torch.float32, True), (torch.bfloat16, False)],
-)
-def test_norm_computed_again_gives_the_gradients_of_norm_kept(bias: bool, dtype: torch.dtype, autocast: bool) -> None:
-    torch.manual_seed(0)
-    norm, linear = torch.nn.LayerNorm(7, eps=1e-6).to(dtype), torch.nn.Linear(7, 5, bias=bias).to(dtype)
-    torch.nn.init.normal_(norm.weight)
-    hidden = torch.randn(3, 4, 7, dtype=dtype, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        found, expected = norm_linear(hidden, norm, linear), linear(norm(hidden))
-    assert torch.equal(found, expected)
-    assert_same_gradients(found, expected, [hidden, *norm.parameters(), *linear.parameters()])
-    norm.weight.requires_grad_(False)  # a part that is not trained
-    assert_same_gradients(norm_linear(hidden, norm, linear), linear(norm(hidden)), [hidden, norm.bias, linear.weight])
-
-
-def test_attention_written_out_is_pytorchs_with_its_gradients() -> None:
-    torch.manual_seed(0)
-    query = torch.randn(2, 3, 5, 8, requires_grad=True)
-    key, value = (torch.randn(2, 3, 6, 8, requires_grad=True) for _ in range(2))
-    found = explicit_attention(query, key, value, 0.3)
-    expected = F.scaled_dot_product_attention(query, key, value, scale=0.3).transpose(1, 2)
-    torch.testing.assert_close(found, expected)
-    assert_same_gradients(found, expected, [query, key, value])
-
-
-@pytest.mark.parametrize("place", ["norm1", "attention.qkv", "norm2", "mlp.fc1", "mlp.fc2"])
-def test_adapters_and_hooks_in_a_layer_still_act(place: str) -> None:
-    """Recomputing goes round the module; where somebody has changed it, it must not."""
-    torch.manual_seed(0)
-    model = GTSAModel(
-        GTSAConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
-    )
-    layer = model.encoder.layer[0]
-    pixels = torch.randn(1, 3, 16, 16)
-    before = model(pixels).last_hidden_state
-    handle = layer.get_submodule(place).register_forward_hook(lambda module, inputs, output: 2 * output)
-    assert not torch.allclose(model(pixels).last_hidden_state, before)
-    handle.remove()
-    assert torch.equal(model(pixels).last_hidden_state, before)
-
-    class Adapter(torch.nn.Module):
-        def __init__(self, module: torch.nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return 2 * self.module(hidden)
-
-    layer.set_submodule(place, Adapter(layer.get_submodule(place)))
-    assert not torch.allclose(model(pixels).last_hidden_state, before)
-
-
-def test_a_layer_keeps_less_for_its_backward_pass() -> None:
-    """Neither what the norms give is among what autograd keeps nor what GELU gives, a fourth of what an MLP would keep."""
-    model = GTSAModel(
-        GTSAConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
-    )
-    kept: dict[int, torch.Size] = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: (kept.update({tensor.untyped_storage().data_ptr(): tensor.shape}), tensor)[1], lambda x: x
-    ):
-        model.encoder.layer[0](torch.randn(2, 5, 16, requires_grad=True))
-    sizes = sorted(shape.numel() for shape in kept.values() if shape[:2] == (2, 5))
-    assert sizes == [2 * 5 * 16, 2 * 5 * 16, 2 * 5 * 64]  # what goes into the norms and into GELU

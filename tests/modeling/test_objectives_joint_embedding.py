@@ -309,7 +309,7 @@ _TWO_PROCESSES = """
 import sys
 import torch
 from safetensors.torch import load_file, save_file
-from hf_geossl.modeling import objectives_hosts as hosts
+from hf_geossl.modeling import objectives_joint_embedding as hosts
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.protocols.fit import fit, seeded
-from hf_geossl.modeling.linear import Linear
 
 BLOCK = 4096  # rows held at a time
 
@@ -225,11 +224,11 @@ class Perceptron:
 
         with seeded(options.seed, device):
             self._network = nn.Sequential(
-                Linear(pairs.width, hidden_size),
+                nn.Linear(pairs.width, hidden_size),
                 nn.ReLU(),
-                Linear(hidden_size, hidden_size),
+                nn.Linear(hidden_size, hidden_size),
                 nn.ReLU(),
-                Linear(hidden_size, pairs.outputs),
+                nn.Linear(hidden_size, pairs.outputs),
             ).to(device)
             optimizer = torch.optim.Adam(self._network.parameters(), learning_rate)
             steps = epochs * (pairs.images // size)
