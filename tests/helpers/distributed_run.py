@@ -23,6 +23,7 @@ from hf_geossl.modeling.modeling_vit import ViTDropPath
 from hf_geossl.modeling.objectives_joint_embedding import koleo_loss
 from hf_geossl.training.sharding import read_whole
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
+from tests.helpers.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.helpers.methods import equicoherent_batch, gtsa_batch, loca_batch
 
 IMAGES, STEPS, SAVED = 6, 5, 2  # images of a step; steps of a run; step of the checkpoint that others go on from
@@ -192,6 +193,7 @@ def halves(features: torch.Tensor) -> torch.Tensor:
 
 def main(folder: Path, layout: str) -> None:
     torch.set_num_threads(1)
+    allow_fsdp_on_cpu()
     set_seed(int(os.environ.get("RANK", 0)))
     first = int(os.environ.get("RANK", 0)) == 0
     micro = {"gradient_accumulation_steps": 2}
