@@ -39,6 +39,7 @@ setup(
     packages=find_packages(include=["hf_geossl", "hf_geossl.*"]),
     package_data={
         "hf_geossl": [
+            "__init__.pyi",
             "py.typed",
             "training/accelerate/*.yaml",
             "training/recipes/*.yaml",
@@ -59,6 +60,7 @@ setup(
         "jinja2>=3.1",
         "msgpack>=1.0.5",
         "tenacity>=8.2",
+        "wrapt>=1.17",
     ],
     extras_require={
         "test": TEST,

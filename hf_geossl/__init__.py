@@ -1,10 +1,10 @@
 """Self-supervised vision transformers that keep geometry, for the Hugging Face stack.
 
-Importing the package registers its models with transformers' Auto classes; everything else is imported when first used.
+Importing the package lets transformers' Auto classes open its models; everything is imported when it is first used. Types of the
+public names are in `__init__.pyi`.
 """
 
 from importlib import import_module
-from typing import Any
 
 from hf_geossl.hub.auto_classes import register_auto_classes
 from hf_geossl.methods import METHODS
@@ -29,7 +29,7 @@ for _method in METHODS.values():
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'hf_geossl' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,7 +1,8 @@
 """Configuration of the vision transformer trunk that all methods share."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -47,6 +48,10 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         StrictDataclassError (of `huggingface_hub`): If a value is of another type or out of its range.
     """
 
+    _auto_class: ClassVar[str | None] = "AutoConfig"  # saving takes this file along
+    # called before a configuration is made: the installed package registers its models with the Auto classes then
+    before_use: ClassVar[list[Callable[[], None]]] = []
+
     hidden_size: int = 384
     num_hidden_layers: int = 12
     num_attention_heads: int = 6
@@ -69,6 +74,12 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Makes a configuration without fields; Python calls it where one is unpickled too."""
+        for action in cls.before_use:
+            action()
+        return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:

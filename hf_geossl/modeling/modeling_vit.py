@@ -291,6 +291,12 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
     auto_map: ClassVar[dict[str, str]] = {}
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        for auto_class, place in cls.auto_map.items():
+            if place.endswith(f".{cls.__name__}"):
+                cls.register_for_auto_class(auto_class)  # saving takes the code along
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Truncated normal for linear layers, class token and positions; PyTorch's own for convolutions."""

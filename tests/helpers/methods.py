@@ -143,7 +143,7 @@ METHODS = {
         "EquiCoherent",
         equicoherent_batch,
         EQUICOHERENT_HEADS,
-        frozenset({"heads_equicoherent.py", "objectives_hosts.py", "reconstruction.py"}),
+        frozenset({"heads_equicoherent.py", "objectives_joint_embedding.py", "reconstruction.py"}),
         pools_class_token=True,
         centers=("class_center", "patch_center"),
     ),

@@ -29,12 +29,10 @@ SAVED_AS = {
 SAVED = [*SAVED_AS, "exported"]
 CODE = {
     "configuration_vit.py",
-    "linear.py",
     "modeling_vit.py",
-    "modeling_vit_tasks.py",
+    "modeling_vit_heads.py",
     "objectives.py",
-    "pretraining_vit.py",
-    "recomputation.py",
+    "teacher_student.py",
 }
 CLASSES = {
     "AutoModel": "Model",

@@ -1,0 +1,89 @@
+"""Types of the public names, which `__init__.py` imports when they are first used."""
+
+from hf_geossl.data import load_scenes
+from hf_geossl.data.streams import ImageStream, load_stream
+from hf_geossl.evaluation.evaluate import evaluate_model
+from hf_geossl.hub.auto_classes import load_backbone
+from hf_geossl.hub.push import Publication, PublishedFile, PublishError, publish
+from hf_geossl.modeling.configuration_equicoherent import EquiCoherentConfig
+from hf_geossl.modeling.configuration_gtsa import GTSAConfig
+from hf_geossl.modeling.configuration_loca import LOCAConfig
+from hf_geossl.modeling.modeling_equicoherent import (
+    EquiCoherentBackbone,
+    EquiCoherentForImageClassification,
+    EquiCoherentForSemanticSegmentation,
+    EquiCoherentModel,
+)
+from hf_geossl.modeling.modeling_gtsa import (
+    GTSABackbone,
+    GTSAForImageClassification,
+    GTSAForSemanticSegmentation,
+    GTSAModel,
+)
+from hf_geossl.modeling.modeling_loca import (
+    LOCABackbone,
+    LOCAForImageClassification,
+    LOCAForSemanticSegmentation,
+    LOCAModel,
+)
+from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining, EquiCoherentForPreTrainingOutput
+from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining, GTSAForPreTrainingOutput
+from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining, LOCAForPreTrainingOutput
+from hf_geossl.training.arguments import (
+    EquiCoherentTrainingArguments,
+    GTSATrainingArguments,
+    LOCATrainingArguments,
+    TeacherStudentTrainingArguments,
+)
+from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.training.trainer_equicoherent import EquiCoherentTrainer
+from hf_geossl.training.trainer_gtsa import GTSATrainer
+from hf_geossl.training.trainer_loca import LOCATrainer
+from hf_geossl.views.equicoherent import EquiCoherentViews
+from hf_geossl.views.gtsa import GTSAViews
+from hf_geossl.views.loca import LOCAViews
+
+__version__: str
+__all__ = [
+    "EquiCoherentBackbone",
+    "EquiCoherentConfig",
+    "EquiCoherentForImageClassification",
+    "EquiCoherentForPreTraining",
+    "EquiCoherentForPreTrainingOutput",
+    "EquiCoherentForSemanticSegmentation",
+    "EquiCoherentModel",
+    "EquiCoherentTrainer",
+    "EquiCoherentTrainingArguments",
+    "EquiCoherentViews",
+    "GTSABackbone",
+    "GTSAConfig",
+    "GTSAForImageClassification",
+    "GTSAForPreTraining",
+    "GTSAForPreTrainingOutput",
+    "GTSAForSemanticSegmentation",
+    "GTSAModel",
+    "GTSATrainer",
+    "GTSATrainingArguments",
+    "GTSAViews",
+    "ImageStream",
+    "LOCABackbone",
+    "LOCAConfig",
+    "LOCAForImageClassification",
+    "LOCAForPreTraining",
+    "LOCAForPreTrainingOutput",
+    "LOCAForSemanticSegmentation",
+    "LOCAModel",
+    "LOCATrainer",
+    "LOCATrainingArguments",
+    "LOCAViews",
+    "Publication",
+    "PublishError",
+    "PublishedFile",
+    "TeacherStudentTrainer",
+    "TeacherStudentTrainingArguments",
+    "evaluate_model",
+    "load_backbone",
+    "load_scenes",
+    "load_stream",
+    "publish",
+]
