@@ -173,7 +173,7 @@ def _describe(publication: Publication) -> None:
     """Lists a publication on the screen."""
     for file in publication.files:
         print(f"  {file.state:9}  {_megabytes(file.size):>9}  {file.path}")
-    sent = [file for file in publication.files if file.state in ("new", "changed")]
+    sent = publication.sent
     done = "would be sent" if publication.commit is None else "sent"
     total = f"{len(sent)} of {len(publication.files)} files {done}, {_megabytes(sum(file.size for file in sent))}"
     at = f", revision {publication.commit[:10]}" if publication.commit else ""

@@ -19,6 +19,7 @@ from hf_geossl.hub.auto_classes import auto_map_of
 from hf_geossl.hub.card import METHODS, is_rendered, parse_card, read_json, render_card, update_card
 from hf_geossl.hub.export import MAX_SHARD_SIZE, PICTURES, export_model, make_image_processor
 from hf_geossl.hub.redaction import find_secret, redact, redact_values
+from hf_geossl.hub.repository import Source
 from hf_geossl.hub.results import (
     ABOUT,
     EVAL_RESULTS,
@@ -32,7 +33,6 @@ from hf_geossl.hub.run_record import ARGUMENTS, RECORD, weights_digest
 
 logger = logging.getLogger(__name__)
 
-Source = Path | bytes
 WEIGHTS, INDEX, CARD, CONFIG = "model.safetensors", "model.safetensors.index.json", "README.md", "config.json"
 PROCESSOR = "preprocessor_config.json"
 _LABELS = ("id2label", "label2id")  # texts of the person's own, which the model needs as they are
@@ -78,7 +78,12 @@ def folder_of(model_or_folder: Any) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model that can be published.
+
+    Raises:
+        ValueError: If there is no folder, or no model of this library in it.
+    """
     if not folder.is_dir():
         raise ValueError(
             f"there is no folder {folder.name!r}: give the one that geossl pretrain or save_pretrained wrote"
@@ -239,7 +244,7 @@ def model_files(
         ValueError: If the folder holds no model of this library, its weights are missing or damaged, or results are
             not numbers.
     """
-    config = _config_of(folder)
+    config = read_config(folder)
     weights = _weights_of(folder)
     given = results if results is not None else folder / RESULTS if (folder / RESULTS).is_file() else None
     content = None if given is None else _of_these_weights(load_results(given), folder, asked_for=results is not None)

@@ -458,16 +458,18 @@ def test_a_licence_that_the_hub_does_not_know_makes_no_repository(
 ) -> None:
     assert main(["publish", str(run), "tester/m", "--license", "nonsense-1.0"]) == 2
     error = capsys.readouterr().err
-    assert 'the Hub refuses the card of tester/m: Invalid metadata in README.md. - "license" must be one of' in error
+    assert 'the Hub refuses the card of tester/m: "license" must be one of' in error
     assert len(error) < 300
     assert not hub.repositories
 
 
-def test_a_hub_that_is_not_there_is_told_soon(run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hub_that_is_not_there_is_said_soon(run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     hub.close()
     start = time.monotonic()
-    assert main(["publish", str(run), "tester/m", "--dry_run"]) == 2
-    assert "geossl: reading tester/m failed with ConnectError: " in capsys.readouterr().err
+    assert main(["publish", str(run), "tester/m"]) == 2
+    assert "geossl: asking the Hub whose token it is failed 4 times in a row, " in capsys.readouterr().err
+    assert main(["publish", str(run), "tester/m", "--dry_run"]) == 0
+    assert re.search(r"^  unknown .* model.safetensors$", capsys.readouterr().out, re.MULTILINE)
     assert main(["publish", str(run), "m", "--dry_run"]) == 2
     assert "a dry run needs the whole name of the repository, user/m" in capsys.readouterr().err
     assert time.monotonic() - start < 20
@@ -494,14 +496,15 @@ def test_a_renamed_folder_has_a_card_of_the_new_name(hub: HubServer, run: Path) 
         ("hf_fine", "the token of tester may only read"),
     ],
 )
-def test_a_token_that_cannot_write_is_told_before_anything_is_read(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
+def test_a_token_that_cannot_write_is_refused_before_anything_is_read(
+    hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
 ) -> None:
+    (run / "model.safetensors").write_text("would be refused, if it were read")
     hub.tokens["hf_fine"] = Token("tester", "fineGrained", permissions=("repo.content.read",))
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     with pytest.raises(PublishError, match=re.escape(message)) as caught:
-        publish(tmp_path / "there is no such folder", "tester/m", token=token)
+        publish(run, "tester/m", token=token)
     assert "\n" not in str(caught.value)
     assert {request.path for request in hub.requests} <= {"/api/whoami-v2", "/api/agent-harnesses"}
     with pytest.raises(PublishError, match=re.escape(message)):
@@ -532,8 +535,42 @@ def test_a_dry_run_lists_and_sends_nothing(
     assert re.search(r"^  changed +[\d.]+ kB  README.md$", printed, re.MULTILINE)
     assert re.search(r"^  removed +[\d.]+ [kM]B  features.png$", printed, re.MULTILINE)
     assert re.search(r"^  unchanged .* model.safetensors$", printed, re.MULTILINE)
-    assert "1 of 20 files would be sent" in printed
+    assert re.search(r"1 of \d+ files would be sent", printed)
     assert len(commits(hub)) == before
+
+
+def test_a_dry_run_needs_no_network(
+    hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compared = publish(run, "tester/m", dry_run=True, space=True)
+    monkeypatch.delenv("HF_TOKEN")
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        if not offline:
+            hub.fail("GET ", times=1000, status=503)
+        caplog.clear()
+        listed = publish(run, "tester/m", dry_run=True, space=True)
+        hub.clear_faults()
+        for one, other in ((listed, compared), (listed.space, compared.space)):
+            assert one is not None
+            assert other is not None
+            assert [file.path for file in one.files] == [file.path for file in other.files]
+            assert {file.state for file in one.files} == {"unknown"}
+            assert one.sent == list(one.files)
+            assert one.url == other.url
+        said = [record.getMessage() for record in caplog.records if "could not be compared" in record.getMessage()]
+        assert len(said) == 1
+        assert "\n" not in said[0]
+
+
+def test_a_missing_folder_is_said_without_asking_the_network(hub: HubServer, tmp_path: Path) -> None:
+    hub.fail(".*", times=1000, status=503)
+    for dry_run in (False, True):
+        with pytest.raises(ValueError, match="there is no folder 'gone'") as caught:
+            publish(tmp_path / "gone", "tester/m", dry_run=dry_run)
+        assert "\n" not in str(caught.value)
+    assert not hub.requests
+    hub.clear_faults()
 
 
 @pytest.mark.parametrize(
