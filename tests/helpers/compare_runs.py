@@ -96,6 +96,9 @@ def runs() -> dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any
         method, model, views, _ = table[name]
         table[f"{name}, accumulated"] = (method, model, views, {"gradient_accumulation_steps": 2})
         table[f"{name}, bfloat16"] = (method, model, views, {"bf16": True})
+        # products large enough for what libraries do with large ones
+        large = {"global_size": 64} if method != "LOCA" else {"reference_size": 64}
+        table[f"{name}, wide"] = (method, {**model, "hidden_size": 192, "image_size": 64}, {**views, **large}, {})
     return table
 
 
@@ -257,6 +260,7 @@ def child(images: Path, report: Path, colors: str, only: str) -> None:
 
     import hf_geossl
 
+    assert Path(hf_geossl.__file__).is_relative_to(Path.cwd()), f"{hf_geossl.__file__} is not of {Path.cwd()}"
     torch.set_num_threads(1)
     records: dict[str, Any] = {}
     recipes = sorted((Path(hf_geossl.__file__).parent / "training" / "recipes").glob("*.yaml"))
@@ -305,7 +309,9 @@ def difference(old: dict[str, float], new: dict[str, float]) -> tuple[float, flo
     return largest, relative, first
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float, judged: tuple[str, ...]) -> int:
+def compare(
+    old: dict[str, Any], new: dict[str, Any], tolerance: float, bfloat16_tolerance: float, decisive: tuple[str, ...]
+) -> int:
     """Prints a row for each run and kind of number that differs; returns the number of runs above the tolerance."""
     above = 0
     for name in [*old, *(name for name in new if name not in old)]:
@@ -321,14 +327,15 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float, judged: 
             away, relative, first = difference(sides[0].get(kind, {}), sides[1].get(kind, {}))
             if away:
                 rows.append(f"    {kind:17} {away:9.2e} absolute {relative:9.2e} relative, first at: {first}")
-            if kind in judged:
+            if kind in decisive:
                 # small numbers are compared as they are, large ones by their size
                 worst = max(worst, min(away, relative))
         count = sum(len(side) for side in sides[0].values())
-        verdict = "ABOVE" if worst > tolerance else "differs" if rows else "equal"
-        above += worst > tolerance
+        bound = bfloat16_tolerance if "bfloat16" in name else tolerance
+        verdict = "ABOVE" if worst > bound else "differs" if rows else "equal"
+        above += worst > bound
         print(f"{name:32} {verdict:8} ({count} numbers)", *rows, sep="\n" if rows else " ")
-    print(f"{above} of {len(old | new)} runs above the tolerance {tolerance:g} in {', '.join(judged)}")
+    print(f"{above} of {len(old | new)} runs above the tolerance {tolerance:g} in {', '.join(decisive)}")
     return above
 
 
@@ -337,6 +344,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="*", type=Path, metavar="OLD NEW", help="Two checkouts, or their records.")
     parser.add_argument("--tolerance", type=float, default=0.0, help="Largest difference that passes (0: equal bits).")
+    parser.add_argument(
+        "--bfloat16_tolerance", type=float, help="The same for runs in bfloat16; --tolerance if not given."
+    )
     parser.add_argument(
         "--colors",
         choices=("default", "off", "exact"),
@@ -366,9 +376,10 @@ def main() -> int:
             if options.save:
                 options.save.mkdir(parents=True, exist_ok=True)
                 (options.save / f"{side}.json").write_text(report.read_text())
-    judged = ("inputs", "losses", "gradient norms", "evaluation", "exported config")
-    judged += ("weights", "exported weights") if options.weights else ()
-    return int(compare(*records, options.tolerance, judged) > 0)
+    decisive = ("inputs", "losses", "gradient norms", "evaluation", "exported config")
+    decisive += ("weights", "exported weights") if options.weights else ()
+    half = options.tolerance if options.bfloat16_tolerance is None else options.bfloat16_tolerance
+    return int(compare(*records, options.tolerance, half, decisive) > 0)
 
 
 if __name__ == "__main__":
