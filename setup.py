@@ -10,9 +10,9 @@ VERSION = runpy.run_path(str(Path(__file__).with_name("hf_geossl") / "version.py
 EVAL = [
     "evaluate>=0.4.6",
     "faster-coco-eval>=1.8",
-    "matplotlib>=3.8",
-    "scikit-learn>=1.4",
-    "scipy>=1.11",
+    "matplotlib>=3.9",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
     "torchmetrics>=1.9",
 ]
 TEST = [
@@ -54,7 +54,7 @@ setup(
         "huggingface_hub>=1.31",
         "datasets>=5.2",
         "accelerate>=1.10",
-        "numpy>=1.26",
+        "numpy>=2.0",  # as pyarrow, which datasets brings, asks for
         "pillow>=10.1",
         "pyyaml>=6",
         "jinja2>=3.1",
