@@ -30,7 +30,7 @@ from hf_geossl.demo import launch_demo
 from hf_geossl.hub.export import PICTURE, POSITIONS_PICTURE, RECONSTRUCTIONS_PICTURE, export_model, make_image_processor
 from hf_geossl.hub.push import Publication, PublishError, publish
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
-from hf_geossl.training.checkpointing import CheckpointError, newest_whole_checkpoint
+from hf_geossl.training.checkpoints.files import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.trainer import NonFiniteLossError
 
 # what a run leaves that was killed before its first checkpoint was whole

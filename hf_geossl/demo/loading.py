@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForPreTraining
 
-from hf_geossl.training.checkpointing import list_checkpoints, why_not_whole
+from hf_geossl.training.checkpoints.files import list_checkpoints, why_not_whole
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
 METHODS = {"gtsa": "GTSA", "loca": "LOCA", "equicoherent": "EquiCoherent"}

@@ -1,9 +1,14 @@
 """Training arguments: transformers', with what teacher-student pretraining adds and other defaults."""
 
+import copy
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, field
+from typing import Self
 
 from transformers import TrainingArguments
+
+from hf_geossl.training.sharding import fsdp_plugin_settings
 
 _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
@@ -114,7 +119,32 @@ class TeacherStudentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': a stream has no end, count in steps")
         if self.remove_unused_columns or not self.ignore_data_skip:
             raise ValueError("remove_unused_columns must stay off and ignore_data_skip on: streams resume by position")
+        if self.deepspeed is not None:
+            raise ValueError("deepspeed must be left out: models that do not fit one GPU are trained with FSDP2")
+        if self.fp16_full_eval or self.bf16_full_eval:
+            raise ValueError("fp16_full_eval and bf16_full_eval must stay off: teachers are kept in float32")
         super().__post_init__()
+        self.fsdp_plugin_args = fsdp_plugin_settings(self.fsdp_plugin_args, self.mixed_precision)
+
+    def for_run(self, train_dataset: object) -> Self:
+        """A copy for a run: without a token, with the peak of the learning rate, and with `max_steps`.
+
+        Args:
+            train_dataset (`Sized`, *optional*): What epochs are counted by where `max_steps` is not given.
+
+        Raises:
+            ValueError: If the length of the run is not known.
+        """
+        args = copy.copy(self)
+        args.hub_token = None  # checkpoints hold the arguments
+        if args.base_learning_rate is not None:
+            args.learning_rate = args.scaled_learning_rate
+        if train_dataset is not None and args.max_steps <= 0:
+            if not isinstance(train_dataset, Sized):
+                raise ValueError("a stream has no end, so the length of the run must be given: set max_steps in args")
+            steps = math.ceil(args.num_train_epochs * len(train_dataset) / args.global_batch_size)
+            args.max_steps = max(steps, 1)
+        return args
 
     @property
     def scaled_learning_rate(self) -> float:
@@ -126,123 +156,3 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     def global_batch_size(self) -> int:
         """Images of one optimizer step, over all processes and accumulation."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-
-
-@dataclass
-class GTSATrainingArguments(TeacherStudentTrainingArguments):
-    """Training arguments of GTSA; the defaults are the authors' recipe `gtsa_small` (arXiv 2304.08014).
-
-    Args:
-        correspondence_weight (`float` or `None`): Weight of the patch-correspondence loss; None takes the model's.
-        correspondence_start (`float`): Step from which that loss counts; below 1 a share of the run. The authors' code
-            starts with the twelfth of 100 epochs.
-        rotation_weight (`float` or `None`): Weight of the rotation loss; None takes the model's.
-    """
-
-    correspondence_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the patch-correspondence loss; the model's by default (0.5)."}
-    )
-    correspondence_start: float = field(
-        default=0.11, metadata={"help": "Step from which the correspondence loss counts; below 1 a share of the run."}
-    )
-    rotation_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the rotation loss; the model's by default (0.5)."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.correspondence_start < 0:
-            raise ValueError(f"correspondence_start must be 0 or more, got {self.correspondence_start}")
-        super().__post_init__()
-
-
-@dataclass
-class LOCATrainingArguments(TeacherStudentTrainingArguments):
-    """Training arguments of LOCA; the defaults are the authors' ViT-B/16 configuration (arXiv 2212.02400): a peak of 1e-3
-    at a global batch of 1024 that ends at 1 % of itself, constant weight decay, all gradients clipped together.
-
-    Args:
-        decay_attention_biases (`bool`): Whether weight decay reaches the biases of queries, keys and values, as in the
-            authors' code, where they are matrices (a row for each head).
-    """
-
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay at the first step."})
-    warmup_steps: float = field(
-        default=0.15, metadata={"help": "Steps of linear warm-up; below 1 it is a share of the run."}
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm that gradients are clipped to; 0 turns it off."})
-    base_learning_rate: float | None = field(
-        default=2.5e-4,
-        metadata={"help": "Learning rate for a global batch of 256, scaled linearly; 'none' uses learning_rate."},
-    )
-    min_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate that the cosine ends at; 'none' is 1 %% of the peak."}
-    )
-    weight_decay_end: float | None = field(
-        default=None, metadata={"help": "Weight decay at the end of the run; 'none' keeps it constant."}
-    )
-    clip_mode: str = field(
-        default="global",
-        metadata={"help": "'tensor' clips each parameter tensor by itself, 'global' all together."},
-    )
-    decay_attention_biases: bool = field(
-        default=True,
-        metadata={"help": "Decay the biases of queries, keys and values too, as the authors' code does."},
-    )
-
-
-@dataclass
-class EquiCoherentTrainingArguments(TeacherStudentTrainingArguments):
-    """Training arguments of EquiCoherent and of its hosts; the defaults are iBOT's recipe for a ViT-S (arXiv 2111.07832).
-    Schedules that the papers give in epochs are shares of the run here.
-
-    Args:
-        learning_rate_scaling (`str`): `"linear"`: `base_learning_rate` is for a global batch of 256 and grows with it;
-            `"sqrt"`, DINOv2's: it is for 1024 and grows with the root of the batch.
-        teacher_temperature_start (`float`): Temperature of the teacher's softmax at the first step; the model's
-            `teacher_temperature` after the warm-up.
-        teacher_temperature_warmup (`float`): Steps of the linear way between them; below 1 a share of the run.
-        freeze_last_layer (`float`): Steps in which the prototypes stay; below 1 a share of the run.
-        layer_decay (`float`): Learning rate of a layer as a share of that of the next one, in (0, 1].
-        patch_embed_learning_rate (`float`): Learning rate of the patch embedding, as a share of what it would be.
-    """
-
-    learning_rate_scaling: str = field(
-        default="linear",
-        metadata={"help": "'linear' (base_learning_rate is for a batch of 256) or 'sqrt' (for 1024, DINOv2's)."},
-    )
-    teacher_temperature_start: float = field(
-        default=0.04, metadata={"help": "Teacher temperature at the first step; the model's after the warm-up."}
-    )
-    teacher_temperature_warmup: float = field(
-        default=0.3, metadata={"help": "Steps of the teacher temperature's warm-up; below 1 a share of the run."}
-    )
-    freeze_last_layer: float = field(
-        default=0.05, metadata={"help": "Steps in which the prototypes stay; below 1 a share of the run."}
-    )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of a layer as a share of that of the next one."}
-    )
-    patch_embed_learning_rate: float = field(
-        default=1.0, metadata={"help": "Learning rate of the patch embedding, as a share of what it would be."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.learning_rate_scaling not in ("linear", "sqrt"):
-            raise ValueError(f"learning_rate_scaling must be 'linear' or 'sqrt', got {self.learning_rate_scaling!r}")
-        if not self.teacher_temperature_start > 0:
-            raise ValueError(f"teacher_temperature_start must be above 0, got {self.teacher_temperature_start}")
-        for name in ("teacher_temperature_warmup", "freeze_last_layer"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("layer_decay", "patch_embed_learning_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        super().__post_init__()
-
-    @property
-    def scaled_learning_rate(self) -> float:
-        """`base_learning_rate` for this run's global batch, as `learning_rate_scaling` says."""
-        if self.learning_rate_scaling == "linear":
-            return super().scaled_learning_rate
-        assert self.base_learning_rate is not None
-        return self.base_learning_rate * math.sqrt(self.global_batch_size / 1024)

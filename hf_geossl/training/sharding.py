@@ -2,16 +2,20 @@
 
 import copy
 import itertools
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_tensor
 
+LAYERS = ("ViTLayer", "ViTPatchEmbeddings")  # divided one by one, of student and teacher alike
 _WRAPPED = "_checkpoint_wrapped_module."
 
 
@@ -20,12 +24,18 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def unshard(model: nn.Module) -> None:
+    """Gathers the weights that the model itself holds in a forward pass; its backward pass divides them again."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+
+
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor; where processes hold parts of it, all of them must call this at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This process's part of a whole tensor, divided as `like`; the tensor itself where `like` is not divided."""
     if not isinstance(like, DTensor):
         return tensor
@@ -33,39 +43,44 @@ def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather_state(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+def gather_state(model: nn.Module, wanted: bool) -> dict[str, torch.Tensor]:
     """Gathers the weights of a model, one after the other.
 
     Args:
         model (`nn.Module`): The model; all processes must call this.
-        keep (`bool`): Whether this process wants them.
+        wanted (`bool`): Whether this process wants them.
 
     Returns:
         `dict[str, torch.Tensor]`: Parameters and buffers by name, whole, on the CPU; empty where they are not wanted.
     """
     state = {}
     for name, value in model.state_dict().items():  # FSDP gives parts here, whatever was gathered for a forward pass
-        gathered = whole(value.detach())
-        if keep:
+        gathered = full_tensor(value.detach())
+        if wanted:
             state[name] = gathered.cpu() if isinstance(value, DTensor) else gathered.cpu().clone()
     return state
 
 
-def whole_copy(model: Any, keep: bool) -> Any:
+def whole_model(model: Any, wanted: bool) -> Any:
+    """A model itself where it is not divided, otherwise a copy as `unsharded_copy`."""
+    return unsharded_copy(model, wanted) if is_sharded(model) else model
+
+
+def unsharded_copy(model: Any, wanted: bool) -> Any:
     """Copies a model that is divided among processes to the CPU of one.
 
     Args:
         model (`PreTrainedModel`): The model; all processes must call this.
-        keep (`bool`): Whether this process wants the copy.
+        wanted (`bool`): Whether this process wants the copy.
 
     Returns:
         `PreTrainedModel` or `None`: A model of the class that FSDP wrapped; None where it is not wanted.
     """
-    state = gather_state(model, keep)
-    return _copy_with(model, state) if keep else None
+    state = gather_state(model, wanted)
+    return _copy_with(model, state) if wanted else None
 
 
-def read_whole(model: Any, folder: str | Path) -> Any:
+def read_unsharded(model: Any, folder: str | Path) -> Any:
     """Reads a model that is divided among processes from its checkpoint, without asking them.
 
     Args:
@@ -112,7 +127,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     for name, target in own.items():
         if target.shape != state[name].shape:
             raise ValueError(f"{name} must have shape {tuple(target.shape)}, got {tuple(state[name].shape)}")
-        target.copy_(part_like(state[name].to(target.device, target.dtype), target))
+        target.copy_(shard_like(state[name].to(target.device, target.dtype), target))
 
 
 @torch.no_grad()
@@ -123,6 +138,63 @@ def broadcast_state(model: nn.Module, device: torch.device) -> None:
         torch.distributed.broadcast(sent, 0)
         if torch.distributed.get_rank():
             tensor.copy_(sent)
+
+
+def fsdp_plugin_settings(given: Mapping[str, Any] | None, mixed_precision: str) -> dict[str, Any] | None:
+    """What accelerate's FSDP plugin is made of, where FSDP was asked for by arguments or by the launcher.
+
+    Args:
+        given (`Mapping[str, Any]` or `None`): The plugin's settings by transformers' arguments.
+        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+
+    Returns:
+        `dict[str, Any]` or `None`: Settings with this library's layers and precision; None without FSDP.
+
+    Raises:
+        ValueError: For FSDP of version 1.
+    """
+    if given is None and os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return None
+    settings = dict(given or {})
+    version = int(settings.get("fsdp_version", os.environ.get("FSDP_VERSION", 1)))
+    if version != 2:
+        raise ValueError(
+            f"fsdp_version must be 2, got {version}: launch with hf_geossl/training/accelerate/fsdp2.yaml, or set "
+            "fsdp_version: 2 in your own file"
+        )
+    layers = settings.get("transformer_cls_names_to_wrap") or os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP") or ""
+    named = layers.split(",") if isinstance(layers, str) else list(layers)
+    # accelerate divides the student's patch embedding by itself, so the teacher's must be divided in the same way
+    settings["transformer_cls_names_to_wrap"] = list(dict.fromkeys([*filter(None, named), *LAYERS]))
+    settings["fsdp_version"] = version
+    if mixed_precision != "no":
+        # autocast chooses what is computed in half precision, as it does without FSDP; accelerate's own policy would
+        # round crop boxes, residual streams, prototypes and the loss too
+        settings["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    return settings
+
+
+@contextmanager
+def replaced(owner: object, **attributes: object) -> Iterator[None]:
+    """Gives an object other attributes for a while, and then those that it had."""
+    before = {name: value for name, value in vars(owner).items() if name in attributes}
+    vars(owner).update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del vars(owner)[name]
+        vars(owner).update(before)
+
+
+def prepared_before(accelerator: Accelerator) -> AbstractContextManager[None]:
+    """Lets `accelerator.prepare` return its arguments, for a model that is divided already.
+
+    It would identify parameters by their addresses, which parts without rows have in common.
+    """
+    return replaced(accelerator, prepare=lambda *objects: objects)
 
 
 # ---- The optimizer
@@ -136,13 +208,13 @@ def _names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name.replace(_WRAPPED, "") for name, parameter in model.named_parameters()}
 
 
-def gather_optimizer_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Any]:
+def gather_optimizer_state(model: nn.Module, optimizer: Any, wanted: bool) -> dict[str, Any]:
     """Gathers the state of an optimizer in a form that does not know how processes divide it.
 
     Args:
         model (`nn.Module`): The model that it moves, without a DDP wrapper; all processes must call this.
         optimizer (`torch.optim.Optimizer`): The optimizer.
-        keep (`bool`): Whether this process wants the state.
+        wanted (`bool`): Whether this process wants the state.
 
     Returns:
         `dict[str, Any]`: `state`, for each parameter's name its tensors, whole and on the CPU, and `param_groups` with
@@ -152,10 +224,10 @@ def gather_optimizer_state(model: nn.Module, optimizer: Any, keep: bool) -> dict
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gathered = {
-                key: whole(value) if isinstance(value, torch.Tensor) else value
+                key: full_tensor(value) if isinstance(value, torch.Tensor) else value
                 for key, value in optimizer.state.get(parameter, {}).items()
             }
-            if keep and gathered:
+            if wanted and gathered:
                 state[names[id(parameter)]] = {
                     key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in gathered.items()
                 }
@@ -189,7 +261,7 @@ def load_optimizer_state(model: nn.Module, optimizer: Any, saved: Mapping[str, A
             found = saved["state"].get(names[id(parameter)])
             if found is not None:
                 state[index] = {
-                    key: part_like(value, parameter)
+                    key: shard_like(value, parameter)
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape
                     else value
                     for key, value in found.items()

@@ -2,43 +2,54 @@
 
 import gc
 import logging
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch.nn import functional as F
-from transformers import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
+from hf_geossl.data.streams import ImageStream
 from hf_geossl.hub.export import make_image_processor
+from hf_geossl.hub.push import Publication
+from hf_geossl.methods import METHODS
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
-from hf_geossl.training.callbacks import (
-    CollapseCallback,
-    ImagesProgressCallback,
-    PauseCallback,
-    TeacherCallback,
-    describe_losses,
-)
-from hf_geossl.training.hub_trainer import HubTrainer
-from hf_geossl.training.monitors.guards import FiniteGuard, NonFiniteLossError, TeacherWatch
-from hf_geossl.training.pictures.features import PictureCallback
-from hf_geossl.training.sharding import is_sharded
+from hf_geossl.training.checkpoints.checkpointer import Resumed
+from hf_geossl.training.checkpoints.state import read_optimizer, read_weights, write_json, write_optimizer
+from hf_geossl.training.exporting import Exporter
+from hf_geossl.training.feed import TrainingFeed
+from hf_geossl.training.logs.progress import ImagesProgressCallback, describe_evaluation
+from hf_geossl.training.monitors.non_finite import NonFiniteLossError
+from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.parts import TrainerParts
+from hf_geossl.training.publisher import HubPublisher
+from hf_geossl.training.run_description import describe_run
+from hf_geossl.training.sharding import broadcast_state, full_tensor, is_sharded, prepared_before, replaced, whole_model
+from hf_geossl.training.threads import training_context
 from hf_geossl.views.base import Views
 
 __all__ = ["NonFiniteLossError", "TeacherStudentTrainer"]
 
 logger = logging.getLogger(__name__)
 
+Inputs = dict[str, Any]
 
-class TeacherStudentTrainer(HubTrainer):
-    """Base of the methods' trainers; use `GTSATrainer` or `LOCATrainer`. Everything not named here is transformers' `Trainer`.
+
+class TeacherStudentTrainer(Trainer):
+    """Base of the methods' trainers. Everything not named here is transformers' `Trainer`.
+
+    It is composed of parts (`TrainerParts`, `OptimizerPlan`, `TrainingFeed`, `Exporter`, `HubPublisher`), and a method's
+    trainer says what is different in its method.
 
     Args:
-        model (`PreTrainedModel`): A `...ForPreTraining` model.
+        model (`TeacherStudentModel`): A `...ForPreTraining` model.
         args (`TeacherStudentTrainingArguments`): The training arguments. They are not changed.
         train_dataset (`ImageStream` or dataset): A stream from `load_stream`, a `datasets` dataset, or any dataset
             whose samples hold an `image`.
@@ -47,344 +58,307 @@ class TeacherStudentTrainer(HubTrainer):
         **kwargs: As `Trainer`.
 
     Raises:
-        TypeError: If model or arguments are of another kind.
+        TypeError: If model, arguments or views are of another kind.
         ValueError: If the views do not fit the model, or the length of the run is not known.
     """
 
+    method: ClassVar[str] = ""  # its row in METHODS
     arguments_class: ClassVar[type[TeacherStudentTrainingArguments]] = TeacherStudentTrainingArguments
+    plan_class: ClassVar[type[OptimizerPlan]] = OptimizerPlan
     metrics: ClassVar[tuple[str, ...]] = ()  # outputs of the model that are logged beside the losses: shares,
     quantities: ClassVar[tuple[str, ...]] = ()  # and other numbers
 
+    args: TeacherStudentTrainingArguments
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(
         self,
-        model: Any = None,
-        args: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        model: TeacherStudentModel | None = None,
+        args: TeacherStudentTrainingArguments | None = None,
+        train_dataset: object = None,
+        eval_dataset: object = None,
         views: Views | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, self.arguments_class):
             raise TypeError(f"args must be {self.arguments_class.__name__}, got {type(args).__name__}")
-        if model is not None and not hasattr(model, "update_teacher"):
+        if model is not None and not isinstance(model, TeacherStudentModel) and not hasattr(model, "update_teacher"):
             raise TypeError(f"model must be a ...ForPreTraining model, got {type(model).__name__}")
-        views = self.default_views(model) if views is None else views
+        self.views = self.default_views(model) if views is None else views
         if model is not None:
-            self.check_views(model, views)
-        size = (views.global_size, views.global_size)
-        kwargs.setdefault("processing_class", make_image_processor(size, views.mean, views.std))
-        super().__init__(model, args, train_dataset, eval_dataset, views, **kwargs)
+            self.check_views(model, self.views)
+        size = (self.views.global_size, self.views.global_size)
+        kwargs.setdefault("processing_class", make_image_processor(size, self.views.mean, self.views.std))
+        self.publisher = HubPublisher(args, args.hub_token)
+        args = args.for_run(train_dataset)
+        self.feed, self.plan = TrainingFeed(args, self.views), self.plan_class(args)
+        self._resumed: Resumed | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_as_stream(train_dataset, args.seed),
+            eval_dataset=_as_stream(eval_dataset, 0),
+            **kwargs,
+        )
         if model is None:  # model_init has made it
-            self.check_views(self.model, views)
-        self._parts: dict[str, torch.Tensor] = {}
-        self._keys: list[str] = []
-        self.finite = FiniteGuard(self.args.max_nonfinite_steps)
-        self.teacher_watch = TeacherWatch()
-        self._before_step: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None  # of the log line
-        self._micro_batch = 0
-        self._steps_since_log = self._skipped_since_log = self._steps_timed = 0
-        self._wait = self._since = 0.0
-        self._spreads: dict[str, float] = {}
-        self._evaluated: list[tuple[int, dict[str, torch.Tensor]]] = []  # images of a batch, and what it gave
+            self.check_views(self.model, self.views)
         self.command: str | None = None  # what started the run, for its card
-        self._seconds = self._began = 0.0  # trained before this call of train, and when that began (0 outside of it)
-        self.pause = PauseCallback()
-        self._pictures = self.make_pictures() if self.args.picture else []
-        for callback in (TeacherCallback(self), CollapseCallback(self.chance_levels()), self.pause, *self._pictures):
+        self.weights_step: int | None = None  # of the weights, where they are not those of the last step
+        self.parts = TrainerParts(
+            args, self.accelerator, self.feed, self.plan, self.probe_features, self._scalars_of
+        )
+        self.pictures = self.parts.pictures(self.method)
+        self.exporter = Exporter(args, self.processing_class, self.pictures, self.publisher, lambda: describe_run(self))
+        for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses()):
             self.add_callback(callback)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(ImagesProgressCallback(self.args.global_batch_size, self.metrics, self.quantities))
+        printers = [self.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]
+        if any(printers):
+            self.add_callback(ImagesProgressCallback(args, self.metrics, self.quantities))
 
     # ---- What a method says about itself ----
 
-    def default_views(self, model: Any) -> Views:
+    def default_views(self, model: TeacherStudentModel | None) -> Views:
         """The method's views with the paper's settings, for a model (None where `model_init` will make it)."""
         raise TypeError(f"{type(self).__name__} has no views of its own: use a method's trainer, or give views=")
 
-    def check_views(self, model: Any, views: Views) -> None:
-        """Raises a ValueError where the views do not fit the model."""
+    def check_views(self, model: TeacherStudentModel, views: Views) -> None:
+        """Raises a TypeError for another method's model or views, a ValueError where they do not fit each other."""
+        if self.method:
+            METHODS[self.method].check(model, views)
 
-    def model_arguments(self, step: int) -> dict[str, Any]:
+    def model_arguments(self, step: int) -> Inputs:
         """Arguments of the model's forward that follow a schedule."""
         return {}
 
-    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Features `(rows, channels)` whose spread tells collapse, by the name that their spread is logged under."""
         raise TypeError(f"{type(self).__name__} does not say which features to probe")
 
-    def before_optimizer_step(self) -> None:
-        """What happens to clipped gradients before they move the weights."""
-
-    def chance_levels(self) -> dict[str, float]:
+    def chance_losses(self) -> dict[str, float]:
         """What the logged losses are where nothing has been learned, for the alarm."""
         return {}
 
-    def make_pictures(self) -> list[PictureCallback]:
-        """What draws the pictures that a run ends with."""
-        return [PictureCallback(self)]
+    def method_callbacks(self) -> list[TrainerCallback]:
+        """What else the method does once per optimizer step."""
+        return []
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether the loss of an image depends on the others of its batch, so that all batches must be whole."""
+        return False
 
     # ---- Data ----
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
+    def get_train_dataloader(self) -> DataLoader:
+        """The stream's own loader: it knows processes, workers and, after a resume, its position."""
+        saved = [state["stream"] for state in self._resumed.states] if self._resumed else None
+        return self.feed.open(self.train_dataset, saved)
+
+    def get_eval_dataloader(self, eval_dataset: object = None) -> EvaluationBatches:  # type: ignore[override]
+        """Batches of one pass over the evaluation images; each process takes its share."""
+        dataset = self.eval_dataset if eval_dataset is None else _as_stream(eval_dataset, 0)
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
+        size, rank, world_size = self.args.eval_batch_size, self.args.process_index, self.args.world_size
+        return EvaluationBatches(dataset, self.views, size, rank, world_size, drop_last=self.compares_images)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
         """As transformers', timed: what the step waits for its data."""
-        start = time.perf_counter()
-        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._wait += time.perf_counter() - start
-        return samples
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves a batch to the device and makes its colours, blur and quarter turns there, from a seed of the step."""
-        inputs = dict(inputs)
-        if "evaluation_batch" in inputs:
-            entropy: tuple[int, ...] = (self.args.process_index, 1, inputs.pop("evaluation_batch"))
-        else:
-            if self._batches is None:
-                raise ValueError("batches come from get_train_dataloader")
-            self._keys += self._batches.advance(inputs)
-            # the batch's place among those of its step, however many processes share them
-            place = self._micro_batch * self.args.world_size + self.args.process_index
-            entropy = (0, 0, self.state.global_step, place)
-            self._micro_batch += 1
-            if self.state.global_step == 0 and self._micro_batch == 1:
-                for picture in self._pictures:
-                    picture.keep(inputs)
-        generator = torch.Generator().manual_seed(self._seed(*entropy))
-        return self.views.augment(super()._prepare_inputs(inputs), generator)
-
-    def _seed(self, *position: int) -> int:
-        """A seed for what is drawn at a position of the run."""
-        seed = np.random.SeedSequence((self.args.seed, *position)).generate_state(1, np.uint64)
-        return int(seed[0] >> np.uint64(1))
-
-    def _seed_of(self, *position: int) -> int:
-        """A seed for what this process draws at a position of the run."""
-        return self._seed(self.args.process_index, *position)
-
-    def draw_apart(self) -> None:
-        """Lets each process draw its own stochastic depth and tokens; the first draws what it would draw alone."""
-        if self.args.process_index:
-            torch.manual_seed(self._seed_of(2, self.state.global_step))
+        self.feed.begin_step()
+        with self.parts.stopwatch.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     # ---- The step ----
 
-    def begin_step(self) -> None:
-        """Forgets what belongs to the last optimizer step."""
-        self._micro_batch, self._keys = 0, []
-        self.finite.begin_step()
-        self._before_step = (self._tr_loss.clone(), dict(self._parts))
-
-    def watch_teacher(self) -> None:
-        """Now and then, before a step: how far the teacher is from its student, and whether it follows."""
-        step, every = self.state.global_step, self.args.probe_every_steps
-        if every and step % every == 0:
-            settled = step >= self.args.get_warmup_steps(self.state.max_steps)
-            model = self.accelerator.unwrap_model(self.model)
-            distance = self.teacher_watch.look(model, step, self.teacher_momentum_at(max(step - 1, 0)), settled)
-            if distance is not None:
-                self._spreads["teacher_distance"] = distance
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """As transformers', and notes whether the loss is finite, without waiting for the device."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.finite.see_loss(loss)
+    def training_step(
+        self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As transformers', from crops; notes whether the loss is finite, without waiting for the device."""
+        step = self.state.global_step
+        if self.pictures and step == self.feed.micro_batch == 0:
+            whole = self.unsharded_model()  # of all processes
+            if self.is_world_process_zero():
+                self.pictures.store(inputs, whole, self.eval_dataset)
+        prepared, keys = self.feed.make_inputs(inputs, step, self._prepare_inputs)
+        self.parts.guard.observe_images(keys)
+        loss = super().training_step(model, prepared, num_items_in_batch)
+        self.parts.guard.observe_loss(loss)
         return loss
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The model's loss; its parts are added up for the log."""
-        # evaluation takes the final weights, so that its losses can be compared over the run
-        outputs = model(**inputs, **(self.model_arguments(self.state.global_step) if model.training else {}))
-        if model.training:
-            for name, value in self._parts_of(outputs).items():
-                part = value / self.current_gradient_accumulation_steps
-                self._parts[name] = self._parts[name] + part if name in self._parts else part
-            every = self.args.probe_every_steps
-            if every and self.state.global_step % every == 0 and self._micro_batch == 1:
-                self._probe(inputs)
-        else:
-            images = len(next(iter(inputs.values())))
-            self._evaluated.append((images, {"loss": outputs.loss.detach().float(), **self._parts_of(outputs)}))
+        """The model's loss at the present step; its parts are added up for the log."""
+        step = self.state.global_step
+        with self.accelerator.autocast():  # which accelerate leaves out with FSDP2
+            outputs = model(**inputs, **self.model_arguments(step))
+            if self.parts.probes.is_due(step) and self.feed.micro_batch == 1:
+                spreads = self.parts.probes.measure(self.accelerator.unwrap_model(self.model), inputs)
+                self.parts.meter.spreads.update(spreads)
+        self.parts.meter.add(self._scalars_of(outputs), self.current_gradient_accumulation_steps)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def _parts_of(self, outputs: Any) -> dict[str, torch.Tensor]:
+    def _scalars_of(self, outputs: Any) -> dict[str, torch.Tensor]:
         """Losses, metrics and quantities among a model's outputs and their `components`."""
-        return {
-            name: value.detach().float()
-            for name, value in (*outputs.items(), *(outputs.get("components") or {}).items())
-            if name.endswith("_loss") or name in self.metrics or name in self.quantities
-        }
+        named = (*outputs.items(), *(outputs.get("components") or {}).items())
+        logged = {"loss", *self.metrics, *self.quantities}
+        return {name: v.detach().float() for name, v in named if name.endswith("_loss") or name in logged}
 
-    @torch.no_grad()
-    def _probe(self, inputs: dict[str, Any]) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        if is_sharded(model):
-            model.unshard()  # what the model's forward holds; its backward divides it again
-        probed = model if model.teacher is None else model.teacher
-        training = probed.training
-        probed.eval()  # stochastic depth would draw numbers that the run needs
-        for name, features in self.probe_features(model, inputs).items():
-            if len(features) > 1:
-                deviations = F.normalize(features.float(), dim=-1).std(dim=0, correction=0)
-                self._spreads[name] = deviations.norm().item()  # 0 where all are the same, 1 where they are even
-        probed.train(training)
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' optimizer; its groups know whether they are decayed, and have their share of the learning rate."""
+        optimizer = super().create_optimizer(model)
+        self.plan.split_groups(optimizer, self.model if model is None else model)
+        return optimizer
 
-    def check_finite(self) -> None:
-        """Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any: without gradients
-        the optimizer moves nothing. Asks the processes in the same message whether to stop after the step.
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Warm-up and cosine to `min_learning_rate`; for another `lr_scheduler_type` transformers' own."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = self.plan.make_scheduler(optimizer or self.optimizer, num_training_steps)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
-        Raises:
-            NonFiniteLossError: If that was the last of `max_nonfinite_steps` in a row.
-        """
-        args = self.args
-        scaled = self.accelerator.scaler is not None
-        self.pause.agree(self.finite.judge(self.pause.heard or 0, args.world_size, scaled))
-        if self.finite.skips:
-            self.model.zero_grad(set_to_none=True)
-            self._count_skipped()
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """See `OptimizerPlan.decayed_parameters`."""
+        return self.plan.decayed_parameters(model)
 
-    def _count_skipped(self) -> None:
-        """Takes a step that was left out from the log line, and counts it."""
-        if self._before_step is not None:
-            self._tr_loss.copy_(self._before_step[0])
-            self._parts = self._before_step[1]
-        self.finite.count(self.state.global_step, self.args.process_index, self._keys, self.run_dir)
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        return self.plan.clip_gradients(model, self.accelerator)
 
-    def check_scale(self) -> None:
-        """Counts a step that the gradient scaler has skipped, where smaller scales have not helped."""
-        scaler = self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() < 1.0:
-            self.finite.skips = True
-            self._count_skipped()
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """As transformers'; a norm that is not finite counts too, or tells that a gradient scaler will skip the step."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        self.finite.see_gradient(norm)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        norm = full_tensor(super()._get_grad_norm(model, grad_norm))
+        self.parts.guard.observe_grad_norm(norm)
         return norm
 
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Any, None, None]:
-        """The pretraining loss of an evaluation batch, from the same draws each time; training's stay untouched."""
-        drawn = torch.get_rng_state()
-        try:
-            torch.default_generator.manual_seed(self._seed_of(3, inputs["evaluation_batch"]))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        finally:
-            torch.set_rng_state(drawn)
-        return loss.detach(), None, None
+    def floating_point_ops(self, inputs: Inputs) -> int:
+        """Not counted: transformers' estimate is made for text."""
+        return 0
+
+    # ---- Evaluation and the log ----
 
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: EvaluationBatches,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As transformers', with loss, its parts and the method's metrics; means over images and processes."""
-        self._evaluated = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if output.metrics is not None and self._evaluated:
-            names = list(self._evaluated[0][1])
-            sums = {
-                name: torch.stack([images * parts[name] for images, parts in self._evaluated]).sum() for name in names
-            }
-            means = self._means(sums, sum(images for images, _ in self._evaluated))
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-            output.metrics[f"{metric_key_prefix}_images"] = dataloader.images
-        return output
+        """The pretraining loss, its parts and the method's metrics; see `HeldOutLosses`."""
+        model = self.accelerator.unwrap_model(self.model)
+        means = self.parts.held_out.measure(model, dataloader, self._prepare_inputs, self._count_evaluated)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        if metrics:
+            metrics[f"{metric_key_prefix}_images"] = dataloader.images
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=dataloader.images)
 
-    def describe_evaluation(self, measured: dict[str, float]) -> str:
+    def _count_evaluated(self) -> None:
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def describe_evaluation(self, measured: Mapping[str, float]) -> str:
         """What `evaluate` has returned, in a line."""
-        losses = ", ".join(describe_losses(measured, self.metrics, self.quantities, prefix="eval_"))
-        return (
-            f"losses on {measured['eval_images']} held-out images of {self.describe_data(self.eval_dataset)}: {losses}"
-        )
-
-    @staticmethod
-    def describe_data(stream: Any) -> str:
-        """Name and split of a stream."""
-        split = stream.fingerprint["split"]
-        return stream.source.name.removesuffix(f"/{split}") + (f" ({split})" if split else "")
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: transformers' estimate is made for text."""
-        return 0
-
-    # ---- The log ----
+        return describe_evaluation(measured, self.metrics, self.quantities, self.eval_dataset)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss parts (means over accumulation, steps and processes), schedules and speed to the log line."""
-        if "loss" in logs and self._steps_since_log + self._skipped_since_log:
-            if self._steps_since_log:
-                logs["loss"] *= 1 + self._skipped_since_log / self._steps_since_log  # the mean over the steps made
-                logs.update(self._means(self._parts, self._steps_since_log))
-            else:
-                del logs["loss"]
-            if not math.isfinite(logs.get("grad_norm", 0.0)):
-                del logs["grad_norm"]
-            step = max(self.state.global_step - 1, 0)
-            logs["weight_decay"] = self.weight_decay_at(step)
-            if self.model.teacher is not None:
-                logs["teacher_momentum"] = self.teacher_momentum_at(step)
-            logs.update(self._spreads)
-            if self._batches is not None:
-                logs["skipped_images"] = self._batches.skipped_images
-            logs["skipped_steps"] = self.finite.skipped
-            if self.failed_saves:
-                logs["failed_saves"] = self.failed_saves
-            elapsed = time.perf_counter() - self._since
-            logs["images_per_second"] = self._steps_timed * self.args.global_batch_size / elapsed
-            logs["data_wait"] = self._wait / elapsed
-            self.reset_log()
-        if "train_loss" in logs:  # of the whole run, also where a part of it was trained before a resume
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self.finite.skipped, 1)
-            if self._began:  # transformers asks a clock that may be set in between
-                seconds = time.perf_counter() - self._began
-                steps = self.state.global_step - self._initial_global_step
-                logs["train_runtime"], logs["train_steps_per_second"] = round(seconds, 4), round(steps / seconds, 3)
-                logs["train_samples_per_second"] = round(steps * self.args.global_batch_size / seconds, 3)
+        """As transformers', with loss parts, schedules and speed; see `LogLine`."""
+        step = self.state.global_step
+        if "loss" in logs:
+            self.parts.log_line.complete(logs, step, self.model.teacher is not None, self.feed.skipped_images)
+        if "train_loss" in logs:
+            self.parts.log_line.summarize(logs, step)
         super().log(logs, start_time)
-
-    def _means(self, sums: dict[str, torch.Tensor], count: int) -> dict[str, float]:
-        """Means over `count` steps and all processes."""
-        means = self.accelerator.gather((torch.stack(list(sums.values())) / count)[None]).mean(dim=0)
-        return dict(zip(sums, means.tolist(), strict=True))
-
-    def reset_log(self) -> None:
-        """Starts a new log line."""
-        self._parts, self._steps_since_log, self._skipped_since_log, self._spreads = {}, 0, 0, {}
-        self._steps_timed, self._wait, self._since = 0, 0.0, time.perf_counter()
 
     # ---- Checkpoints ----
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `StreamTrainer.train`.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Trains; with `resume_from_checkpoint` goes on bit for bit from a checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A `checkpoint-N` folder, or True for the newest whole
+                one in `args.output_dir`.
+            trial, ignore_keys_for_eval: As in transformers' `Trainer`.
 
         Raises:
+            CheckpointError: If there is no such checkpoint, it is not whole, or it does not fit model, views or data.
+            ValueError: If the position in the checkpoint belongs to other data or another batch size.
             NonFiniteLossError: If loss or gradient is not finite `max_nonfinite_steps` times in a row.
         """
+        resumed = self.parts.checkpointer.find(resume_from_checkpoint, self.model.config.to_dict(), self.parts.settings())
+        self._resumed, self.weights_step = resumed, None
+        if resumed and resumed.trainer_state.global_step >= self.args.max_steps:
+            end = f"is the end of the run (max_steps={self.args.max_steps})"
+            logger.warning(f"{resumed.folder.name} {end}: nothing to train")
+            self._load_from_checkpoint(str(resumed.folder))
+            self.state = resumed.trainer_state
+            return TrainOutput(self.state.global_step, 0.0, {})
+        self.parts.start(resumed)
         try:
-            return super().train(*args, **kwargs)
+            with training_context(self.args):
+                result = super().train(str(resumed.folder) if resumed else None, trial, ignore_keys_for_eval)
         finally:
-            self._seconds, self._began = self.seconds_trained, 0.0
-            self.pause.stop_listening()
+            self.parts.stop()
+        return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
 
-    @property
-    def seconds_trained(self) -> float:
-        """Seconds that the run has trained, over all resumes."""
-        return self._seconds + (time.perf_counter() - self._began if self._began else 0.0)
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.feed.opened()
+        self.store_flos()
+        exported = [cb for cb in (*self.callback_handler.callbacks, self.control) if isinstance(cb, ExportableState)]
+        self.state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
+        parts: list[Callable[[Path], object]] = [
+            lambda folder: self.save_model(str(folder), _internal_call=True),
+            lambda folder: write_json(folder / f"run_state_{self.args.process_index}.json", self.parts.state_dict()),
+            self.exporter.write_arguments,
+        ]
+        if not self.args.save_only_model:
+            whole, wanted = self.accelerator.unwrap_model(self.model), self.args.should_save
+            parts += [
+                lambda folder: write_optimizer(whole, self.optimizer, self.lr_scheduler, folder, wanted),
+                lambda folder: self._save_scaler(str(folder)),
+                lambda folder: self._save_rng_state(str(folder)),
+            ]
+        ends = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        checkpoint = self.parts.checkpointer.write(self.state, parts, ends)
+        if checkpoint is not None and self.is_world_process_zero():
+            self.exporter.push_step(self.accelerator.unwrap_model(self.model), checkpoint, self.state.global_step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        read_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self.weights_step = self.state.best_global_step
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            whole = self.accelerator.unwrap_model(self.model)
+            read_optimizer(whole, self.optimizer, self.lr_scheduler, Path(checkpoint))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        ready = self.is_fsdp_enabled and is_sharded(self.model)
+        if self.is_fsdp_enabled and not ready:  # processes start from the first one's weights, as with DDP
+            broadcast_state(self.model, self.args.device)
+        with prepared_before(self.accelerator) if ready else nullcontext():
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        # transformers would delete the last checkpoint where save_total_limit is 1 and another is better
+        with replaced(self.args, save_total_limit=None):
+            return super()._finalize_training(trial, num_train_samples, start_time)
 
     def end_processes(self) -> None:
-        """Ends what the processes of this run share, the last call of a script that trains on several: waits for all,
-        then frees the wrapped model, for its threads crash a Python that exits before them (pytorch issue 190489).
+        """Ends what the processes of this run share, the last call of a script that trains on several.
+
+        Waits for all, then frees the wrapped model, for its threads crash a Python that exits before them (pytorch issue
+        190489).
         """
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -392,49 +366,29 @@ class TeacherStudentTrainer(HubTrainer):
         self.accelerator.free_memory()
         gc.collect()
 
-    def run_state(self) -> dict[str, Any]:
-        """What the unfinished log line has gathered, and how long the run has trained."""
-        return {
-            "log": {
-                "loss": self._tr_loss.item(),
-                "total_loss": self._total_loss_scalar,
-                "last_logged_step": self._globalstep_last_logged,
-                "parts": {name: value.item() for name, value in self._parts.items()},
-                "steps": self._steps_since_log,
-                "skipped": self._skipped_since_log,
-                "spreads": self._spreads,
-            },
-            "seconds": self.seconds_trained,
-            "nonfinite": self.finite.state(),
-        }
+    # ---- What a run leaves behind ----
 
-    def restore_run_state(self) -> None:
-        """Puts back what a log line had gathered when the checkpoint was saved."""
-        self.reset_log()
-        self._seconds, self._began = 0.0, time.perf_counter()
-        self.finite.restore(self._resume[0].get("nonfinite") if self._resume else None)
-        if not self._resume:
-            return
-        self._seconds = self._resume[0].get("seconds", 0.0)
-        rank = min(self.args.process_index, len(self._resume) - 1)
-        state, device = self._resume[rank]["log"], self.args.device
-        self._tr_loss = torch.tensor(state["loss"], device=device)
-        self._total_loss_scalar = state["total_loss"]
-        self._globalstep_last_logged = state["last_logged_step"]
-        self._parts = {name: torch.tensor(value, device=device) for name, value in state["parts"].items()}
-        self._steps_since_log, self._skipped_since_log = state["steps"], state.get("skipped", 0)
-        self._spreads = state["spreads"]
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.args.output_dir or ".")
 
-    def count_step(self) -> None:
-        """Counts an optimizer step for the log line."""
-        self._steps_since_log += not self.finite.skips
-        self._skipped_since_log += self.finite.skips
-        self._steps_timed += 1
+    def unsharded_model(self) -> Any:
+        """The model with whole weights, to call, draw or save; all processes must ask for it at the same time.
+
+        Returns:
+            `PreTrainedModel` or `None`: The model itself where it is not divided; otherwise a copy on the CPU of the
+            first process (of each machine, with `save_on_each_node`), and None on the others.
+        """
+        return whole_model(self.accelerator.unwrap_model(self.model), self.args.should_save)
 
     def save_model(
         self, output_dir: str | None = None, _internal_call: bool = False, weights: str | None = None
     ) -> None:
-        """Exports the trunk as a folder that `AutoModel` opens, with image processor, code and model card.
+        """Exports the trunk as a folder that `AutoModel` opens, with image processor, code, pictures and model card.
+
+        Weights and configuration are written first. What fails after that (a picture, the card, a push) is a warning that
+        says how to make it again.
 
         Args:
             output_dir (`str`, *optional*): The folder; `args.output_dir` by default.
@@ -443,9 +397,49 @@ class TeacherStudentTrainer(HubTrainer):
         Raises:
             ValueError: For other `weights`, or a teacher that the method does not have.
         """
-        if _internal_call:  # a checkpoint holds the whole pretraining model
-            super().save_model(output_dir, _internal_call=True)
+        model = self.unsharded_model()  # of all processes
+        folder = Path(output_dir) if output_dir else self.run_dir
+        if not self.args.should_save:
             return
-        self.export(Path(output_dir) if output_dir else self.run_dir, weights)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save")
+        if _internal_call:  # a checkpoint holds the whole pretraining model
+            model.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+            return
+        self.exporter.save(model, folder, weights, self.weights_step or self.state.global_step)
+
+    def write_card(self) -> None:
+        """Writes record and card of the run again, after an evaluation; what fails is a warning."""
+        if self.args.should_save:
+            self.exporter.write_card(self.run_dir)
+
+    # ---- The Hub ----
+
+    @property
+    def publication(self) -> Publication | None:
+        """The last one that `push_to_hub` has waited for."""
+        return self.publisher.publication
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository, so that nothing is trained in vain; see `HubPublisher.create_repository`."""
+        if self.is_world_process_zero():
+            self.hub_model_id = self.publisher.create_repository(token, private)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+        """Exports the model to the folder of the run and publishes it; arguments and errors as `HubPublisher.publish`.
+
+        Returns:
+            `Publication`, with `blocking=False` a `Future` of it, or None on processes other than the first.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        model = self.unsharded_model()  # of all processes
+        if not self.is_world_process_zero():
+            return None
+        self.exporter.write_weights(model, self.run_dir)
+        self.exporter.write_card(self.run_dir)
+        return self.publisher.publish(commit_message or "Model save", blocking=blocking, **kwargs)
+
+
+def _as_stream(dataset: object, seed: int) -> ImageStream | FirstImages | None:
+    if dataset is None or isinstance(dataset, ImageStream | FirstImages):
+        return dataset
+    return ImageStream.from_dataset(dataset, seed=seed)

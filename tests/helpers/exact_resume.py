@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from hf_geossl.training.checkpointing import newest_whole_checkpoint
+from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 from tests.helpers.photographs import write_folder
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_geossl.training.checkpointing import list_checkpoints, newest_whole_checkpoint
+from hf_geossl.training.checkpoints.files import list_checkpoints, newest_whole_checkpoint
 from tests.helpers import chaos_run
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder

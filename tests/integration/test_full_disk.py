@@ -17,7 +17,7 @@ import pytest
 from transformers import TrainerCallback, set_seed
 
 from hf_geossl import GTSAForPreTraining, GTSATrainer
-from hf_geossl.training.checkpointing import CheckpointError, list_checkpoints, newest_whole_checkpoint, why_not_whole
+from hf_geossl.training.checkpoints.files import CheckpointError, list_checkpoints, newest_whole_checkpoint, why_not_whole
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views

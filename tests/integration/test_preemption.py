@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_geossl.training.checkpointing import newest_whole_checkpoint
+from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, TrainerCallback, set_seed
 
 from hf_geossl import EquiCoherentTrainer, GTSAForPreTraining, GTSATrainer, LOCATrainer
 from hf_geossl.training.callbacks import STUCK_LOGS, CollapseCallback
-from hf_geossl.training.checkpointing import CheckpointError, newest_whole_checkpoint
+from hf_geossl.training.checkpoints.files import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.trainer import NonFiniteLossError
 from tests.helpers.exact_resume import different_weights, undisturbed_and_resumed
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views

@@ -1,0 +1,106 @@
+"""From a stream to the model's inputs: batches on the device, coloured and turned from a seed of their place in the run."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.streams import ImageStream
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.seeds import TRAINING, seed_at
+from hf_geossl.views.base import Views
+
+Inputs = dict[str, torch.Tensor | None]
+
+
+class TrainingFeed:
+    """Feeds a run: opens the loader, knows the position in the stream, and makes the inputs of each micro-batch.
+
+    Args:
+        args (`TeacherStudentTrainingArguments`): The training arguments.
+        views (`Views`): Makes the views of an image.
+
+    Attributes:
+        batches (`StreamBatches` or `None`): The batches of the present call of `train`.
+        micro_batch (`int`): How many micro-batches of the present step have been fed.
+    """
+
+    def __init__(self, args: TeacherStudentTrainingArguments, views: Views) -> None:
+        self.args, self.views = args, views
+        self.batches: StreamBatches | None = None
+        self.micro_batch = 0
+
+    def open(self, stream: ImageStream | None, saved: Sequence[dict] | None) -> DataLoader:
+        """Opens the loader of this process.
+
+        Args:
+            stream (`ImageStream`): The images.
+            saved (`Sequence[dict]`, *optional*): The position of each process in a checkpoint.
+
+        Raises:
+            ValueError: Without a stream, or if the position belongs to other data or another batch size.
+        """
+        if stream is None:
+            raise ValueError("training needs a train_dataset: load_stream(...) makes one")
+        args = self.args
+        self.batches = StreamBatches(
+            stream,
+            self.views,
+            args.train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_streams=args.num_streams or (saved[0]["num_streams"] if saved else None),
+            num_workers=args.dataloader_num_workers,
+        )
+        if saved:
+            self.batches.load_state_dict(saved)
+        return self.batches.loader(
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            # the loader's own: the global generator stays untouched
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+
+    def opened(self) -> StreamBatches:
+        """The batches of the present call of `train`.
+
+        Raises:
+            ValueError: Outside of training.
+        """
+        if self.batches is None:
+            raise ValueError("there are batches and checkpoints during training only: call train()")
+        return self.batches
+
+    @property
+    def skipped_images(self) -> int:
+        """Broken images that this process has skipped since the start of the run."""
+        return self.batches.skipped_images if self.batches is not None else 0
+
+    def begin_step(self) -> None:
+        """Begins an optimizer step."""
+        self.micro_batch = 0
+
+    def make_inputs(
+        self, batch: Mapping[str, object], step: int, to_device: Callable[[dict], dict]
+    ) -> tuple[Inputs, list[str]]:
+        """Makes the model's inputs of a batch; colours, blur and quarter turns depend on its place in the run alone.
+
+        Args:
+            batch (`Mapping[str, object]`): From the loader.
+            step (`int`): The optimizer step.
+            to_device (`Callable`): Moves a batch to the device.
+
+        Returns:
+            `tuple[dict, list[str]]`: Arguments of the model's forward, and the keys of the images.
+        """
+        crops = dict(batch)
+        keys = self.opened().advance(crops)
+        # the batch's place among those of its step, however many processes share them
+        place = self.micro_batch * self.args.world_size + self.args.process_index
+        self.micro_batch += 1
+        generator = torch.Generator().manual_seed(seed_at(self.args.seed, 0, TRAINING, step, place))
+        return self.views.augment(to_device(crops), generator), keys
+
+

@@ -1,0 +1,118 @@
+"""How the weights move: `OptimizerPlan` holds what is a function of the optimizer step, or of a parameter's name."""
+
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.schedules import cosine, warmup_cosine
+from hf_geossl.training.sharding import full_tensor, gradient_norms, local_parts
+
+
+class OptimizerPlan:
+    """Learning rate, weight decay, teacher momentum, parameter groups and clipping of a run.
+
+    One convention for the optimizer step: steps are counted from 0, and `step` is the number of steps made before it. Step
+    `step` uses the learning rate and the weight decay of `step`; after it the teacher moves with the momentum of `step`.
+
+    Args:
+        args (`TeacherStudentTrainingArguments`): The training arguments, with `max_steps`.
+    """
+
+    def __init__(self, args: TeacherStudentTrainingArguments) -> None:
+        self.args = args
+
+    def lr_lambda(self, step: int, total_steps: int, warmup_steps: int, end: float) -> float:
+        """Learning rate at a step as a share of the peak.
+
+        Args:
+            step (`int`): The step.
+            total_steps, warmup_steps (`int`): Length of the run and of its warm-up.
+            end (`float`): The share at `total_steps`.
+
+        Returns:
+            `float`: The share, in [0, 1].
+        """
+        return warmup_cosine(step, total_steps, warmup_steps, 1.0, end)
+
+    def lr_multiplier(self, name: str, model: PreTrainedModel) -> float:
+        """Learning rate of the parameter `name` of `model`, as a share of the run's."""
+        return 1.0
+
+    def weight_decay_at(self, step: int) -> float:
+        """Weight decay of the decayed parameters at a step."""
+        start, end = self.args.weight_decay, self.args.weight_decay_end
+        return start if end is None else cosine(step, self.args.max_steps, start, end)
+
+    def teacher_momentum_at(self, step: int) -> float:
+        """Momentum that the teacher moves with after a step."""
+        return cosine(step, self.args.max_steps, self.args.teacher_momentum, self.args.teacher_momentum_end)
+
+    def decayed_parameters(self, model: nn.Module) -> list[str]:
+        """Names of the trained tensors of two or more dimensions that are no bias: class token and positions too.
+
+        Source: arXiv 2304.08014, the authors' code.
+        """
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter.ndim >= 2 and not name.endswith(".bias")
+        ]
+
+    def split_groups(self, optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> None:
+        """Divides the groups of a new optimizer by learning rate, and marks those with weight decay as `decayed`.
+
+        Args:
+            optimizer (`torch.optim.Optimizer`): The optimizer, without state.
+            model (`PreTrainedModel`): The model.
+        """
+        names = set(self.decayed_parameters(model))
+        decayed = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+        multipliers = {id(p): self.lr_multiplier(name, model) for name, p in model.named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
+            for multiplier in sorted({multipliers[id(parameter)] for parameter in group["params"]}, reverse=True):
+                chosen = [parameter for parameter in group["params"] if multipliers[id(parameter)] == multiplier]
+                groups.append({**group, "params": chosen, "lr": group["lr"] * multiplier})
+        optimizer.param_groups[:] = groups
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
+        """The learning rate's schedule: warm-up and cosine to `min_learning_rate`."""
+        warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
+        if self.args.min_learning_rate is None:
+            end = 0.01
+        else:
+            end = self.args.min_learning_rate / peak if peak else 0.0
+        return LambdaLR(optimizer, lambda step: self.lr_lambda(step, num_training_steps, warmup, end))
+
+    def clip_gradients(self, model: nn.Module, accelerator: Accelerator) -> torch.Tensor:
+        """Clips to `max_grad_norm`: all gradients together, or each tensor by itself; returns the norm before."""
+        if self.args.clip_mode == "global":
+            norm = accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+            return full_tensor(cast(torch.Tensor, norm))
+        accelerator.unscale_gradients()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return clip_each_tensor(gradients, self.args.max_grad_norm)
+
+
+def clip_each_tensor(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Clips each gradient by itself, in place, without waiting for the device.
+
+    Args:
+        gradients (`list[torch.Tensor]`): The gradients; at least one.
+        max_norm (`float`): Above 0; no gradient's norm is larger afterwards.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the norm of all of them together, before.
+
+    Source: arXiv 2304.08014, the authors' code; epsilon 1e-6 in the quotient.
+    """
+    norms = gradient_norms(gradients)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(local_parts(gradients), list(factors.unbind()))
+    return torch.linalg.vector_norm(norms)

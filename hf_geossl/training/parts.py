@@ -1,0 +1,130 @@
+"""What `TeacherStudentTrainer` is composed of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+from hf_geossl.methods import METHODS
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.callbacks import (
+    MeterCallback,
+    NonFiniteCallback,
+    PreemptionCallback,
+    TeacherCallback,
+    TeacherMonitorCallback,
+    WeightDecayCallback,
+)
+from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer, Resumed
+from hf_geossl.training.feed import TrainingFeed
+from hf_geossl.training.logs.held_out import HeldOutLosses
+from hf_geossl.training.logs.log_line import LogLine
+from hf_geossl.training.logs.meter import LossMeter, Stopwatch
+from hf_geossl.training.monitors.collapse import CollapseCallback
+from hf_geossl.training.monitors.non_finite import NonFiniteGuard
+from hf_geossl.training.monitors.probes import Features, Probes
+from hf_geossl.training.monitors.teacher import TeacherMonitor
+from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.pictures.base import PictureBook
+from hf_geossl.training.seeds import ProcessSeedCallback
+from hf_geossl.views.base import Views
+
+
+class TrainerParts:
+    """The parts of a trainer; those with state in checkpoints have a `state_dict()`.
+
+    Args:
+        args (`TeacherStudentTrainingArguments`): The training arguments of the run.
+        accelerator (`Accelerator`): Of the run.
+        feed (`TrainingFeed`): From stream to inputs.
+        plan (`OptimizerPlan`): How the weights move.
+        features (`Features`): What the probes measure.
+        scalars (`Callable`): A model's outputs -> what is logged of them.
+
+    Attributes:
+        checkpointer (`Checkpointer`), meter (`LossMeter`), stopwatch (`Stopwatch`), guard (`NonFiniteGuard`),
+        probes (`Probes`), preemption (`PreemptionCallback`), log_line (`LogLine`), held_out (`HeldOutLosses`): see there.
+    """
+
+    def __init__(
+        self,
+        args: TeacherStudentTrainingArguments,
+        accelerator: Accelerator,
+        feed: TrainingFeed,
+        plan: OptimizerPlan,
+        features: Features,
+        scalars: Callable[[Any], Mapping[str, torch.Tensor]],
+    ) -> None:
+        self.args, self.accelerator, self.feed, self.plan = args, accelerator, feed, plan
+        self.checkpointer = Checkpointer(args, accelerator)
+        self.meter, self.stopwatch = LossMeter(args.device), Stopwatch()
+        self.guard = NonFiniteGuard(
+            args.max_nonfinite_steps, self.checkpointer.run_dir, args.process_index, args.world_size
+        )
+        self.probes = Probes(args.probe_every_steps, features)
+        self.preemption = PreemptionCallback()
+        self.log_line = LogLine(plan, self.meter, self.stopwatch, self.guard, self.checkpointer, accelerator)
+        self.held_out = HeldOutLosses(args, feed.views, accelerator, scalars)
+
+    def callbacks(self, own: Sequence[TrainerCallback], chance_losses: Mapping[str, float]) -> list[TrainerCallback]:
+        """The callbacks of a run in their order.
+
+        Args:
+            own (`Sequence[TrainerCallback]`): The method's.
+            chance_losses (`Mapping[str, float]`): What the logged losses are where nothing has been learned.
+        """
+        every = self.args.probe_every_steps
+        return [
+            ProcessSeedCallback(),
+            WeightDecayCallback(self.plan),
+            NonFiniteCallback(self.guard, self.meter, self.preemption, self.accelerator),
+            TeacherMonitorCallback(TeacherMonitor(), self.plan, self.meter, every),
+            TeacherCallback(self.plan, self.guard, self.accelerator),
+            *own,
+            MeterCallback(self.meter, self.stopwatch, self.guard),
+            CollapseCallback(dict(chance_losses)),
+            self.preemption,
+        ]
+
+    def pictures(self, method: str) -> PictureBook:
+        """The pictures of a method's row."""
+        row = METHODS.get(method)
+        rows = row.pictures if row is not None and self.args.picture else ()
+        return PictureBook([each.load()(self.feed.views, self.checkpointer.run_dir) for each in rows])
+
+    def settings(self) -> dict[str, object]:
+        """What a run has to go on with, beside its data."""
+        batches = self.args.gradient_accumulation_steps * self.args.world_size
+        return {"views": views_settings(self.feed.views), "batches of a step": batches}
+
+    def state_dict(self) -> dict[str, object]:
+        """What this process adds to a checkpoint, in plain values."""
+        return {
+            "format": FORMAT,
+            "settings": self.settings(),
+            "stream": self.feed.opened().state_dict(),
+            "meter": self.meter.state_dict(),
+            "guard": self.guard.state_dict(),
+            "seconds": self.stopwatch.trained,
+        }
+
+    def start(self, resumed: Resumed | None) -> None:
+        """Goes on from a checkpoint, or begins a run without one."""
+        state = resumed.of_rank(self.args.process_index) if resumed else {}
+        self.log_line.begin(resumed.trainer_state.global_step if resumed else 0)
+        self.meter.load_state_dict(state.get("meter"))
+        self.guard.load_state_dict(state.get("guard"))
+        self.stopwatch.start(state.get("seconds", 0.0))
+
+    def stop(self) -> None:
+        """Ends a call of `train`."""
+        self.stopwatch.stop()
+        self.preemption.restore_handlers()
+
+
+def views_settings(views: Views) -> dict[str, object]:
+    """All settings of views as plain values: what a checkpoint is compared by."""
+    return {"class": type(views).__name__, **asdict(views)}  # type: ignore[call-overload]
