@@ -10,6 +10,29 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that a run ends with.
+
+    Args:
+        file (`str`): Its name in the folder of the run.
+        caption (`str`): What it shows.
+        maker (`str`): `"module:Class"` of the `RunPicture`.
+    """
+
+    file: str
+    caption: str
+    maker: str
+
+    def load(self) -> Any:
+        """The class that makes it; its module is imported."""
+        module, _, name = self.maker.partition(":")
+        return getattr(import_module(module), name)
+
+
+FEATURES = Picture("features.png", "Features before and after", "hf_geossl.training.pictures.features:FeaturePicture")
+
+
+@dataclass(frozen=True)
 class Method:
     """A method. Classes are given as `"module:Class"`.
 
@@ -20,6 +43,7 @@ class Method:
         config, model, pretraining (`str`): Configuration, trunk and `...ForPreTraining`. The model's file has the other
             classes of the trunk too.
         views, arguments, trainer (`str`): What pretraining takes.
+        pictures (`tuple[Picture, ...]`): What a run ends with.
     """
 
     name: str
@@ -31,6 +55,7 @@ class Method:
     views: str
     arguments: str
     trainer: str
+    pictures: tuple[Picture, ...] = (FEATURES,)
 
     def load(self, field: str) -> Any:
         """The class that a field names, such as `load("config")`; its module is imported."""
@@ -64,7 +89,7 @@ METHODS: dict[str, Method] = {
         model="hf_geossl.modeling.modeling_gtsa:GTSAModel",
         pretraining="hf_geossl.modeling.pretraining_gtsa:GTSAForPreTraining",
         views="hf_geossl.views.gtsa:GTSAViews",
-        arguments="hf_geossl.training.arguments:GTSATrainingArguments",
+        arguments="hf_geossl.training.arguments_gtsa:GTSATrainingArguments",
         trainer="hf_geossl.training.trainer_gtsa:GTSATrainer",
     ),
     "loca": Method(
@@ -75,8 +100,16 @@ METHODS: dict[str, Method] = {
         model="hf_geossl.modeling.modeling_loca:LOCAModel",
         pretraining="hf_geossl.modeling.pretraining_loca:LOCAForPreTraining",
         views="hf_geossl.views.loca:LOCAViews",
-        arguments="hf_geossl.training.arguments:LOCATrainingArguments",
+        arguments="hf_geossl.training.arguments_loca:LOCATrainingArguments",
         trainer="hf_geossl.training.trainer_loca:LOCATrainer",
+        pictures=(
+            FEATURES,
+            Picture(
+                "positions.png",
+                "Where queries are found",
+                "hf_geossl.training.pictures.loca:PositionPicture",
+            ),
+        ),
     ),
     "equicoherent": Method(
         name="equicoherent",
@@ -86,7 +119,15 @@ METHODS: dict[str, Method] = {
         model="hf_geossl.modeling.modeling_equicoherent:EquiCoherentModel",
         pretraining="hf_geossl.modeling.pretraining_equicoherent:EquiCoherentForPreTraining",
         views="hf_geossl.views.equicoherent:EquiCoherentViews",
-        arguments="hf_geossl.training.arguments:EquiCoherentTrainingArguments",
+        arguments="hf_geossl.training.arguments_equicoherent:EquiCoherentTrainingArguments",
         trainer="hf_geossl.training.trainer_equicoherent:EquiCoherentTrainer",
+        pictures=(
+            FEATURES,
+            Picture(
+                "reconstructions.png",
+                "Intermediate images, reconstructed",
+                "hf_geossl.training.pictures.equicoherent:ReconstructionPicture",
+            ),
+        ),
     ),
 }

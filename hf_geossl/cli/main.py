@@ -27,8 +27,9 @@ from hf_geossl.conversion import (
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import BrokenStreamError, load_stream
 from hf_geossl.demo import launch_demo
-from hf_geossl.hub.export import PICTURE, POSITIONS_PICTURE, RECONSTRUCTIONS_PICTURE, export_model, make_image_processor
+from hf_geossl.hub.export import export_model, make_image_processor
 from hf_geossl.hub.push import Publication, PublishError, publish
+from hf_geossl.methods import METHODS
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.training.checkpoints.files import CheckpointError, newest_whole_checkpoint
 from hf_geossl.training.trainer import NonFiniteLossError
@@ -105,13 +106,13 @@ def pretrain(argv: Sequence[str]) -> int:
             f"{trainer.args.global_batch_size} images from {data.dataset}"
         )
     trainer.train(resume_from_checkpoint=resume)
-    stopped = trainer.pause.signal
+    stopped = trainer.parts.preemption.signal
     measured = None
     if stopped is None:
-        try:
-            measured = trainer.describe_evaluation(trainer.evaluate()) if held_out is not None else None
-        finally:  # what could not be measured or pushed has been trained all the same
-            trainer.save_model()
+        trainer.save_model()
+        if held_out is not None:
+            measured = trainer.describe_evaluation(trainer.evaluate())
+            trainer.write_card()
     if speaks and stopped is not None:
         print(f"stopped at step {trainer.state.global_step}. Go on with:")
         print(f"  geossl pretrain {shlex.join(argv)} --resume_from_checkpoint true")
@@ -119,11 +120,7 @@ def pretrain(argv: Sequence[str]) -> int:
         print(f"\nThe model lies in {args.output_dir} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
         print("  from transformers import AutoModel")
         print(f'  model = AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)\n')
-        for what, picture in (
-            ("Features before and after", PICTURE),
-            ("Where queries are found", POSITIONS_PICTURE),
-            ("Images on the way, reconstructed", RECONSTRUCTIONS_PICTURE),
-        ):
+        for what, picture in [(entry.caption, entry.file) for entry in METHODS[config.model_type].pictures]:
             if (Path(args.output_dir) / picture).is_file():
                 print(f"{what}: {Path(args.output_dir) / picture}")
         if measured is not None:

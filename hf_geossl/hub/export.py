@@ -11,12 +11,10 @@ from typing import Any
 from transformers import ViTImageProcessor
 
 from hf_geossl.hub.run_record import write_arguments, write_record
+from hf_geossl.methods import METHODS
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
-PICTURE = "features.png"
-POSITIONS_PICTURE = "positions.png"
-RECONSTRUCTIONS_PICTURE = "reconstructions.png"
-PICTURES = (PICTURE, POSITIONS_PICTURE, RECONSTRUCTIONS_PICTURE)
+PICTURES = tuple(dict.fromkeys(picture.file for method in METHODS.values() for picture in method.pictures))
 MAX_SHARD_SIZE = "5GB"
 
 

@@ -75,9 +75,7 @@ class PreemptionCallback(TrainerCallback):
         """Takes over the handlers of the signals, where this is the main thread."""
         self.received_signal = self.signal = self._synced = None
         if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._previous = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def sync_signal(self, number: int) -> None:
         """Takes the signal (or 0) that any of the processes has received before they decided on this step."""

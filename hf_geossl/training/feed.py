@@ -102,5 +102,3 @@ class TrainingFeed:
         self.micro_batch += 1
         generator = torch.Generator().manual_seed(seed_at(self.args.seed, 0, TRAINING, step, place))
         return self.views.augment(to_device(crops), generator), keys
-
-

@@ -1,32 +1,32 @@
 """Refuses a model or views of another method, before anything is read off them."""
 
-from typing import Any
+from hf_geossl.methods import Method
 
 
-def check_model(model: Any, expected: Any) -> None:
-    """Args:
-        model: What a trainer has been given; None where `model_init` will make it.
-        expected (`type`): The method's pretraining class. One that came with a folder, of the same `model_type`, will do.
+def check_method(method: Method, model: object, views: object) -> None:
+    """Checks that a model and views are of a method.
 
-    Raises:
-        TypeError: If the model is another method's.
-    """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if model is not None and kind != expected.config_class.model_type:
-        raise TypeError(
-            f"model must be of {expected.__name__}, got {type(model).__name__}; each method has a trainer of its own"
-        )
-
-
-def check_views_class(views: Any, expected: type) -> None:
-    """Args:
-        views: What a trainer has been given.
-        expected (`type`): The method's views.
+    Args:
+        method (`Method`): Of the trainer.
+        model (`PreTrainedModel`): What a trainer was given. A class that came with a folder, of the same `model_type`,
+            will do.
+        views (`Views`): What a trainer was given.
 
     Raises:
-        TypeError: If the views are another method's.
+        TypeError: If they are another method's.
     """
+    check_model(method, model)
+    expected = method.load("views")
     if not isinstance(views, expected):
         raise TypeError(
             f"views must be {expected.__name__}, got {type(views).__name__}; leave them out for those that fit the model"
+        )
+
+
+def check_model(method: Method, model: object) -> None:
+    """Checks that a model is of a method; see `check_method`."""
+    if getattr(getattr(model, "config", None), "model_type", None) != method.name:
+        raise TypeError(
+            f"model must be of {method.load('pretraining').__name__}, got {type(model).__name__}; each method has a "
+            "trainer of its own"
         )

@@ -67,9 +67,11 @@ class OptimizerPlan:
         """Divides the groups of a new optimizer by learning rate, and marks those with weight decay as `decayed`.
 
         Args:
-            optimizer (`torch.optim.Optimizer`): The optimizer, without state.
+            optimizer (`torch.optim.Optimizer`): The optimizer; one whose groups are divided already stays as it is.
             model (`PreTrainedModel`): The model.
         """
+        if all("decayed" in group for group in optimizer.param_groups):
+            return
         names = set(self.decayed_parameters(model))
         decayed = {id(parameter) for name, parameter in model.named_parameters() if name in names}
         multipliers = {id(p): self.lr_multiplier(name, model) for name, p in model.named_parameters()}

@@ -1,7 +1,7 @@
 """What `TeacherStudentTrainer` is composed of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -127,4 +127,5 @@ class TrainerParts:
 
 def views_settings(views: Views) -> dict[str, object]:
     """All settings of views as plain values: what a checkpoint is compared by."""
-    return {"class": type(views).__name__, **asdict(views)}  # type: ignore[call-overload]
+    values = asdict(views) if is_dataclass(views) else {"description": views.describe()}
+    return {"class": type(views).__name__, **values}

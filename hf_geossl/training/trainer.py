@@ -23,14 +23,15 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.checkpointer import Resumed
 from hf_geossl.training.checkpoints.state import read_optimizer, read_weights, write_json, write_optimizer
-from hf_geossl.training.exporting import Exporter
 from hf_geossl.training.feed import TrainingFeed
 from hf_geossl.training.logs.progress import ImagesProgressCallback, describe_evaluation
+from hf_geossl.training.matching import check_method
 from hf_geossl.training.monitors.non_finite import NonFiniteLossError
 from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.outputs.exporter import Exporter
+from hf_geossl.training.outputs.publisher import HubPublisher
+from hf_geossl.training.outputs.run_description import describe_run
 from hf_geossl.training.parts import TrainerParts
-from hf_geossl.training.publisher import HubPublisher
-from hf_geossl.training.run_description import describe_run
 from hf_geossl.training.sharding import broadcast_state, full_tensor, is_sharded, prepared_before, replaced, whole_model
 from hf_geossl.training.threads import training_context
 from hf_geossl.views.base import Views
@@ -106,9 +107,7 @@ class TeacherStudentTrainer(Trainer):
             self.check_views(self.model, self.views)
         self.command: str | None = None  # what started the run, for its card
         self.weights_step: int | None = None  # of the weights, where they are not those of the last step
-        self.parts = TrainerParts(
-            args, self.accelerator, self.feed, self.plan, self.probe_features, self._scalars_of
-        )
+        self.parts = TrainerParts(args, self.accelerator, self.feed, self.plan, self.probe_features, self._scalars_of)
         self.pictures = self.parts.pictures(self.method)
         self.exporter = Exporter(args, self.processing_class, self.pictures, self.publisher, lambda: describe_run(self))
         for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses()):
@@ -126,7 +125,7 @@ class TeacherStudentTrainer(Trainer):
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:
         """Raises a TypeError for another method's model or views, a ValueError where they do not fit each other."""
         if self.method:
-            METHODS[self.method].check(model, views)
+            check_method(METHODS[self.method], model, views)
 
     def model_arguments(self, step: int) -> Inputs:
         """Arguments of the model's forward that follow a schedule."""
@@ -211,7 +210,7 @@ class TeacherStudentTrainer(Trainer):
         return {name: v.detach().float() for name, v in named if name.endswith("_loss") or name in logged}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """transformers' optimizer; its groups know whether they are decayed, and have their share of the learning rate."""
+        """Transformers' optimizer; its groups know whether they are decayed, and have their share of the learning rate."""
         optimizer = super().create_optimizer(model)
         self.plan.split_groups(optimizer, self.model if model is None else model)
         return optimizer
@@ -291,7 +290,9 @@ class TeacherStudentTrainer(Trainer):
             ValueError: If the position in the checkpoint belongs to other data or another batch size.
             NonFiniteLossError: If loss or gradient is not finite `max_nonfinite_steps` times in a row.
         """
-        resumed = self.parts.checkpointer.find(resume_from_checkpoint, self.model.config.to_dict(), self.parts.settings())
+        resumed = self.parts.checkpointer.find(
+            resume_from_checkpoint, self.model.config.to_dict(), self.parts.settings()
+        )
         self._resumed, self.weights_step = resumed, None
         if resumed and resumed.trainer_state.global_step >= self.args.max_steps:
             end = f"is the end of the run (max_steps={self.args.max_steps})"

@@ -2,21 +2,60 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
+from hf_geossl.methods import METHODS
 from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
-from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
-from hf_geossl.training.arguments import EquiCoherentTrainingArguments
-from hf_geossl.training.matching import check_model, check_views_class
-from hf_geossl.training.pictures.equicoherent import ReconstructionPictureCallback
-from hf_geossl.training.pictures.features import PictureCallback
+from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
+from hf_geossl.training.matching import check_model
+from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.equicoherent import EquiCoherentViews
 
 _LAYER = re.compile(r"equicoherent\.encoder\.layer\.(\d+)\.")
+
+
+class EquiCoherentPlan(OptimizerPlan):
+    """DINOv2's learning rates by layer."""
+
+    args: EquiCoherentTrainingArguments
+
+    def lr_multiplier(self, name: str, model: PreTrainedModel) -> float:
+        """`layer_decay` for each layer above a parameter, and a share of its own for the patch embedding."""
+        if not name.startswith("equicoherent."):
+            return 1.0
+        depth = model.config.num_hidden_layers
+        layer = _LAYER.match(name)
+        above = depth - int(layer.group(1)) if layer else 0
+        if name.startswith("equicoherent.embeddings."):
+            above = depth + 1
+        multiplier = self.args.layer_decay**above
+        return multiplier * self.args.patch_embed_learning_rate if ".patch_embeddings." in name else multiplier
+
+
+class FreezeLastLayerCallback(TrainerCallback):
+    """Leaves the prototypes as they are at the start of a run, as DINO does for its first epoch."""
+
+    def on_pre_optimizer_step(
+        self,
+        args: EquiCoherentTrainingArguments,  # type: ignore[override]
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **kwargs: object,
+    ) -> None:
+        """Takes their gradients away, so that the optimizer does not move them."""
+        if state.global_step < steps_of(args.freeze_last_layer, state.max_steps):
+            for module in model.modules():
+                if isinstance(module, PrototypeLinear):
+                    module.zero_grad(set_to_none=True)
 
 
 class EquiCoherentTrainer(TeacherStudentTrainer):
@@ -51,6 +90,8 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         ```
     """
 
+    method = "equicoherent"
+    plan_class = EquiCoherentPlan
     arguments_class = EquiCoherentTrainingArguments
     args: EquiCoherentTrainingArguments
     views: EquiCoherentViews
@@ -80,14 +121,13 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         """The host's own views, the second global one transformed as the model says."""
         if model is None:
             return EquiCoherentViews()
-        check_model(model, EquiCoherentForPreTraining)
+        check_model(METHODS[self.method], model)
         config = model.config
         return EquiCoherentViews(config.host, config.transformation, config.num_intermediate, config.patch_size)
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a TypeError for another method's, a ValueError for another host's or what the model does not reconstruct."""
-        check_model(model, EquiCoherentForPreTraining)
-        check_views_class(views, EquiCoherentViews)
+        """As `TeacherStudentTrainer.check_views`; views must be of the model's host and reconstruction."""
+        super().check_views(model, views)
         for name in ("host", "transformation", "num_intermediate", "patch_size"):
             ours, theirs = getattr(views, name), getattr(model.config, name)
             if ours != theirs:
@@ -103,43 +143,22 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         start, end = self.args.teacher_temperature_start, self.model.config.teacher_temperature
         return end if step >= warmup else start + (end - start) * step / warmup
 
-    def before_optimizer_step(self) -> None:
-        """Keeps the prototypes where they are at the start of the run, as DINO does for its first epoch."""
-        if self.state.global_step < steps_of(self.args.freeze_last_layer, self.state.max_steps):
-            for module in self.accelerator.unwrap_model(self.model).modules():
-                if isinstance(module, PrototypeLinear):
-                    for parameter in module.parameters():
-                        parameter.grad = None
+    def method_callbacks(self) -> list[TrainerCallback]:
+        """See `FreezeLastLayerCallback`."""
+        return [FreezeLastLayerCallback()]
 
-    def learning_rate_share(self, name: str) -> float:
-        """DINOv2's: `layer_decay` for each layer above a parameter, and a share of its own for the patch embedding."""
-        if not name.startswith("equicoherent."):
-            return 1.0
-        depth = self.model.config.num_hidden_layers
-        layer = _LAYER.match(name)
-        above = depth - int(layer.group(1)) if layer else 0
-        if name.startswith("equicoherent.embeddings."):
-            above = depth + 1
-        share = self.args.layer_decay**above
-        return share * self.args.patch_embed_learning_rate if ".patch_embeddings." in name else share
-
-    def chance_levels(self) -> dict[str, float]:
+    def chance_losses(self) -> dict[str, float]:
         """All prototypes as likely: a class loss or a teacher's entropy that stays there has never started."""
         if not self.model.config.has_teacher:
             return {}
         uniform = math.log(self.model.config.num_prototypes)
         return {"class_loss": uniform, "teacher_entropy": uniform}
 
-    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """On the first global views: class tokens, of the teacher where there is one, and what it is compared by."""
-        module = model if model.teacher is None else model.teacher
-        with self.compute_loss_context_manager():
-            outputs = module.equicoherent(inputs["global_pixel_values"][:, 0])
-            spreads = {"feature_spread": outputs.pooler_output}
-            if model.teacher is not None:
-                spreads["target_spread"] = module.head.bottleneck(model.invariant(module, outputs.pooler_output))
+        network = model if model.teacher is None else model.teacher
+        outputs = network.equicoherent(inputs["global_pixel_values"][:, 0])
+        spreads = {"feature_spread": outputs.pooler_output}
+        if model.teacher is not None:
+            spreads["target_spread"] = network.head.bottleneck(model.invariant(network, outputs.pooler_output))
         return spreads
-
-    def make_pictures(self) -> list[PictureCallback]:
-        """Features before and after, and what is reconstructed."""
-        return [*super().make_pictures(), ReconstructionPictureCallback(self)]

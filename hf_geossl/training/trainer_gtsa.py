@@ -1,17 +1,31 @@
 """`GTSATrainer`: GTSA pretraining (arXiv 2304.08014)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
+from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
-from hf_geossl.training.arguments import GTSATrainingArguments
-from hf_geossl.training.matching import check_model, check_views_class
+from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
+from hf_geossl.training.matching import check_model
+from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.gtsa import GTSAViews
+
+
+class GTSAPlan(OptimizerPlan):
+    """The authors' schedules."""
+
+    def teacher_momentum_at(self, step: int) -> float:
+        """The momentum of the step after `step`.
+
+        The original moves the teacher before the optimizer step, with that step's momentum. Moving it after the step
+        with the next step's momentum is the same sequence.
+        """
+        return super().teacher_momentum_at(step + 1)
 
 
 class GTSATrainer(TeacherStudentTrainer):
@@ -33,21 +47,22 @@ class GTSATrainer(TeacherStudentTrainer):
         ```
     """
 
+    method = "gtsa"
     arguments_class = GTSATrainingArguments
+    plan_class = GTSAPlan
     args: GTSATrainingArguments
     views: GTSAViews
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *positional, **kwargs)
-        for name in ("correspondence_weight", "rotation_weight"):
-            if getattr(self.args, name) is not None:
-                setattr(self.model.config, name, getattr(self.args, name))
+        weights = {name: getattr(self.args, name) for name in ("correspondence_weight", "rotation_weight")}
+        self.model.config.update({name: value for name, value in weights.items() if value is not None})
 
     def default_views(self, model: Any) -> GTSAViews:
         """Two global views of 224 pixels and eight local ones of 96, and what the model reconstructs."""
         if model is None:
             return GTSAViews()
-        check_model(model, GTSAForPreTraining)
+        check_model(METHODS[self.method], model)
         config = model.config
         return GTSAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
@@ -55,35 +70,25 @@ class GTSATrainer(TeacherStudentTrainer):
         )
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a TypeError for another method's, a ValueError where they do not fit the patches and the reconstruction."""
-        check_model(model, GTSAForPreTraining)
-        check_views_class(views, GTSAViews)
+        """As `TeacherStudentTrainer.check_views`; views must fit the patches and the reconstruction."""
+        super().check_views(model, views)
         for name in ("global_size", "local_size"):
             size, patch_size = getattr(views, name), model.config.patch_size
             if size % patch_size and not (name == "local_size" and views.num_local == 0):
                 raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
         check_reconstruction_views(model.config, views)
 
-    def chance_levels(self) -> dict[str, float]:
+    def chance_losses(self) -> dict[str, float]:
         """Four turns, all as likely."""
         return {"rotation_loss": math.log(4)}
-
-    def teacher_momentum_at(self, step: int) -> float:
-        """The momentum of the step after `step`.
-
-        The original moves the teacher before the optimizer step, with that step's momentum. Moving it after the step
-        with the next step's momentum is the same sequence (spec of GTSA, section 2.6).
-        """
-        return super().teacher_momentum_at(step + 1)
 
     def model_arguments(self, step: int) -> dict[str, Any]:
         """The weight of the correspondence loss, 0 until `correspondence_start`."""
         first = steps_of(self.args.correspondence_start, self.state.max_steps)
         return {"correspondence_weight": from_step(step, first, self.model.config.correspondence_weight)}
 
-    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of the teacher, on each image's first global view: mean patch tokens, and the targets of all patches."""
-        with self.compute_loss_context_manager():
-            outputs = model.teacher.gtsa(inputs["global_pixel_values"][:, 0])
-            targets = model.teacher.projector(model.gtsa.patch_tokens(outputs))  # (B, C, side, side)
+        outputs = model.teacher.gtsa(inputs["global_pixel_values"][:, 0])
+        targets = model.teacher.projector(model.gtsa.patch_tokens(outputs))  # (B, C, side, side)
         return {"feature_spread": outputs.pooler_output, "target_spread": targets.transpose(0, 1).flatten(1).T}

@@ -1,22 +1,44 @@
 """`LOCATrainer`: LOCA pretraining (arXiv 2212.02400)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
+from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
-from hf_geossl.training.arguments import LOCATrainingArguments
-from hf_geossl.training.matching import check_model, check_views_class
-from hf_geossl.training.pictures.features import PictureCallback
-from hf_geossl.training.pictures.loca import PositionPictureCallback
+from hf_geossl.training.arguments_loca import LOCATrainingArguments
+from hf_geossl.training.logs.progress import count_of, describe_stream
+from hf_geossl.training.matching import check_model
+from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import linear_warmup_cosine
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.loca import LOCAViews
 
 # matrices with a row for each head in the authors' code, where everything but vectors is decayed
 _ATTENTION_BIASES = ("attention.qkv.bias", "attention.query.bias", "attention.key_value.bias")
+
+
+class LOCAPlan(OptimizerPlan):
+    """The authors' schedule and weight decay."""
+
+    args: LOCATrainingArguments
+
+    def lr_lambda(self, step: int, total_steps: int, warmup_steps: int, end: float) -> float:
+        """The cosine times a linear warm-up, which reaches the peak at step `warmup_steps`."""
+        return linear_warmup_cosine(step, total_steps, warmup_steps, 1.0, end)
+
+    def decayed_parameters(self, model: nn.Module) -> list[str]:
+        """Tensors of two or more dimensions, and with `decay_attention_biases` those of queries, keys and values."""
+        names = set(super().decayed_parameters(model))
+        biases = self.args.decay_attention_biases
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if name in names or (biases and parameter.requires_grad and name.endswith(_ATTENTION_BIASES))
+        ]
 
 
 class LOCATrainer(TeacherStudentTrainer):
@@ -38,7 +60,9 @@ class LOCATrainer(TeacherStudentTrainer):
         ```
     """
 
+    method = "loca"
     arguments_class = LOCATrainingArguments
+    plan_class = LOCAPlan
     args: LOCATrainingArguments
     views: LOCAViews
     metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
@@ -47,7 +71,7 @@ class LOCATrainer(TeacherStudentTrainer):
         """A reference and a random query of 224 pixels, nine focal queries of 96, and what the model reconstructs."""
         if model is None:
             return LOCAViews()
-        check_model(model, LOCAForPreTraining)
+        check_model(METHODS[self.method], model)
         config = model.config
         return LOCAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
@@ -55,9 +79,8 @@ class LOCATrainer(TeacherStudentTrainer):
         )
 
     def check_views(self, model: Any, views: Any) -> None:
-        """Raises a TypeError for another method's, a ValueError where they do not fit positions, patches, reconstruction."""
-        check_model(model, LOCAForPreTraining)
-        check_views_class(views, LOCAViews)
+        """As `TeacherStudentTrainer.check_views`; views must fit positions, patches and reconstruction."""
+        super().check_views(model, views)
         config = model.config
         side = views.reference_size
         if config.image_height_width != (side, side):
@@ -71,21 +94,7 @@ class LOCATrainer(TeacherStudentTrainer):
             )
         check_reconstruction_views(config, views)
 
-    def learning_rate_share_at(self, step: int, total_steps: int, warmup_steps: int, end: float) -> float:
-        """The cosine times a linear warm-up, which reaches the peak at step `warmup_steps`."""
-        return linear_warmup_cosine(step, total_steps, warmup_steps, 1.0, end)
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Tensors of two or more dimensions, and with `decay_attention_biases` those of queries, keys and values."""
-        names = set(super().get_decay_parameter_names(model))
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if name in names
-            or (self.args.decay_attention_biases and parameter.requires_grad and name.endswith(_ATTENTION_BIASES))
-        ]
-
-    def chance_levels(self) -> dict[str, float]:
+    def chance_losses(self) -> dict[str, float]:
         """All positions as likely, all clusters as likely; the mean entropy's least value is no sign of either."""
         config = self.model.config
         positions = self.model.position_predictor.out_features
@@ -94,23 +103,19 @@ class LOCATrainer(TeacherStudentTrainer):
             chances["cluster_loss"] = math.log(config.num_prototypes)
         return chances
 
-    def probe_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of the teacher, on the references: means of the tokens, and what its clusters are chosen by."""
-        with self.compute_loss_context_manager():
-            outputs = model.teacher.loca(inputs["reference_pixel_values"])
-            spreads = {"feature_spread": outputs.pooler_output}
-            if model.config.has_cluster_head:
-                spreads["target_spread"] = model.teacher.cluster_head(outputs.last_hidden_state).flatten(0, 1)
+        outputs = model.teacher.loca(inputs["reference_pixel_values"])
+        spreads = {"feature_spread": outputs.pooler_output}
+        if model.config.has_cluster_head:
+            spreads["target_spread"] = model.teacher.cluster_head(outputs.last_hidden_state).flatten(0, 1)
         return spreads
 
-    def describe_evaluation(self, measured: dict[str, float]) -> str:
+    def describe_evaluation(self, measured: Mapping[str, float]) -> str:
         """Position accuracy beside chance."""
-        accuracy, chance = measured["eval_location_accuracy"], self.chance_levels()["location_accuracy"]
+        accuracy, chance = measured["eval_location_accuracy"], self.chance_losses()["location_accuracy"]
+        images = count_of(int(measured["eval_images"]), "held-out image")
         return (
-            f"position accuracy on {measured['eval_images']} held-out images of {self.describe_data(self.eval_dataset)}: "
-            f"{100 * accuracy:.1f} %, chance {100 * chance:.1f} %"
+            f"position accuracy on {images} of {describe_stream(self.eval_dataset)}: {100 * accuracy:.1f} %, "
+            f"chance {100 * chance:.1f} %"
         )
-
-    def make_pictures(self) -> list[PictureCallback]:
-        """Features before and after, and where queries are found."""
-        return [*super().make_pictures(), PositionPictureCallback(self)]

@@ -159,4 +159,6 @@ def describe_evaluation(
 ) -> str:
     """What an evaluation has measured, in a line."""
     losses = ", ".join(describe_losses(measured, metrics, quantities, prefix="eval_"))
-    return f"losses on {count_of(int(measured['eval_images']), 'held-out image')} of {describe_stream(stream)}: {losses}"
+    return (
+        f"losses on {count_of(int(measured['eval_images']), 'held-out image')} of {describe_stream(stream)}: {losses}"
+    )

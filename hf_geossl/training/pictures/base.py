@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
-from hf_geossl.training.attempts import attempt
+from hf_geossl.training.outputs.attempts import attempt
 from hf_geossl.views.base import Views
 
 PARTS = ".features"
@@ -108,7 +108,9 @@ class PictureBook:
     def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
         """Stores the parts of all pictures; see `RunPicture.store`."""
         for picture in self.pictures:
-            attempt(f"{picture.file} for the start", picture.store, "the run goes on without it", batch, model, held_out)
+            attempt(
+                f"{picture.file} for the start", picture.store, "the run goes on without it", batch, model, held_out
+            )
 
     def draw(self, model: TeacherStudentModel, step: int) -> None:
         """Draws all pictures into the folder of the run; see `RunPicture.draw`."""

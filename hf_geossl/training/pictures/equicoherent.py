@@ -5,18 +5,19 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
-from typing import Any
+from typing import ClassVar
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_geossl.hub.export import RECONSTRUCTIONS_PICTURE
+from hf_geossl.data.evaluation_batches import FirstImages
+from hf_geossl.data.streams import ImageStream
+from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
 from hf_geossl.modeling.reconstruction import intermediate_targets
-from hf_geossl.training.pictures.features import PARTS, PictureCallback, save_picture
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training.pictures.base import Batch, CropsPicture
+from hf_geossl.views.equicoherent import EquiCoherentViews
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,6 @@ ROWS, IMAGES = 4, 16  # how many images are drawn, and how many are measured
 SPACE, LINE, LARGE, SMALL = 8, 22, 18, 16
 LARGEST_FILE = 400_000
 _SHOWN = 6  # points of the path at most, so that the sheet stays below 1600 pixels
-_KEPT = "reconstructions.safetensors"
 _TRANSFORMED = {
     "se2": "turned, shifted",
     "rotation": "turned",
@@ -58,7 +58,7 @@ class ReconstructionRow:
 
 @torch.no_grad()
 def find_reconstructions(
-    model: Any, views: Any, batch: dict[str, torch.Tensor], seed: int = 0
+    model: EquiCoherentForPreTraining, views: EquiCoherentViews, batch: dict[str, torch.Tensor], seed: int = 0
 ) -> list[ReconstructionRow]:
     """Renders the paths of a batch and lets the model reconstruct them from its views, without masked patches.
 
@@ -113,7 +113,7 @@ def find_reconstructions(
     ]
 
 
-def _reconstruct(model: Any, pairs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The reconstructions alone: the hosts' losses wait for other processes, and only the first one draws."""
     images = pairs.flatten(0, 1)  # (B, 2, 3, S, S) -> (2B, 3, S, S)
     patches = model.equicoherent.patch_tokens(model.equicoherent(images))
@@ -148,7 +148,7 @@ def draw_reconstructions(
     side = 160 if len(titles) < 6 else 128
     width = len(titles) * (side + SPACE) + SPACE
 
-    def lines_of(text: str, font: Any) -> list[str]:
+    def lines_of(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
         characters = len(text)
         while characters > 8 and max(map(font.getlength, textwrap.wrap(text, characters))) > width - 2 * SPACE:
             characters -= 1
@@ -170,7 +170,7 @@ def draw_reconstructions(
     sheet = Image.new("RGB", (width, top + step * len(drawn) + LINE * len(foot) + SPACE), "white")
     draw = ImageDraw.Draw(sheet)
 
-    def write(lines: Iterable[tuple[str, Any]], x: int, y: int) -> None:
+    def write(lines: Iterable[tuple[str, ImageFont.FreeTypeFont]], x: int, y: int) -> None:
         for index, (line, font) in enumerate(lines):
             draw.text((x, y + index * LINE), line, fill="black", font=font)
 
@@ -225,7 +225,12 @@ def _file_size(picture: Image.Image) -> int:
     return buffer.tell()
 
 
-def reconstruction_picture(model: Any, views: Any, images: Sequence[Any], seed: int = 0) -> Image.Image:
+def reconstruction_picture(
+    model: EquiCoherentForPreTraining,
+    views: EquiCoherentViews,
+    images: Sequence[Image.Image | np.ndarray | torch.Tensor],
+    seed: int = 0,
+) -> Image.Image:
     """Shows what an EquiCoherent model reconstructs from two views, beside the true images on the way between.
 
     Args:
@@ -249,45 +254,32 @@ def reconstruction_picture(model: Any, views: Any, images: Sequence[Any], seed: 
     )
 
 
-class ReconstructionPictureCallback(PictureCallback):
-    """Keeps crops of some images at the first step, held-out ones where there are any; draws `reconstructions.png` at the
-    end. Does nothing where nothing is reconstructed.
-    """
+class ReconstructionPicture(CropsPicture):
+    """What is reconstructed from two views; nothing where the model has no decoders."""
 
-    def keep(self, batch: dict[str, torch.Tensor]) -> None:
-        """Keeps crops, so that a resumed run can draw them."""
-        trainer = self.trainer
-        if not trainer.model.config.num_decoders or not trainer.is_world_process_zero():
-            return
-        held_out = trainer.eval_dataset is not None
-        if held_out:
-            samples = islice(trainer.eval_dataset.one_epoch(), IMAGES)
-            batch = trainer.views.collate([trainer.views(sample["image"], seed=sample["seed"]) for sample in samples])
-        kept = {
-            name: value[:IMAGES].cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in batch.items()
-            if isinstance(value, torch.Tensor)
-        }
-        if len(kept["global_crops"]) < 2:
-            logger.warning(f"{RECONSTRUCTIONS_PICTURE} is not drawn: it takes two images, and there is one in a batch")
-            return
-        folder = trainer.run_dir / PARTS
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(kept, folder / _KEPT, metadata={"images": "held-out" if held_out else "training"})
+    file: ClassVar[str] = "reconstructions.png"
+    name: ClassVar[str] = "reconstructions"
+    images: ClassVar[int] = IMAGES
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Draws the picture."""
-        trainer = self.trainer
-        path, model = trainer.run_dir / PARTS / _KEPT, trainer.whole_model()  # of all processes
-        if not trainer.model.config.num_decoders or not path.is_file() or not state.is_world_process_zero:
+    def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
+        """Stores crops of two images or more."""
+        if not model.config.num_decoders:
             return
-        with safe_open(path, framework="pt") as file:
-            batch = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            images = file.metadata()["images"]
-        rows = find_reconstructions(model, trainer.views, batch)
-        title = f"Images on the way from u to v2, and reconstructed after {state.global_step} steps ({images} images)"
-        config = trainer.model.config
+        if held_out is None and len(batch["global_crops"]) < 2:
+            logger.warning(f"{self.file} is not drawn: it takes two images, and there is one in a batch")
+            return
+        super().store(batch, model, held_out)
+
+    def draw(self, model: EquiCoherentForPreTraining, step: int) -> Image.Image | None:
+        """Draws the picture from the stored crops."""
+        stored, config = self.read(), model.config
+        if stored is None or not config.num_decoders:
+            return None
+        batch, images = stored
+        if len(batch["global_crops"]) < 2:
+            logger.warning(f"{self.file} is not drawn: it takes two images, and one is held out")
+            return None
+        rows = find_reconstructions(model, self.views, batch)
+        title = f"Intermediate images between u and v2, reconstructed after {step} steps ({images} images)"
         picture = draw_reconstructions(rows, config.num_intermediate, config.transformation, title)
-        save_picture(within_file_size(picture), trainer.run_dir / RECONSTRUCTIONS_PICTURE)
+        return within_file_size(picture)

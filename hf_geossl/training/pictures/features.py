@@ -1,20 +1,18 @@
 """What the patch features of some images look like, before and after training."""
 
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from PIL import Image, ImageDraw
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 
-from hf_geossl.hub.export import PICTURE
-
-if TYPE_CHECKING:
-    from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.data.evaluation_batches import FirstImages
+from hf_geossl.data.streams import ImageStream
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training.pictures.base import Batch, RunPicture
 
 IMAGES, SIDE, GAP = 6, 168, 6
-PARTS = ".features"
 
 
 def principal_components(tokens: torch.Tensor) -> torch.Tensor:
@@ -39,7 +37,9 @@ def principal_components(tokens: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def feature_row(trunk: Any, crops: torch.Tensor, mean: Any, std: Any) -> list[Image.Image]:
+def feature_row(
+    trunk: PreTrainedModel, crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> list[Image.Image]:
     """Principal components of a trunk's patch features on some crops, at twice their size.
 
     Args:
@@ -63,58 +63,42 @@ def feature_row(trunk: Any, crops: torch.Tensor, mean: Any, std: Any) -> list[Im
     return [picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in pictures]
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG whole or not at all."""
-    picture.save(path.with_suffix(".tmp"), format="PNG")
-    os.replace(path.with_suffix(".tmp"), path)
+class FeaturePicture(RunPicture):
+    """Some crops, and the principal components of their patch features before and after training."""
 
+    file: ClassVar[str] = "features.png"
 
-class PictureCallback(TrainerCallback):
-    """Draws inputs and features at the first step, and features again at the end, as `features.png` in the run."""
-
-    def __init__(self, trainer: "TeacherStudentTrainer") -> None:
-        self.trainer = trainer
-
-    @staticmethod
-    def _trunk(model: Any) -> Any:
-        return getattr(model if model.teacher is None else model.teacher, model.base_model_prefix)
-
-    def keep(self, batch: dict[str, torch.Tensor]) -> None:
-        """Keeps some crops of the run's first batch and what the untrained teacher sees in them."""
-        model = self.trainer.whole_model()  # of all processes
-        if not self.trainer.is_world_process_zero():
-            return
-        folder = self.trainer.run_dir / PARTS
-        folder.mkdir(parents=True, exist_ok=True)
-        crops = self.trainer.views.main_crops(batch)[:IMAGES].cpu()
-        before = feature_row(self._trunk(model), crops, self.trainer.views.mean, self.trainer.views.std)
+    def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
+        """Stores some crops of the run's first batch and what the untrained teacher sees in them."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        crops = self.views.main_crops(batch)[:IMAGES].cpu()
+        before = feature_row(_trunk(model), crops, self.views.mean, self.views.std)
         for index, (crop, features) in enumerate(zip(crops, before, strict=True)):
-            Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"input_{index}.png")
-            features.save(folder / f"before_{index}.png")
+            Image.fromarray(crop.permute(1, 2, 0).numpy()).save(self.parts / f"input_{index}.png")
+            features.save(self.parts / f"before_{index}.png")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
         """Puts inputs, features before and features after under one another."""
-        model = self.trainer.whole_model()  # of all processes
-        folder = self.trainer.run_dir / PARTS
-        inputs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("input_*.png"))]
-        before = [Image.open(path).convert("RGB") for path in sorted(folder.glob("before_*.png"))]
-        if not inputs or not state.is_world_process_zero:
-            return
+        inputs = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("input_*.png"))]
+        before = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("before_*.png"))]
+        if not inputs:
+            return None
         crops = torch.stack(
             [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(*p.size[::-1], 3) for p in inputs]
         )
-        views = self.trainer.views
-        after = feature_row(self._trunk(model), crops.permute(0, 3, 1, 2), views.mean, views.std)
-        shown = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]
-        titles = ("input", "features before training", f"features after {state.global_step} steps")
-        step, head = SIDE + GAP, 20
-        sheet = Image.new("RGB", (step * len(inputs) + GAP, (step + head) * 3 + GAP), "white")
+        after = feature_row(_trunk(model), crops.permute(0, 3, 1, 2), self.views.mean, self.views.std)
+        large = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]
+        titles = ("input", "features before training", f"features after {step} steps")
+        width, head = SIDE + GAP, 20
+        sheet = Image.new("RGB", (width * len(inputs) + GAP, (width + head) * 3 + GAP), "white")
         draw = ImageDraw.Draw(sheet)
-        for row, (title, pictures) in enumerate(zip(titles, (shown, before, after), strict=True)):
-            top = GAP + row * (step + head)
+        for row, (title, pictures) in enumerate(zip(titles, (large, before, after), strict=True)):
+            top = GAP + row * (width + head)
             draw.text((GAP, top + 3), title, fill="black")
             for column, picture in enumerate(pictures):
-                sheet.paste(picture, (GAP + column * step, top + head))
-        save_picture(sheet, self.trainer.run_dir / PICTURE)
+                sheet.paste(picture, (GAP + column * width, top + head))
+        return sheet
+
+
+def _trunk(model: TeacherStudentModel) -> PreTrainedModel:
+    return getattr(model if model.teacher is None else model.teacher, model.base_model_prefix)

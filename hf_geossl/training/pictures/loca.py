@@ -3,20 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import ClassVar
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_geossl.hub.export import POSITIONS_PICTURE
-from hf_geossl.training.pictures.features import PARTS, PictureCallback, save_picture
+from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
+from hf_geossl.training.pictures.base import CropsPicture
+from hf_geossl.views.loca import LOCAViews
 
 ROWS, PANEL, SPACE, LINE = 6, 252, 10, 24
-_KEPT = "positions.safetensors"
 _TITLES = ("reference, query outlined", "query, its patches coloured", "true positions", "predicted positions")
 # the corners of the colour code: top left, top right, bottom left, bottom right
 _CORNERS = torch.tensor([[[235, 64, 52], [250, 204, 40]], [[52, 84, 224], [40, 190, 120]]], dtype=torch.float32)
@@ -69,7 +66,7 @@ def color_code(side: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def find_positions(model: Any, views: Any, batch: dict[str, torch.Tensor]) -> list[PositionRow]:
+def find_positions(model: LOCAForPreTraining, views: LOCAViews, batch: dict[str, torch.Tensor]) -> list[PositionRow]:
     """Finds the query of each image that covers most of the reference, and lets the model place its patches.
 
     Args:
@@ -227,7 +224,12 @@ def draw_positions(rows: Sequence[PositionRow], title: str) -> Image.Image:
     return sheet
 
 
-def position_picture(model: Any, views: Any, images: Sequence[Any], seed: int = 0) -> Image.Image:
+def position_picture(
+    model: LOCAForPreTraining,
+    views: LOCAViews,
+    images: Sequence[Image.Image | np.ndarray | torch.Tensor],
+    seed: int = 0,
+) -> Image.Image:
     """Shows where a LOCA model finds the patches of a query in its reference, all of which it may look at.
 
     Args:
@@ -244,38 +246,18 @@ def position_picture(model: Any, views: Any, images: Sequence[Any], seed: int = 
     return draw_positions(find_positions(model, views, batch), "Where the patches of a query are found")
 
 
-class PositionPictureCallback(PictureCallback):
-    """Keeps some crops at the first step, of held-out images where there are any; draws `positions.png` at the end."""
+class PositionPicture(CropsPicture):
+    """Where the patches of queries are found in their references."""
 
-    def keep(self, batch: dict[str, torch.Tensor]) -> None:
-        """Keeps crops and their boxes, so that a resumed run can draw them."""
-        trainer = self.trainer
-        if not trainer.is_world_process_zero():
-            return
-        held_out = trainer.eval_dataset is not None
-        if held_out:
-            samples = islice(trainer.eval_dataset.one_epoch(), ROWS)
-            batch = trainer.views.collate([trainer.views(sample["image"], seed=sample["seed"]) for sample in samples])
-        kept = {
-            name: value[:ROWS].cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in batch.items()
-            if isinstance(value, torch.Tensor)
-        }
-        folder = trainer.run_dir / PARTS
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(kept, folder / _KEPT, metadata={"images": "held-out" if held_out else "training"})
+    file: ClassVar[str] = "positions.png"
+    name: ClassVar[str] = "positions"
+    images: ClassVar[int] = ROWS
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Draws the picture."""
-        trainer = self.trainer
-        path, model = trainer.run_dir / PARTS / _KEPT, trainer.whole_model()  # of all processes
-        if not path.is_file() or not state.is_world_process_zero:
-            return
-        with safe_open(path, framework="pt") as file:
-            batch = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            images = file.metadata()["images"]
-        rows = find_positions(model, trainer.views, batch)
-        title = f"Where the patches of a query are found, after {state.global_step} steps ({images} images)"
-        save_picture(draw_positions(rows, title), trainer.run_dir / POSITIONS_PICTURE)
+    def draw(self, model: LOCAForPreTraining, step: int) -> Image.Image | None:
+        """Draws the picture from the stored crops."""
+        stored = self.read()
+        if stored is None:
+            return None
+        batch, images = stored
+        title = f"Where the patches of a query are found, after {step} steps ({images} images)"
+        return draw_positions(find_positions(model, self.views, batch), title)

@@ -10,9 +10,9 @@ from hf_geossl.hub.export import export_model
 from hf_geossl.hub.run_record import shared_arguments, write_arguments, write_record
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
-from hf_geossl.training.attempts import attempt
+from hf_geossl.training.outputs.attempts import attempt
+from hf_geossl.training.outputs.publisher import HubPublisher
 from hf_geossl.training.pictures.base import PictureBook
-from hf_geossl.training.publisher import HubPublisher
 from hf_geossl.training.sharding import is_sharded, read_unsharded
 
 

@@ -2,24 +2,48 @@
 
 import os
 import platform
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
-from transformers import TrainingArguments
+from accelerate import Accelerator
+from transformers import TrainerState
+from transformers.trainer_callback import CallbackHandler
 
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses
-
-if TYPE_CHECKING:
-    from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.logs.progress import describe_stream
+from hf_geossl.training.parts import TrainerParts
+from hf_geossl.views.base import Views
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def describe_run(run: "TeacherStudentTrainer") -> dict[str, Any]:
+class Run(Protocol):
+    """What a description reads of a run; `TeacherStudentTrainer` has it."""
+
+    args: TeacherStudentTrainingArguments
+    state: TrainerState
+    parts: TrainerParts
+    views: Views
+    model: Any
+    accelerator: Accelerator
+    callback_handler: CallbackHandler
+    train_dataset: Any
+    eval_dataset: Any
+    command: str | None
+    weights_step: int | None
+    metrics: tuple[str, ...]
+
+    def chance_losses(self) -> Mapping[str, float]:
+        """What the losses are where nothing has been learned."""
+
+
+def describe_run(run: Run) -> dict[str, Any]:
     """Describes a run; nothing that was not measured or set.
 
     Args:
-        run (`TeacherStudentTrainer`): The run.
+        run (`Run`): The run.
 
     Returns:
         `dict[str, Any]`: Plain values for JSON, as `hub.run_record.write_record` takes them; None for what is not known.
@@ -34,7 +58,7 @@ def describe_run(run: "TeacherStudentTrainer") -> dict[str, Any]:
         "steps": state.global_step,
         "weights_step": _weights_step(run),
         "images": state.global_step * args.global_batch_size,
-        "seconds": round(run.seconds_trained, 1),
+        "seconds": round(run.parts.stopwatch.trained, 1),
         "hardware": _hardware(args),
         "emissions": _emissions(run),
         "global_batch": args.global_batch_size,
@@ -53,22 +77,19 @@ def describe_run(run: "TeacherStudentTrainer") -> dict[str, Any]:
     }
 
 
-def _weights_step(run: "TeacherStudentTrainer") -> int:
+def _weights_step(run: Run) -> int:
     """The optimizer step that the model's weights are of: an earlier one where the best checkpoint was loaded at the end."""
-    ended, best = not run.is_in_train, run.state.best_global_step
-    if run.args.load_best_model_at_end and ended and best:
-        return best
-    return run.state.global_step
+    return run.state.global_step if run.weights_step is None else run.weights_step
 
 
-def _precision(run: "TeacherStudentTrainer") -> str:
+def _precision(run: Run) -> str:
     """The precision that the run really computed in: autocast's where there is one (fp16 has none on a CPU), else the weights'."""
     if run.accelerator.native_amp:
         return str(run.accelerator.mixed_precision)
     return _DTYPES.get(run.model.dtype, str(run.model.dtype))
 
 
-def _held_out(run: "TeacherStudentTrainer") -> dict[str, Any] | None:
+def _held_out(run: Run) -> dict[str, Any] | None:
     """What the last evaluation of the exported weights measured, or the last of all where they were not evaluated.
 
     Each value stands with the one at chance level where that is known.
@@ -77,14 +98,14 @@ def _held_out(run: "TeacherStudentTrainer") -> dict[str, Any] | None:
     if not measured or run.eval_dataset is None:
         return None
     last = ([entry for entry in measured if entry["step"] == _weights_step(run)] or measured)[-1]
-    chances = run.chance_levels()
+    chances = run.chance_losses()
     names = [name for name in last if name == "eval_loss" or name.endswith("_loss") or name[5:] in run.metrics]
     if "eval_mean_image_loss" in last:  # what the mean image reconstructs
         names.remove("eval_mean_image_loss")
         chances = {**chances, "reconstruction_loss": last["eval_mean_image_loss"]}
     source = run.eval_dataset.source
     return {
-        "data": run.describe_data(run.eval_dataset),
+        "data": describe_stream(run.eval_dataset),
         "dataset_id": source.name if source.kind == "hub" else None,
         "split": run.eval_dataset.fingerprint["split"],
         "images": int(last["eval_images"]),
@@ -93,7 +114,7 @@ def _held_out(run: "TeacherStudentTrainer") -> dict[str, Any] | None:
     }
 
 
-def _hardware(args: TrainingArguments) -> str:
+def _hardware(args: TeacherStudentTrainingArguments) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
@@ -104,7 +125,7 @@ def _from_to(start: float, end: float | None) -> str:
     return f"{start:g}" if end is None or end == start else f"{start:g} to {end:g}"
 
 
-def _emissions(run: "TeacherStudentTrainer") -> float | None:
+def _emissions(run: Run) -> float | None:
     """Grams of CO2 equivalent that codecarbon measured, where its callback ran."""
     for callback in run.callback_handler.callbacks:
         measured = getattr(getattr(callback, "tracker", None), "final_emissions", None)

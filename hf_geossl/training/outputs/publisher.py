@@ -107,7 +107,9 @@ class HubPublisher:
             place = "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
             copied = folder / "checkpoint"  # the run may remove its own while this one is sent
             shutil.copytree(checkpoint, copied, copy_function=_link)
-            extra = {f"{place}/{path.relative_to(copied)}": path for path in sorted(copied.rglob("*")) if path.is_file()}
+            extra = {
+                f"{place}/{path.relative_to(copied)}": path for path in sorted(copied.rglob("*")) if path.is_file()
+            }
 
         def send() -> None:
             try:

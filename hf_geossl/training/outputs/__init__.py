@@ -1,0 +1,1 @@
+"""What a run leaves behind: exports, their record, and pushes to the Hub."""
