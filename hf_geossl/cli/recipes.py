@@ -24,7 +24,9 @@ from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
-from hf_geossl.training.arguments import EquiCoherentTrainingArguments, GTSATrainingArguments, LOCATrainingArguments
+from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
+from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
+from hf_geossl.training.arguments_loca import LOCATrainingArguments
 from hf_geossl.training.trainer_equicoherent import EquiCoherentTrainer
 from hf_geossl.training.trainer_gtsa import GTSATrainer
 from hf_geossl.training.trainer_loca import LOCATrainer

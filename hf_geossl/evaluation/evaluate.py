@@ -32,7 +32,7 @@ from hf_geossl.evaluation.registry import (
 from hf_geossl.evaluation.samples import SCENES, Columns, folder_hash
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, weights_digest
-from hf_geossl.training.pictures.features import save_picture
+from hf_geossl.training.pictures.base import save_picture
 
 logger = logging.getLogger(__name__)
 
