@@ -24,8 +24,9 @@ from hf_geossl.conversion import (
     convert_loca_checkpoint,
     convert_timm_checkpoint,
 )
+from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.evaluation_batches import FirstImages
-from hf_geossl.data.streams import BrokenStreamError, load_stream
+from hf_geossl.data.streams import load_stream
 from hf_geossl.demo import launch_demo
 from hf_geossl.hub.export import export_model, make_image_processor
 from hf_geossl.hub.push import Publication, PublishError, publish

@@ -7,17 +7,21 @@ import traceback
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from multiprocessing.context import BaseContext
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.images import BrokenImageError, decode_pixels
-from hf_geossl.data.streams import BrokenStreamError, ImageStream, refuse_difference
+from hf_geossl.data.positions import refuse_difference
+from hf_geossl.data.streams import ImageStream
 
 STATE_KEY = "stream_state"
 KEYS_KEY = "keys"
+Made = TypeVar("Made")
 
 # what a worker's error is raised as in the main process: the first that fits
 _CLEAR_ERRORS = (BrokenStreamError, BrokenImageError, ConnectionError, OSError, ValueError, TypeError)
@@ -215,7 +219,7 @@ class StreamBatches(IterableDataset):
         prefetch_factor: int | None = None,
         persistent_workers: bool = False,
         generator: torch.Generator | None = None,
-        multiprocessing_context: Any = None,
+        multiprocessing_context: str | BaseContext | None = None,
     ) -> DataLoader:
         """Makes the loader of this rank; do not let `accelerator.prepare` divide it again.
 
@@ -264,9 +268,9 @@ class StreamBatches(IterableDataset):
         while True:
             v = self._owned[number % len(self._owned)]
             if v not in streams:
-                streams[v] = self.stream.shard(self.num_streams, v)
-                if getattr(self.views, "accepts_pixels", False):
-                    streams[v].decode = decode_pixels
+                stream = self.stream.shard(self.num_streams, v)
+                takes_pixels = getattr(self.views, "accepts_pixels", False)
+                streams[v] = stream.with_decode(decode_pixels) if takes_pixels else stream
                 streams[v].load_state_dict({"fingerprint": self.stream.fingerprint, **positions[v]})
                 samples[v] = iter(streams[v])
             batch = self._fill(streams[v], samples[v])
@@ -340,7 +344,7 @@ def _flat(state: dict[str, Any]) -> dict[str, Any]:
     return {**state["fingerprint"], "num_streams": state["num_streams"], "batch_size": state["batch_size"]}
 
 
-def _unchanged(batch: Any) -> Any:
+def _unchanged(batch: Made) -> Made:
     return batch
 
 

@@ -1,31 +1,21 @@
 """Endless streams of images, shuffled by unit and by block, that resume bit for bit."""
 
-import logging
+import inspect
 import os
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import datasets
 from torch.utils.data import IterableDataset
 
 from hf_geossl.data.blocks import UnitReader, block_order, sample_seed, unit_order
+from hf_geossl.data.broken import BrokenImages, PassTally
 from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
-from hf_geossl.data.sources.base import Source, indexed_source, iterable_source, scenes_source
-from hf_geossl.data.sources.files import as_path, find_files, folder_source, name_of, parquet_source, webdataset_source
-from hf_geossl.data.sources.hub import hub_source
+from hf_geossl.data.positions import Position, refuse_difference
+from hf_geossl.data.sources.base import Source
+from hf_geossl.data.sources.opening import open_source, source_of
 
-logger = logging.getLogger(__name__)
-
-_BROKEN_BEFORE_JUDGING = 20
-_BROKEN_LOGGED_ONE_BY_ONE = 10
-
-
-class BrokenStreamError(RuntimeError):
-    """Too many images of a stream cannot be used, or none can, or it holds no rows."""
+Decode = Callable[[Any, int], Any]
 
 
 def load_stream(
@@ -77,29 +67,15 @@ def load_stream(
     if split is None:
         raise ValueError("split must be the name of one split, such as 'train', got None")
     split = str(split)  # a datasets.Split too
-    if path_or_id == "scenes":
-        _check_unused("scenes", image_column=(image_column, "image"), revision=(revision, None))
-        source = scenes_source(split, config_name)
-    elif (path := as_path(str(path_or_id))) is None:
-        source = hub_source(
-            str(path_or_id),
-            split,
-            config_name=config_name,
-            image_column=image_column,
-            shuffle_block=shuffle_block,
-            revision=revision,
-            token=token,
-        )
-    else:
-        _check_unused("local files", config_name=(config_name, None), revision=(revision, None))
-        files = find_files(path, split)
-        if files.kind == "parquet":
-            source = parquet_source(files, name_of(path), image_column, shuffle_block)
-        elif files.kind == "webdataset":
-            source = webdataset_source(files, name_of(path), image_column)
-        else:
-            _check_unused("a folder of images", image_column=(image_column, "image"))
-            source = folder_source(files, name_of(path), shuffle_block)
+    source = open_source(
+        path_or_id,
+        split,
+        config_name=config_name,
+        image_column=image_column,
+        shuffle_block=shuffle_block,
+        revision=revision,
+        token=token,
+    )
     return ImageStream(
         source,
         split=split,
@@ -111,19 +87,6 @@ def load_stream(
         max_broken_share=max_broken_share,
         max_pixels=max_pixels,
     )
-
-
-@dataclass
-class _Position:
-    """Where a logical stream stands: the current block's start, and how much of the permuted block is done."""
-
-    units_done: int = 0  # by this logical stream, since the start of training
-    block: int = 0  # of the unit
-    row: int = 0  # of the unit, where the block starts
-    unit_state: dict[str, Any] | None = None  # of the `datasets` stream, at the block's start
-    taken: int = 0  # of the rows of the permuted block
-    rows: int = 0  # tried since the start of training
-    broken: int = 0  # of these
 
 
 class ImageStream(IterableDataset[dict[str, Any]]):
@@ -148,7 +111,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
 
     Attributes:
         decode (`Callable`): `decode_image`, or what may stand in for it: (what the source holds, max_pixels) -> the image
-            of a sample; raises `BrokenImageError`. [`StreamBatches`] takes `decode_pixels` for views of ours.
+            of a sample; raises `BrokenImageError`. [`StreamBatches`] takes `decode_pixels` for views that accept pixels.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -176,10 +139,8 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         self.source = source
         self.shuffle_block = shuffle_block
         self.seed = seed
-        self.skip_broken = skip_broken
-        self.max_broken_share = max_broken_share
         self.max_pixels = max_pixels
-        self.decode: Callable[[Any, int], Any] = decode_image
+        self.decode: Decode = decode_image
         self.num_streams = 1
         self.index = 0
         self.fingerprint: dict[str, Any] = {
@@ -192,14 +153,14 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             "seed": seed,
             **source.identity,
         }
-        self._start = _Position()
-        self._position = _Position()
-        self._last_broken: deque[str] = deque(maxlen=3)
+        self._start = Position()
+        self._position = Position()
+        self._broken = BrokenImages(source.name, skip_broken, max_broken_share)
 
     @classmethod
     def from_dataset(
         cls,
-        dataset: Any,
+        dataset: object,
         image_column: str = "image",
         *,
         shuffle_block: int = 1000,
@@ -228,21 +189,8 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         if isinstance(dataset, ImageStream):
             return dataset
         _check_positive("shuffle_block", shuffle_block)
-        if isinstance(dataset, (str, bytes, os.PathLike)):
-            raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
-        if isinstance(dataset, datasets.IterableDataset):
-            source = iterable_source(dataset, image_column)
-        elif isinstance(dataset, dict):
-            raise TypeError(f"dataset holds the splits {', '.join(map(str, dataset))}; pass one, as dataset['train']")
-        elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-            source = indexed_source(dataset, image_column, shuffle_block)
-        else:
-            raise TypeError(
-                "dataset must be a datasets.IterableDataset or have __len__ and __getitem__, got "
-                f"{type(dataset).__name__}; for files and Hub datasets use load_stream"
-            )
         return cls(
-            source,
+            source_of(dataset, image_column, shuffle_block),
             image_column=image_column,
             shuffle_block=shuffle_block,
             seed=seed,
@@ -259,12 +207,17 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             raise ValueError(f"this is already stream {self.index} of {self.num_streams}; shard the whole stream")
         return self._part(num_streams, index)
 
-    def _part(self, num_streams: int, index: int) -> "ImageStream":
+    def _part(self, num_streams: int, index: int, decode: Decode | None = None) -> "ImageStream":
         part = copy(self)
         part.num_streams, part.index = num_streams, index
-        part._start, part._position = _Position(), _Position()
-        part._last_broken = deque(maxlen=self._last_broken.maxlen)
+        part.decode = self.decode if decode is None else decode
+        part._start, part._position = Position(), Position()
+        part._broken = self._broken.for_part()
         return part
+
+    def with_decode(self, decode: Decode) -> "ImageStream":
+        """Returns the same stream, at its beginning, with another `decode`."""
+        return self._part(self.num_streams, self.index, decode)
 
     @property
     def epoch(self) -> int:
@@ -282,7 +235,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             "fingerprint": dict(self.fingerprint),
             "num_streams": self.num_streams,
             "index": self.index,
-            **asdict(self._position),
+            **self._position.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -296,19 +249,20 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         """
         if not isinstance(state, dict):
             raise ValueError(f"state must be what state_dict() returned, got {type(state).__name__}")
-        names = [field.name for field in fields(_Position)]
-        missing = [name for name in ("fingerprint", "num_streams", "index", *names) if name not in state]
+        missing = [name for name in ("fingerprint", "num_streams", "index") if name not in state]
         if missing:
             raise ValueError(f"this is no state of an ImageStream: it lacks {', '.join(missing)}")
+        position = Position.from_state_dict(state)
         ours = {**self.fingerprint, "num_streams": self.num_streams, "index": self.index}
         theirs = {**state["fingerprint"], "num_streams": state["num_streams"], "index": state["index"]}
         refuse_difference(theirs, ours)
-        self._start = _Position(**{name: deepcopy(state[name]) for name in names})
-        self._position = deepcopy(self._start)
+        self._start, self._position = position, deepcopy(position)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # a plain loader would stack images of many sizes, and each of its workers would give every image once more
-        if str(sys._getframe(1).f_globals.get("__name__")).startswith("torch.utils.data."):
+        frame = inspect.currentframe()
+        caller = frame.f_back.f_globals.get("__name__") if frame is not None and frame.f_back is not None else ""
+        if str(caller).startswith("torch.utils.data."):
             raise TypeError(
                 "an ImageStream gives single images and does not go into a DataLoader; make the loader by "
                 "StreamBatches(stream, views, batch_size).loader()"
@@ -327,7 +281,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             `Iterator[dict]`: the samples; the position of the stream itself stays where it is.
         """
         units = self.source.units
-        return self._part(1, epoch * units)._walk(_Position(), end=units)
+        return self._part(1, epoch * units)._walk(Position(), end=units)
 
     def reject(self, sample: dict[str, Any], reason: str) -> None:
         """Counts the sample delivered last as broken, as if it had not been decoded.
@@ -340,94 +294,43 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             BrokenStreamError: if too many are broken.
             BrokenImageError: if broken samples are not to be skipped.
         """
-        self._count_broken(self._position, sample["key"], reason)
+        self._broken.count(self._position, sample["key"], reason)
 
-    def _walk(self, at: _Position, end: int | None = None) -> Iterator[dict[str, Any]]:
+    def _walk(self, at: Position, end: int | None = None) -> Iterator[dict[str, Any]]:
         units = self.source.units
-        whole: set[int] = set()  # units that this walk has read from their first row, with their rows and broken ones
-        whole_rows = whole_broken = 0
-        barren: set[int] = set()  # of these, the ones without a usable image since the last usable one
+        tally = PassTally(units, self._broken)
         while end is None or at.units_done < end:
-            resumed, usable = at.block > 0 or at.taken > 0, False
-            rows_before, broken_before = at.rows, at.broken
             epoch, place = divmod(self.index + at.units_done * self.num_streams, units)
             unit = int(unit_order(self.seed, epoch, units)[place])
-            reader = UnitReader(self.source, unit, at.unit_state)
-            while rows := reader.read(self.shuffle_block):
-                length = len(rows)
-                order = block_order(self.seed, epoch, unit, at.block, length)
-                for chosen in order[at.taken :].tolist():
-                    row, rows[chosen] = rows[chosen], {}  # a block shrinks while it is used
-                    at.taken += 1
-                    at.rows += 1
-                    number = at.row + chosen
-                    key = self.source.label.format(**row) or f"unit {unit} row {number}"
-                    try:
-                        image = self.decode(self.source.read(row), self.max_pixels)
-                    except BrokenImageError as error:
-                        self._count_broken(at, key, error.reason)
-                        continue
-                    broken = at.broken
-                    yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
-                    usable = usable or at.broken == broken
-                at.block, at.row, at.taken = at.block + 1, at.row + length, 0
-                at.unit_state = reader.state
-                if length < self.shuffle_block:
-                    break
-            at.units_done += 1
-            at.block, at.row, at.taken, at.unit_state = 0, 0, 0, None
-            if usable:
-                barren.clear()
-            elif not resumed:
-                barren.add(unit)
-            if not resumed and unit not in whole:
-                whole.add(unit)
-                whole_rows += at.rows - rows_before
-                whole_broken += at.broken - broken_before
-            if len(barren) == units:
-                self._stop(at.broken, at.rows, "; a whole pass gave no image")
-            if len(whole) == units and whole_broken > self.max_broken_share * whole_rows:
-                self._stop(whole_broken, whole_rows)
+            from_start, usable = not at.inside_unit, False
+            rows_before, broken_before = at.rows, at.broken
+            for sample in self._walk_unit(at, epoch, unit):
+                broken = at.broken
+                yield sample
+                usable = usable or at.broken == broken  # the views may have rejected it
+            at.end_unit()
+            rows, broken = at.rows - rows_before, at.broken - broken_before
+            tally.add(unit, at, rows=rows, broken=broken, from_start=from_start, usable=usable)
 
-    def _count_broken(self, at: _Position, key: str, reason: str) -> None:
-        if not self.skip_broken:
-            raise BrokenImageError(f"{key}: {reason}; mend or remove it, or pass skip_broken=True")
-        at.broken += 1
-        self._last_broken.append(f"{key}: {reason}")
-        often = at.broken > _BROKEN_LOGGED_ONE_BY_ONE
-        if not often or at.broken & (at.broken - 1) == 0:  # then at 16, 32, 64, ...
-            logger.warning(
-                "skipped %s: %s (%d of %d rows so far%s)",
-                key, reason, at.broken, at.rows, "; the next ones are not all logged" if often else "",
-            )  # fmt: skip
-        if at.broken >= _BROKEN_BEFORE_JUDGING and at.broken > self.max_broken_share * at.rows:
-            self._stop(at.broken, at.rows)
-
-    def _stop(self, broken: int, rows: int, detail: str = "") -> None:
-        if not self._last_broken:
-            raise BrokenStreamError(f"{self.source.name} holds no rows; pass data with images")
-        raise BrokenStreamError(
-            f"{broken} of the {rows} rows read from {self.source.name} are broken "
-            f"({broken / max(1, rows):.0%}, allowed max_broken_share={self.max_broken_share:.0%}{detail}). "
-            f"The last: {' | '.join(self._last_broken)}. Mend the data, or raise max_broken_share"
-        )
-
-
-def refuse_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raises a `ValueError` that names what differs between a saved fingerprint and the present one."""
-    changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    if changed:
-        values = ", ".join(f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in changed)
-        raise ValueError(
-            f"the saved position belongs to another stream: {values}; open it as it was, or start without the state"
-        )
-
-
-def _check_unused(what: str, **options: tuple[Any, Any]) -> None:
-    for name, (value, default) in options.items():
-        if value != default:
-            option = {"config_name": " (--dataset_config)", "image_column": " (--image_column)"}.get(name, "")
-            raise ValueError(f"{name}{option} means nothing for {what}, got {value!r}; leave it out")
+    def _walk_unit(self, at: Position, epoch: int, unit: int) -> Iterator[dict[str, Any]]:
+        reader = UnitReader(self.source, unit, at.unit_state)
+        while rows := reader.read(self.shuffle_block):
+            length = len(rows)
+            order = block_order(self.seed, epoch, unit, at.block, length)
+            for chosen in order[at.taken :].tolist():
+                row, rows[chosen] = rows[chosen], {}  # a block shrinks while it is used
+                at.take_row()
+                number = at.row + chosen
+                key = self.source.label.format(**row) or f"unit {unit} row {number}"
+                try:
+                    image = self.decode(self.source.read(row), self.max_pixels)
+                except BrokenImageError as error:
+                    self._broken.count(at, key, error.reason)
+                    continue
+                yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
+            at.end_block(length, reader.state)
+            if length < self.shuffle_block:
+                break
 
 
 def _check_positive(name: str, value: int) -> None:

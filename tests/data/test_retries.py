@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_geossl.data.batches import StreamBatches
-from hf_geossl.data.streams import BrokenStreamError, ImageStream, load_stream
+from hf_geossl.data.broken import BrokenStreamError
+from hf_geossl.data.streams import ImageStream, load_stream
 from tests.data.test_streams import encoded, first, write_folder
 
 

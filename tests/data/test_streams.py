@@ -17,8 +17,9 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 from hf_geossl.data import retries, scene_image
+from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.images import BrokenImageError, decode_image
-from hf_geossl.data.streams import BrokenStreamError, ImageStream, load_stream
+from hf_geossl.data.streams import ImageStream, load_stream
 
 ROWS = 37
 

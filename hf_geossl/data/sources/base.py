@@ -1,15 +1,14 @@
 """What a stream reads: rows in units, and how a row becomes an image."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import datasets
 from datasets.iterable_dataset import ExamplesIterable
-from huggingface_hub import HfFileSystem
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.retries import retry
@@ -26,11 +25,11 @@ class Source:
         kind (`str`): what the rows come from, such as "folder" or "parquet".
         name (`str`): what people call it, for the log; not a place on the machine.
         rows (`datasets.IterableDataset`): one row a sample, undecoded; at least `units` shards.
-        units (`int`): number of units; unit u holds the shards u, u + units, u + 2 units, ...
+        units (`int`): number of units; unit u has the shards u, u + units, u + 2 units, ...
         read (`Callable`): row -> what `decode_image` takes; raises `BrokenImageError`.
         identity (`dict`): plain values that name the data; two sources with equal identities give equal rows.
-        columns (`tuple[str, ...]`): the columns a stream keeps of each row.
-        label (`str`): how a row is called, as a format string of its columns; empty for "unit 3 row 17".
+        columns (`tuple[str, ...]`): the columns of a row that a stream needs.
+        label (`str`): name of a row, as a format string of its columns; empty for "unit 3 row 17".
     """
 
     kind: str
@@ -44,8 +43,10 @@ class Source:
 
     def unit(self, index: int) -> datasets.IterableDataset:
         """Returns unit `index` as a dataset of its own; a copy, since shallow ones share their position."""
-        shared = HfFileSystem._cache  # which datasets refer to, and which other threads may be changing
-        return deepcopy(self.rows.shard(self.units, index, contiguous=False), {id(shared): shared})
+        unit = self.rows.shard(self.units, index, contiguous=False)
+        # `datasets` refers to the Hub client's cache, which all share and other threads may be changing: not copied
+        shared = [value for name, value in vars(unit).items() if name.endswith("__hffs_cache")]
+        return deepcopy(unit, {id(value): value for value in shared})
 
 
 def units_for(rows: int, shuffle_block: int, most: int | None = None) -> int:
@@ -53,12 +54,12 @@ def units_for(rows: int, shuffle_block: int, most: int | None = None) -> int:
     return max(1, min(most or rows, max(MIN_UNITS, math.ceil(rows / shuffle_block))))
 
 
-def rows_from(generate: Callable[..., Iterator[tuple[Any, dict]]], **kwargs: Any) -> datasets.IterableDataset:
+def rows_from(generate: Callable[..., Iterator[tuple[int, dict]]], **shards: object) -> datasets.IterableDataset:
     """Makes a dataset from a module-level generator of `(key, row)`; its list arguments are its shards.
 
     `IterableDataset.from_generator` would hash the arguments, which takes seconds for a million file names.
     """
-    return datasets.IterableDataset(ExamplesIterable(generate, kwargs))
+    return datasets.IterableDataset(ExamplesIterable(generate, shards))
 
 
 def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
@@ -66,155 +67,6 @@ def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
     for names in units:
         for index, name in enumerate(names):
             yield index, {"key": name, "value": name}
-
-
-# ----------------------------------------------------------------------------------------------------------- indexed
-
-
-def indexed_source(dataset: Any, image_column: str, shuffle_block: int) -> Source:
-    """Opens a map-style dataset: `len(dataset)` items, each a dict with the image under `image_column`.
-
-    Args:
-        dataset (`datasets.Dataset` or any object with `__len__` and `__getitem__`): read when a sample is needed.
-        image_column (`str`): an item's key that holds a PIL image, encoded bytes, or uint8 of `(height, width, 3)`.
-        shuffle_block (`int`): rows that are shuffled together.
-
-    Returns:
-        `Source`: rows that hold an index each.
-
-    Raises:
-        ValueError: if the dataset is empty or has no such column.
-    """
-    rows, name = len(dataset), type(dataset).__name__
-    if rows == 0:
-        raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
-    identity: dict[str, Any] = {"rows": rows, "dataset": name}
-    if isinstance(dataset, datasets.Dataset):
-        check_column(dataset.features, image_column, name, opened=True)
-        identity["columns"] = sorted(dataset.column_names)
-        if dataset.format["type"] != "custom":
-            dataset = dataset.with_format(None).select_columns([image_column])
-            if isinstance(dataset.features[image_column], datasets.Image):
-                dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    units = units_for(rows, shuffle_block)
-    spans = [(unit, rows, units) for unit in range(units)]
-    return Source(
-        kind="indexed",
-        name=name,
-        rows=rows_from(_index_rows, spans=spans),
-        units=units,
-        read=partial(_read_item, dataset, image_column),
-        identity=identity,
-    )
-
-
-def _index_rows(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, dict]]:
-    for span in spans:
-        for index in range(*span):
-            yield index, {"key": f"row {index}", "value": index}
-
-
-def _read_item(dataset: Any, image_column: str, row: dict) -> Any:
-    item = dataset[row["value"]]
-    if not isinstance(item, dict):
-        raise TypeError(
-            f"an item of the dataset must be a dict with the image under {image_column!r}, got {type(item).__name__}; "
-            "wrap the dataset so that it returns a dict"
-        )
-    if image_column not in item:
-        raise missing_column(image_column, list(item), "the dataset's items", opened=True)
-    return encoded_image(item[image_column])
-
-
-# ------------------------------------------------------------------------------------------------------------ scenes
-
-
-def scenes_source(split: str, config_name: str | None) -> Source:
-    """Opens the embedded dataset: rows that hold an index, drawn when a sample is needed."""
-    from hf_geossl.data.scenes import SCENES_VERSION, scene_image, stream_scenes
-
-    rows = stream_scenes(split, config_name=config_name, num_shards=MIN_UNITS)
-    return Source(
-        kind="scenes",
-        name=f"scenes/{split}",
-        rows=rows,
-        units=rows.num_shards,
-        read=partial(_draw_scene, scene_image, split, config_name),
-        identity={"version": SCENES_VERSION},
-        columns=("index",),
-        label=f"scenes/{split}/{{index}}",
-    )
-
-
-def _draw_scene(draw: Callable[..., Any], split: str, config_name: str | None, row: dict) -> Any:
-    return draw(split, int(row["index"]), config_name)
-
-
-# ---------------------------------------------------------------------------------------------------------- iterable
-
-
-def iterable_source(
-    dataset: datasets.IterableDataset,
-    image_column: str,
-    *,
-    kind: str = "iterable",
-    name: str = "the dataset",
-    identity: dict[str, Any] | None = None,
-    token: str | bool | None = None,
-) -> Source:
-    """Opens a `datasets.IterableDataset`; its shards are the units.
-
-    Args:
-        dataset (`datasets.IterableDataset`): whole, unshuffled: the stream shuffles and splits it.
-        image_column (`str`): the column with the images.
-        kind (`str`), name (`str`), identity (`dict`, *optional*): as in [`Source`].
-        token (`str` or `bool`, *optional*): for image files on the Hub that the rows only name.
-
-    Returns:
-        `Source`: rows that hold the image column, undecoded.
-
-    Raises:
-        ValueError: if the column is missing, or the dataset was shuffled through a buffer or split by node.
-    """
-    if dataset._distributed is not None:
-        raise ValueError(
-            "the dataset was split by split_dataset_by_node; pass it whole: the batches are split by rank and worker"
-        )
-    if any(type(link).__name__ == "BufferShuffledExamplesIterable" for link in _links(dataset._ex_iterable)):
-        raise ValueError(
-            "the dataset was shuffled through a buffer, whose content a checkpoint cannot hold; pass it before "
-            ".shuffle(): the stream shuffles by unit and by block (shuffle_block)"
-        )
-    dataset = dataset.with_format(None)
-    if dataset.features is not None:
-        check_column(dataset.features, image_column, name, opened=kind == "iterable")
-        dataset = dataset.select_columns([image_column])
-        if isinstance(dataset.features[image_column], datasets.Image):
-            dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    return Source(
-        kind=kind,
-        name=name,
-        rows=dataset,
-        units=dataset.num_shards,
-        read=partial(_read_value, image_column, token),
-        identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
-        columns=(image_column,),
-        label="",
-    )
-
-
-def _links(iterable: Any) -> Iterator[Any]:
-    yield iterable
-    for inner in [getattr(iterable, "ex_iterable", None), *getattr(iterable, "ex_iterables", [])]:
-        if inner is not None:
-            yield from _links(inner)
-
-
-def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
-    return encoded_image(row[image_column], token)
-
-
-# ------------------------------------------------------------------------------------------------------------ values
 
 
 def check_column(features: datasets.Features, image_column: str, name: str, opened: bool = False) -> None:
@@ -238,7 +90,8 @@ def missing_column(image_column: str, columns: list[str], name: str, opened: boo
         image_column (`str`): the column that was wanted.
         columns (`list[str]`): those that are there.
         name (`str`): of the data.
-        opened (`bool`, *optional*): whether the caller had opened the dataset, as for a Trainer, which takes no column.
+        opened (`bool`, *optional*): whether the caller had opened the dataset, as for a Trainer, which takes no column
+            name.
 
     Returns:
         `ValueError`: to be raised.
@@ -255,7 +108,7 @@ def missing_column(image_column: str, columns: list[str], name: str, opened: boo
     )
 
 
-def encoded_image(value: Any, token: str | bool | None = None) -> Any:
+def encoded_image(value: object, token: str | bool | None = None) -> Any:
     """Takes the image out of a row's value without decoding it.
 
     Args:
@@ -280,6 +133,14 @@ def encoded_image(value: Any, token: str | bool | None = None) -> Any:
     if isinstance(value, str):
         raise TypeError("an image must not be a string; give its bytes, or a dict with its path")
     return value
+
+
+def value_of_row(root: str, row: dict) -> Any:
+    """Takes the image out of a row of files below `root`; a row with an "error" is a broken image."""
+    if row.get("error"):
+        raise BrokenImageError(row["error"])
+    value = encoded_image(row["value"])
+    return os.path.join(root, value) if isinstance(value, str) else value
 
 
 def _read_address(address: str, token: str | bool | None) -> bytes:

@@ -1,13 +1,16 @@
-"""A dataset of the Hugging Face Hub as a source, pinned to the commit it was opened at."""
+"""A dataset of the Hugging Face Hub, pinned to the commit it was opened at."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from huggingface_hub import HfApi, hf_file_system
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -18,38 +21,10 @@ from huggingface_hub.errors import (
 
 from hf_geossl.data.images import EXTENSIONS
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
-from hf_geossl.data.sources.base import (
-    MIN_UNITS,
-    Source,
-    encoded_image,
-    iterable_source,
-    named_rows,
-    rows_from,
-    units_for,
-)
-
-
-def _read_again_where_it_failed(stream_file: Any) -> None:
-    """Lets a file that is streamed from the Hub open a new connection after a read that failed.
-
-    huggingface_hub (1.x) tries once more by itself and raises. `datasets` then reads on from the same object, whose
-    connection has ended: it gets nothing, takes that for the end of the file, and the rest of a tar would be lost without
-    a word.
-    """
-    read = stream_file.read
-
-    def read_or_reopen(self: Any, length: int = -1) -> bytes:
-        try:
-            return read(self, length)
-        except Exception:
-            self.response = None  # the next read opens one, from the byte after the last that was given
-            raise
-
-    stream_file.read = read_or_reopen
-
-
-if hasattr(hf_file_system, "HfFileSystemStreamFile"):
-    _read_again_where_it_failed(hf_file_system.HfFileSystemStreamFile)
+from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image, named_rows, rows_from, units_for
+from hf_geossl.data.sources.files import Files, kind_of
+from hf_geossl.data.sources.opened import iterable_source
+from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_source
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2", ".7z", ".rar")
 
@@ -76,7 +51,8 @@ def hub_source(
         token (`str` or `bool`, *optional*): for private and gated datasets.
 
     Returns:
-        `Source`: a folder of images becomes rows of file names; anything else is read by its shards.
+        `Source`: a folder of images becomes rows of file names, tars are read as they are on this machine; anything else
+        is read by the shards of `datasets`.
 
     Raises:
         FileNotFoundError: if there is no such dataset or revision, or it is private.
@@ -84,40 +60,76 @@ def hub_source(
         ValueError: if the configuration, split or column is not there.
         ConnectionError: if the Hub cannot be reached.
     """
-
-    def describe() -> str | None:
-        return HfApi(token=token).dataset_info(repository, revision=revision).sha
-
-    def build() -> datasets.DatasetBuilder:
-        try:
-            return datasets.load_dataset_builder(repository, config_name, revision=commit, token=token)
-        except ValueError as error:
-            raise _about_configuration(repository, config_name, error) from error
-
-    try:
-        commit = retry(f"asking the Hub for {repository}", describe, OPENING_PAUSES)
-        builder = retry(f"opening {repository}", build, OPENING_PAUSES)
+    with _errors_in_words(repository, revision):
+        commit = retry(
+            f"asking the Hub for {repository}", partial(_commit, repository, revision, token), OPENING_PAUSES
+        )
+        builder = _builder(repository, config_name, commit, token)
         identity = {"repository": repository, "revision": commit}
-        if image_column == "image" and (names := _image_files(builder, split, f"@{commit}/")) is not None:
-            root, paths = names
-            units = units_for(len(paths), shuffle_block)
+        if image_column == "image" and (files := _image_files(builder, split, f"@{commit}/")) is not None:
+            units = units_for(len(files.names), shuffle_block)
             return Source(
                 kind="hub",
                 name=repository,
-                rows=rows_from(named_rows, units=[paths[unit::units] for unit in range(units)]),
+                rows=rows_from(named_rows, units=[files.names[unit::units] for unit in range(units)]),
                 units=units,
-                read=partial(_read_below, root, token),
+                read=partial(_read_below, files.root, token),
                 identity=identity,
             )
-
-        def stream() -> datasets.IterableDataset:
-            streams = builder.as_streaming_dataset()
-            _check_split(repository, split, list(streams))
-            rows = streams[split]
-            return rows if rows.num_shards >= MIN_UNITS else rows.reshard()
-
-        rows = retry(f"opening {repository}", stream, OPENING_PAUSES)
+        if (files := _tar_files(builder, split, f"@{commit}/")) is not None:
+            open_tar = partial(open_on_hub, token=token)
+            return webdataset_source(files, repository, image_column, kind="hub", identity=identity, open_tar=open_tar)
+        splits = retry(f"opening {repository}", builder.as_streaming_dataset, OPENING_PAUSES)
+        if split not in splits:
+            raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
+        rows = splits[split] if splits[split].num_shards >= MIN_UNITS else splits[split].reshard()
         return iterable_source(rows, image_column, kind="hub", name=repository, identity=identity, token=token)
+
+
+def hub_rows(
+    repository: str, split: str, *, config_name: str | None, revision: str | None, token: str | bool | None
+) -> datasets.IterableDataset:
+    """Opens a Hub dataset with all its columns as a stream; arguments and errors are those of [`hub_source`]."""
+    with _errors_in_words(repository, revision):
+        builder = _builder(repository, config_name, revision, token)
+        return retry(f"opening {repository}", partial(builder.as_streaming_dataset, split), OPENING_PAUSES)
+
+
+def pinned_revision(repository: str, revision: str | None, token: str | bool | None) -> str | None:
+    """Resolves a revision to its present commit; returns it as it is where the Hub does not answer.
+
+    Args:
+        repository (`str`): the dataset's id.
+        revision (`str`, *optional*): branch, tag or commit.
+        token (`str` or `bool`, *optional*): for private and gated datasets.
+    """
+    try:
+        return retry(f"asking the Hub for {repository}", partial(_commit, repository, revision, token), OPENING_PAUSES)
+    except (OSError, ValueError):  # no network, or no such dataset, which opening it will say
+        return revision
+
+
+def _commit(repository: str, revision: str | None, token: str | bool | None) -> str | None:
+    return HfApi(token=token).dataset_info(repository, revision=revision).sha
+
+
+def _builder(
+    repository: str, config_name: str | None, revision: str | None, token: str | bool | None
+) -> datasets.DatasetBuilder:
+    def build() -> datasets.DatasetBuilder:
+        try:
+            return datasets.load_dataset_builder(repository, config_name, revision=revision, token=token)
+        except ValueError as error:
+            raise _about_configuration(repository, config_name, error) from error
+
+    return retry(f"opening {repository}", build, OPENING_PAUSES)
+
+
+@contextmanager
+def _errors_in_words(repository: str, revision: str | None) -> Iterator[None]:
+    """Replaces the errors of the Hub and of `datasets` by one sentence each that says what to do."""
+    try:
+        yield
     except OfflineModeIsEnabled as error:
         raise ConnectionError(
             f"{repository!r} is no file or folder here, and offline mode is on (HF_HUB_OFFLINE), so the Hub was not "
@@ -169,24 +181,36 @@ def _gated(repository: str) -> PermissionError:
     )
 
 
-def _check_split(repository: str, split: str, splits: list[str]) -> None:
-    if split not in splits:
-        raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
+def _addresses(builder: datasets.DatasetBuilder, split: str) -> list[str]:
+    return [str(address) for address in (builder.config.data_files or {}).get(split, [])]
 
 
-def _image_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> tuple[str, list[str]] | None:
-    """Where the plain image files of a repository lie, which `datasets` would stream as a single shard, and their names.
+def _image_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Files | None:
+    """Lists the plain image files of a repository, which `datasets` would stream as a single shard.
 
     None for any other layout, for archives and for an unknown split, which are left to `datasets`.
     """
-    addresses = [str(address) for address in (builder.config.data_files or {}).get(split, [])]
+    addresses = _addresses(builder, split)
     if not isinstance(builder, ImageFolder) or any(address.lower().endswith(_ARCHIVES) for address in addresses):
         return None
-    images = sorted(address for address in addresses if address.lower().endswith(EXTENSIONS) and mark in address)
-    if not images:
+    return _below("folder", [address for address in addresses if address.lower().endswith(EXTENSIONS)], mark)
+
+
+def _tar_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Files | None:
+    """Lists the tars of a WebDataset, which `datasets` reads on from a connection that has ended; None otherwise."""
+    addresses = _addresses(builder, split)
+    if not isinstance(builder, WebDataset) or any(kind_of(address) != "webdataset" for address in addresses):
         return None
-    root = images[0][: images[0].index(mark) + len(mark)]
-    return root, [address.removeprefix(root) for address in images]
+    return _below("webdataset", addresses, mark)
+
+
+def _below(kind: str, addresses: list[str], mark: str) -> Files | None:
+    """The files whose addresses have the `mark` of the commit, relative to the repository."""
+    marked = sorted(address for address in addresses if mark in address)
+    if not marked:
+        return None
+    root = marked[0][: marked[0].index(mark) + len(mark)]
+    return Files(kind, root, [address.removeprefix(root) for address in marked])
 
 
 def _read_below(root: str, token: str | bool | None, row: dict) -> Any:

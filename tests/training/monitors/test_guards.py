@@ -24,7 +24,8 @@ from transformers import TrainerCallback
 
 from hf_geossl import GTSATrainer, load_stream
 from hf_geossl.data.batches import StreamBatches
-from hf_geossl.data.streams import BrokenStreamError, ImageStream
+from hf_geossl.data.broken import BrokenStreamError
+from hf_geossl.data.streams import ImageStream
 from hf_geossl.training import callbacks
 from hf_geossl.training.callbacks import ImagesProgressCallback, PauseCallback
 from hf_geossl.training.monitors import guards

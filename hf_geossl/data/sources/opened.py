@@ -1,0 +1,169 @@
+"""Datasets that the caller has opened, and the embedded scenes, as sources."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import datasets
+from PIL import Image
+
+from hf_geossl.data.scenes import SCENES_VERSION, scene_image, stream_scenes
+from hf_geossl.data.sources.base import (
+    MIN_UNITS,
+    Source,
+    check_column,
+    encoded_image,
+    missing_column,
+    rows_from,
+    units_for,
+)
+
+
+class MapDataset(Protocol):
+    """A map-style dataset: `datasets.Dataset`, torch's, or any other whose items are dictionaries."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -> Source:
+    """Opens a map-style dataset: `len(dataset)` items, each a dict with the image under `image_column`.
+
+    Args:
+        dataset (`datasets.Dataset` or any object with `__len__` and `__getitem__`): read when a sample is needed.
+        image_column (`str`): an item's key that holds a PIL image, encoded bytes, or uint8 of `(height, width, 3)`.
+        shuffle_block (`int`): rows that are shuffled together.
+
+    Returns:
+        `Source`: rows of one index each.
+
+    Raises:
+        ValueError: if the dataset is empty or has no such column.
+    """
+    rows, name = len(dataset), type(dataset).__name__
+    if rows == 0:
+        raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
+    identity: dict[str, Any] = {"rows": rows, "dataset": name}
+    if isinstance(dataset, datasets.Dataset):
+        check_column(dataset.features, image_column, name, opened=True)
+        identity["columns"] = sorted(dataset.column_names)
+        if dataset.format["type"] != "custom":
+            table = dataset.with_format(None).select_columns([image_column])
+            if isinstance(table.features[image_column], datasets.Image):
+                table = table.cast_column(image_column, datasets.Image(decode=False))
+            dataset = table
+    units = units_for(rows, shuffle_block)
+    spans = [(unit, rows, units) for unit in range(units)]
+    return Source(
+        kind="indexed",
+        name=name,
+        rows=rows_from(_index_rows, spans=spans),
+        units=units,
+        read=partial(_read_item, dataset, image_column),
+        identity=identity,
+    )
+
+
+def _index_rows(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, dict]]:
+    for span in spans:
+        for index in range(*span):
+            yield index, {"key": f"row {index}", "value": index}
+
+
+def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
+    item = dataset[row["value"]]
+    if not isinstance(item, dict):
+        raise TypeError(
+            f"an item of the dataset must be a dict with the image under {image_column!r}, got {type(item).__name__}; "
+            "wrap the dataset so that it returns a dict"
+        )
+    if image_column not in item:
+        raise missing_column(image_column, list(item), "the dataset's items", opened=True)
+    return encoded_image(item[image_column])
+
+
+def scenes_source(split: str, config_name: str | None) -> Source:
+    """Opens the embedded dataset: rows of an index, rendered when a sample is needed."""
+    rows = stream_scenes(split, config_name=config_name, num_shards=MIN_UNITS)
+    return Source(
+        kind="scenes",
+        name=f"scenes/{split}",
+        rows=rows,
+        units=rows.num_shards,
+        read=partial(_render_scene, split, config_name),
+        identity={"version": SCENES_VERSION},
+        columns=("index",),
+        label=f"scenes/{split}/{{index}}",
+    )
+
+
+def _render_scene(split: str, config_name: str | None, row: dict) -> Image.Image:
+    return scene_image(split, int(row["index"]), config_name)
+
+
+def iterable_source(
+    dataset: datasets.IterableDataset,
+    image_column: str,
+    *,
+    kind: str = "iterable",
+    name: str = "the dataset",
+    identity: dict[str, Any] | None = None,
+    token: str | bool | None = None,
+) -> Source:
+    """Opens a `datasets.IterableDataset`; its shards are the units.
+
+    Args:
+        dataset (`datasets.IterableDataset`): whole, unshuffled: the stream shuffles and splits it.
+        image_column (`str`): the column with the images.
+        kind (`str`), name (`str`), identity (`dict`, *optional*): as in [`Source`].
+        token (`str` or `bool`, *optional*): for image files on the Hub that the rows only name.
+
+    Returns:
+        `Source`: rows of the image column, undecoded.
+
+    Raises:
+        ValueError: if the column is missing, or the dataset was shuffled through a buffer or split by node.
+    """
+    _refuse_arranged(dataset)
+    dataset = dataset.with_format(None)
+    if dataset.features is not None:
+        check_column(dataset.features, image_column, name, opened=kind == "iterable")
+        dataset = dataset.select_columns([image_column])
+        if isinstance(dataset.features[image_column], datasets.Image):
+            dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    return Source(
+        kind=kind,
+        name=name,
+        rows=dataset,
+        units=dataset.num_shards,
+        read=partial(_read_value, image_column, token),
+        identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
+        columns=(image_column,),
+        label="",
+    )
+
+
+def _refuse_arranged(dataset: datasets.IterableDataset) -> None:
+    """Refuses a dataset that was divided among nodes or shuffled through a buffer."""
+    inner = vars(dataset)  # `datasets` has no public word for either
+    if inner.get("_distributed") is not None:
+        raise ValueError(
+            "the dataset was split by split_dataset_by_node; pass it whole: the batches are split by rank and worker"
+        )
+    if any(type(link).__name__ == "BufferShuffledExamplesIterable" for link in _links(inner.get("_ex_iterable"))):
+        raise ValueError(
+            "the dataset was shuffled through a buffer, whose content a checkpoint cannot hold; pass it before "
+            ".shuffle(): the stream shuffles by unit and by block (shuffle_block)"
+        )
+
+
+def _links(iterable: object) -> Iterator[object]:
+    yield iterable
+    for inner in [getattr(iterable, "ex_iterable", None), *getattr(iterable, "ex_iterables", [])]:
+        if inner is not None:
+            yield from _links(inner)
+
+
+def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
+    return encoded_image(row[image_column], token)

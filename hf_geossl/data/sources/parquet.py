@@ -1,0 +1,76 @@
+"""Local parquet files as a source, read by row group."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_geossl.data.sources.base import Source, missing_column, rows_from, units_for, value_of_row
+from hf_geossl.data.sources.files import Files, check_regular
+
+_ROWS_AT_ONCE = 32
+_RowGroup = tuple[str, int, int, int]  # file, row group, its first row in the file, its end
+
+
+def parquet_source(files: Files, name: str, image_column: str, shuffle_block: int) -> Source:
+    """Opens parquet files by row group, reading the image column only (bytes, or a struct of bytes and path)."""
+    groups: list[_RowGroup] = []
+    total = 0
+    for file in files.names:
+        metadata = _metadata(os.path.join(files.root, file), file, name)
+        _check_column(metadata, image_column, file, name)
+        before = 0
+        for group in range(metadata.num_row_groups):
+            end = before + metadata.row_group(group).num_rows
+            groups.append((file, group, before, end))
+            before = end
+        total += before
+    if total == 0:
+        raise ValueError(f"{name} holds no rows; pass parquet files with images")
+    return Source(
+        kind="parquet",
+        name=name,
+        rows=rows_from(_parquet_rows, groups=groups, root=files.root, column=image_column),
+        units=units_for(total, shuffle_block, most=len(groups)),
+        read=partial(value_of_row, files.root),
+        identity={"files": len(files.names), "rows": total, "digest": files.digest()},
+    )
+
+
+def _metadata(path: str, file: str, name: str) -> pq.FileMetaData:
+    try:
+        check_regular(path)
+        return pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} in {name} is no readable parquet file: mend or remove it") from error
+
+
+def _check_column(metadata: pq.FileMetaData, image_column: str, file: str, name: str) -> None:
+    schema = metadata.schema.to_arrow_schema()
+    if image_column not in schema.names:
+        raise missing_column(image_column, schema.names, f"{file} in {name}")
+    kind = schema.field(image_column).type
+    struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") + kind.get_field_index("path") > -2
+    if not (struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
+        raise ValueError(
+            f"the column {image_column!r} of {file} in {name} holds {kind}, not images; pass as image_column one "
+            f"of encoded bytes, or of a struct with bytes and path, among: {', '.join(schema.names)}"
+        )
+
+
+def _parquet_rows(groups: list[_RowGroup], root: str, column: str) -> Iterator[tuple[int, dict]]:
+    # a local name: at the interpreter's end, pa may be gone before the stream
+    unreadable = (OSError, pa.ArrowException)
+    for name, group, row, end in groups:
+        try:
+            with pq.ParquetFile(os.path.join(root, name)) as file:
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                    for value in batch.column(0).to_pylist():
+                        yield row, {"key": f"{name}:{row}", "value": value}
+                        row += 1
+        except unreadable as error:
+            reason = f"the rest of row group {group} cannot be read ({type(error).__name__})"
+            for lost in range(row, end):  # each counts: the share of broken rows is the share of lost ones
+                yield lost, {"key": f"{name}:{lost}", "error": reason}
