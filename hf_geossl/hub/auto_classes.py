@@ -7,11 +7,11 @@ for their files import it too, and two threads would wait for each other; they a
 made, and without one no Auto class finds a model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from threading import RLock
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from wrapt import when_imported
 
@@ -24,9 +24,13 @@ _LOCK = RLock()
 _REGISTERED: set[str] = set()
 
 
-def auto_map_of(model_type: str) -> dict[str, str]:
-    """Gives the whole `auto_map` of a method's models: Auto class -> `"module.Class"`."""
-    return dict(METHODS[model_type].load("model").auto_map)
+def auto_map_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Gives the `auto_map` that belongs into a `config.json`: Auto class -> `"module.Class"`.
+
+    Weights of a `...ForPreTraining` class come with the code of pretraining, all others without.
+    """
+    pretrains = (config.get("architectures") or [""])[0].endswith("ForPreTraining")
+    return dict(METHODS[config["model_type"]].load("pretraining" if pretrains else "model").auto_map)
 
 
 def register_auto_classes() -> None:
@@ -62,14 +66,14 @@ def _register_models_before_use(module: ModuleType) -> None:
 
 
 def register_models() -> None:
-    """Registers every class that the `auto_map` of a method's models names; a method that is registered already costs nothing."""
+    """Registers every class that the `auto_map` of a method's pretraining class names; a method that is registered already costs nothing."""
     if METHODS.keys() <= _REGISTERED:
         return
     with _LOCK:  # another thread that makes a configuration meanwhile waits until all are there
         import transformers
 
         for name in METHODS.keys() - _REGISTERED:
-            config_class, model_class = METHODS[name].load("config"), METHODS[name].load("model")
+            config_class, model_class = METHODS[name].load("config"), METHODS[name].load("pretraining")
             package = model_class.__module__.rpartition(".")[0]
             for auto_name, reference in model_class.auto_map.items():
                 if auto_name != "AutoConfig":

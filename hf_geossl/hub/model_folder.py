@@ -236,7 +236,7 @@ def model_files(
         remote_card (`str`, *optional*): The card in the repository now; what was written there by hand is kept.
 
     Yields:
-        `dict[str, Path | bytes]`: By path in the repository: weights, configuration with the whole `auto_map`, the code
+        `dict[str, Path | bytes]`: By path in the repository: weights, configuration with its `auto_map`, the code
         that it needs, image processor, card, pictures, results, and what is known of the run; no pickle, no token, no
         path of the machine.
 
@@ -249,7 +249,7 @@ def model_files(
     given = results if results is not None else folder / RESULTS if (folder / RESULTS).is_file() else None
     content = None if given is None else _of_these_weights(load_results(given), folder, asked_for=results is not None)
     measured = [] if content is None else read_results(content)
-    auto_map = auto_map_of(config["model_type"])
+    auto_map = auto_map_of(config)
     shared = {redact(key): value if key in _LABELS else redact_values(value) for key, value in config.items()}
     shared["auto_map"] = auto_map
     shared.pop("_name_or_path", None)

@@ -1,9 +1,4 @@
-"""EquiCoherent models: trunk, backbone, image classification and semantic segmentation (arXiv 2503.18753).
-
-The pretraining class lives in a file of its own, which the following line lets travel with every saved folder:
-
-    from .pretraining_equicoherent import EquiCoherentForPreTraining
-"""
+"""EquiCoherent models: trunk, backbone, image classification and semantic segmentation (arXiv 2503.18753)."""
 
 from typing import ClassVar
 
@@ -30,7 +25,6 @@ class EquiCoherentPreTrainedModel(GeometricViTPreTrainedModel):
         "AutoBackbone": "modeling_equicoherent.EquiCoherentBackbone",
         "AutoModelForImageClassification": "modeling_equicoherent.EquiCoherentForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_equicoherent.EquiCoherentForSemanticSegmentation",
-        "AutoModelForPreTraining": "pretraining_equicoherent.EquiCoherentForPreTraining",
     }
 
 

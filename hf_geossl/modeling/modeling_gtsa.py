@@ -1,10 +1,4 @@
-"""GTSA models: trunk, backbone, image classification and semantic segmentation (arXiv 2304.08014).
-
-The pretraining class lives in a file of its own. transformers lets a file travel with remote code when a line of the
-following form names it, wherever the line stands; so every folder saved from any class here opens with every Auto class:
-
-    from .pretraining_gtsa import GTSAForPreTraining
-"""
+"""GTSA models: trunk, backbone, image classification and semantic segmentation (arXiv 2304.08014)."""
 
 from typing import ClassVar
 
@@ -29,7 +23,6 @@ class GTSAPreTrainedModel(GeometricViTPreTrainedModel):
         "AutoBackbone": "modeling_gtsa.GTSABackbone",
         "AutoModelForImageClassification": "modeling_gtsa.GTSAForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_gtsa.GTSAForSemanticSegmentation",
-        "AutoModelForPreTraining": "pretraining_gtsa.GTSAForPreTraining",
     }
 
 

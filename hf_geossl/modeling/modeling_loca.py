@@ -1,10 +1,4 @@
-"""LOCA models: trunk, backbone, image classification and semantic segmentation (arXiv 2212.02400).
-
-The pretraining class lives in a file of its own. transformers lets a file travel with remote code when a line of the
-following form names it, wherever the line stands; so every folder saved from any class here opens with every Auto class:
-
-    from .pretraining_loca import LOCAForPreTraining
-"""
+"""LOCA models: trunk, backbone, image classification and semantic segmentation (arXiv 2212.02400)."""
 
 from typing import ClassVar
 
@@ -50,7 +44,6 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
         "AutoBackbone": "modeling_loca.LOCABackbone",
         "AutoModelForImageClassification": "modeling_loca.LOCAForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_loca.LOCAForSemanticSegmentation",
-        "AutoModelForPreTraining": "pretraining_loca.LOCAForPreTraining",
     }
 
     @torch.no_grad()

@@ -37,7 +37,8 @@ def resample_positions(
         return positions
     target: dict[str, Any] = {"size": (height, width)}
     if offset:
-        target = {"scale_factor": ((height + offset) / grid_height, (width + offset) / grid_width)}
+        # floats also where torch.jit.trace makes tensors of sizes
+        target = {"scale_factor": (float((height + offset) / grid_height), float((width + offset) / grid_width))}
     table = positions.float().permute(2, 0, 1)[None]  # (1, D, grid_height, grid_width)
     table = nn.functional.interpolate(table, mode=mode, align_corners=False, antialias=mode == "bilinear", **target)
     return table[0].permute(1, 2, 0).to(positions.dtype)
@@ -318,9 +319,13 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but the folder names every Auto class, whichever class it was saved from."""
+        """As transformers', but the folder names every Auto class that the files beside this class's own can serve.
+
+        transformers copies the file of the class and what that imports, and names this one class. From any class of the
+        trunk a folder opens with all of those; only a `...ForPreTraining` model's carries the code of pretraining.
+        """
         if self.is_remote_code():
-            self.config.auto_map = dict(self.auto_map)
+            self.config.update({"auto_map": dict(self.auto_map)})
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 

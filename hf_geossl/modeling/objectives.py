@@ -1,13 +1,7 @@
 """Loss functions: pure functions of tensors, computed in float32 whatever the autocast."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-CACHED_NUMBERS = 2**18  # 1 MB of float32
 
 
 def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor) -> torch.Tensor:
@@ -124,27 +118,23 @@ def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
     assignments = probabilities.to(torch.float32, copy=True)
     for _ in range(iterations):
         columns = assignments.sum(dim=0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(columns)
+        if is_distributed():
+            columns = sum_over_processes(columns)
         assignments.div_(columns)
         assignments.div_(assignments.sum(dim=1, keepdim=True))
     return assignments
 
 
-class _MeanOverProcesses(torch.autograd.Function):
-    """Mean of a tensor over all processes, with the gradient that a plain all-reduce would lose."""
+def is_distributed() -> bool:
+    """Tells whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
-    @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        total = local.clone()
-        torch.distributed.all_reduce(total)
-        return total / torch.distributed.get_world_size()
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone()
-        torch.distributed.all_reduce(total)
-        return total / torch.distributed.get_world_size()
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Sums a tensor over all processes, without gradient."""
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
 
 
 def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
@@ -156,55 +146,16 @@ def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of the same shape; the tensor itself where there is one process.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return _MeanOverProcesses.apply(local)
-    return local
+    if not is_distributed():
+        return local
 
+    def mean(tensor: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(tensor) / torch.distributed.get_world_size()
 
-class _ClusterPredictions(torch.autograd.Function):
-    """Each token's cross-entropy `(tokens,)`, and the sum of all predictions `(clusters,)`.
-
-    Nothing of the size of the logits is kept or, on a CPU, written but their gradient: what is in between stays in the cache.
-    """
-
-    @staticmethod
-    def parts(
-        logits: torch.Tensor, assignments: torch.Tensor, temperature: float, rows: torch.Tensor | None
-    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Logarithms of predictions, and assignments, of as many tokens at a time as fit."""
-        size = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-        for start in range(0, len(logits), size):
-            part = slice(start, start + size)
-            targets = assignments[part] if rows is None else assignments[rows[part]]
-            yield part, torch.log_softmax(logits[part].float() / temperature, dim=1), targets.float()
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, assignments: torch.Tensor, temperature: float, rows: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(logits, assignments, rows)
-        ctx.temperature = temperature
-        cross_entropy = logits.new_empty(len(logits), dtype=torch.float32)
-        predicted = logits.new_zeros(logits.shape[1], dtype=torch.float32)
-        for part, log_probabilities, targets in _ClusterPredictions.parts(logits, assignments, temperature, rows):
-            cross_entropy[part] = -(targets * log_probabilities).sum(dim=1)
-            predicted += log_probabilities.exp_().sum(dim=0)
-        return cross_entropy, predicted
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, assignments, rows = ctx.saved_tensors
-        of_cross_entropy, of_predicted = gradients
-        of_logits = torch.empty_like(logits)
-        for part, log_probabilities, targets in _ClusterPredictions.parts(logits, assignments, ctx.temperature, rows):
-            probabilities = log_probabilities.exp_()
-            weight = of_cross_entropy[part, None]
-            # p (w sum(a) + g - p.g) - w a, all over the temperature
-            inner = weight * targets.sum(dim=1, keepdim=True) - (probabilities @ of_predicted)[:, None]
-            probabilities *= of_predicted + inner
-            of_logits[part] = probabilities.addcmul_(targets, weight, value=-1).div_(ctx.temperature)
-        return of_logits, None, None, None
+    averaged = mean(local) + (local - local.detach())  # the difference is 0 and carries the gradient
+    if averaged.requires_grad:
+        averaged.register_hook(mean)  # every process's output depends on every process's input
+    return averaged
 
 
 def patch_cluster_losses(
@@ -232,8 +183,10 @@ def patch_cluster_losses(
 
     Source: arXiv 2212.02400, patch clustering and mean-entropy maximisation; epsilon 1e-8 in the count.
     """
-    cross_entropy, predicted = _ClusterPredictions.apply(cluster_logits, assignments, temperature, rows)
+    log_probabilities = F.log_softmax(cluster_logits.float() / temperature, dim=1)
+    targets = (assignments if rows is None else assignments[rows]).float()
+    cross_entropy = -(targets * log_probabilities).sum(dim=1)
     cluster = (cross_entropy * valid).sum() / (mean_over_processes(valid.sum().float()) + 1e-8)
-    mean = mean_over_processes(predicted / len(cluster_logits))
+    mean = mean_over_processes(log_probabilities.exp().mean(dim=0))
     # a cluster that no token comes near: p log p and its gradient are 0 where the softmax has underflowed
     return cluster, (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

@@ -1,29 +1,9 @@
 """Loss functions of EquiCoherent's hosts (DINO, iBOT, DINOv2, VICReg, SimCLR): pure, in float32 whatever the autocast."""
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-class _Gather(torch.autograd.Function):
-    """Stacks the processes' tensors; their gradients with respect to one slice are summed over the processes."""
-
-    @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, local)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
-        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+from .objectives import is_distributed, sum_over_processes
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,7 +18,16 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(processes * batch, ...)`; `tensor` itself outside distributed runs.
     """
-    return _Gather.apply(tensor.contiguous()) if _is_distributed() else tensor
+    if not is_distributed():
+        return tensor
+    tensor = tensor.contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, tensor.detach())
+    parts[torch.distributed.get_rank()] = tensor
+    gathered = torch.cat(parts)
+    if gathered.requires_grad:
+        gathered.register_hook(sum_over_processes)  # other processes' losses depend on this process's part
+    return gathered
 
 
 @torch.no_grad()
@@ -271,7 +260,7 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) 
     with torch.autocast(views.device.type, enabled=False):
         similarity = views.flatten(0, 1) @ candidates.T / temperature  # (2 * B, 2 * W * B)
     own = torch.arange(len(similarity), device=views.device)
-    if _is_distributed():
+    if is_distributed():
         own = own + len(similarity) * torch.distributed.get_rank()
     return F.cross_entropy(similarity.scatter_(1, own[:, None], -torch.inf), own ^ 1)
 

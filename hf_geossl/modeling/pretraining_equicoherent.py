@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -94,6 +94,10 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     seen, of all processes. Decoders initialise last, so that all else is equal whatever is reconstructed.
     """
 
+    auto_map: ClassVar[dict[str, str]] = {
+        **EquiCoherentPreTrainedModel.auto_map,
+        "AutoModelForPreTraining": "pretraining_equicoherent.EquiCoherentForPreTraining",
+    }
     main_input_name = "global_pixel_values"
     _keep_in_fp32_modules_strict = ["teacher", "class_center", "patch_center"]
     class_center: torch.Tensor

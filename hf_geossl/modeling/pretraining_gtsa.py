@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -143,6 +143,10 @@ class GTSATeacher(nn.Module):
 class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
     """Student, teacher and the three losses of GTSA; the student trunk is `gtsa`, the teacher's `teacher.gtsa`."""
 
+    auto_map: ClassVar[dict[str, str]] = {
+        **GTSAPreTrainedModel.auto_map,
+        "AutoModelForPreTraining": "pretraining_gtsa.GTSAForPreTraining",
+    }
     main_input_name = "global_pixel_values"
     teacher: GTSATeacher
 

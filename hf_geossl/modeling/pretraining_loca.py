@@ -1,7 +1,7 @@
 """LOCA pretraining: student, teacher, cross-attention, heads and loss (arXiv 2212.02400)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -100,6 +100,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     tokens; location loss only. No numbers of the authors' exist for it.
     """
 
+    auto_map: ClassVar[dict[str, str]] = {
+        **LOCAPreTrainedModel.auto_map,
+        "AutoModelForPreTraining": "pretraining_loca.LOCAForPreTraining",
+    }
     main_input_name = "reference_pixel_values"
     teacher: Any  # LOCATeacher, as the heads below from _add_heads
     cluster_head: Any
@@ -208,7 +212,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
                     )
 
     @staticmethod
-    def _token_indices(name: str, tokens: Any, num_tokens: int, device: torch.device) -> torch.Tensor:
+    def check_token_indices(name: str, tokens: Any, num_tokens: int, device: torch.device) -> torch.Tensor:
         """Indices `(tokens,)` on the device, checked where they are without waiting for it."""
         tokens = torch.as_tensor(tokens)
         if tokens.ndim != 1 or not len(tokens) or tokens.dtype == torch.bool or tokens.is_floating_point():
@@ -252,7 +256,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         tokens = queries.shape[1] if of_itself else self.position_predictor.out_features
         if visible_reference_tokens is None:
             visible_reference_tokens = torch.arange(tokens)
-        visible_reference_tokens = self._token_indices(
+        visible_reference_tokens = self.check_token_indices(
             "visible_reference_tokens", visible_reference_tokens, tokens, queries.device
         )
         if of_itself:
@@ -316,7 +320,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         device = reference_pixel_values.device
         if visible_reference_tokens is None:
             visible_reference_tokens = self.draw_visible_reference_tokens()
-        visible_reference_tokens = self._token_indices(
+        visible_reference_tokens = self.check_token_indices(
             "visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features, device
         )
         if self.config.location_target == "self":
@@ -327,7 +331,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             )
         if kept_query_tokens is None:
             kept_query_tokens = self.draw_kept_query_tokens(random_query_positions.shape[1])
-        kept_query_tokens = self._token_indices(
+        kept_query_tokens = self.check_token_indices(
             "kept_query_tokens", kept_query_tokens, random_query_positions.shape[1], device
         )
 

@@ -1,8 +1,10 @@
 """What the pretraining classes of all methods share: a student, and a momentum teacher with the same submodules."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .modeling_vit import GeometricViTPreTrainedModel
 
@@ -81,4 +83,5 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
                 "bf16=True (autocast) instead of moving the model to another dtype"
             )
         students = [student.to(teacher.dtype) for teacher, student in zip(teachers, students, strict=True)]
-        torch._foreach_lerp_(teachers, students, 1.0 - momentum)
+        move: Callable[..., None] = get_ema_multi_avg_fn(momentum)
+        move(teachers, students, None)  # one operation for all weights; the third argument, a count, is not used

@@ -33,7 +33,7 @@ class Method:
         name (`str`): Prefix of its classes.
         batch: Makes a batch for pretraining at 32 pixels.
         heads: Small sizes of its heads.
-        code: Files beside configuration, models and pretraining that its saved folders hold.
+        code: Modules that its pretraining class imports and those of other methods do not.
         pools_class_token: Whether its class token stands for an image, not the mean of the patch tokens.
         centers: Buffers that its pretraining class keeps in float32.
     """
@@ -137,13 +137,13 @@ EQUICOHERENT_HEADS = {"patch_features": 24, "equivariant_features": 8, "num_prot
 EQUICOHERENT_HEADS |= {"head_bottleneck_size": 12, "decoder_hidden_size": 16, "projector_sizes": (20, 18)}
 
 METHODS = {
-    "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry.py", "reconstruction.py"})),
-    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca.py", "reconstruction.py"})),
+    "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry"})),
+    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca"})),
     "equicoherent": Method(
         "EquiCoherent",
         equicoherent_batch,
         EQUICOHERENT_HEADS,
-        frozenset({"heads_equicoherent.py", "objectives_joint_embedding.py", "reconstruction.py"}),
+        frozenset({"heads_equicoherent", "objectives_joint_embedding"}),
         pools_class_token=True,
         centers=("class_center", "patch_center"),
     ),

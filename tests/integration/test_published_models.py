@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.golden import ROOT
 from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 from tests.helpers.methods import METHODS, Method, randomise
 
@@ -81,11 +82,12 @@ def models() -> dict[str, list[Any]]:
     }
 
 
-def _start(hub: HubServer, home: Path, code: str, *arguments: str) -> subprocess.Popen:
-    """A process that knows nothing but the server."""
+def _start(hub: HubServer, home: Path, code: str, *arguments: str, installed: bool = True) -> subprocess.Popen:
+    """Starts a process that has no settings but the server's address, with or without this checkout."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": WRITE_TOKEN, "OMP_NUM_THREADS": "1"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"PYTHONPATH": str(ROOT)} if installed else {}
     home.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -123,7 +125,10 @@ def revisions(hub: HubServer, place: Path, models: dict[str, list[Any]]) -> dict
 
 @pytest.fixture(scope="module")
 def answers(hub: HubServer, place: Path, revisions: dict[str, list[str]]) -> dict[str, tuple[dict, dict]]:
-    running = {side: _start(hub, place / side, READER, side, str(place), json.dumps(revisions)) for side in SIDES}
+    running = {
+        side: _start(hub, place / side, READER, side, str(place), json.dumps(revisions), installed=side == "installed")
+        for side in SIDES
+    }
     for process in running.values():
         _finish(process)
     return {
@@ -170,4 +175,6 @@ def test_remote_code_gives_the_same_bits_as_installed_code(answers: Any, name: s
 
 def test_a_snapshot_holds_what_was_published(hub: HubServer, answers: Any) -> None:
     for name in METHODS:
-        assert answers["remote"][0][name]["files"] == sorted(hub.files(f"tester/{name}"))
+        files = answers["remote"][0][name]["files"]
+        assert files == sorted(hub.files(f"tester/{name}"))
+        assert sum(file.endswith(".py") for file in files) == 5  # of a trunk: no code of pretraining

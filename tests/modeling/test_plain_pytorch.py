@@ -1,0 +1,151 @@
+"""Every trunk is plain PyTorch: exported for any batch, traced, quantised, differentiated by torch.func; nothing waits for a GPU."""
+
+import ast
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+import hf_geossl.modeling
+from tests.helpers.methods import METHODS, Method, images
+
+SOURCES = sorted(Path(hf_geossl.modeling.__file__).parent.glob("*.py"))
+OPTIONS = {"num_register_tokens": 2, "layerscale_value": 0.3}
+# the second is not the size that the position table is made for
+SIZES = [(32, 32), (40, 24)]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return METHODS[request.param]
+
+
+# ---- What tools make of a trunk
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["Model", "Backbone", "ForImageClassification", "ForSemanticSegmentation"])
+def test_a_model_exported_with_a_free_batch_gives_the_same_for_every_batch(
+    method: Method, kind: str, size: tuple[int, int]
+) -> None:
+    model = method.model(kind, num_hidden_layers=2, num_labels=3, **OPTIONS)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(model, (images(2, 3, *size),), dynamic_shapes={"pixel_values": {0: batch}})
+    for batch_size in (1, 2, 7):
+        pixels = images(batch_size, 3, *size, seed=batch_size)
+        with torch.no_grad():
+            found, expected = exported.module()(pixels), model(pixels)
+        assert found.keys() == expected.keys()
+        for name in expected.keys() - {"feature_maps"}:
+            torch.testing.assert_close(found[name], expected[name])
+        for ours, theirs in zip(found.get("feature_maps", ()), expected.get("feature_maps", ()), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("size", SIZES)
+def test_a_traced_trunk_gives_the_same_for_every_batch(method: Method, size: tuple[int, int]) -> None:
+    model = method.model("Model", num_hidden_layers=2, **OPTIONS)
+    traced = torch.jit.trace(model, images(2, 3, *size), strict=False)
+    for batch_size in (1, 2, 5):
+        pixels = images(batch_size, 3, *size, seed=batch_size)
+        with torch.no_grad():
+            found, expected = traced(pixels), model(pixels)
+        torch.testing.assert_close(found["last_hidden_state"], expected.last_hidden_state)
+        torch.testing.assert_close(found["pooler_output"], expected.pooler_output)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["Model", "Backbone", "ForImageClassification", "ForSemanticSegmentation"])
+def test_dynamic_quantisation_finds_every_linear_layer(method: Method, kind: str) -> None:
+    model = method.model(kind, 0.05, num_hidden_layers=2, num_labels=3)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert len(linear) == 4 * 2 + kind.startswith("For")  # qkv, projection, fc1, fc2 of each layer; the head
+    kinds = {name: type(module) for name, module in quantised.named_modules()}
+    assert all(kinds[name] is torch.ao.nn.quantized.dynamic.Linear for name in linear)
+    with torch.no_grad():
+        found, expected = quantised(images(2, 3, 40, 24)), model(images(2, 3, 40, 24))
+    name = {"Model": "last_hidden_state", "Backbone": "feature_maps"}.get(kind, "logits")
+    found, expected = (torch.stack(list(outputs[name])) for outputs in (found, expected))
+    error = (found - expected).norm() / expected.norm()
+    assert 0 < error < 0.05  # 8 bits
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_gradients_by_torch_func_are_those_of_autograd_and_of_each_image_alone(method: Method) -> None:
+    model = method.model("Model", num_hidden_layers=2, **OPTIONS)
+    pixels, weights = images(3, 3, 40, 24), images(32, seed=1)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        return (functional_call(model, parameters, (pixels,)).pooler_output @ weights).square().sum()
+
+    found = grad(loss)(parameters, pixels)
+    expected = torch.autograd.grad((model(pixels).pooler_output @ weights).square().sum(), list(parameters.values()))
+    for name, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item(), msg=name)
+    of_images = vmap(lambda image: grad(loss)(parameters, image[None]))(pixels)  # as differential privacy needs them
+    for name, gradient in found.items():
+        size = gradient.abs().max().item()
+        torch.testing.assert_close(of_images[name].sum(0), gradient, rtol=1e-4, atol=1e-4 * size, msg=name)
+
+
+def test_gradient_checkpointing_computes_layers_again_and_gives_the_same_gradients(method: Method) -> None:
+    model, pixels = method.model("Model", num_hidden_layers=2).train(), images(2, 3, 32, 32)
+    model.requires_grad_(True)
+    calls = []
+    for layer in model.encoder.layer:
+        layer.mlp.fc1.register_forward_hook(lambda module, inputs, output: calls.append(module))
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        calls.clear()
+        loss = model(pixels).pooler_output.square().sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+        assert len(calls) == 2 * (1 + checkpointing)
+    for (name, _), before, after in zip(model.named_parameters(), *gradients, strict=True):
+        assert (before is None) == (after is None), name
+        assert before is None or torch.equal(before, after), name
+
+
+# ---- What the code may not do
+
+
+def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """The calls outside of checks and of drawing random numbers, with the name of what is called."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.lstrip("_").startswith(("check", "draw")):
+            continue
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func).rpartition(".")[2], node
+        yield from _calls(node)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_gradient_is_written_by_hand_and_no_private_name_of_torch_is_used(path: Path) -> None:
+    names = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    names |= {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    of_torch = {name for name in names if name.startswith("torch.")}
+    assert not {name for name in of_torch if "._" in name or name.startswith(("torch.ops", "torch.autograd"))}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_nothing_waits_for_the_device(path: Path) -> None:
+    """Values of tensors come to the host in checks (on a CPU alone) and where random tokens are drawn, nowhere else."""
+    for name, call in _calls(ast.parse(path.read_text())):
+        text = f"{path.name}:{call.lineno} {ast.unparse(call)}"
+        assert name not in ("item", "tolist", "cpu", "numpy", "nonzero"), text
+        if name in ("int", "bool", "float") and call.args:
+            tensors = {ast.unparse(node.func) for node in ast.walk(call.args[0]) if isinstance(node, ast.Call)}
+            assert not any(called.startswith("torch.") or called.endswith((".sum", ".min", ".max", ".all", ".any")) for called in tensors), text  # fmt: skip
