@@ -44,6 +44,13 @@ class Method:
             classes of the trunk too.
         views, arguments, trainer (`str`): What pretraining takes.
         pictures (`tuple[Picture, ...]`): What a run ends with.
+        paper_title, paper_authors (`str`): Of the paper, for the citation on a card.
+        summary (`str`): What the method trains features to be, in a sentence or two, for a card.
+        pooled (`str`): What `pooler_output` is.
+        trained_fields (`tuple[str, ...]`): Configuration fields that say what was trained, for a card.
+        card (`str`): `"module:function"` that adapts the `hub.method_card.MethodCard` to a configuration.
+        head_shows (`str`): What the demo shows of the method's heads, as part of a sentence.
+        demo_heads (`str`): `"module:Class"`, the `demo.heads.Heads` that makes the tabs of the method's heads.
     """
 
     name: str
@@ -56,6 +63,14 @@ class Method:
     arguments: str
     trainer: str
     pictures: tuple[Picture, ...] = (FEATURES,)
+    paper_title: str = ""
+    paper_authors: str = ""
+    summary: str = ""
+    pooled: str = "the mean of the patch tokens"
+    trained_fields: tuple[str, ...] = ()
+    card: str = ""
+    head_shows: str = ""
+    demo_heads: str = ""
 
     def load(self, field: str) -> Any:
         """The class that a field names, such as `load("config")`; its module is imported."""
@@ -91,6 +106,18 @@ METHODS: dict[str, Method] = {
         views="hf_geossl.views.gtsa:GTSAViews",
         arguments="hf_geossl.training.arguments_gtsa:GTSATrainingArguments",
         trainer="hf_geossl.training.trainer_gtsa:GTSATrainer",
+        paper_title=(
+            "Self-Supervised Learning from Non-Object Centric Images with a Geometric Transformation Sensitive Architecture"
+        ),
+        paper_authors="Kim, Taeho and Lee, Jong-Min",
+        summary=(
+            "The teacher's targets are pooled where two crops overlap and turned with them, so features keep the geometry "
+            "of images that are not centred on an object. The class token is not trained directly."
+        ),
+        trained_fields=("correspondence_weight", "rotation_weight"),
+        card="hf_geossl.hub.card_equicoherent:add_reconstruction",
+        head_shows="the quarter turn that it predicts",
+        demo_heads="hf_geossl.demo.heads_gtsa:QuarterTurnHeads",
     ),
     "loca": Method(
         name="loca",
@@ -110,6 +137,24 @@ METHODS: dict[str, Method] = {
                 "hf_geossl.training.pictures.loca:PositionPicture",
             ),
         ),
+        paper_title="Location-Aware Self-Supervised Transformers for Semantic Segmentation",
+        paper_authors="Caron, Mathilde and Houlsby, Neil and Schmid, Cordelia",
+        summary=(
+            "Patches of a query crop look at visible patches of a reference crop of the same image and learn where they lie "
+            "in it, and which cluster the teacher puts that place in: features of places and of what is there."
+        ),
+        trained_fields=(
+            "location_target",
+            "location_weight",
+            "num_kept_query_tokens",
+            "visible_reference_ratio",
+            "reference_selection",
+            "use_cluster_loss",
+            "num_prototypes",
+        ),
+        card="hf_geossl.hub.card_equicoherent:add_reconstruction",
+        head_shows="where it puts the patches of a box that you drag",
+        demo_heads="hf_geossl.demo.heads_loca:PositionHeads",
     ),
     "equicoherent": Method(
         name="equicoherent",
@@ -129,5 +174,21 @@ METHODS: dict[str, Method] = {
                 "hf_geossl.training.pictures.equicoherent:ReconstructionPicture",
             ),
         ),
+        paper_title=(
+            "Self-Supervised Learning Based on Transformed Image Reconstruction for Equivariance-Coherent Feature "
+            "Representation"
+        ),
+        paper_authors=(
+            "Wang, Qin and Quercia, Alessio and Bruns, Benjamin and Morrison, Abigail and Scharr, Hanno and Krajsek, Kai"
+        ),
+        summary=(
+            "Beside the loss of its host method it reconstructs the images between an image and its transformed state from "
+            "a part of the patch features, which therefore keep what the transformation did."
+        ),
+        pooled="the class token",
+        trained_fields=("host", "split", "patch_features", "num_prototypes"),
+        card="hf_geossl.hub.card_equicoherent:describe_host",
+        head_shows="the images along a transformation as its decoders reconstruct them",
+        demo_heads="hf_geossl.demo.heads_equicoherent:ReconstructionHeads",
     ),
 }

@@ -257,7 +257,7 @@ def path_point(
         return PathPoint(first[0], source[0], final[0], true[0])
     trunk = whole.base_model
     patches = trunk.patch_tokens(trunk(model.normalize(torch.cat([first, final]))))  # (2, N, D)
-    features = whole._equivariant(patches) if model.method == "equicoherent" else patches
+    features = whole.equivariant(patches) if model.method == "equicoherent" else patches
     shape = (1, len(whole.reconstruction.decoders), *source.shape[1:])
     found = whole.reconstruction(features[:1], features[1:], source.new_zeros(shape), model.grid())[1][0, decoder]
     target = model.normalize(true)[0]

@@ -1,7 +1,6 @@
 """A folder becomes the model of a demo: the published trunk, and the heads where they are."""
 
 import json
-import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForPreTraining
 
-from hf_geossl.training.checkpoints.files import list_checkpoints, why_not_whole
+from hf_geossl.hub.run_folder import find_model, first_line, is_pretraining, processor_files
+from hf_geossl.methods import METHODS
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
-METHODS = {"gtsa": "GTSA", "loca": "LOCA", "equicoherent": "EquiCoherent"}
 _KEPT = 32  # pictures whose tokens are kept
 
 
@@ -51,7 +50,7 @@ class DemoModel:
     @property
     def name(self) -> str:
         """The method as its paper writes it."""
-        return METHODS[self.method]
+        return METHODS[self.method].title
 
     def size(self, finer: bool = False) -> tuple[int, int]:
         """Height and width in pixels of what the model sees: as in training, or twice that."""
@@ -143,40 +142,6 @@ class DemoModel:
         return None
 
 
-def find_model(folder: Path) -> tuple[Path, dict[str, Any], str]:
-    """Finds what a demo shows of a folder, see `open_model`.
-
-    Args:
-        folder (`Path`): The folder.
-
-    Returns:
-        `tuple[Path, dict, str]`: The folder with the weights, what its config.json says, and, where it is a checkpoint of
-        the given one, words that say so.
-
-    Raises:
-        ValueError: If there is no folder, or no model of this library in it.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(folder)!r}: give the folder of a run, of a checkpoint or of a model")
-    config = _read_config(folder)
-    place = ""
-    if config is None or not is_whole(config):
-        for checkpoint in list_checkpoints(folder):
-            inner = _read_config(checkpoint)
-            if inner is not None and is_whole(inner) and why_not_whole(checkpoint) is None:
-                config, folder, place = inner, checkpoint, f" in {checkpoint.name}"
-                break
-    if config is None:
-        raise ValueError(
-            f"{str(folder)!r} holds no model: there is no config.json in it, and no whole checkpoint-N folder"
-        )
-    if config.get("model_type") not in METHODS:
-        raise ValueError(
-            f"{str(folder)!r} holds a model of type {config.get('model_type')!r}; the demo shows {', '.join(METHODS)}"
-        )
-    return folder, config, place
-
-
 def open_model(folder: Path) -> DemoModel:
     """Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk.
 
@@ -191,7 +156,7 @@ def open_model(folder: Path) -> DemoModel:
         ValueError: If there is no folder, no model of this library in it, or its weights cannot be read.
     """
     folder, config, place = find_model(folder)
-    auto_class = AutoModelForPreTraining if is_whole(config) else AutoModel
+    auto_class = AutoModelForPreTraining if is_pretraining(config) else AutoModel
     model = _load(auto_class, folder)
     if model.config.num_channels != 3:
         raise ValueError(f"the demo shows colour pictures, and this model takes {model.config.num_channels} channels")
@@ -201,24 +166,6 @@ def open_model(folder: Path) -> DemoModel:
     taught = model.teacher is not None
     trunk = getattr(model.teacher, model.base_model_prefix) if taught else model.base_model
     return DemoModel(trunk, model, mean, std, f"the {'teacher' if taught else 'student'}{place}")
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"config.json in {str(folder)!r} cannot be read: {_first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"config.json in {str(folder)!r} is no configuration of a model")
-    return config
-
-
-def is_whole(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a pretraining model with its heads."""
-    return any(str(name).endswith("ForPreTraining") for name in config.get("architectures") or [])
 
 
 def _load(auto_class: Any, folder: Path) -> Any:
@@ -232,19 +179,13 @@ def _load(auto_class: Any, folder: Path) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and huggingface_hub raise a dozen kinds
-        raise ValueError(f"the model in {str(folder)!r} cannot be opened: {_first_line(error)}") from error
+        raise ValueError(f"the model in {str(folder)!r} cannot be opened: {first_line(error)}") from error
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if wrong:
         raise ValueError(
             f"the weights in {str(folder)!r} are incomplete: {wrong[0]} and {len(wrong) - 1} more are missing"
         )
     return model.eval().requires_grad_(False)
-
-
-def processor_files(folder: Path) -> list[Path]:
-    """Where a model's image processor is stated: in its folder, or beside it where it is a checkpoint of a run."""
-    places = [folder, folder.parent] if re.fullmatch(r"checkpoint-\d+", folder.name) else [folder]
-    return [path for place in places if (path := place / "preprocessor_config.json").is_file()]
 
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -256,14 +197,9 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
         stated = json.loads(paths[0].read_text(encoding="utf-8"))
         mean, std = (tuple(float(value) for value in stated[name]) for name in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"preprocessor_config.json in {str(folder)!r} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"preprocessor_config.json in {str(folder)!r} cannot be read: {first_line(error)}") from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(
             f"preprocessor_config.json in {str(folder)!r} must give three means and three positive deviations"
         )
     return mean, std
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

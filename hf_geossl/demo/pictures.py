@@ -8,23 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
-from hf_geossl.data import sample_scene
 from hf_geossl.data.images import EXTENSIONS, BrokenImageError, decode_image
-from hf_geossl.data.scenes import render
+from hf_geossl.hub.space import SAMPLE_SIDE as SIDE
+from hf_geossl.hub.space import scene_pictures
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 2**25
-SIDE = 448  # of a picture on the page
-_SCENES = [
-    ("scene", 3),
-    ("scene", 5),
-    ("scene", 8),
-    ("scene", 12),
-    ("topdown", 1),
-    ("topdown", 4),
-    ("object", 2),
-    ("object", 7),
-]
 # the colours of a heat map from its smallest to its largest value
 _HEAT = torch.tensor([[13, 8, 60], [92, 18, 110], [190, 55, 84], [245, 125, 21], [252, 240, 130]], dtype=torch.float32)
 _MARK = ((0, 0, 0), (255, 255, 255), (0, 200, 255))
@@ -69,11 +58,6 @@ def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     scale = SIDE / max(size)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     return ImageOps.fit(picture, shape, Image.Resampling.BICUBIC)
-
-
-def scene_pictures(side: int = SIDE) -> list[Image.Image]:
-    """Eight scenes of the embedded dataset's test split, which pretraining does not see."""
-    return [Image.fromarray(render(sample_scene("test", index, mode=mode), side).image) for mode, index in _SCENES]
 
 
 def sample_pictures(folder: Path | None) -> list[Image.Image]:

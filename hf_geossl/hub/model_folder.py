@@ -13,28 +13,23 @@ import yaml
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 import hf_geossl.modeling
 from hf_geossl.hub.auto_classes import auto_map_of
-from hf_geossl.hub.card import METHODS, is_rendered, parse_card, read_json, render_card, update_card
+from hf_geossl.hub.card import CARD, keep_written, render_card
 from hf_geossl.hub.export import MAX_SHARD_SIZE, PICTURES, export_model, make_image_processor
-from hf_geossl.hub.redaction import find_secret, redact, redact_values
+from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.repository import Source
-from hf_geossl.hub.results import (
-    ABOUT,
-    EVAL_RESULTS,
-    RESULTS,
-    eval_results,
-    held_out_results,
-    load_results,
-    read_results,
-)
-from hf_geossl.hub.run_record import ARGUMENTS, RECORD, weights_digest
+from hf_geossl.hub.results import EVAL_RESULTS, RESULTS, eval_results, held_out_results, measured_results, read_results
+from hf_geossl.hub.run_folder import CONFIG, PROCESSOR, read_config
+from hf_geossl.hub.run_record import ARGUMENTS, RECORD, read_json
+from hf_geossl.hub.written_card import license_of
+from hf_geossl.methods import METHODS
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, INDEX, CARD, CONFIG = "model.safetensors", "model.safetensors.index.json", "README.md", "config.json"
-PROCESSOR = "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LABELS = ("id2label", "label2id")  # texts of the person's own, which the model needs as they are
 _CODE = Path(hf_geossl.modeling.__file__).parent
 _LIBRARY_CODE = frozenset(path.name for path in _CODE.glob("*.py")) - {"__init__.py"}
@@ -50,7 +45,7 @@ def is_managed(path: str) -> bool:
 
 
 @contextmanager
-def folder_of(model_or_folder: Any) -> Iterator[Path]:
+def folder_of(model_or_folder: str | Path | PreTrainedModel) -> Iterator[Path]:
     """The folder of a model, written for the while where there is none yet.
 
     Args:
@@ -76,31 +71,6 @@ def folder_of(model_or_folder: Any) -> Iterator[Path]:
             model_or_folder.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
             processor.save_pretrained(temporary)
         yield Path(temporary)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a model that can be published.
-
-    Raises:
-        ValueError: If there is no folder, or no model of this library in it.
-    """
-    if not folder.is_dir():
-        raise ValueError(
-            f"there is no folder {folder.name!r}: give the one that geossl pretrain or save_pretrained wrote"
-        )
-    try:
-        config = read_json(folder / CONFIG)
-    except ValueError as error:
-        raise ValueError(f"{CONFIG} of {folder.name} is not JSON ({error}): write the folder again") from error
-    if not config:
-        raise ValueError(
-            f"{folder.name} holds no {CONFIG}: give the folder that geossl pretrain or save_pretrained wrote"
-        )
-    if config.get("model_type") not in METHODS:
-        raise ValueError(
-            f"{folder.name} holds a model of type {config.get('model_type')!r}, and publish takes {', '.join(METHODS)}"
-        )
-    return config
 
 
 def _weights_of(folder: Path) -> dict[str, Path]:
@@ -175,47 +145,6 @@ def _as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def license_of(card: str | None) -> str | None:
-    """The licence in a card's metadata."""
-    found = parse_card(card).data.get("license") if card else None
-    return found if isinstance(found, str) else None
-
-
-def _of_these_weights(content: dict[str, Any], folder: Path, *, asked_for: bool) -> dict[str, Any] | None:
-    """Results, unless they tell that other weights were measured; an error where these were asked for."""
-    measured = content.get(ABOUT, {}).get("weights_digest")
-    if measured in (None, weights_digest(folder)):
-        return content
-    message = (
-        f"the results are of other weights than {folder.name} holds now: measure again (geossl evaluate --overwrite)"
-    )
-    if asked_for:
-        raise ValueError(message)
-    logger.warning(f"{message}; they are not published")
-    return None
-
-
-def _card(folder: Path, rendered: str, license: str | None, remote_card: str | None) -> str:
-    """The card to publish: what was written by hand, here or on the Hub, keeps its text."""
-    path = folder / CARD
-    local = path.read_text(encoding="utf-8") if path.is_file() else None
-    for written in (local, remote_card):
-        if written is None or is_rendered(written):
-            continue
-        secret = find_secret(written)
-        if secret is not None:
-            raise ValueError(
-                f"line {secret} of {CARD} holds what looks like a token or password: take it out before publishing"
-            )
-        updated = update_card(written, rendered, folder.resolve().name, license)
-        if not parse_card(written).text.strip():
-            continue  # metadata alone, such as the Hub writes for a new repository
-        where = "in the folder" if written is local else "on the Hub"
-        logger.warning(f"the {CARD} {where} was written by hand: its text stays, and metadata and results are put in")
-        return updated
-    return rendered
-
-
 @contextmanager
 def model_files(
     folder: Path,
@@ -246,14 +175,35 @@ def model_files(
     """
     config = read_config(folder)
     weights = _weights_of(folder)
-    given = results if results is not None else folder / RESULTS if (folder / RESULTS).is_file() else None
-    content = None if given is None else _of_these_weights(load_results(given), folder, asked_for=results is not None)
+    content = measured_results(folder, results)
     measured = [] if content is None else read_results(content)
     auto_map = auto_map_of(config)
     shared = {redact(key): value if key in _LABELS else redact_values(value) for key, value in config.items()}
     shared["auto_map"] = auto_map
     shared.pop("_name_or_path", None)
-    files: dict[str, Source] = {CONFIG: _as_json(shared), **code_of(folder, auto_map)}
+    files: dict[str, Source] = {
+        CONFIG: _as_json(shared),
+        PROCESSOR: _as_json(_processor(folder, config)),
+        **code_of(folder, auto_map),
+        **{name: folder / name for name in PICTURES if (folder / name).is_file()},
+        **_run_files(folder),
+    }
+    if content is not None:
+        files[RESULTS] = _as_json(content)
+    entries = eval_results([*held_out_results(read_json(folder / RECORD)), *measured])
+    if entries:
+        files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
+    local_card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+    license = license or license_of(local_card) or license_of(remote_card)
+    rendered = render_card(folder, repo_id, results=measured, license=license, space=space)
+    written = {"in the folder": local_card, "on the Hub": remote_card}
+    files[CARD] = keep_written(folder.resolve().name, rendered, written, license).encode()
+    with _sharded(weights, max_shard_size) as sharded:
+        yield dict(sorted({**files, **sharded}.items()))
+
+
+def _processor(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The image processor to publish: the folder's, or one with ImageNet's normalisation."""
     if (folder / PROCESSOR).is_file():
         processor = redact_values(read_json(folder / PROCESSOR))
     else:
@@ -266,22 +216,15 @@ def model_files(
     if segments and str(processor.get("image_processor_type", "")).startswith("ViTImageProcessor"):
         # resizes and normalises alike, and turns logits into masks, which the Hub's pipeline asks for
         processor |= {"image_processor_type": "SegformerImageProcessor", "do_reduce_labels": False}
-    files[PROCESSOR] = _as_json(processor)
-    pictures = [name for name in PICTURES if (folder / name).is_file()]
-    files |= {name: folder / name for name in pictures}
+    return processor
+
+
+def _run_files(folder: Path) -> dict[str, Source]:
+    """The record and the arguments of the run, redacted again, for files may have been changed since."""
+    files: dict[str, Source] = {}
     if (folder / RECORD).is_file():
         files[RECORD] = _as_json(redact_values(read_json(folder / RECORD)))
     if (folder / ARGUMENTS).is_file():
         arguments = redact_values(yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8")))
         files[ARGUMENTS] = yaml.safe_dump(arguments, sort_keys=True, allow_unicode=True).encode()
-    if content is not None:
-        files[RESULTS] = _as_json(content)
-    entries = eval_results([*held_out_results(read_json(folder / RECORD)), *measured])
-    if entries:
-        files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
-    license = license or license_of((folder / CARD).read_text() if (folder / CARD).is_file() else None)
-    license = license or license_of(remote_card)
-    rendered = render_card(folder, repo_id, pictures=pictures, results=measured, license=license, space=space)
-    files[CARD] = _card(folder, rendered, license, remote_card).encode()
-    with _sharded(weights, max_shard_size) as sharded:
-        yield dict(sorted({**files, **sharded}.items()))
+    return files

@@ -12,8 +12,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_geossl.data.retries import OPENING_PAUSES
+from hf_geossl.hub.card import CARD
 from hf_geossl.hub.export import MAX_SHARD_SIZE
-from hf_geossl.hub.model_folder import CARD, folder_of, is_managed, model_files, read_config
+from hf_geossl.hub.model_folder import folder_of, is_managed, model_files
 from hf_geossl.hub.repository import (
     PublishedFile,
     PublishError,
@@ -23,6 +24,7 @@ from hf_geossl.hub.repository import (
     size_of,
 )
 from hf_geossl.hub.results import RESULTS
+from hf_geossl.hub.run_folder import read_config
 from hf_geossl.hub.space import write_space
 
 logger = logging.getLogger(__name__)

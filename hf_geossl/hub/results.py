@@ -1,6 +1,7 @@
 """Measured numbers on their way to a card: `{task: {metric: value}}`, and where and how they were measured."""
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from hf_geossl.hub.redaction import redact, redact_values
-from hf_geossl.hub.run_record import is_hub_id
+from hf_geossl.hub.run_record import is_hub_id, weights_digest
+
+logger = logging.getLogger(__name__)
 
 RESULTS, EVAL_RESULTS = "results.json", ".eval_results/hf_geossl.yaml"
 ABOUT = "about"
@@ -112,6 +115,33 @@ def load_results(results: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if not isinstance(results, Mapping) or not all(isinstance(entry, Mapping) for entry in results.values()):
         raise ValueError(_FORM)
     return redact_values(dict(results))
+
+
+def measured_results(folder: Path, results: Mapping[str, Any] | str | Path | None = None) -> dict[str, Any] | None:
+    """The results of a model: those given, or `results.json` in its folder.
+
+    Args:
+        folder (`Path`): Of the model.
+        results (`dict`, `str` or `Path`, *optional*): As in `load_results`.
+
+    Returns:
+        `dict`: None where there are none, or where those in the folder were measured with other weights.
+
+    Raises:
+        ValueError: If they are of another form, or those given were measured with other weights.
+    """
+    if results is None and not (folder / RESULTS).is_file():
+        return None
+    content = load_results(folder / RESULTS if results is None else results)
+    if content.get(ABOUT, {}).get("weights_digest") in (None, weights_digest(folder)):
+        return content
+    message = (
+        f"the results are of other weights than {folder.name} holds now: measure again (geossl evaluate --overwrite)"
+    )
+    if results is not None:
+        raise ValueError(message)
+    logger.warning(f"{message}; they are not on the card")
+    return None
 
 
 def read_results(results: Mapping[str, Any]) -> list[Result]:

@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.version import __version__
 
 RECORD, ARGUMENTS = "training_run.json", "training_args.yaml"
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate")
 # of the machine, of the person, or of what is printed; none changes what is learned
 _NOT_SHARED = {
@@ -74,6 +76,23 @@ def weights_digest(folder: Path) -> str | None:
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
     return total.hexdigest()[:16] if files else None
+
+
+def weights_dtypes(folder: Path) -> list[str]:
+    """The number formats in a model's weights, such as `["float32"]`; empty where there are no weights to read."""
+    dtypes = set()
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                dtypes |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError:
+            continue
+    return sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def measured_losses(

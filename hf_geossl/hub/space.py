@@ -7,10 +7,13 @@ from typing import Any
 
 from huggingface_hub import SpaceCardData
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 
-from hf_geossl.demo.loading import METHODS, find_model, is_whole, processor_files
-from hf_geossl.demo.pictures import scene_pictures
+from hf_geossl.data import sample_scene
+from hf_geossl.data.scenes import render
 from hf_geossl.hub.redaction import redact, redact_values
+from hf_geossl.hub.run_folder import find_model, is_pretraining, processor_files
+from hf_geossl.methods import METHODS
 
 GRADIO_VERSION = "6.31.0"  # the oldest that the demo has been tried with
 PYTHON_VERSION = "3.11"
@@ -27,8 +30,9 @@ REQUIREMENTS = (
     "torch>=2.11",
     "torchvision>=0.26",
     "transformers>=5.17",
+    "wrapt>=1.17",
 )
-_SOURCES = (".py", ".typed", ".yaml", ".jinja")
+_SOURCES = (".py", ".pyi", ".typed", ".yaml", ".jinja")
 _OF_THE_MACHINE = ("_name_or_path", "auto_map")  # of a configuration; the classes come with the library
 
 _APP = '''"""The demo of the model in `model`, with the pictures in `samples`; `python app.py` starts it on any machine."""
@@ -45,8 +49,8 @@ if __name__ == "__main__":
 
 _README = """# {title}
 
-What {method} sees in pictures, clicked in a browser: features of patches, where they are found in another picture, attention,
-nearest neighbours{heads}. The model is [{repo_id}](https://huggingface.co/{repo_id}).
+What {method} sees in pictures, clicked in a browser: features of patches, the patches of another picture that correspond to
+them, attention, nearest neighbours{heads}. The model is [{repo_id}](https://huggingface.co/{repo_id}).
 
 Nothing that is uploaded is kept, and nothing is reported anywhere. To run it on your own machine:
 
@@ -57,11 +61,22 @@ pip install -r requirements.txt && python app.py
 `hf_geossl/` is the library that the model was trained with (Apache-2.0).
 """
 
-_HEADS = {
-    "gtsa": ", and the quarter turn that it predicts",
-    "loca": ", and where it puts the patches of a box that you drag",
-    "equicoherent": ", and the images on the way of a transformation as its decoders reconstruct them",
-}
+SAMPLE_SIDE = 448  # of a picture on the page
+_SCENES = [
+    ("scene", 3),
+    ("scene", 5),
+    ("scene", 8),
+    ("scene", 12),
+    ("topdown", 1),
+    ("topdown", 4),
+    ("object", 2),
+    ("object", 7),
+]
+
+
+def scene_pictures(side: int = SAMPLE_SIDE) -> list[Image.Image]:
+    """Eight scenes of the embedded dataset's test split, which pretraining does not see."""
+    return [Image.fromarray(render(sample_scene("test", index, mode=mode), side).image) for mode, index in _SCENES]
 
 
 def write_space(
@@ -98,15 +113,15 @@ def write_space(
     if not any(path.suffix == ".safetensors" for path in weights):
         raise ValueError(f"{str(source)!r} holds no model.safetensors; save the model with save_pretrained first")
     method = METHODS[config["model_type"]]
-    title = " ".join((title or f"{method} demo").split())
+    title = " ".join((title or f"{method.title} demo").split())
     target.mkdir(parents=True, exist_ok=True)
     _write_model([*weights, *processor_files(source)[:1]], target / "model", config)
     _write_samples(target / "samples")
     _write_library(target / "hf_geossl")
     (target / "requirements.txt").write_text("".join(f"{line}\n" for line in REQUIREMENTS), encoding="utf-8")
     (target / "app.py").write_text(_APP, encoding="utf-8")
-    heads = _HEADS[config["model_type"]] if is_whole(config) else ""
-    text = _README.format(title=title, method=method, heads=heads, repo_id=repo_id)
+    heads = f", and {method.head_shows}" if method.head_shows and is_pretraining(config) else ""
+    text = _README.format(title=title, method=method.title, heads=heads, repo_id=repo_id)
     (target / "README.md").write_text(f"---\n{_metadata(title, repo_id, license)}\n---\n\n{text}", encoding="utf-8")
     return target
 
@@ -140,12 +155,12 @@ def _write_model(files: list[Path], target: Path, config: dict[str, Any]) -> Non
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     labels = ("id2label", "label2id")  # texts that the model needs as they are
-    kept = {
+    shared = {
         redact(name): value if name in labels else redact_values(value)
         for name, value in content.items()
         if name not in _OF_THE_MACHINE
     }
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(shared, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_samples(target: Path) -> None:

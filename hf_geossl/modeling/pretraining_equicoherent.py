@@ -243,7 +243,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         """The host's scores `(..., num_prototypes)`; with the logits split, the first outputs of the head."""
         return head(features)[..., : self.config.num_prototypes]
 
-    def _equivariant(self, patches: torch.Tensor) -> torch.Tensor:
+    def equivariant(self, patches: torch.Tensor) -> torch.Tensor:
         """What decoders see of patch tokens `(..., hidden_size)`: `(..., equivariant_features)`."""
         if self.config.split == "feature":
             return self.split_head(patches, equivariant=True)
@@ -398,7 +398,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             targets = intermediate_targets(intermediate_pixel_values, global_pixel_values[:, 1], config)
             if config.recon_unmasked and masked is not None:
                 patches = self.equicoherent.patch_tokens(self.equicoherent(views))
-            first, second = self._equivariant(patches).unflatten(0, (-1, 2)).unbind(1)  # (B, N, d_equi) each
+            first, second = self.equivariant(patches).unflatten(0, (-1, 2)).unbind(1)  # (B, N, d_equi) each
             grid = (views.shape[-2] // config.patch_size, views.shape[-1] // config.patch_size)
             reconstruction, reconstructions = self.reconstruction(first, second, targets, grid)
             components["mean_image_loss"] = reconstruction_loss(

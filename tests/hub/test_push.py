@@ -28,7 +28,8 @@ from hf_geossl import PublishError, load_stream, publish
 from hf_geossl.cli.main import main
 from hf_geossl.data import retries
 from hf_geossl.data.evaluation_batches import FirstImages
-from hf_geossl.hub import card as cards
+from hf_geossl.hub.card import render_card
+from hf_geossl.hub.written_card import is_rendered, sign_card
 from tests.helpers import loca_run
 from tests.helpers.gtsa_run import make_trainer
 from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer, Token
@@ -178,7 +179,7 @@ def test_labels_stay_as_they_are_and_are_told(hub: HubServer, tmp_path: Path) ->
     publish(model, "tester/m")
     assert json.loads(hub.files("tester/m")["config.json"])["id2label"] == {str(k): v for k, v in labels.items()}
     card = hub.files("tester/m")["README.md"].decode()
-    assert "It tells 3 classes: (local path), (removed), &lt;b&gt;." in card
+    assert "It distinguishes 3 classes: (local path), (removed), &lt;b&gt;." in card
 
 
 @pytest.mark.parametrize("host", ["vicreg", "dino"])
@@ -247,7 +248,7 @@ def test_the_card_tells_what_was_measured_and_the_hub_reads_it(hub: HubServer, r
         "to_timm(model, image_size=32)",
         "| knn | accuracy | 0.625 | scenes (validation), 512 images |",
         "geossl evaluate my-run",
-        f"| location accuracy | {held_out['location_accuracy']:.4f} (knowing nothing: 0.0625) |",
+        f"| location accuracy | {held_out['location_accuracy']:.4f} (chance level: 0.0625) |",
         "(positions.png)",
         "The weights are published under cc-by-4.0.",
         "| training time |",
@@ -404,11 +405,11 @@ def test_what_people_wrote_on_the_hub_stays(hub: HubServer, run: Path, caplog: p
 
 
 def test_an_earlier_version_s_card_is_not_taken_for_a_written_one(hub: HubServer, run: Path) -> None:
-    assert cards.is_rendered((run / "README.md").read_text())
-    rendered = cards.render_card(run, "any/name").replace("## Limits", "## Limits of old")
+    assert is_rendered((run / "README.md").read_text())
+    rendered = render_card(run, "any/name").replace("## Limits", "## Limits of old")
     body = rendered.rstrip("\n").rpartition("\n")[0]
-    assert not cards.is_rendered(rendered)
-    assert cards.is_rendered(f"{body}\n{cards._mark(body)}\n")
+    assert not is_rendered(rendered)
+    assert is_rendered(sign_card(body))
 
 
 def test_results_must_say_what_they_were_measured_on_to_be_indexed(hub: HubServer, run: Path) -> None:
@@ -445,7 +446,7 @@ def test_results_of_another_form(hub: HubServer, run: Path, results: Any, messag
 
 def test_a_folder_s_name_cannot_end_a_code_block(hub: HubServer, run: Path) -> None:
     named = run.rename(run.with_name('x" <img src=y onerror=1>\n```\n[evil](x)'))
-    card = cards.render_card(named, named.name)
+    card = render_card(named, named.name)
     assert "<img" not in card
     assert "[evil]" not in card
     names = re.findall(r'from_pretrained\("([^"\n]*)"', card)
@@ -480,7 +481,7 @@ def test_a_renamed_folder_has_a_card_of_the_new_name(hub: HubServer, run: Path) 
     publish(renamed, "tester/m")
     card = hub.files("tester/m")["README.md"].decode()
     assert "my-run" not in card
-    assert card == cards.render_card(renamed, "tester/m")
+    assert card == render_card(renamed, "tester/m")
 
 
 # ---- Before anything is sent
@@ -581,10 +582,10 @@ def test_a_missing_folder_is_said_without_asking_the_network(hub: HubServer, tmp
             lambda run: (run / "config.json").unlink(),
             "my-run holds no config.json: give the folder that geossl pretrain",
         ),
-        (lambda run: (run / "config.json").write_text("{"), "config.json of my-run is not JSON"),
+        (lambda run: (run / "config.json").write_text("{"), "config.json of my-run cannot be read"),
         (
             lambda run: (run / "config.json").write_text('{"model_type": "bert"}'),
-            "of type 'bert', and publish takes gtsa",
+            "of type 'bert', and this library's are gtsa",
         ),
         (
             lambda run: (run / "model.safetensors").rename(run / "pytorch_model.bin"),

@@ -4,16 +4,16 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from hf_geossl.hub.run_folder import MANIFEST, file_sizes, list_checkpoints, why_not_whole
+
 logger = logging.getLogger(__name__)
 
-MANIFEST = "COMPLETE.json"
 STAGING = ".staging"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TORCH_WRITER = (
@@ -48,15 +48,7 @@ def describe_space(run_dir: Path) -> str:
     whole = next((path for path in list_checkpoints(run_dir) if why_not_whole(path) is None), None)
     if whole is None:
         return f"{free}, and no checkpoint has been saved yet"
-    return f"{free}, {whole.name}, which is whole, takes {sum(_sizes(whole).values()) / 1e6:.1f} MB"
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    return f"{free}, {whole.name}, which is whole, takes {sum(file_sizes(whole).values()) / 1e6:.1f} MB"
 
 
 def _sync(path: Path) -> None:
@@ -78,7 +70,7 @@ def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
     Raises:
         CheckpointError: If a process's file is missing.
     """
-    sizes = _sizes(staged)
+    sizes = file_sizes(staged)
     missing = [name for rank in range(world_size) if (name := f"run_state_{rank}.json") not in sizes]
     if missing:
         raise CheckpointError(f"{final.name} was not saved: {', '.join(missing)} did not arrive from their processes")
@@ -95,39 +87,6 @@ def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
     os.replace(staged, final)
     _sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def why_not_whole(checkpoint: Path) -> str | None:
-    """Compares a checkpoint with its list of files.
-
-    Args:
-        checkpoint (`Path`): The folder.
-
-    Returns:
-        `str` or `None`: What is wrong, or None where the checkpoint is whole.
-    """
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}, so it was never finished"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} is damaged"
-    sizes = _sizes(checkpoint)
-    wrong = [name for name, size in files.items() if sizes.get(name) != size]
-    return f"{wrong[0]} has {sizes.get(wrong[0], 'no')} bytes of {files[wrong[0]]}" if wrong else None
-
-
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders `checkpoint-N` of a run, newest first."""
-    folder = Path(output_dir)
-    if not folder.is_dir():
-        return []
-    found = [
-        (int(match.group(1)), path)
-        for path in folder.iterdir()
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:

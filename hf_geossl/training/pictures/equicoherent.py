@@ -117,7 +117,7 @@ def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets
     """The reconstructions alone: the hosts' losses wait for other processes, and only the first one draws."""
     images = pairs.flatten(0, 1)  # (B, 2, 3, S, S) -> (2B, 3, S, S)
     patches = model.equicoherent.patch_tokens(model.equicoherent(images))
-    first, second = model._equivariant(patches).unflatten(0, (-1, 2)).unbind(1)
+    first, second = model.equivariant(patches).unflatten(0, (-1, 2)).unbind(1)
     grid = tuple(side // model.config.patch_size for side in images.shape[-2:])
     return model.reconstruction(first, second, targets, grid)[1]
 
