@@ -45,7 +45,7 @@ from hf_geossl import (
     LOCATrainingArguments,
     LOCAViews,
 )
-from hf_geossl.training.scheduled_trainer import clip_each_tensor
+from hf_geossl.training.optimization import clip_each_tensor
 
 VARIANTS = ("baseline", "ours", "bf16")
 PARTS = (

@@ -1,5 +1,5 @@
 """
-One process of a small run that kills itself at a point it is told, and writes down every image that it uses.
+One process of a small run that kills itself at a given point, and writes down every image that it uses.
 
 Called in a process that was forked (`run(...)`), or as a program: python chaos_run.py ARGUMENTS_AS_JSON.
 """
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from hf_geossl.training import stream_trainer
+from hf_geossl.training import trainer as trainer_module
+from hf_geossl.training.checkpoints import checkpointer
 from tests.helpers.gtsa_run import make_trainer
 
 
@@ -53,7 +54,7 @@ class Diary(TrainerCallback):
         self.file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        os.write(self.file, (json.dumps([state.global_step, self.trainer._keys]) + "\n").encode())
+        os.write(self.file, (json.dumps([state.global_step, self.trainer.parts.guard.keys]) + "\n").encode())
 
 
 def kill_within_save(trainer: Any, point: str | None, step: int) -> None:
@@ -73,14 +74,15 @@ def kill_within_save(trainer: Any, point: str | None, step: int) -> None:
 
         setattr(owner, name, call)
 
-    for name in ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state"):
+    for name in ("save_model", "_save_rng_state"):
         around(trainer, name)
+    around(trainer_module, "write_optimizer")
     for name in ("publish_checkpoint", "rotate_checkpoints"):
-        around(stream_trainer, name)
+        around(checkpointer, name)
 
 
 SAVE_POINTS = (
-    "before save_model", "after save_model", "after _save_optimizer_and_scheduler", "after _save_rng_state",
+    "before save_model", "after save_model", "after write_optimizer", "after _save_rng_state",
     "before publish_checkpoint", "after publish_checkpoint", "after rotate_checkpoints",
 )  # fmt: skip
 STEP_POINTS = ("begin", "substep", "optimizer", "end")

@@ -21,7 +21,7 @@ from transformers import set_seed
 import hf_geossl.modeling.pretraining_equicoherent as pretraining_equicoherent
 from hf_geossl.modeling.modeling_vit import ViTDropPath
 from hf_geossl.modeling.objectives_joint_embedding import koleo_loss
-from hf_geossl.training.sharding import read_whole
+from hf_geossl.training.sharding import read_unsharded
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.helpers.methods import equicoherent_batch, gtsa_batch, loca_batch
@@ -82,20 +82,18 @@ def make(method: str, output: Path, folder: Path, from_stream: bool = False, bro
             module.rate = 0.0
     if from_stream:
         return trainer
-    prepare = trainer._prepare_inputs
+    make_inputs = trainer.feed.make_inputs
 
-    def prepare_given(inputs: dict[str, Any]) -> dict[str, Any]:
-        if "evaluation_batch" in inputs:
-            return prepare(inputs)
-        step, place = trainer.state.global_step, trainer._micro_batch * world + rank
-        prepare(inputs)
+    def make_given(inputs: dict[str, Any], step: int, to_device: Any) -> tuple[dict[str, Any], list[str]]:
+        place = trainer.feed.micro_batch * world + rank
+        _, keys = make_inputs(inputs, step, to_device)
         first, size = step * IMAGES + place * (IMAGES // parts), IMAGES // parts
         batch = {n: value[step] if n in SHARED else value[first : first + size] for n, value in batches.items()}
         if step == broken_at and rank == world - 1:
             batch["global_pixel_values"] = batch["global_pixel_values"] * torch.nan
-        return batch
+        return batch, keys
 
-    trainer._prepare_inputs = prepare_given
+    trainer.feed.make_inputs = make_given
     return trainer
 
 
@@ -165,7 +163,7 @@ def train(name: str, method: str, folder: Path, resume: Path | None = None, **fi
         loaded = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if trainer.is_world_process_zero():
             torch.save({key: value.clone() for key, value in loaded.items()}, folder / f"{name}_loaded.pt")
-            read = read_whole(model, resume)  # what is pushed while a run goes on
+            read = read_unsharded(model, resume)  # what is pushed while a run goes on
             assert type(read).__name__ == type(model).__name__.removeprefix("FSDP")
             torch.save(read.state_dict(), folder / f"{name}_read.pt")
         if method == "loca":

@@ -763,7 +763,7 @@ def test_training_pushes_while_it_goes_on(hub: HubServer, photos: Path, tmp_path
     assert set(hub.files("tester/m")) == {".gitattributes"}  # made, and nothing in it yet
     trainer.train()
     assert seen == [1, 2, 3, 4, 5, 6]
-    trainer._finish_current_push()
+    trainer.publisher.wait()
     messages = [commit["title"] for commit in commits(hub)]
     assert messages[-2] == "Training in progress, step 1"
     assert len(messages) == 3  # those in between found the first still on its way; the last was pushed after it
@@ -789,7 +789,7 @@ def test_a_push_that_fails_does_not_stop_the_run(
     trainer = make_trainer(tmp_path / "run", str(photos), hub_strategy="every_save", hub_always_push=True, **fields)
     hub.fail("POST .*/commit/", times=1000, status=500)
     trainer.train()
-    trainer._finish_current_push()
+    trainer.publisher.wait()
     assert trainer.state.global_step == 2
     warnings = [record.message for record in caplog.records if "was not pushed, and the run goes on" in record.message]
     assert [warning.split()[1] for warning in warnings] == ["1", "2"]
@@ -813,7 +813,7 @@ def test_a_pushed_checkpoint_resumes_bit_for_bit(hub: HubServer, photos: Path, t
         tmp_path / "run", str(photos), hub_strategy="checkpoint", hub_always_push=True, save_total_limit=1, **fields
     )
     trainer.train()
-    trainer._finish_current_push()
+    trainer.publisher.wait()
     assert len(commits(hub)) == 3  # model and checkpoint of a step in one commit
     step_2 = commits(hub)[1]["id"]
     folder = tmp_path / "down" / "checkpoint-2"

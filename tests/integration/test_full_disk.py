@@ -17,7 +17,12 @@ import pytest
 from transformers import TrainerCallback, set_seed
 
 from hf_geossl import GTSAForPreTraining, GTSATrainer
-from hf_geossl.training.checkpoints.files import CheckpointError, list_checkpoints, newest_whole_checkpoint, why_not_whole
+from hf_geossl.training.checkpoints.files import (
+    CheckpointError,
+    list_checkpoints,
+    newest_whole_checkpoint,
+    why_not_whole,
+)
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
@@ -100,7 +105,7 @@ def test_a_full_disk_costs_the_save_and_nothing_else(
     assert _contents(run / "checkpoint-2") == before
     assert len(before) > 8
     assert filler.seen[5] == filler.seen[7] == ["checkpoint-2"]  # no debris
-    assert trainer.failed_saves == 2
+    assert trainer.parts.checkpointer.failed == 2
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint-2", "checkpoint-8"]
     assert why_not_whole(run / "checkpoint-8") is None
     assert different_weights(undisturbed.model, trainer.model) == []
@@ -120,7 +125,7 @@ def test_a_stop_that_cannot_be_saved_says_so_and_leaves_what_was_there(
     class Stop(_FreeAt):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 4:
-                trainer.pause._request(15, None)
+                trainer.parts.preemption.receive(15)
 
     trainer.add_callback(Stop(disk / "ballast", fill=3, free=-1, left=checkpoint_size // 2))
     with pytest.raises(CheckpointError, match=r"checkpoint-5 was not saved.*is full.*Make room, then resume from the"):
@@ -152,7 +157,7 @@ def test_a_limit_on_the_size_of_files_is_a_lack_of_space(images: Any, tmp_path: 
 
     trainer._save_checkpoint = save_within_limit
     trainer.train()
-    assert trainer.failed_saves == 1
+    assert trainer.parts.checkpointer.failed == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
@@ -165,14 +170,14 @@ torch.set_num_threads(1)
 folder, data = sys.argv[1:]
 trainer = make_trainer(folder, data, max_steps=6, save_steps=2, logging_steps=2)
 rank = trainer.args.process_index
-save = trainer.run_state
-def run_state():
+save = trainer.parts.state_dict
+def state_dict():
     if rank == 1 and trainer.state.global_step == 4:
         raise OSError(errno.ENOSPC, "No space left on device")
     return save()
-trainer.run_state = run_state
+trainer.parts.state_dict = state_dict
 trainer.train()
-result = [trainer.failed_saves, trainer.state.global_step]
+result = [trainer.parts.checkpointer.failed, trainer.state.global_step]
 Path(folder).with_name(f"result-{rank}.json").write_text(json.dumps(result))  # two processes' lines of stdout may mix
 trainer.end_processes()
 """
@@ -260,14 +265,9 @@ def test_a_best_step_that_could_not_be_saved_is_not_the_best_checkpoint(images: 
         if trainer.state.global_step == 4:
             raise OSError(28, "No space left on device")
 
-    trainer._save_rng_state = lambda folder: _noted(trainer, fail, folder)
+    trainer._save_rng_state = fail
     trainer.train()
-    assert trainer.failed_saves == 1
+    assert trainer.parts.checkpointer.failed == 1
     assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-8"]
-
-
-def _noted(trainer: GTSATrainer, action: Any, folder: str) -> None:
-    with trainer._noting_write_failures():
-        action(folder)

@@ -123,21 +123,22 @@ def test_five_percent_of_ten_kinds_of_broken_images_are_skipped_and_counted(
         tmp_path, load_stream(folder, shuffle_block=25), max_steps=48, per_device_train_batch_size=8, num_streams=2,
         dataloader_num_workers=workers, logging_steps=1, probe_every_steps=0,
     )  # fmt: skip
-    begin = trainer.begin_step
+    guard = trainer.parts.guard
+    begin = guard.begin_step
 
     def note() -> None:
-        used.extend(trainer._keys)
+        used.extend(guard.keys)
         begin()
 
-    trainer.begin_step = note
+    guard.begin_step = note
     monkeypatch.setattr(ImageStream, "_count_broken", count_and_note)
     trainer.train()
-    used.extend(trainer._keys)
+    used.extend(guard.keys)
     assert len(used) == 384  # a pass has 380
     assert not set(used) & set(kinds)
-    positions = trainer._batches.state_dict()["streams"]
+    positions = trainer.feed.batches.state_dict()["streams"]
     rows = sum(position["rows"] for position in positions)
-    assert trainer._batches.skipped_images == rows - 384
+    assert trainer.feed.batches.skipped_images == rows - 384
     assert trainer.state.log_history[-2]["skipped_images"] == rows - 384
     if not workers:  # where it can be seen: every planted one, once in each pass
         times = Counter(skipped)
@@ -182,15 +183,16 @@ for name in ("user/parquet", "user/tars"):
                 ask("/faults", {"match": "^GET .*/resolve/", **effects})
         place = f"{folder}/{name.split('/')[1]}_{faulty}"
         trainer = make_trainer(place, stream, max_steps=16, num_streams=2, probe_every_steps=0)
-        keys, begin = [], trainer.begin_step
+        guard = trainer.parts.guard
+        keys, begin = [], guard.begin_step
 
         def note():
-            keys.extend(trainer._keys)
+            keys.extend(guard.keys)
             begin()
 
-        trainer.begin_step = note
+        guard.begin_step = note
         trainer.train()
-        keys.extend(trainer._keys)
+        keys.extend(guard.keys)
         digest = hashlib.sha256()
         for value in trainer.model.state_dict().values():
             digest.update(value.numpy().tobytes())

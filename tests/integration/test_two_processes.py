@@ -15,7 +15,7 @@ from tests.helpers.photographs import write_folder
 SCRIPT = """
 import json, os, signal, sys
 import torch
-from METHOD_run import make_trainer
+from tests.helpers.METHOD_run import make_trainer
 torch.set_num_threads(1)
 settings = json.loads(sys.argv[1])
 resume, report, stop_at = settings.pop("resume"), settings.pop("report"), settings.pop("stop_at")
@@ -28,8 +28,10 @@ def compute_loss(*args, **kwargs):
     own.append(loss.item())
     return loss
 
-def begin_step(begin=trainer.begin_step):
-    seen.extend(trainer._keys)
+guard = trainer.parts.guard
+
+def begin_step(begin=guard.begin_step):
+    seen.extend(guard.keys)
     begin()
     if trainer.state.global_step == stop_at and trainer.args.process_index == 0:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -43,9 +45,9 @@ if hasattr(trainer.model, "draw_kept_query_tokens"):
 
     trainer.model.draw_kept_query_tokens = draw_and_note
 
-trainer.compute_loss, trainer.begin_step = compute_loss, begin_step
+trainer.compute_loss, guard.begin_step = compute_loss, begin_step
 trainer.train(resume_from_checkpoint=resume)
-seen.extend(trainer._keys)
+seen.extend(guard.keys)
 drawn = list(tokens)
 weights = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
 steps = trainer.state.global_step

@@ -30,6 +30,7 @@ from hf_geossl.hub.export import export_model
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.equicoherent_run import make_trainer, small_arguments, small_config, small_views
 from tests.helpers.exact_resume import different_weights, undisturbed_and_resumed
+from tests.helpers.held_out import evaluation_inputs
 from tests.helpers.methods import METHODS
 from tests.helpers.photographs import pieces, write_folder
 
@@ -396,13 +397,11 @@ def test_measuring_does_not_change_the_run(host: str, images: Any, tmp_path: Pat
 def test_evaluation_is_the_mean_over_images(host: str, images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, images, config={"host": host}, per_device_eval_batch_size=10)
     measured = trainer.evaluate(images)
-    batches = _record_batches(trainer)
     counts, sums = [], dict.fromkeys(("loss", "host_loss", "reconstruction_loss"), 0.0)
     for batch in trainer.get_eval_dataloader(images):
         counts.append(len(batch["crop_boxes"]))
-        trainer._prepare_inputs(batch)
         with torch.no_grad():
-            outputs = trainer.model.eval()(**batches[-1])
+            outputs = trainer.model.eval()(**evaluation_inputs(trainer, batch))
         for name in sums:
             sums[name] += counts[-1] * outputs[name].item()
     assert counts == ([10, 10, 4] if host in ("ibot", "dino") else [10, 10])  # the others compare the images of a batch
@@ -420,7 +419,7 @@ def test_host_without_a_teacher_leaves_its_student(host: str, images: Any, tmp_p
         export_model(trainer.model, tmp_path / "other", weights="mean")
     with pytest.raises(ValueError, match=f"host '{host}' has no teacher to update; ibot, dinov2 and dino have one"):
         trainer.model.update_teacher(0.9)
-    assert trainer.chance_levels() == {}
+    assert trainer.chance_losses() == {}
     trainer.save_model()
     pixels = torch.randn(2, 3, 40, 24)
     opened = AutoModel.from_pretrained(tmp_path)
@@ -438,7 +437,7 @@ def test_all_teacher_probabilities_even_are_the_chance_level(images: Any, tmp_pa
             module.head.prototypes.weight.copy_(torch.ones_like(module.head.prototypes.weight))
     trainer.train()
     line = _logged(trainer)[0]
-    for name, value in trainer.chance_levels().items():
+    for name, value in trainer.chance_losses().items():
         assert line[name] == pytest.approx(value, abs=1e-5)
         assert value == pytest.approx(math.log(32))
 

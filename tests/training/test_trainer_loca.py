@@ -17,8 +17,11 @@ from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import load_stream
 from hf_geossl.training.pictures.loca import PositionRow, color_code, draw_positions, find_positions, position_picture
 from hf_geossl.training.schedules import linear_warmup_cosine
+from hf_geossl.training.seeds import EVALUATION, seed_at
+from hf_geossl.training.trainer_loca import LOCAPlan
 from tests.helpers.exact_resume import different_weights, undisturbed_and_resumed
 from tests.helpers.golden import golden_json
+from tests.helpers.held_out import evaluation_inputs
 from tests.helpers.loca_golden import to_flax
 from tests.helpers.loca_run import make_trainer, small_arguments, small_config, small_views
 
@@ -51,19 +54,16 @@ def test_schedules_are_the_authors() -> None:
     total, warmup = golden["total_steps"], args.get_warmup_steps(golden["total_steps"])
     assert warmup == 18765
 
-    class State:
-        max_steps = total
-
-    trainer = LOCATrainer.__new__(LOCATrainer)
-    trainer.args, trainer.state = args, State()
+    args.max_steps = total
+    plan = LOCAPlan(args)
     assert args.base_learning_rate is not None
     peak = args.base_learning_rate * args.global_batch_size / 256
     for step, rate, momentum in zip(golden["steps"], golden["learning_rate"], golden["momentum"], strict=True):
         if step < total:  # the authors' would start again, and never get there
-            assert peak * trainer.learning_rate_share_at(step, total, warmup, 0.01) == pytest.approx(rate, rel=2e-6)
-            assert trainer.teacher_momentum_at(step) == pytest.approx(momentum, rel=2e-7)
+            assert peak * plan.lr_lambda(step, total, warmup, 0.01) == pytest.approx(rate, rel=2e-6)
+            assert plan.teacher_momentum_at(step) == pytest.approx(momentum, rel=2e-7)
         else:
-            assert trainer.learning_rate_share_at(step, total, warmup, 0.01) == pytest.approx(0.01)
+            assert plan.lr_lambda(step, total, warmup, 0.01) == pytest.approx(0.01)
     assert linear_warmup_cosine(0, 10, 0, 2.0, 0.0) == 2.0
 
 
@@ -172,10 +172,9 @@ def test_evaluation_is_the_mean_over_images_with_fixed_tokens(images: Any, tmp_p
     for batch in trainer.get_eval_dataloader(images):
         counts.append(len(batch["crop_boxes"]))
         number = batch["evaluation_batch"]
-        inputs = trainer._prepare_inputs(batch)
-        torch.manual_seed(trainer._seed_of(3, number))
+        torch.manual_seed(seed_at(trainer.args.seed, 0, EVALUATION, number))
         with torch.no_grad():
-            outputs = trainer.model.eval()(**inputs)
+            outputs = trainer.model.eval()(**evaluation_inputs(trainer, batch))
         losses.append(outputs.loss.item())
         accuracies.append(outputs.location_accuracy.item())
     assert counts == [10, 10, 4]
@@ -206,7 +205,7 @@ def test_ablations_train_and_log_what_they_have(fields: dict[str, Any], images: 
     assert line["loss"] == pytest.approx(line["location_loss"], abs=1e-6)
     assert "cluster_loss" not in line
     assert "target_spread" not in line
-    assert trainer.chance_levels() == {"location_loss": math.log(16), "location_accuracy": 1 / 16}
+    assert trainer.chance_losses() == {"location_loss": math.log(16), "location_accuracy": 1 / 16}
     trainer.save_model()
     assert (
         "use cluster loss | False" in (tmp_path / "README.md").read_text()

@@ -27,9 +27,11 @@ from hf_geossl.data.batches import StreamBatches
 from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.training import callbacks
-from hf_geossl.training.callbacks import ImagesProgressCallback, PauseCallback
-from hf_geossl.training.monitors import guards
-from hf_geossl.training.monitors.guards import GROWING_LOOKS, STILL_LOOKS, NonFiniteLossError, TeacherWatch
+from hf_geossl.training.callbacks import PreemptionCallback
+from hf_geossl.training.logs.progress import ImagesProgressCallback
+from hf_geossl.training.monitors import teacher as teacher_module
+from hf_geossl.training.monitors.non_finite import NonFiniteLossError
+from hf_geossl.training.monitors.teacher import GROWING_MEASUREMENTS, STILL_MEASUREMENTS, TeacherMonitor
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer
@@ -68,7 +70,7 @@ class Spoil(TrainerCallback):
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        self.keys.append(list(self.trainer._keys))
+        self.keys.append(list(self.trainer.parts.guard.keys))
         self.states.append({name: value.detach().clone() for name, value in model.state_dict().items()})
         self.moments.append(sum(float(v["exp_avg"].double().sum()) for v in optimizer.state.values()))
         self.rates.append(optimizer.param_groups[0]["lr"])
@@ -96,7 +98,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(
     assert [a == b for a, b in itertools.pairwise(spoil.moments)] == [not step for step in moved]
     assert spoil.keys == whole.keys  # the data go on
     assert spoil.rates == whole.rates  # and the schedules
-    assert trainer.finite.skipped == 3
+    assert trainer.parts.guard.skipped == 3
     lines = [entry for entry in trainer.state.log_history if "skipped_steps" in entry]
     assert [line["skipped_steps"] for line in lines] == [0, 2, 3]
     for line in lines:  # means over the steps that were made
@@ -136,10 +138,10 @@ def test_three_in_a_row_stop_the_run_also_across_a_resume(images: Any, tmp_path:
         resumed = _spoiled(tmp_path, images, Spoil(losses={1, 3, 4, 5}), **settings)
         with pytest.raises(NonFiniteLossError, match=message):
             resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        assert resumed.finite.skipped == 4
+        assert resumed.parts.guard.skipped == 4
     mended = _spoiled(tmp_path, images, Spoil(losses={1, 3, 4}), **settings)
     mended.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert (mended.finite.skipped, mended.finite.in_a_row) == (3, 0)
+    assert (mended.parts.guard.skipped, mended.parts.guard.in_a_row) == (3, 0)
 
 
 def test_resume_after_a_step_that_was_left_out_is_exact(images: Any, tmp_path: Path) -> None:
@@ -173,17 +175,17 @@ torch.set_num_threads(1)
 folder, data = sys.argv[1:]
 trainer = make_trainer(folder, data, max_steps=6, logging_steps=1, save_steps=100)
 rank = trainer.args.process_index
-see, sums = trainer.finite.see_loss, []
+see, sums = trainer.parts.guard.observe_loss, []
 # of one process only, and without a trace in the gradient
-trainer.finite.see_loss = lambda loss: see(loss * (float("inf") if rank == 1 and trainer.state.global_step in (2, 4) else 1))
-count = trainer.count_step
-def count_step():
-    count()
+trainer.parts.guard.observe_loss = lambda loss: see(loss * (float("inf") if rank == 1 and trainer.state.global_step in (2, 4) else 1))
+count = trainer.parts.meter.count_step
+def count_step(skipped):
+    count(skipped)
     sums.append(sum(value.double().sum().item() for value in trainer.model.state_dict().values()))
-trainer.count_step = count_step
+trainer.parts.meter.count_step = count_step
 trainer.train()
 with open(f"{folder}/report_{rank}.json", "w") as file:
-    json.dump({"sums": sums, "skipped": trainer.finite.skipped}, file)
+    json.dump({"sums": sums, "skipped": trainer.parts.guard.skipped}, file)
 trainer.end_processes()
 """
 
@@ -217,11 +219,11 @@ def test_what_one_process_finds_not_finite_all_leave_out(tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------------------- the teacher
 
 
-def _watched(trainer: GTSATrainer, change: Any, looks: int, momentum: float = 0.996) -> list[float]:
-    """`looks` looks at a model whose student drifts, with `change(model)` instead of the teacher's update."""
-    watch, model, found = TeacherWatch(), trainer.model, []
-    for step in range(looks):
-        found.append(watch.look(model, step, momentum, settled=True))
+def _measured(trainer: GTSATrainer, change: Any, measurements: int, momentum: float = 0.996) -> list[float]:
+    """Distances of a teacher from its drifting student, with `change(model)` instead of the teacher's update."""
+    monitor, model, found = TeacherMonitor(), trainer.model, []
+    for step in range(measurements):
+        found.append(monitor.measure(model, step, momentum, settled=True))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -234,20 +236,20 @@ def _watched(trainer: GTSATrainer, change: Any, looks: int, momentum: float = 0.
     ("change", "momentum", "message"),
     [
         (lambda model: model.copy_student_to_teacher(), 0.996, "the teacher equals the student in every weight although"),
-        (lambda model: None, 0.996, "the teacher has not moved since the last 3 looks although the student has"),
+        (lambda model: None, 0.996, "the teacher has not moved since the last 3 measurements although the student has"),
         (lambda model: model.update_teacher(0.99999), 0.99999, "of the student's norm away from it, farther at each of the"),
         (lambda model: model.update_teacher(0.2), 0.2, None),
         (lambda model: model.copy_student_to_teacher(), 0.0, None),
     ],
     ids=["equal", "still", "growing", "follows", "momentum 0"],
 )  # fmt: skip
-def test_a_teacher_that_does_not_follow_is_told_once_with_advice(
+def test_a_teacher_that_does_not_follow_is_reported_once_with_advice(
     change: Any, momentum: float, message: str | None, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(tmp_path, images)
-    looks = GROWING_LOOKS + 3 if message and "farther" in message else STILL_LOOKS + 3
+    measurements = GROWING_MEASUREMENTS + 3 if message and "farther" in message else STILL_MEASUREMENTS + 3
     with caplog.at_level(logging.WARNING):
-        distances = _watched(trainer, change, looks, momentum)
+        distances = _measured(trainer, change, measurements, momentum)
     assert distances[0] == 0.0  # the teacher starts as a copy
     expected = [message] if message else []
     assert [part in record.getMessage() for record, part in zip(caplog.records, expected, strict=True)] == [True] * len(
@@ -268,14 +270,16 @@ def test_distance_of_the_teacher_is_what_the_formula_says(images: Any, tmp_path:
     student = torch.cat([own[name].flatten() for name, _ in trainer.model.teacher.named_parameters()])
     with torch.no_grad():
         expected = ((teacher - student).norm() / student.norm()).item()
-    assert TeacherWatch().look(trainer.model, 3, 0.5, True) == pytest.approx(expected, rel=1e-4)
+    assert TeacherMonitor().measure(trainer.model, 3, 0.5, True) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_momentum_of_1_from_the_start_is_told(images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_momentum_of_1_from_the_start_is_reported(
+    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         make_trainer(tmp_path, images, max_steps=1, teacher_momentum=1.0).train()
         make_trainer(tmp_path, images, max_steps=1).train()
-    assert [r.getMessage() for r in caplog.records if r.name == guards.__name__] == [
+    assert [r.getMessage() for r in caplog.records if r.name == teacher_module.__name__] == [
         "teacher_momentum is 1 from the first step to the last: the teacher stays what it was at the start. Set "
         "teacher_momentum below 1 (0.996), unless the teacher is to be frozen."
     ]
@@ -353,7 +357,7 @@ def test_a_clock_that_is_set_in_between_changes_no_speed(
     progress.on_train_end = look
     metrics = trainer.train().metrics
     most = time.perf_counter() - began
-    assert 0 < trainer.seconds_trained < most
+    assert 0 < trainer.parts.stopwatch.trained < most
     assert 0 < bar["elapsed"] < most
     assert bar["rate"] is None or 1 / most < bar["rate"] < 1000
     for line in trainer.state.log_history:
@@ -369,14 +373,14 @@ def test_a_clock_that_is_set_in_between_changes_no_speed(
 def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
-    pause = PauseCallback()
+    preemption = PreemptionCallback()
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-        pause._request(number, None)
-    assert pause.heard == signal.SIGTERM
+        preemption.receive(number, None)
+    assert preemption.received_signal == signal.SIGTERM
     now[0] += 10
-    pause._request(signal.SIGTERM, None)
+    preemption.receive(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
-        pause._request(signal.SIGINT, None)
+        preemption.receive(signal.SIGINT, None)
 
 
 @pytest.mark.parametrize("norm", [3.0, 0.0])
@@ -398,7 +402,7 @@ def test_under_a_gradient_scaler_a_loss_that_is_not_finite_is_left_out_too(
             for before, after in itertools.pairwise(spoil.states)
         ]
         assert moved == [True, False, True, True]
-        assert (trainer.finite.skipped, trainer.finite.in_a_row) == (1, 0)
+        assert (trainer.parts.guard.skipped, trainer.parts.guard.in_a_row) == (1, 0)
         endless = _spoiled(tmp_path / "endless", images, Spoil(gradients=set(range(50))), max_steps=50)
         endless.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
         endless.accelerator.native_amp = True
