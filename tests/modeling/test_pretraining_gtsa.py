@@ -11,7 +11,6 @@ from transformers import set_seed
 from hf_geossl import GTSAConfig, GTSAForPreTraining
 from hf_geossl.conversion import convert_gtsa_checkpoint
 from hf_geossl.modeling.geometry import overlap_boxes
-from hf_geossl.training.schedules import cosine, from_step, warmup_cosine
 from tests.helpers.golden import SHARED, SHIPPED
 
 needs_full_set = pytest.mark.skipif(
@@ -237,21 +236,3 @@ def test_parameter_groups(tmp_path: Path) -> None:
         found = {names[id(parameter)] for parameter in group["params"]}
         assert found == set(expected["decayed" if group["decayed"] else "not_decayed"])
         assert group["weight_decay"] == (args.weight_decay if group["decayed"] else 0.0)
-
-
-@pytest.mark.parametrize("case", range(2))
-def test_schedules(case: int) -> None:
-    from tests.helpers.golden import golden_json
-
-    record = golden_json("schedules.json")[case]
-    setting, total = record["config"], record["total_steps"]
-    peak = setting["blr"] * setting["eff_batch"] / 256
-    assert peak == pytest.approx(record["peak_lr"], rel=1e-12)
-    for value in record["values"]:
-        step = value["step"]
-        warmup = setting["warmup"] * setting["n"]
-        assert warmup_cosine(step, total, warmup, peak, setting["min_lr"]) == pytest.approx(value["lr"], rel=1e-9)
-        assert cosine(step, total, setting["wd"], setting["wd_end"]) == pytest.approx(value["weight_decay"], rel=1e-9)
-        assert cosine(step, total, setting["m"], 1.0) == pytest.approx(value["momentum"], rel=1e-9)
-        first = (setting["warmup"] + 1) * setting["n"]
-        assert from_step(step, first, 0.5) == value["pc_coef"]

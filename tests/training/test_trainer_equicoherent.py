@@ -12,29 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 
 from hf_geossl import (
     EquiCoherentForPreTraining,
     EquiCoherentTrainer,
-    EquiCoherentTrainingArguments,
-    GTSATrainer,
-    LOCATrainer,
     load_stream,
 )
 from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.hub.export import export_model
-from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.equicoherent_run import make_trainer, small_arguments, small_config, small_views
 from tests.helpers.exact_resume import different_weights, undisturbed_and_resumed
-from tests.helpers.held_out import evaluation_inputs
-from tests.helpers.methods import METHODS
+from tests.helpers.inputs import evaluation_inputs, record_inputs
 from tests.helpers.photographs import pieces, write_folder
 
 HOSTS = ("ibot", "dinov2", "dino", "vicreg", "simclr")
+
+
 PARTS = {
     "ibot": {"class_loss", "patch_loss"},
     "dinov2": {"class_loss", "patch_loss", "koleo_loss"},
@@ -44,11 +40,9 @@ PARTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def images() -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (24, 6, 5, 3), dtype=np.uint8)
-    return [{"image": np.array(Image.fromarray(grid).resize((40, 48), Image.Resampling.BICUBIC))} for grid in coarse]
+@pytest.fixture
+def images(smooth_images: Any) -> Any:
+    return smooth_images
 
 
 def _logged(trainer: EquiCoherentTrainer) -> list[dict[str, float]]:
@@ -61,19 +55,6 @@ def _exact(line: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in line.items() if not re.search("second|runtime", name) and name not in clocked
     }
-
-
-def _record_batches(trainer: EquiCoherentTrainer) -> list[dict[str, torch.Tensor]]:
-    """What the views give to the model from here on."""
-    seen: list[dict[str, torch.Tensor]] = []
-    original = trainer.views.augment
-
-    def augment(batch: Any, generator: Any = None) -> Any:
-        seen.append(original(batch, generator))
-        return seen[-1]
-
-    trainer.views.augment = augment
-    return seen
 
 
 class Recorder(TrainerCallback):
@@ -110,9 +91,6 @@ def _warmup_and_cosine(step: int, total: int, warmup: int, peak: float, end: flo
     return float(np.concatenate([np.linspace(0, peak, warmup), cosine])[step])
 
 
-# ---- Resume ----
-
-
 @pytest.mark.parametrize(("host", "workers"), [("ibot", 0), ("ibot", 2), ("dinov2", 0)])
 def test_resume_after_kill_continues_bit_for_bit(host: str, workers: int, tmp_path: Path) -> None:
     """With centers, masks, a transformation, stochastic depth, frozen prototypes and layer-wise rates."""
@@ -139,9 +117,6 @@ def test_resume_of_the_other_hosts_is_exact(host: str, images: Any, tmp_path: Pa
     assert len(_logged(resumed)) == 4
 
 
-# ---- The state that moves once per step ----
-
-
 @pytest.mark.parametrize("host", ["ibot", "dinov2", "dino"])
 def test_centers_and_teacher_move_once_per_step_over_accumulation(host: str, images: Any, tmp_path: Path) -> None:
     """By hand: the teacher's scores on the recorded views; iBOT's patches all count, DINOv2's where they are masked."""
@@ -151,7 +126,7 @@ def test_centers_and_teacher_move_once_per_step_over_accumulation(host: str, ima
         tmp_path, images, [recorder], config, max_steps=2, gradient_accumulation_steps=2, warmup_steps=0,
         teacher_momentum=0.5,
     )  # fmt: skip
-    batches = _record_batches(trainer)
+    batches = record_inputs(trainer)
     trainer.train()
     assert len(batches) == 4
     centers = {"class_center": torch.zeros(1, 32), "patch_center": torch.zeros(1, 32)}
@@ -182,9 +157,6 @@ def test_centers_and_teacher_move_once_per_step_over_accumulation(host: str, ima
             expected = momentum * old[name] + (1 - momentum) * new[name.removeprefix("teacher.")]
             torch.testing.assert_close(new[name], expected, rtol=1e-5, atol=1e-6)
         assert sum(not torch.equal(old[name], new[name]) for name in moved) > 30
-
-
-# ---- Schedules ----
 
 
 def test_schedules_are_the_papers_formulas(images: Any, tmp_path: Path) -> None:
@@ -224,44 +196,6 @@ def test_teacher_temperature_starts_at_the_end_without_a_warmup(images: Any, tmp
         assert found == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, 5e-4 * 24 / 256),
-        ({"base_learning_rate": 1e-2}, 1e-2 * 24 / 256),
-        ({"base_learning_rate": 4e-3, "learning_rate_scaling": "sqrt"}, 4e-3 * math.sqrt(24 / 1024)),
-        ({"learning_rate": 0.01, "learning_rate_scaling": "sqrt"}, 0.01),
-    ],
-)
-def test_learning_rate_scales_with_the_batch(
-    fields: dict[str, Any], expected: float, images: Any, tmp_path: Path
-) -> None:
-    args = EquiCoherentTrainingArguments(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=6, use_cpu=True, **fields
-    )
-    config = small_config()
-    trainer = EquiCoherentTrainer(EquiCoherentForPreTraining(config), args, images, views=small_views(config))
-    assert trainer.args.learning_rate == pytest.approx(expected, rel=1e-12)
-    assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {trainer.args.learning_rate}
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"learning_rate_scaling": "root"}, "learning_rate_scaling must be 'linear' or 'sqrt', got 'root'"),
-        ({"teacher_temperature_start": 0.0}, "teacher_temperature_start must be above 0, got 0.0"),
-        ({"teacher_temperature_warmup": -1.0}, "teacher_temperature_warmup must be 0 or more, got -1.0"),
-        ({"freeze_last_layer": math.nan}, "freeze_last_layer must be 0 or more, got nan"),
-        ({"layer_decay": 0.0}, "layer_decay must be above 0 and at most 1, got 0.0"),
-        ({"layer_decay": 1.1}, "layer_decay must be above 0 and at most 1, got 1.1"),
-        ({"patch_embed_learning_rate": 2.0}, "patch_embed_learning_rate must be above 0 and at most 1, got 2.0"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        small_arguments(tmp_path, **fields)
-
-
 @pytest.mark.parametrize("config", [{}, {"shared_head": False}, {"host": "dino", "norm_last_layer": True}])
 def test_prototypes_stay_until_their_step_and_move_after(config: dict[str, Any], images: Any, tmp_path: Path) -> None:
     """Weight decay does not move them either; everything else moves from the first step on."""
@@ -279,9 +213,6 @@ def test_prototypes_stay_until_their_step_and_move_after(config: dict[str, Any],
             assert (name in changed) == (step >= 3), (step, name)
         assert {"head.linears.2.weight", "equicoherent.encoder.layer.0.attention.qkv.weight"} & changed
         assert "split_head.weight" in changed
-
-
-# ---- Layer-wise learning rates ----
 
 
 def _dinov2_share(name: str, depth: int, decay: float, patch_share: float) -> float:
@@ -339,20 +270,6 @@ def test_a_parameter_moves_by_its_own_rate(images: Any, tmp_path: Path) -> None:
     ):
         moved = (after[name] - before[name]).abs().max().item()
         assert moved == pytest.approx(peak * share, rel=1e-3), name
-
-
-@pytest.mark.parametrize("run", [gtsa_run, loca_run])
-def test_other_methods_keep_one_group_for_each_kind(run: Any, images: Any, tmp_path: Path) -> None:
-    trainer = run.make_trainer(tmp_path, images)
-    groups = trainer.create_optimizer().param_groups
-    assert [group["decayed"] for group in groups] == [True, False]
-    assert {group["lr"] for group in groups} == {trainer.args.learning_rate}
-    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, trained))
-    assert [group["weight_decay"] for group in groups] == [trainer.args.weight_decay, 0.0]
-
-
-# ---- Hosts ----
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -541,42 +458,6 @@ def test_evaluation_batches_of_several_processes_are_whole_over_all(images: Any)
     EvaluationBatches(stream, views, 3, rank=0, world_size=2, drop_last=True).check_size()
 
 
-RUNS = {"gtsa": gtsa_run, "loca": loca_run, "equicoherent": equicoherent_run}
-TRAINERS = {"gtsa": GTSATrainer, "loca": LOCATrainer, "equicoherent": EquiCoherentTrainer}
-
-
-@pytest.mark.parametrize("other", RUNS)
-@pytest.mark.parametrize("own", RUNS)
-@pytest.mark.parametrize("late", [False, True])
-def test_model_and_views_of_another_method_are_refused_by_name(
-    own: str, other: str, late: bool, images: Any, tmp_path: Path
-) -> None:
-    """Whether the model is given or made by `model_init`, and whether views are given or the trainer's own."""
-
-    def parts(name: str) -> tuple[Any, Any]:
-        config = RUNS[name].small_config()
-        views = RUNS[name].small_views(*([config] if name == "equicoherent" else []))
-        return METHODS[name].kind("ForPreTraining")(config), views
-
-    def make(model: Any, views: Any) -> Any:
-        given = {"model_init": lambda: model} if late else {"model": model}
-        return TRAINERS[own](**given, args=RUNS[own].small_arguments(tmp_path), train_dataset=images, views=views)
-
-    (model, views), (theirs, their_views) = parts(own), parts(other)
-    if own == other:
-        assert make(model, views).views is views
-        return
-    named = {name: METHODS[name].name for name in RUNS}
-    for made in (views, their_views, None):
-        told = (
-            f"model must be of {named[own]}ForPreTraining, got {named[other]}ForPreTraining; each method has a trainer"
-        )
-        with pytest.raises(TypeError, match=told):
-            make(theirs, made)
-    with pytest.raises(TypeError, match=f"views must be {named[own]}Views, got {named[other]}Views; leave them out"):
-        make(model, their_views)
-
-
 @pytest.mark.parametrize(("host", "count"), [("ibot", 9), ("dino", 9), ("dinov2", 8), ("vicreg", 8), ("simclr", 8)])
 def test_evaluation_leaves_a_rest_out_where_images_are_compared(
     host: str, count: int, images: Any, tmp_path: Path
@@ -588,9 +469,6 @@ def test_evaluation_leaves_a_rest_out_where_images_are_compared(
     if count == 8:
         with pytest.raises(ValueError, match="a whole batch of 4 images, .* got 3; .* per_device_eval_batch_size"):
             trainer.evaluate(images[:3])
-
-
-# ---- The task ----
 
 
 def test_images_are_reconstructed_and_the_host_stays_alive(images: Any, tmp_path: Path) -> None:
@@ -652,7 +530,7 @@ def test_final_image_is_reconstructed_on_request(images: Any, tmp_path: Path) ->
     """K + 1 decoders, and with K = 0 one: the loss is that of the second global view."""
     config = {"host": "simclr", "num_intermediate": 0, "reconstruct_final": True}
     trainer = make_trainer(tmp_path, images, config=config, max_steps=1, logging_steps=1)
-    batches, start = _record_batches(trainer), copy.deepcopy(trainer.model).train()
+    batches, start = record_inputs(trainer), copy.deepcopy(trainer.model).train()
     trainer.train()
     torch.manual_seed(trainer.args.seed)
     with torch.no_grad():
@@ -661,9 +539,6 @@ def test_final_image_is_reconstructed_on_request(images: Any, tmp_path: Path) ->
     assert outputs.reconstruction_loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert outputs.reconstructions.shape == (4, 1, 3, 32, 32)
     assert 0.1 < _logged(trainer)[0]["reconstruction_loss"] < 10
-
-
-# ---- What a run leaves ----
 
 
 def test_run_leaves_a_model_and_a_card(images: Any, tmp_path: Path) -> None:

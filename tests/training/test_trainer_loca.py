@@ -1,4 +1,4 @@
-"""LOCA's training: schedules, decay, metrics, evaluation, the picture, and what a run leaves."""
+"""LOCA's training: schedules, decay, metrics, evaluation, and what a run leaves."""
 
 import itertools
 import json
@@ -9,28 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModel, TrainerCallback
 
 from hf_geossl import LOCAForPreTraining, LOCATrainer, LOCATrainingArguments
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import load_stream
-from hf_geossl.training.pictures.loca import PositionRow, color_code, draw_positions, find_positions, position_picture
 from hf_geossl.training.schedules import linear_warmup_cosine
 from hf_geossl.training.seeds import EVALUATION, seed_at
 from hf_geossl.training.trainer_loca import LOCAPlan
 from tests.helpers.exact_resume import different_weights, undisturbed_and_resumed
 from tests.helpers.golden import golden_json
-from tests.helpers.held_out import evaluation_inputs
+from tests.helpers.inputs import evaluation_inputs
 from tests.helpers.loca_golden import to_flax
 from tests.helpers.loca_run import make_trainer, small_arguments, small_config, small_views
 
 
-@pytest.fixture(scope="module")
-def images() -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (24, 6, 5, 3), dtype=np.uint8)
-    return [{"image": np.array(Image.fromarray(grid).resize((40, 48), Image.Resampling.BICUBIC))} for grid in coarse]
+@pytest.fixture
+def images(smooth_images: Any) -> Any:
+    return smooth_images
 
 
 def _logged(trainer: LOCATrainer) -> list[dict[str, float]]:
@@ -233,19 +229,6 @@ def test_views_that_do_not_fit_the_model_are_refused(images: Any, tmp_path: Path
             LOCATrainer(LOCAForPreTraining(small_config()), small_arguments(tmp_path), images, views=views)
 
 
-def test_learning_rate_given_alone_is_taken_as_it_is(images: Any, tmp_path: Path) -> None:
-    for given, expected in (
-        ({}, 2.5e-4 * 4 / 256),
-        ({"learning_rate": 0.01}, 0.01),
-        ({"base_learning_rate": 0.1}, 0.1 / 64),
-    ):
-        args = LOCATrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=4, use_cpu=True, **given)
-        trainer = LOCATrainer(LOCAForPreTraining(small_config()), args, images, views=small_views())
-        assert trainer.args.learning_rate == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="were both given"):
-        small_arguments(tmp_path, learning_rate=0.01)
-
-
 def test_run_leaves_model_card_and_pictures(images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, images, max_steps=6, logging_steps=2, save_steps=3, teacher_momentum=0.5, picture=True,
@@ -282,52 +265,3 @@ def test_run_leaves_model_card_and_pictures(images: Any, tmp_path: Path) -> None
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert (tmp_path / "positions.png").read_bytes() == drawn  # of the same held-out crops
     assert "Measured on held-out" not in json.dumps(resumed.state.log_history)
-
-
-def test_picture_shows_true_and_predicted_places(images: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, images)
-    pictures = [Image.fromarray(sample["image"]) for sample in images[:2]]
-    before = torch.get_rng_state()
-    picture = position_picture(trainer.model, trainer.views, pictures, seed=3)
-    assert torch.equal(before, torch.get_rng_state())
-    assert trainer.model.training
-    assert picture.size[0] > 1000
-    assert position_picture(trainer.model, trainer.views, pictures, seed=3).tobytes() == picture.tobytes()
-    batch = trainer.views.collate([trainer.views(image, seed=3 + i) for i, image in enumerate(pictures)])
-    inputs = trainer.views.normalize(batch)
-    for index, row in enumerate(find_positions(trainer.model, trainer.views, batch)):
-        assert row.true in inputs["focal_query_positions"][index].tolist()
-        with torch.no_grad():
-            query = inputs["focal_query_positions"][index].tolist().index(row.true)
-            logits = trainer.model.eval().predict_positions(
-                inputs["reference_pixel_values"][index : index + 1],
-                inputs["focal_query_pixel_values"][index : index + 1, query],
-            )
-        assert row.predicted == logits[0].argmax(dim=-1).tolist()
-
-
-def test_picture_paints_each_patch_in_its_color_where_it_lies() -> None:
-    """Four patches: in cells 5 and 6, outside, and in cell 5 too; the last is found in cell 15."""
-    black = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    row = PositionRow(black, black, (0.25, 0.25, 0.75, 0.5), False, [5, 6, -1, 5], [5, 6, 3, 15], 4)
-    assert (row.inside, row.right) == (3, 2)
-    picture = np.array(draw_positions([row], "title"))
-    colors = color_code(2).reshape(4, 3).numpy()
-    panels = 10 + 262 * np.arange(4)
-    top = 3 * 24 + 10
-
-    def at(panel: int, x: float, y: float) -> np.ndarray:
-        return picture[top + int(252 * y), panels[panel] + int(252 * x)]
-
-    def like(pixel: np.ndarray, color: np.ndarray, share: float) -> bool:
-        return bool(np.abs(pixel - share * color.astype(float)).max() < 3)
-
-    for patch, (x, y) in enumerate([(0.3, 0.2), (0.7, 0.2), (0, 0), (0.7, 0.6)]):
-        assert patch == 2 or like(at(1, x, y), colors[patch], 0.55)
-    assert like(at(2, 0.30, 0.30), colors[0], 0.9)  # two share cell 5: one in the first quarter, one in the second
-    assert like(at(2, 0.44, 0.30), colors[3], 0.9)
-    assert like(at(2, 0.60, 0.40), colors[1], 0.9)
-    assert like(at(3, 0.30, 0.40), colors[0], 0.9)
-    assert like(at(3, 0.80, 0.95), colors[3], 0.9)
-    assert not any(at(2, 0.8, 0.1)), "the patch that lies outside is painted nowhere"
-    assert not any(at(3, 0.8, 0.1))

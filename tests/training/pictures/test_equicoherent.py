@@ -32,11 +32,9 @@ HOSTS = [
 ENDS = [{}, {"reconstruct_final": True}, {"reconstruct_final": True, "num_intermediate": 0}]
 
 
-@pytest.fixture(scope="module")
-def images() -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (24, 6, 5, 3), dtype=np.uint8)
-    return [{"image": np.array(Image.fromarray(grid).resize((40, 48), Image.Resampling.BICUBIC))} for grid in coarse]
+@pytest.fixture
+def images(smooth_images: Any) -> Any:
+    return smooth_images
 
 
 def _model(**fields: Any) -> EquiCoherentForPreTraining:

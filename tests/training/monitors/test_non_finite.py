@@ -1,49 +1,26 @@
-"""Guards of a run: steps that are not finite, teachers that do not follow, streams without images, clocks that jump."""
+"""Losses and gradients that are not finite: steps are left out and counted, and the run stops where they stay so."""
 
 import itertools
 import json
 import logging
 import math
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.utils import AutocastKwargs
 from transformers import TrainerCallback
 
-from hf_geossl import GTSATrainer, load_stream
-from hf_geossl.data.batches import StreamBatches
-from hf_geossl.data.broken import BrokenStreamError
-from hf_geossl.data.streams import ImageStream
-from hf_geossl.training import callbacks
-from hf_geossl.training.callbacks import PreemptionCallback
-from hf_geossl.training.logs.progress import ImagesProgressCallback
-from hf_geossl.training.monitors import teacher as teacher_module
+from hf_geossl import GTSATrainer
+from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 from hf_geossl.training.monitors.non_finite import NonFiniteLossError
-from hf_geossl.training.monitors.teacher import GROWING_MEASUREMENTS, STILL_MEASUREMENTS, TeacherMonitor
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer
-
-
-@pytest.fixture(scope="module")
-def images() -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    return [{"image": generator.integers(0, 256, (48, 40, 3), dtype=np.uint8)} for _ in range(24)]
-
-
-# ------------------------------------------------------------------------------------------- steps that are not finite
 
 
 class Spoil(TrainerCallback):
@@ -80,6 +57,10 @@ def _spoiled(folder: Path, images: Any, spoil: Spoil, **fields: Any) -> GTSATrai
     return spoil.attach(
         make_trainer(folder, images, **{"max_steps": 9, "logging_steps": 3, "save_steps": 100, **fields})
     )
+
+
+def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted(
@@ -167,6 +148,46 @@ def test_resume_after_a_step_that_was_left_out_is_exact(images: Any, tmp_path: P
     assert resumed.state.log_history[-1]["train_loss"] == whole.state.log_history[-1]["train_loss"]
 
 
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, max_steps=10, save_steps=2, max_nonfinite_steps=1)
+    original = trainer.model_arguments
+    trainer.model_arguments = lambda step: {"correspondence_weight": math.nan} if step == 5 else original(step)
+    weights: list[dict[str, torch.Tensor]] = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            weights.append(_state(model))
+
+    trainer.add_callback(Keep())
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"step 5 or its gradient is not finite.*nonfinite_step_5_rank_0.json.*checkpoint-4 is kept",
+    ):
+        trainer.train()
+    assert all(torch.equal(value, weights[-1][name]) for name, value in trainer.model.state_dict().items())
+    record = json.loads((tmp_path / "nonfinite_step_5_rank_0.json").read_text())
+    assert record["step"] == 5
+    assert len(record["keys"]) == 4
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(images: Any, tmp_path: Path) -> None:
+    for clip_mode, norm in (("tensor", 3.0), ("global", 3.0), ("tensor", 0.0)):
+        trainer = make_trainer(
+            tmp_path / f"{clip_mode}{norm}",
+            images,
+            save_steps=1,
+            clip_mode=clip_mode,
+            max_grad_norm=norm,
+            max_nonfinite_steps=1,
+        )
+        trainer.model.projector.projection.weight.register_hook(lambda gradient: gradient * math.nan)
+        start = _state(trainer.model)
+        with pytest.raises(NonFiniteLossError, match="step 0 or its gradient is not finite.*no checkpoint yet"):
+            trainer.train()
+        assert all(torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
+
+
 TWO = """
 import json, sys
 import torch
@@ -214,173 +235,6 @@ def test_what_one_process_finds_not_finite_all_leave_out(tmp_path: Path) -> None
     records = [json.loads((tmp_path / f"run/nonfinite_step_2_rank_{rank}.json").read_text()) for rank in range(2)]
     assert [record["loss_of_this_process_is_finite"] for record in records] == [True, False]
     assert not set(records[0]["keys"]) & set(records[1]["keys"])
-
-
-# ------------------------------------------------------------------------------------------------------- the teacher
-
-
-def _measured(trainer: GTSATrainer, change: Any, measurements: int, momentum: float = 0.996) -> list[float]:
-    """Distances of a teacher from its drifting student, with `change(model)` instead of the teacher's update."""
-    monitor, model, found = TeacherMonitor(), trainer.model, []
-    for step in range(measurements):
-        found.append(monitor.measure(model, step, momentum, settled=True))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * (step + 1))
-        change(model)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("change", "momentum", "message"),
-    [
-        (lambda model: model.copy_student_to_teacher(), 0.996, "the teacher equals the student in every weight although"),
-        (lambda model: None, 0.996, "the teacher has not moved since the last 3 measurements although the student has"),
-        (lambda model: model.update_teacher(0.99999), 0.99999, "of the student's norm away from it, farther at each of the"),
-        (lambda model: model.update_teacher(0.2), 0.2, None),
-        (lambda model: model.copy_student_to_teacher(), 0.0, None),
-    ],
-    ids=["equal", "still", "growing", "follows", "momentum 0"],
-)  # fmt: skip
-def test_a_teacher_that_does_not_follow_is_reported_once_with_advice(
-    change: Any, momentum: float, message: str | None, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = make_trainer(tmp_path, images)
-    measurements = GROWING_MEASUREMENTS + 3 if message and "farther" in message else STILL_MEASUREMENTS + 3
-    with caplog.at_level(logging.WARNING):
-        distances = _measured(trainer, change, measurements, momentum)
-    assert distances[0] == 0.0  # the teacher starts as a copy
-    expected = [message] if message else []
-    assert [part in record.getMessage() for record, part in zip(caplog.records, expected, strict=True)] == [True] * len(
-        expected
-    )
-    for record in caplog.records:
-        assert re.search(r"(Make the model anew|Call on_optimizer_step|Lower the learning rate)", record.getMessage())
-
-
-def test_distance_of_the_teacher_is_what_the_formula_says(images: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, images, logging_steps=1, probe_every_steps=1, teacher_momentum=0.5, max_steps=3)
-    trainer.train()
-    lines = [entry["teacher_distance"] for entry in trainer.state.log_history if "teacher_distance" in entry]
-    assert lines[:2] == [0.0, 0.0]  # the first step has a learning rate of 0
-    assert lines[2] > 0
-    teacher = torch.cat([value.flatten() for value in trainer.model.teacher.parameters()])
-    own = dict(trainer.model.named_parameters())
-    student = torch.cat([own[name].flatten() for name, _ in trainer.model.teacher.named_parameters()])
-    with torch.no_grad():
-        expected = ((teacher - student).norm() / student.norm()).item()
-    assert TeacherMonitor().measure(trainer.model, 3, 0.5, True) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_momentum_of_1_from_the_start_is_reported(
-    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        make_trainer(tmp_path, images, max_steps=1, teacher_momentum=1.0).train()
-        make_trainer(tmp_path, images, max_steps=1).train()
-    assert [r.getMessage() for r in caplog.records if r.name == teacher_module.__name__] == [
-        "teacher_momentum is 1 from the first step to the last: the teacher stays what it was at the start. Set "
-        "teacher_momentum below 1 (0.996), unless the teacher is to be frozen."
-    ]
-
-
-# ---------------------------------------------------------------------------------------------- streams without images
-
-
-class _Views:
-    def __call__(self, image: Any, *, seed: int) -> dict[str, torch.Tensor]:
-        return {"seed": torch.tensor(seed)}
-
-    def collate(self, samples: Any) -> dict[str, torch.Tensor]:
-        return {"seed": torch.stack([sample["seed"] for sample in samples])}
-
-
-def _nothing(kind: str, folder: Path) -> ImageStream:
-    if kind == "filtered":
-        dataset = datasets.Dataset.from_dict({"image": [b"x"] * 9}).to_iterable_dataset(num_shards=3)
-        return ImageStream.from_dataset(dataset.filter(lambda row: False))
-    if kind == "no rows":
-        schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
-        for number in range(4):
-            pq.write_table(schema.empty_table(), folder / f"{number}.parquet")
-        return load_stream(str(folder))
-    for number in range(5):
-        (folder / f"{number}.jpg").write_bytes(b"not an image")
-    return load_stream(str(folder))
-
-
-def _first_batch(kind: str, folder: Path, workers: int) -> None:
-    batches = StreamBatches(_nothing(kind, folder), _Views(), 2, num_streams=2, num_workers=workers)
-    next(iter(batches.loader()))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("filtered", "the dataset holds no rows; pass data with images"),
-        ("no rows", "holds no rows; pass parquet files with images"),
-        ("broken", "a whole pass gave no image.*Mend the data"),
-    ],
-)
-def test_a_stream_that_yields_nothing_ends_with_one_sentence(
-    kind: str, message: str, workers: int, tmp_path: Path
-) -> None:
-    began = time.monotonic()
-    with pytest.raises((BrokenStreamError, ValueError), match=message) as error:  # found while reading, or at once
-        _first_batch(kind, tmp_path, workers)
-    assert time.monotonic() - began < 30
-    assert "\n" not in str(error.value)
-
-
-# -------------------------------------------------------------------------------------------------------------- clocks
-
-
-def test_a_clock_that_is_set_in_between_changes_no_speed(
-    images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jumps = itertools.cycle([0.0, 9e5, -9e5])
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
-    monkeypatch.setattr("tqdm.std.time", time.time)  # imported by name
-    began = time.perf_counter()
-    trainer = make_trainer(tmp_path, images, max_steps=6, logging_steps=2, disable_tqdm=False)
-    bar: dict[str, Any] = {}
-    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ImagesProgressCallback))
-    close = progress.on_train_end
-
-    def look(*args: Any, **kwargs: Any) -> None:
-        bar.update(progress.training_bar.format_dict)
-        close(*args, **kwargs)
-
-    progress.on_train_end = look
-    metrics = trainer.train().metrics
-    most = time.perf_counter() - began
-    assert 0 < trainer.parts.stopwatch.trained < most
-    assert 0 < bar["elapsed"] < most
-    assert bar["rate"] is None or 1 / most < bar["rate"] < 1000
-    for line in trainer.state.log_history:
-        assert "images_per_second" not in line or 4 / most < line["images_per_second"] < 4000
-    assert 0 < metrics["train_runtime"] < most
-    assert 24 / most <= metrics["train_samples_per_second"] < 4000
-    assert 6 / most <= metrics["train_steps_per_second"] < 1000
-
-
-# ------------------------------------------------------------------------------------------------------------- signals
-
-
-def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
-    preemption = PreemptionCallback()
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-        preemption.receive(number, None)
-    assert preemption.received_signal == signal.SIGTERM
-    now[0] += 10
-    preemption.receive(signal.SIGTERM, None)
-    with pytest.raises(KeyboardInterrupt):
-        preemption.receive(signal.SIGINT, None)
 
 
 @pytest.mark.parametrize("norm", [3.0, 0.0])

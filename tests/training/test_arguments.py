@@ -1,0 +1,47 @@
+"""Training arguments: their ranges, the learning rate for a batch, and the length of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_geossl import GTSAForPreTraining, GTSATrainer
+from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
+
+
+def test_length_from_epochs_of_a_dataset_with_a_length(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, max_steps=-1, num_train_epochs=2)
+    assert trainer.args.max_steps == 2 * 24 // 4
+    with pytest.raises(ValueError, match="a stream has no end.*set max_steps"):
+        make_trainer(tmp_path, "scenes", max_steps=-1)
+
+
+def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> None:
+    from hf_geossl import GTSATrainingArguments
+
+    for given, expected in (
+        ({}, 5e-4 * 4 / 256),
+        ({"learning_rate": 0.01}, 0.01),
+        ({"base_learning_rate": 0.1}, 0.1 / 64),
+    ):
+        args = GTSATrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=4, use_cpu=True, picture=False, **given
+        )
+        trainer = GTSATrainer(GTSAForPreTraining(small_config()), args, images, views=small_views())
+        assert trainer.create_optimizer().param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("teacher_momentum", 1.5, r"teacher_momentum must be in \[0, 1\], got 1.5"),
+        ("clip_mode", "tensors", "clip_mode must be 'tensor' or 'global', got 'tensors'"),
+        ("base_learning_rate", -1.0, "base_learning_rate must be above 0"),
+        ("ignore_data_skip", False, "ignore_data_skip on"),
+        ("learning_rate", 1e-2, "learning_rate=0.01 and base_learning_rate=0.05 .* were both given"),
+        ("save_strategy", "epoch", "save_strategy must be 'steps' or 'no', got 'epoch'"),
+    ],
+)
+def test_arguments_out_of_range_are_named(field: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_arguments(tmp_path, **{field: value})

@@ -1,0 +1,42 @@
+"""`OptimizerPlan`: clipping, parameter groups, and the learning rate's schedule."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import gtsa_run, loca_run
+from tests.helpers.gtsa_run import make_trainer
+
+
+@pytest.fixture
+def images(smooth_images: Any) -> Any:
+    return smooth_images
+
+
+def test_each_tensor_is_clipped_by_itself(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, max_grad_norm=0.5)
+    generator = torch.Generator().manual_seed(0)
+    expected, total = {}, 0.0
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * (0.01 if parameter.ndim == 1 else 1)
+            norm = parameter.grad.norm()
+            total += norm.item() ** 2
+            expected[name] = parameter.grad * min(1.0, 0.5 / (norm.item() + 1e-6))
+    assert trainer._clip_grad_norm(trainer.model).item() == pytest.approx(total**0.5, rel=1e-5)
+    for name, parameter in trainer.model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("run", [gtsa_run, loca_run])
+def test_other_methods_keep_one_group_for_each_kind(run: Any, images: Any, tmp_path: Path) -> None:
+    trainer = run.make_trainer(tmp_path, images)
+    groups = trainer.create_optimizer().param_groups
+    assert [group["decayed"] for group in groups] == [True, False]
+    assert {group["lr"] for group in groups} == {trainer.args.learning_rate}
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, trained))
+    assert [group["weight_decay"] for group in groups] == [trainer.args.weight_decay, 0.0]
