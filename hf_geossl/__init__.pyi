@@ -30,11 +30,11 @@ from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraini
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining, GTSAForPreTrainingOutput
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining, LOCAForPreTrainingOutput
 from hf_geossl.training.arguments import (
-    EquiCoherentTrainingArguments,
-    GTSATrainingArguments,
-    LOCATrainingArguments,
     TeacherStudentTrainingArguments,
 )
+from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
+from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
+from hf_geossl.training.arguments_loca import LOCATrainingArguments
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.training.trainer_equicoherent import EquiCoherentTrainer
 from hf_geossl.training.trainer_gtsa import GTSATrainer

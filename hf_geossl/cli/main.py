@@ -33,7 +33,7 @@ from hf_geossl.hub.push import Publication, PublishError, publish
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.training.checkpoints.files import CheckpointError, newest_whole_checkpoint
-from hf_geossl.training.trainer import NonFiniteLossError
+from hf_geossl.training.monitors.non_finite import NonFiniteLossError
 
 # what a run leaves that was killed before its first checkpoint was whole
 _TRACES = r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
@@ -126,8 +126,8 @@ def pretrain(argv: Sequence[str]) -> int:
                 print(f"{what}: {Path(args.output_dir) / picture}")
         if measured is not None:
             print(measured)
-        if trainer.publication is not None:
-            print(f"Published: {trainer.publication.url}")
+        if trainer.publisher.publication is not None:
+            print(f"Published: {trainer.publisher.publication.url}")
     trainer.end_processes()
     return 0 if stopped is None else 128 + stopped
 

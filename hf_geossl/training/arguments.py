@@ -15,8 +15,9 @@ _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
 @dataclass
 class TeacherStudentTrainingArguments(TrainingArguments):
-    """`TrainingArguments` for teacher-student pretraining on streams. Defaults that differ from transformers': AdamW with
-    weight decay 0.04, warm-up over a tenth of the run and a cosine (`lr_scheduler_type="cosine"`, which here ends at
+    """`TrainingArguments` for teacher-student pretraining on streams.
+
+    Defaults that differ from transformers': AdamW with weight decay 0.04, warm-up over a tenth of the run and a cosine (`lr_scheduler_type="cosine"`, which here ends at
     `min_learning_rate`; any other type is transformers' own), clipping at 3, a log line every 10 steps.
 
     Args:

@@ -9,6 +9,7 @@ from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 @dataclass
 class EquiCoherentTrainingArguments(TeacherStudentTrainingArguments):
     """Training arguments of EquiCoherent and of its hosts; the defaults are iBOT's recipe for a ViT-S (arXiv 2111.07832).
+
     Schedules that the papers give in epochs are shares of the run here.
 
     Args:

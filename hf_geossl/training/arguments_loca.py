@@ -7,8 +7,9 @@ from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 
 @dataclass
 class LOCATrainingArguments(TeacherStudentTrainingArguments):
-    """Training arguments of LOCA; the defaults are the authors' ViT-B/16 configuration (arXiv 2212.02400): a peak of 1e-3
-    at a global batch of 1024 that ends at 1 % of itself, constant weight decay, all gradients clipped together.
+    """Training arguments of LOCA; the defaults are the authors' ViT-B/16 configuration (arXiv 2212.02400).
+
+    That is a peak of 1e-3 at a global batch of 1024 that ends at 1 % of itself, constant weight decay, all gradients clipped together.
 
     Args:
         decay_attention_biases (`bool`): Whether weight decay reaches the biases of queries, keys and values, as in the

@@ -4,8 +4,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,16 @@ logger = logging.getLogger(__name__)
 SAME_SIGNAL = 2.0
 
 
+def model_of(kwargs: Mapping[str, object]) -> TeacherStudentModel:
+    """The model, without a wrapper, among what transformers gives a callback."""
+    return cast(TeacherStudentModel, kwargs["model"])
+
+
+def optimizer_of(kwargs: Mapping[str, object]) -> torch.optim.Optimizer:
+    """The optimizer among what transformers gives a callback."""
+    return cast(torch.optim.Optimizer, kwargs["optimizer"])
+
+
 class WeightDecayCallback(TrainerCallback):
     """Gives the decayed parameter groups each step's weight decay."""
 
@@ -29,15 +40,10 @@ class WeightDecayCallback(TrainerCallback):
         self.plan = plan
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        optimizer: torch.optim.Optimizer,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Sets the weight decay of the step."""
+        optimizer = optimizer_of(kwargs)
         for group in optimizer.param_groups:
             if group.get("decayed"):
                 group["weight_decay"] = self.plan.weight_decay_at(state.global_step)
@@ -129,19 +135,14 @@ class NonFiniteCallback(TrainerCallback):
         self.meter.begin_step()
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: torch.nn.Module,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Decides; without gradients the optimizer moves nothing.
 
         Raises:
             NonFiniteLossError: If that was the last of `max_nonfinite_steps` in a row.
         """
+        model = model_of(kwargs)
         scaled = self.accelerator.scaler is not None
         self.preemption.sync_signal(self.guard.decide(self.preemption.received_signal or 0, scaled))
         if self.guard.skips:
@@ -175,27 +176,17 @@ class TeacherCallback(TrainerCallback):
         self.plan, self.guard, self.accelerator = plan, guard, accelerator
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: TeacherStudentModel,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Forgets what a step that was not made has accumulated."""
+        model = model_of(kwargs)
         model.reset_accumulated()
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: TeacherStudentModel,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Moves them with the momentum of the step."""
+        model = model_of(kwargs)
         if not (self.guard.skips or self.guard.overflows or self.accelerator.optimizer_step_was_skipped):
             model.on_optimizer_step(self.plan.teacher_momentum_at(state.global_step))
 
@@ -214,28 +205,18 @@ class TeacherMonitorCallback(TrainerCallback):
         self.monitor, self.plan, self.meter, self.every = monitor, plan, meter, every
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: TeacherStudentModel,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Warns of a momentum that no teacher moves with."""
+        model = model_of(kwargs)
         if model.teacher is not None:
             self.monitor.check_momentum(self.plan.args.teacher_momentum, self.plan.args.teacher_momentum_end)
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: TeacherStudentModel,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Measures before the step."""
+        model = model_of(kwargs)
         step = state.global_step
         if self.every and step % self.every == 0:
             settled = step >= args.get_warmup_steps(state.max_steps)

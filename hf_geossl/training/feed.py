@@ -1,17 +1,19 @@
 """From a stream to the model's inputs: batches on the device, coloured and turned from a seed of their place in the run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.seeds import TRAINING, seed_at
 from hf_geossl.views.base import Views
 
-Inputs = dict[str, torch.Tensor | None]
+Inputs = dict[str, Any]
 
 
 class TrainingFeed:
@@ -102,3 +104,15 @@ class TrainingFeed:
         self.micro_batch += 1
         generator = torch.Generator().manual_seed(seed_at(self.args.seed, 0, TRAINING, step, place))
         return self.views.augment(to_device(crops), generator), keys
+
+
+def as_stream(dataset: object, seed: int) -> ImageStream | FirstImages | None:
+    """A stream of what a trainer was given.
+
+    Args:
+        dataset (`ImageStream`, `FirstImages` or dataset, *optional*): Any dataset whose samples hold an `image`.
+        seed (`int`): Of the order of a dataset.
+    """
+    if dataset is None or isinstance(dataset, ImageStream | FirstImages):
+        return dataset
+    return ImageStream.from_dataset(dataset, seed=seed)

@@ -1,12 +1,13 @@
 """What `TeacherStudentTrainer` is composed of."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import TrainerCallback
+from transformers import PreTrainedConfig, TrainerCallback
 
 from hf_geossl.methods import METHODS
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
@@ -31,6 +32,8 @@ from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.pictures.base import PictureBook
 from hf_geossl.training.seeds import ProcessSeedCallback
 from hf_geossl.views.base import Views
+
+logger = logging.getLogger(__name__)
 
 
 class TrainerParts:
@@ -93,7 +96,16 @@ class TrainerParts:
         """The pictures of a method's row."""
         row = METHODS.get(method)
         rows = row.pictures if row is not None and self.args.picture else ()
-        return PictureBook([each.load()(self.feed.views, self.checkpointer.run_dir) for each in rows])
+        pictures = [each.load()(self.feed.views, self.checkpointer.run_dir) for each in rows]
+        return PictureBook(pictures, self.args.process_index == 0)
+
+    def find(self, requested: str | bool | None, config: PreTrainedConfig) -> Resumed | None:
+        """Finds the checkpoint to resume from; see `Checkpointer.find`."""
+        found = self.checkpointer.find(requested, config.to_dict(), self.settings())
+        if found and found.trainer_state.global_step >= self.args.max_steps:
+            end = f"the end of the run (max_steps={self.args.max_steps})"
+            logger.warning(f"{found.folder.name} is {end}: nothing to train")
+        return found
 
     def settings(self) -> dict[str, object]:
         """What a run has to go on with, beside its data."""

@@ -1,12 +1,12 @@
 """`TeacherStudentTrainer`: transformers' Trainer for a student, its momentum teacher, and streams that resume exactly."""
 
 import gc
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -14,40 +14,31 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
-from hf_geossl.data.streams import ImageStream
+from hf_geossl.data.evaluation_batches import EvaluationBatches
 from hf_geossl.hub.export import make_image_processor
-from hf_geossl.hub.push import Publication
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training import sharding
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.checkpointer import Resumed
 from hf_geossl.training.checkpoints.state import read_optimizer, read_weights, write_json, write_optimizer
-from hf_geossl.training.feed import TrainingFeed
+from hf_geossl.training.feed import TrainingFeed, as_stream
+from hf_geossl.training.logs.meter import scalars_of
 from hf_geossl.training.logs.progress import ImagesProgressCallback, describe_evaluation
 from hf_geossl.training.matching import check_method
-from hf_geossl.training.monitors.non_finite import NonFiniteLossError
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.outputs.exporter import Exporter
 from hf_geossl.training.outputs.publisher import HubPublisher
 from hf_geossl.training.outputs.run_description import describe_run
 from hf_geossl.training.parts import TrainerParts
-from hf_geossl.training.sharding import broadcast_state, full_tensor, is_sharded, prepared_before, replaced, whole_model
 from hf_geossl.training.threads import training_context
 from hf_geossl.views.base import Views
-
-__all__ = ["NonFiniteLossError", "TeacherStudentTrainer"]
-
-logger = logging.getLogger(__name__)
 
 Inputs = dict[str, Any]
 
 
 class TeacherStudentTrainer(Trainer):
     """Base of the methods' trainers. Everything not named here is transformers' `Trainer`.
-
-    It is composed of parts (`TrainerParts`, `OptimizerPlan`, `TrainingFeed`, `Exporter`, `HubPublisher`), and a method's
-    trainer says what is different in its method.
 
     Args:
         model (`TeacherStudentModel`): A `...ForPreTraining` model.
@@ -73,6 +64,10 @@ class TeacherStudentTrainer(Trainer):
     model: Any
     train_dataset: Any
     eval_dataset: Any
+    processing_class: Any
+    optimizer: Any
+    lr_scheduler: Any
+    hub_model_id: Any
 
     def __init__(
         self,
@@ -85,7 +80,7 @@ class TeacherStudentTrainer(Trainer):
     ) -> None:
         if not isinstance(args, self.arguments_class):
             raise TypeError(f"args must be {self.arguments_class.__name__}, got {type(args).__name__}")
-        if model is not None and not isinstance(model, TeacherStudentModel) and not hasattr(model, "update_teacher"):
+        if model is not None and not hasattr(model, "update_teacher"):
             raise TypeError(f"model must be a ...ForPreTraining model, got {type(model).__name__}")
         self.views = self.default_views(model) if views is None else views
         if model is not None:
@@ -99,8 +94,8 @@ class TeacherStudentTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_as_stream(train_dataset, args.seed),
-            eval_dataset=_as_stream(eval_dataset, 0),
+            train_dataset=as_stream(train_dataset, args.seed),
+            eval_dataset=as_stream(eval_dataset, 0),
             **kwargs,
         )
         if model is None:  # model_init has made it
@@ -148,8 +143,6 @@ class TeacherStudentTrainer(Trainer):
         """Whether the loss of an image depends on the others of its batch, so that all batches must be whole."""
         return False
 
-    # ---- Data ----
-
     def get_train_dataloader(self) -> DataLoader:
         """The stream's own loader: it knows processes, workers and, after a resume, its position."""
         saved = [state["stream"] for state in self._resumed.states] if self._resumed else None
@@ -157,7 +150,7 @@ class TeacherStudentTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: object = None) -> EvaluationBatches:  # type: ignore[override]
         """Batches of one pass over the evaluation images; each process takes its share."""
-        dataset = self.eval_dataset if eval_dataset is None else _as_stream(eval_dataset, 0)
+        dataset = self.eval_dataset if eval_dataset is None else as_stream(eval_dataset, 0)
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset: load_stream(..., split='validation') makes one")
         size, rank, world_size = self.args.eval_batch_size, self.args.process_index, self.args.world_size
@@ -177,9 +170,7 @@ class TeacherStudentTrainer(Trainer):
         """As transformers', from crops; notes whether the loss is finite, without waiting for the device."""
         step = self.state.global_step
         if self.pictures and step == self.feed.micro_batch == 0:
-            whole = self.unsharded_model()  # of all processes
-            if self.is_world_process_zero():
-                self.pictures.store(inputs, whole, self.eval_dataset)
+            self.pictures.store(inputs, self.unsharded_model(), self.eval_dataset)
         prepared, keys = self.feed.make_inputs(inputs, step, self._prepare_inputs)
         self.parts.guard.observe_images(keys)
         loss = super().training_step(model, prepared, num_items_in_batch)
@@ -204,12 +195,9 @@ class TeacherStudentTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _scalars_of(self, outputs: Any) -> dict[str, torch.Tensor]:
-        """Losses, metrics and quantities among a model's outputs and their `components`."""
-        named = (*outputs.items(), *(outputs.get("components") or {}).items())
-        logged = {"loss", *self.metrics, *self.quantities}
-        return {name: v.detach().float() for name, v in named if name.endswith("_loss") or name in logged}
+        return scalars_of(outputs, (*self.metrics, *self.quantities))
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Transformers' optimizer; its groups know whether they are decayed, and have their share of the learning rate."""
         optimizer = super().create_optimizer(model)
         self.plan.split_groups(optimizer, self.model if model is None else model)
@@ -227,23 +215,21 @@ class TeacherStudentTrainer(Trainer):
         """See `OptimizerPlan.decayed_parameters`."""
         return self.plan.decayed_parameters(model)
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        return self.plan.clip_gradients(model, self.accelerator)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
-        norm = full_tensor(super()._get_grad_norm(model, grad_norm))
-        self.parts.guard.observe_grad_norm(norm)
-        return norm
-
     def floating_point_ops(self, inputs: Inputs) -> int:
         """Not counted: transformers' estimate is made for text."""
         return 0
 
-    # ---- Evaluation and the log ----
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        return self.plan.clip_gradients(model, self.accelerator)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        norm = sharding.full_tensor(super()._get_grad_norm(model, grad_norm))
+        self.parts.guard.observe_grad_norm(norm)
+        return norm
 
     def evaluation_loop(
         self,
-        dataloader: EvaluationBatches,
+        dataloader: EvaluationBatches,  # type: ignore[override]
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -253,9 +239,7 @@ class TeacherStudentTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         means = self.parts.held_out.measure(model, dataloader, self._prepare_inputs, self._count_evaluated)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        if metrics:
-            metrics[f"{metric_key_prefix}_images"] = dataloader.images
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=dataloader.images)
+        return EvalLoopOutput(np.empty(0), None, metrics, dataloader.images)
 
     def _count_evaluated(self) -> None:
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -266,11 +250,8 @@ class TeacherStudentTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As transformers', with loss parts, schedules and speed; see `LogLine`."""
-        step = self.state.global_step
-        if "loss" in logs:
-            self.parts.log_line.complete(logs, step, self.model.teacher is not None, self.feed.skipped_images)
-        if "train_loss" in logs:
-            self.parts.log_line.summarize(logs, step)
+        has_teacher = self.model.teacher is not None
+        self.parts.log_line.extend(logs, self.state.global_step, has_teacher, self.feed.skipped_images)
         super().log(logs, start_time)
 
     # ---- Checkpoints ----
@@ -286,17 +267,12 @@ class TeacherStudentTrainer(Trainer):
             trial, ignore_keys_for_eval: As in transformers' `Trainer`.
 
         Raises:
-            CheckpointError: If there is no such checkpoint, it is not whole, or it does not fit model, views or data.
-            ValueError: If the position in the checkpoint belongs to other data or another batch size.
+            CheckpointError, ValueError: If there is no such checkpoint, it is not whole, or does not fit model, views or data.
             NonFiniteLossError: If loss or gradient is not finite `max_nonfinite_steps` times in a row.
         """
-        resumed = self.parts.checkpointer.find(
-            resume_from_checkpoint, self.model.config.to_dict(), self.parts.settings()
-        )
-        self._resumed, self.weights_step = resumed, None
+        self._resumed = resumed = self.parts.find(resume_from_checkpoint, self.model.config)
+        self.weights_step = None
         if resumed and resumed.trainer_state.global_step >= self.args.max_steps:
-            end = f"is the end of the run (max_steps={self.args.max_steps})"
-            logger.warning(f"{resumed.folder.name} {end}: nothing to train")
             self._load_from_checkpoint(str(resumed.folder))
             self.state = resumed.trainer_state
             return TrainOutput(self.state.global_step, 0.0, {})
@@ -311,7 +287,9 @@ class TeacherStudentTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.feed.opened()
         self.store_flos()
-        exported = [cb for cb in (*self.callback_handler.callbacks, self.control) if isinstance(cb, ExportableState)]
+        exported: Any = [
+            cb for cb in (*self.callback_handler.callbacks, self.control) if isinstance(cb, ExportableState)
+        ]
         self.state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
         parts: list[Callable[[Path], object]] = [
             lambda folder: self.save_model(str(folder), _internal_call=True),
@@ -344,52 +322,35 @@ class TeacherStudentTrainer(Trainer):
             read_optimizer(whole, self.optimizer, self.lr_scheduler, Path(checkpoint))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        ready = self.is_fsdp_enabled and is_sharded(self.model)
+        ready = self.is_fsdp_enabled and sharding.is_sharded(self.model)
         if self.is_fsdp_enabled and not ready:  # processes start from the first one's weights, as with DDP
-            broadcast_state(self.model, self.args.device)
-        with prepared_before(self.accelerator) if ready else nullcontext():
+            sharding.broadcast_state(self.model, self.args.device)
+        with sharding.prepared_before(self.accelerator) if ready else nullcontext():
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         # transformers would delete the last checkpoint where save_total_limit is 1 and another is better
-        with replaced(self.args, save_total_limit=None):
+        with sharding.replaced(self.args, save_total_limit=None):
             return super()._finalize_training(trial, num_train_samples, start_time)
 
     def end_processes(self) -> None:
-        """Ends what the processes of this run share, the last call of a script that trains on several.
-
-        Waits for all, then frees the wrapped model, for its threads crash a Python that exits before them (pytorch issue
-        190489).
-        """
+        """Waits for all processes and ends what they share: the last call of a script that trains on several."""
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        self.model_wrapped = self.model
+        self.model_wrapped = self.model  # whose threads crash a Python that exits before them (pytorch issue 190489)
         self.accelerator.free_memory()
         gc.collect()
 
     # ---- What a run leaves behind ----
 
-    @property
-    def run_dir(self) -> Path:
-        """The folder of the run."""
-        return Path(self.args.output_dir or ".")
-
     def unsharded_model(self) -> Any:
-        """The model with whole weights, to call, draw or save; all processes must ask for it at the same time.
-
-        Returns:
-            `PreTrainedModel` or `None`: The model itself where it is not divided; otherwise a copy on the CPU of the
-            first process (of each machine, with `save_on_each_node`), and None on the others.
-        """
-        return whole_model(self.accelerator.unwrap_model(self.model), self.args.should_save)
+        """The model with whole weights, None on processes that do not save; all must ask for it at the same time."""
+        return sharding.whole_model(self.accelerator.unwrap_model(self.model), self.args.should_save)
 
     def save_model(
         self, output_dir: str | None = None, _internal_call: bool = False, weights: str | None = None
     ) -> None:
-        """Exports the trunk as a folder that `AutoModel` opens, with image processor, code, pictures and model card.
-
-        Weights and configuration are written first. What fails after that (a picture, the card, a push) is a warning that
-        says how to make it again.
+        """Exports the trunk as a folder that `AutoModel` opens; see `Exporter.save` for what else is in it.
 
         Args:
             output_dir (`str`, *optional*): The folder; `args.output_dir` by default.
@@ -399,7 +360,7 @@ class TeacherStudentTrainer(Trainer):
             ValueError: For other `weights`, or a teacher that the method does not have.
         """
         model = self.unsharded_model()  # of all processes
-        folder = Path(output_dir) if output_dir else self.run_dir
+        folder = Path(output_dir) if output_dir else self.publisher.run_dir
         if not self.args.should_save:
             return
         if _internal_call:  # a checkpoint holds the whole pretraining model
@@ -411,21 +372,18 @@ class TeacherStudentTrainer(Trainer):
     def write_card(self) -> None:
         """Writes record and card of the run again, after an evaluation; what fails is a warning."""
         if self.args.should_save:
-            self.exporter.write_card(self.run_dir)
+            self.exporter.write_card(self.publisher.run_dir)
 
     # ---- The Hub ----
-
-    @property
-    def publication(self) -> Publication | None:
-        """The last one that `push_to_hub` has waited for."""
-        return self.publisher.publication
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, so that nothing is trained in vain; see `HubPublisher.create_repository`."""
         if self.is_world_process_zero():
             self.hub_model_id = self.publisher.create_repository(token, private)
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+    def push_to_hub(  # type: ignore[override]
+        self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
+    ) -> Any:
         """Exports the model to the folder of the run and publishes it; arguments and errors as `HubPublisher.publish`.
 
         Returns:
@@ -435,12 +393,6 @@ class TeacherStudentTrainer(Trainer):
         model = self.unsharded_model()  # of all processes
         if not self.is_world_process_zero():
             return None
-        self.exporter.write_weights(model, self.run_dir)
-        self.exporter.write_card(self.run_dir)
+        self.exporter.write_weights(model, self.publisher.run_dir)
+        self.exporter.write_card(self.publisher.run_dir)
         return self.publisher.publish(commit_message or "Model save", blocking=blocking, **kwargs)
-
-
-def _as_stream(dataset: object, seed: int) -> ImageStream | FirstImages | None:
-    if dataset is None or isinstance(dataset, ImageStream | FirstImages):
-        return dataset
-    return ImageStream.from_dataset(dataset, seed=seed)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
 from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
+from hf_geossl.training.callbacks import model_of
 from hf_geossl.training.matching import check_model
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import steps_of
@@ -42,18 +42,15 @@ class EquiCoherentPlan(OptimizerPlan):
 class FreezeLastLayerCallback(TrainerCallback):
     """Leaves the prototypes as they are at the start of a run, as DINO does for its first epoch."""
 
+    def __init__(self, args: EquiCoherentTrainingArguments) -> None:
+        self.args = args
+
     def on_pre_optimizer_step(
-        self,
-        args: EquiCoherentTrainingArguments,  # type: ignore[override]
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Takes their gradients away, so that the optimizer does not move them."""
-        if state.global_step < steps_of(args.freeze_last_layer, state.max_steps):
-            for module in model.modules():
+        if state.global_step < steps_of(self.args.freeze_last_layer, state.max_steps):
+            for module in model_of(kwargs).modules():
                 if isinstance(module, PrototypeLinear):
                     module.zero_grad(set_to_none=True)
 
@@ -145,7 +142,7 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
 
     def method_callbacks(self) -> list[TrainerCallback]:
         """See `FreezeLastLayerCallback`."""
-        return [FreezeLastLayerCallback()]
+        return [FreezeLastLayerCallback(self.args)]
 
     def chance_losses(self) -> dict[str, float]:
         """All prototypes as likely: a class loss or a teacher's entropy that stays there has never started."""

@@ -1,11 +1,13 @@
 """Losses of held-out images: one pass, from the same draws each time."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from hf_geossl.data.evaluation_batches import EvaluationBatches
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.logs.meter import gathered_means
@@ -39,7 +41,7 @@ class HeldOutLosses:
     def measure(
         self,
         model: TeacherStudentModel,
-        batches: Iterable[dict[str, Any]],
+        batches: EvaluationBatches,
         to_device: Callable[[dict[str, Any]], dict[str, Any]],
         after_batch: Callable[[], object],
     ) -> dict[str, float]:
@@ -47,14 +49,14 @@ class HeldOutLosses:
 
         Args:
             model (`TeacherStudentModel`): The model, without a wrapper.
-            batches (`Iterable[dict]`): Batches, each with its number as `evaluation_batch`.
+            batches (`EvaluationBatches`): The batches.
             to_device (`Callable`): Moves a batch to the device.
             after_batch (`Callable`): Called after each batch.
 
         Returns:
-            `dict[str, float]`: The means by name; empty without images.
+            `dict[str, float]`: The means by name, and how many `images` there were on all processes; empty without images.
         """
-        model.to(self.args.device).eval()
+        nn.Module.to(model, self.args.device).eval()
         sums: dict[str, torch.Tensor] = {}
         images, rank = 0, self.args.process_index
         for batch in batches:
@@ -64,7 +66,7 @@ class HeldOutLosses:
             drawn = torch.get_rng_state()
             try:
                 torch.default_generator.manual_seed(seed_at(self.args.seed, rank, EVALUATION, number))
-                inputs = self.views.augment(to_device(crops), generator)
+                inputs: dict[str, Any] = self.views.augment(to_device(crops), generator)
                 with self.accelerator.autocast():
                     parts = self.parts_of(model(**inputs))
             finally:
@@ -74,4 +76,6 @@ class HeldOutLosses:
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + count * value
             after_batch()
-        return gathered_means(sums, images, self.accelerator) if images else {}
+        if not images:
+            return {}
+        return {**gathered_means(sums, images, self.accelerator), "images": batches.images}

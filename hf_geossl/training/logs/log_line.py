@@ -39,8 +39,8 @@ class LogLine:
         """Begins a call of `train` at a step."""
         self.first_step = step
 
-    def complete(self, logs: dict[str, float], step: int, has_teacher: bool, skipped_images: int) -> None:
-        """Completes a line of training, in place; all processes must call this.
+    def extend(self, logs: dict[str, float], step: int, has_teacher: bool, skipped_images: int) -> None:
+        """Adds to a line, in place, what it is a line of; all processes must call this.
 
         Args:
             logs (`dict[str, float]`): The line.
@@ -48,6 +48,12 @@ class LogLine:
             has_teacher (`bool`): Whether there is a teacher.
             skipped_images (`int`): Broken images that this process has skipped.
         """
+        if "loss" in logs:
+            self._complete(logs, step, has_teacher, skipped_images)
+        if "train_loss" in logs:
+            self._summarize(logs, step)
+
+    def _complete(self, logs: dict[str, float], step: int, has_teacher: bool, skipped_images: int) -> None:
         del logs["loss"]  # transformers' mean counts the steps that were left out
         logs.update(self.meter.means(self.accelerator))
         if not math.isfinite(logs.get("grad_norm", 0.0)):
@@ -64,7 +70,7 @@ class LogLine:
         self.meter.reset()
         self.stopwatch.reset()
 
-    def summarize(self, logs: dict[str, float], step: int) -> None:
+    def _summarize(self, logs: dict[str, float], step: int) -> None:
         """Completes the line at the end of `train`, in place: of the whole run, also where it was resumed."""
         logs["train_loss"] = self.meter.mean_of_run(step - self.guard.skipped, self.accelerator)
         seconds = self.stopwatch.since_start

@@ -1,7 +1,7 @@
 """What a log line says: sums of losses on the device, and what a run takes in time."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -87,6 +87,24 @@ class LossMeter:
         self.sums = {name: torch.tensor(value, device=self.device) for name, value in state["sums"].items()}
         self.steps, self.skipped, self.spreads = state["steps"], state["skipped"], dict(state["spreads"])
         self.begin_step()
+
+
+def scalars_of(outputs: Mapping, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What is logged of a model's outputs.
+
+    Args:
+        outputs (`Mapping`): The outputs, with `components` (a mapping too) or without.
+        names (`Sequence[str]`): Metrics and quantities beside the losses.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `loss`, everything that ends with `_loss`, and what is named, in float32.
+    """
+    everything = (*outputs.items(), *(outputs.get("components") or {}).items())
+    return {
+        name: value.detach().float()
+        for name, value in everything
+        if name == "loss" or name.endswith("_loss") or name in names
+    }
 
 
 def gathered_means(sums: Mapping[str, torch.Tensor], count: int, accelerator: Accelerator) -> dict[str, float]:

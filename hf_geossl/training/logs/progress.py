@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
@@ -38,6 +39,7 @@ class ImagesProgressCallback(ProgressCallback):
         quantities: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.training_bar: Any = None
         self.images_per_step, self.show_bar = args.global_batch_size, not args.disable_tqdm
         self.metrics, self.quantities = metrics, quantities
         self.loss = ""

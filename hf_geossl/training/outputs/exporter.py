@@ -40,7 +40,10 @@ class Exporter:
         self.weights = "teacher"
 
     def save(self, model: TeacherStudentModel, folder: Path, weights: str | None, step: int) -> None:
-        """Writes the trunk, then everything else; in the folder of the run pictures and a push too.
+        """Writes the trunk, its code and the image processor, then the record and the card; for the run's folder pictures too.
+
+        Weights and configuration are written first. What fails after that (a picture, the card, a push) is a warning that
+        says how to make it again.
 
         Args:
             model, folder, weights: As in `write_weights`.

@@ -33,7 +33,10 @@ class Run(Protocol):
     eval_dataset: Any
     command: str | None
     weights_step: int | None
-    metrics: tuple[str, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is logged beside the losses, as shares."""
 
     def chance_losses(self) -> Mapping[str, float]:
         """What the losses are where nothing has been learned."""

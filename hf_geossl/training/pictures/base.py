@@ -97,16 +97,19 @@ class PictureBook:
 
     Args:
         pictures (`Sequence[RunPicture]`): The pictures.
+        first_process (`bool`): Whether this process is the one that stores them.
     """
 
-    def __init__(self, pictures: Sequence[RunPicture]) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: Sequence[RunPicture], first_process: bool = True) -> None:
+        self.pictures, self.first_process = pictures, first_process
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
-        """Stores the parts of all pictures; see `RunPicture.store`."""
+    def store(
+        self, batch: Batch, model: TeacherStudentModel | None, held_out: ImageStream | FirstImages | None
+    ) -> None:
+        """Stores the parts of all pictures, on processes with a model; see `RunPicture.store`."""
         for picture in self.pictures:
             attempt(
                 f"{picture.file} for the start", picture.store, "the run goes on without it", batch, model, held_out

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ ROWS, IMAGES = 4, 16  # how many images are drawn, and how many are measured
 SPACE, LINE, LARGE, SMALL = 8, 22, 18, 16
 LARGEST_FILE = 400_000
 _SHOWN = 6  # points of the path at most, so that the sheet stays below 1600 pixels
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _TRANSFORMED = {
     "se2": "turned, shifted",
     "rotation": "turned",
@@ -79,7 +80,7 @@ def find_reconstructions(
     if len(batch["global_crops"]) < 2:
         raise ValueError("there must be two images or more, or their mean is no baseline; got 1")
     device = next(model.parameters()).device
-    inputs = views.render_path(
+    inputs: dict[str, Any] = views.render_path(
         {name: value.to(device) for name, value in batch.items()}, torch.Generator().manual_seed(seed)
     )
     pairs, source = inputs["global_pixel_values"], inputs["source_pixel_values"]  # (B, 2, 3, S, S), (B, 3, S, S)
@@ -119,11 +120,12 @@ def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets
     patches = model.equicoherent.patch_tokens(model.equicoherent(images))
     first, second = model.equivariant(patches).unflatten(0, (-1, 2)).unbind(1)
     grid = tuple(side // model.config.patch_size for side in images.shape[-2:])
+    assert model.reconstruction is not None
     return model.reconstruction(first, second, targets, grid)[1]
 
 
 def draw_reconstructions(
-    rows: Sequence[ReconstructionRow], num_intermediate: int, transformation: str, title: str
+    rows: Sequence[ReconstructionRow], num_intermediate: int, transformation: str | None, title: str
 ) -> Image.Image:
     """Draws the picture: for each image the way from `u` to the second view, and the reconstructions under it.
 
@@ -143,12 +145,12 @@ def draw_reconstructions(
     chosen = [round(i * (num_intermediate - 1) / max(between - 1, 1)) for i in range(between)]
     names = [f"{point + 1}/{num_intermediate + 1} of the way" for point in chosen]
     titles = [("view v1", "another crop"), ("image u", "where it begins")]
-    titles += [(name, "true") for name in names] + [("view v2", f"u {_TRANSFORMED[transformation]}")]
+    titles += [(name, "true") for name in names] + [("view v2", f"u {_TRANSFORMED[str(transformation)]}")]
     columns = chosen + ([num_intermediate] if points > num_intermediate else [])  # under the third panel and on
     side = 160 if len(titles) < 6 else 128
     width = len(titles) * (side + SPACE) + SPACE
 
-    def lines_of(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    def lines_of(text: str, font: Font) -> list[str]:
         characters = len(text)
         while characters > 8 and max(map(font.getlength, textwrap.wrap(text, characters))) > width - 2 * SPACE:
             characters -= 1
@@ -170,7 +172,7 @@ def draw_reconstructions(
     sheet = Image.new("RGB", (width, top + step * len(drawn) + LINE * len(foot) + SPACE), "white")
     draw = ImageDraw.Draw(sheet)
 
-    def write(lines: Iterable[tuple[str, ImageFont.FreeTypeFont]], x: int, y: int) -> None:
+    def write(lines: Iterable[tuple[str, Font]], x: int, y: int) -> None:
         for index, (line, font) in enumerate(lines):
             draw.text((x, y + index * LINE), line, fill="black", font=font)
 
@@ -270,7 +272,9 @@ class ReconstructionPicture(CropsPicture):
             return
         super().store(batch, model, held_out)
 
-    def draw(self, model: EquiCoherentForPreTraining, step: int) -> Image.Image | None:
+    views: EquiCoherentViews
+
+    def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
         """Draws the picture from the stored crops."""
         stored, config = self.read(), model.config
         if stored is None or not config.num_decoders:
@@ -279,7 +283,7 @@ class ReconstructionPicture(CropsPicture):
         if len(batch["global_crops"]) < 2:
             logger.warning(f"{self.file} is not drawn: it takes two images, and one is held out")
             return None
-        rows = find_reconstructions(model, self.views, batch)
+        rows = find_reconstructions(cast(EquiCoherentForPreTraining, model), self.views, batch)
         title = f"Intermediate images between u and v2, reconstructed after {step} steps ({images} images)"
         picture = draw_reconstructions(rows, config.num_intermediate, config.transformation, title)
         return within_file_size(picture)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.pictures.base import CropsPicture
 from hf_geossl.views.loca import LOCAViews
 
@@ -79,7 +80,7 @@ def find_positions(model: LOCAForPreTraining, views: LOCAViews, batch: dict[str,
         `list[PositionRow]`: One an image.
     """
     device = next(model.parameters()).device
-    inputs = views.normalize({name: value.to(device) for name, value in batch.items()})
+    inputs: dict[str, Any] = views.normalize({name: value.to(device) for name, value in batch.items()})
     references, queries = inputs["reference_pixel_values"], inputs["focal_query_pixel_values"]
     positions, crops, first = inputs["focal_query_positions"], batch["focal_query_crops"], 2
     grid = views.reference_size // views.patch_size
@@ -253,11 +254,13 @@ class PositionPicture(CropsPicture):
     name: ClassVar[str] = "positions"
     images: ClassVar[int] = ROWS
 
-    def draw(self, model: LOCAForPreTraining, step: int) -> Image.Image | None:
+    views: LOCAViews
+
+    def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
         """Draws the picture from the stored crops."""
         stored = self.read()
         if stored is None:
             return None
         batch, images = stored
         title = f"Where the patches of a query are found, after {step} steps ({images} images)"
-        return draw_positions(find_positions(model, self.views, batch), title)
+        return draw_positions(find_positions(cast(LOCAForPreTraining, model), self.views, batch), title)
