@@ -17,11 +17,13 @@ class Picture:
         file (`str`): Its name in the folder of the run.
         caption (`str`): What it shows.
         maker (`str`): `"module:Class"` of the `RunPicture`.
+        explanation (`str`): How to read it, for a card.
     """
 
     file: str
     caption: str
     maker: str
+    explanation: str = ""
 
     def load(self) -> Any:
         """The class that makes it; its module is imported."""
@@ -29,7 +31,12 @@ class Picture:
         return getattr(import_module(module), name)
 
 
-FEATURES = Picture("features.png", "Features before and after", "hf_geossl.training.pictures.features:FeaturePicture")
+FEATURES = Picture(
+    "features.png",
+    "Features before and after",
+    "hf_geossl.training.pictures.features:FeaturePicture",
+    "Crops of training images, and the first three principal components of their patch features before and after training.",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,10 @@ class Method:
         trained_fields (`tuple[str, ...]`): Configuration fields that say what was trained, for a card.
         card (`str`): `"module:function"` that adapts the `hub.method_card.MethodCard` to a configuration.
         head_shows (`str`): What the demo shows of the method's heads, as part of a sentence.
-        demo_heads (`str`): `"module:Class"`, the `demo.heads.Heads` that makes the tabs of the method's heads.
+        head_needs (`str`): Which head that takes, as a sentence.
+        demo_limits (`str`): `"module:function"`, of a `demo.loading.DemoModel` with heads: the sentence that says why they
+            cannot be shown, or None.
+        demo_tabs (`str`): `"module:function"`, of a `DemoModel` with heads and the sample pictures: the tabs of the heads.
     """
 
     name: str
@@ -70,7 +80,9 @@ class Method:
     trained_fields: tuple[str, ...] = ()
     card: str = ""
     head_shows: str = ""
-    demo_heads: str = ""
+    head_needs: str = ""
+    demo_limits: str = ""
+    demo_tabs: str = ""
 
     def load(self, field: str) -> Any:
         """The class that a field names, such as `load("config")`; its module is imported."""
@@ -117,7 +129,9 @@ METHODS: dict[str, Method] = {
         trained_fields=("correspondence_weight", "rotation_weight"),
         card="hf_geossl.hub.card_equicoherent:add_reconstruction",
         head_shows="the quarter turn that it predicts",
-        demo_heads="hf_geossl.demo.heads_gtsa:QuarterTurnHeads",
+        head_needs="predicting quarter turns takes the rotation head",
+        demo_limits="hf_geossl.demo.heads_gtsa:why_not_shown",
+        demo_tabs="hf_geossl.demo.tabs_gtsa:head_tabs",
     ),
     "loca": Method(
         name="loca",
@@ -135,6 +149,9 @@ METHODS: dict[str, Method] = {
                 "positions.png",
                 "Where queries are found",
                 "hf_geossl.training.pictures.loca:PositionPicture",
+                "From left to right: a reference crop with a query outlined, the query, where its patches lie in the "
+                "reference, and where the student places them when all of the reference is visible. A patch keeps its "
+                "colour.",
             ),
         ),
         paper_title="Location-Aware Self-Supervised Transformers for Semantic Segmentation",
@@ -154,7 +171,9 @@ METHODS: dict[str, Method] = {
         ),
         card="hf_geossl.hub.card_equicoherent:add_reconstruction",
         head_shows="where it puts the patches of a box that you drag",
-        demo_heads="hf_geossl.demo.heads_loca:PositionHeads",
+        head_needs="placing a box takes the position head",
+        demo_limits="hf_geossl.demo.heads_loca:why_not_shown",
+        demo_tabs="hf_geossl.demo.tabs_loca:head_tabs",
     ),
     "equicoherent": Method(
         name="equicoherent",
@@ -172,6 +191,9 @@ METHODS: dict[str, Method] = {
                 "reconstructions.png",
                 "Intermediate images, reconstructed",
                 "hf_geossl.training.pictures.equicoherent:ReconstructionPicture",
+                "For each image: another crop (v1), the image where the transformation begins (u), points along it and its "
+                "end (v2), and under them what the student's decoders reconstruct from v1 and v2, with its error beside "
+                "that of the mean image.",
             ),
         ),
         paper_title=(
@@ -189,6 +211,13 @@ METHODS: dict[str, Method] = {
         trained_fields=("host", "split", "patch_features", "num_prototypes"),
         card="hf_geossl.hub.card_equicoherent:describe_host",
         head_shows="the images along a transformation as its decoders reconstruct them",
-        demo_heads="hf_geossl.demo.heads_equicoherent:ReconstructionHeads",
+        head_needs="reconstructing the images along a transformation takes the decoders",
+        demo_limits="hf_geossl.demo.heads_equicoherent:why_not_shown",
+        demo_tabs="hf_geossl.demo.tabs_equicoherent:head_tabs",
     ),
 }
+
+
+def run_pictures() -> dict[str, Picture]:
+    """The pictures that runs end with, of all methods, by file."""
+    return {picture.file: picture for method in METHODS.values() for picture in method.pictures}

@@ -12,13 +12,13 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_geossl.hub.export import PICTURES
 from hf_geossl.hub.method_card import MethodCard, method_card
 from hf_geossl.hub.redaction import as_code, escape_markdown, find_secret
 from hf_geossl.hub.results import Result, held_out_results, measured_results, model_index, read_results
 from hf_geossl.hub.run_folder import read_config
 from hf_geossl.hub.run_record import RECORD, read_json, weights_dtypes
 from hf_geossl.hub.written_card import is_rendered, license_of, parse_card, sign_card, update_card
+from hf_geossl.methods import run_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def render_card(
             pretraining=pretraining,
             image_size=height if height == width else (height, width),
             rows=_rows(record, rows, weights_dtypes(folder)),
-            pictures=[file for file in PICTURES if (folder / file).is_file()],
+            pictures=[picture for file, picture in run_pictures().items() if (folder / file).is_file()],
             record=record,
             held_out=held_out,
             results=list(results),

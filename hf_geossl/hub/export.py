@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import ViTImageProcessor
+from transformers import BaseImageProcessor, ViTImageProcessor
 
 from hf_geossl.hub.run_record import write_arguments, write_record
-from hf_geossl.methods import METHODS
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
-PICTURES = tuple(dict.fromkeys(picture.file for method in METHODS.values() for picture in method.pictures))
 MAX_SHARD_SIZE = "5GB"
 
 
@@ -39,11 +38,11 @@ def make_image_processor(
 
 
 def export_model(
-    model: Any,
+    model: TeacherStudentModel,
     output_dir: str | Path,
     *,
     weights: str | None = None,
-    image_processor: Any = None,
+    image_processor: BaseImageProcessor | None = None,
     record: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Path:

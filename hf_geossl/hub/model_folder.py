@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from huggingface_hub import save_torch_state_dict
@@ -18,14 +18,15 @@ from transformers import PreTrainedModel
 import hf_geossl.modeling
 from hf_geossl.hub.auto_classes import auto_map_of
 from hf_geossl.hub.card import CARD, keep_written, render_card
-from hf_geossl.hub.export import MAX_SHARD_SIZE, PICTURES, export_model, make_image_processor
+from hf_geossl.hub.export import MAX_SHARD_SIZE, export_model, make_image_processor
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.repository import Source
 from hf_geossl.hub.results import EVAL_RESULTS, RESULTS, eval_results, held_out_results, measured_results, read_results
 from hf_geossl.hub.run_folder import CONFIG, PROCESSOR, read_config
 from hf_geossl.hub.run_record import ARGUMENTS, RECORD, read_json
 from hf_geossl.hub.written_card import license_of
-from hf_geossl.methods import METHODS
+from hf_geossl.methods import METHODS, run_pictures
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _LIBRARY_CODE = frozenset(path.name for path in _CODE.glob("*.py")) - {"__init__
 def is_managed(path: str) -> bool:
     """Whether a file of a repository is one that publishing writes, so that it may take it away again."""
     return (
-        path in (WEIGHTS, INDEX, PROCESSOR, RECORD, ARGUMENTS, RESULTS, EVAL_RESULTS, *PICTURES)
+        path in (WEIGHTS, INDEX, PROCESSOR, RECORD, ARGUMENTS, RESULTS, EVAL_RESULTS, *run_pictures())
         or path in _LIBRARY_CODE
         or re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path) is not None
     )
@@ -66,7 +67,7 @@ def folder_of(model_or_folder: str | Path | PreTrainedModel) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         processor = make_image_processor(model_or_folder.config.image_height_width)
         if hasattr(model_or_folder, "teacher"):
-            export_model(model_or_folder, temporary, image_processor=processor)
+            export_model(cast(TeacherStudentModel, model_or_folder), temporary, image_processor=processor)
         else:
             model_or_folder.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
             processor.save_pretrained(temporary)
@@ -141,7 +142,7 @@ def code_of(folder: Path, auto_map: Mapping[str, str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _as_json(value: Any) -> bytes:
+def _as_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -185,7 +186,7 @@ def model_files(
         CONFIG: _as_json(shared),
         PROCESSOR: _as_json(_processor(folder, config)),
         **code_of(folder, auto_map),
-        **{name: folder / name for name in PICTURES if (folder / name).is_file()},
+        **{name: folder / name for name in run_pictures() if (folder / name).is_file()},
         **_run_files(folder),
     }
     if content is not None:

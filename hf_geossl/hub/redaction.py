@@ -1,4 +1,4 @@
-"""Texts that may leave the machine: without tokens, without places on it, without markup."""
+"""Texts that may leave the machine: without tokens and paths of it, and escaped for Markdown where that is written."""
 
 import html
 import re
@@ -31,11 +31,11 @@ _PLACES = re.compile(
 _MARKUP = re.compile(r"[&<>|`*\[\]\\]|(?<!:)://|(?<=://)")
 
 
-def redact(text: Any) -> str:
+def redact(text: object) -> str:
     """Takes out what must stay on the machine.
 
     Args:
-        text (any): A value; its text is looked at.
+        text (`object`): A value; its text is read.
 
     Returns:
         `str`: One line; what looks like a token or password is `(removed)`, what looks like a path of this machine
@@ -51,7 +51,7 @@ def find_secret(text: str) -> int | None:
     return next((number for number, line in enumerate(text.splitlines(), 1) if known.search(line)), None)
 
 
-def redact_values(value: Any) -> Any:
+def redact_values(value: object) -> Any:
     """`redact` for every text in nested lists and dictionaries; a text that begins as a path is one. Others stay."""
     if isinstance(value, dict):
         return {redact(key): redact_values(entry) for key, entry in value.items()}
@@ -62,11 +62,11 @@ def redact_values(value: Any) -> Any:
     return PLACE if re.match(_PLACE, value) else redact(value)
 
 
-def escape_markdown(text: Any) -> str:
+def escape_markdown(text: object) -> str:
     """Makes a text safe to stand in Markdown: redacted, and every character that would be markup written as an entity.
 
     Args:
-        text (any): A value.
+        text (`object`): A value.
 
     Returns:
         `str`: What a reader sees as the text itself.
@@ -77,6 +77,6 @@ def escape_markdown(text: Any) -> str:
     return _MARKUP.sub(lambda found: hidden.get(found[0], html.escape(found[0])), redact_values(str(text)))
 
 
-def as_code(text: Any) -> str:
+def as_code(text: object) -> str:
     """A text for a fenced block: redacted, in one line, and without what could end the block or be read as a tag."""
     return re.sub(r"[<>`]", "?", redact(text))
