@@ -46,7 +46,8 @@ from hf_geossl import (
     evaluate_model,
     load_scenes,
 )
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.modeling.objectives_joint_embedding import prediction_diversity
 
 RESULTS = Path(__file__).parent / "results" / "scenes_experiment"

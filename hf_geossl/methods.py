@@ -40,6 +40,23 @@ FEATURES = Picture(
 
 
 @dataclass(frozen=True)
+class OwnTask:
+    """A task of evaluation that only one method's models can do.
+
+    Args:
+        name (`str`): Its name.
+        file (`str`): Its module in `hf_geossl.evaluation.protocols`.
+        summary (`str`): The protocol in a line, for `--help` and reports.
+        packages (`tuple[str, ...]`): Packages that it needs beyond the library's own.
+    """
+
+    name: str
+    file: str
+    summary: str
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Method:
     """A method. Classes are given as `"module:Class"`.
 
@@ -61,6 +78,8 @@ class Method:
         demo_limits (`str`): `"module:function"`, of a `demo.loading.DemoModel` with heads: the sentence that says why they
             cannot be shown, or None.
         demo_tabs (`str`): `"module:function"`, of a `DemoModel` with heads and the sample pictures: the tabs of the heads.
+        demo_heads (`str`): `"module:Class"`, the `demo.heads.Heads` that makes the tabs of the method's heads.
+        tasks (`tuple[OwnTask, ...]`): Tasks of evaluation that only its models can do.
     """
 
     name: str
@@ -83,6 +102,8 @@ class Method:
     head_needs: str = ""
     demo_limits: str = ""
     demo_tabs: str = ""
+    demo_heads: str = ""
+    tasks: tuple[OwnTask, ...] = ()
 
     def load(self, field: str) -> Any:
         """The class that a field names, such as `load("config")`; its module is imported."""
@@ -174,6 +195,10 @@ METHODS: dict[str, Method] = {
         head_needs="placing a box takes the position head",
         demo_limits="hf_geossl.demo.heads_loca:why_not_shown",
         demo_tabs="hf_geossl.demo.tabs_loca:head_tabs",
+        demo_heads="hf_geossl.demo.heads_loca:PositionHeads",
+        tasks=(
+            OwnTask("position", "position_loca", "where a query's patches lie in the reference (LOCA's training head)"),
+        ),
     ),
     "equicoherent": Method(
         name="equicoherent",

@@ -67,7 +67,7 @@ def authors_file(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An `Encoder` that was trained with labels on scenes, once for all of pytest's processes: features that know something."""
-    from hf_geossl.evaluation.encoders import load_encoder
+    from hf_geossl.evaluation.loading import load_encoder
     from tests.helpers.supervised import small_model, supervised_encoder
 
     folder = tmp_path_factory.getbasetemp()

@@ -9,12 +9,21 @@ from typing import Any
 
 import yaml
 
-from hf_geossl.evaluation.encoders import TIMM
-from hf_geossl.evaluation.evaluate import ABOUT, DEFAULT_TASKS, FAILED, RESULTS, default_output, evaluate_model
+from hf_geossl.evaluation.evaluate import default_output, evaluate_model
 from hf_geossl.evaluation.options import DEFAULT_CACHE
-from hf_geossl.evaluation.registry import ALL, check_tasks, describe_tasks
+from hf_geossl.evaluation.registry import (
+    ABOUT,
+    ALL,
+    DEFAULT_TASKS,
+    FAILED,
+    RESULTS,
+    SCENES,
+    TIMM,
+    check_tasks,
+    describe_tasks,
+)
 from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
-from hf_geossl.evaluation.samples import SCENES, Columns
+from hf_geossl.evaluation.samples import Columns
 
 
 class _Parser(argparse.ArgumentParser):

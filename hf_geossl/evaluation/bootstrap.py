@@ -1,10 +1,44 @@
-"""How sure a number is: percentile confidence intervals by bootstrap over images."""
+"""Percentile confidence intervals by bootstrap over images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-_BLOCK = 2**23  # numbers held at once beside the sums: 64 MB of float64
+_BLOCK = 2**23  # numbers in memory at once beside the sums: 64 MB of float64
+
+
+class Summary(Protocol):
+    """What is needed of a metric here, see `hf_geossl.evaluation.metrics.metric.Metric`."""
+
+    def summarize(self, total: Any) -> dict[str, float]:
+        """The metric's numbers of contributions taken together."""
+
+
+def metric_intervals(
+    metric: Summary, rows: np.ndarray | Sequence[object], *, repeats: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Confidence intervals of a metric's numbers.
+
+    Args:
+        metric (`Metric`): The metric.
+        rows (`np.ndarray` of shape `(images, k)`, or a sequence): What its `rows_of` gave of all images: an array adds up, of
+            others the numbers are computed anew in each repeat.
+        repeats (`int`): 0 gives none.
+        seed (`int`): Of the draws.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: See [`interval`]; empty without repeats.
+    """
+    if not repeats:
+        return {}
+    if isinstance(rows, np.ndarray):
+        return interval(metric.summarize, rows, repeats=repeats, seed=seed)
+
+    def compute(indices: np.ndarray) -> dict[str, float]:
+        return metric.summarize([rows[index] for index in indices])
+
+    return interval_by_rows(compute, len(rows), repeats=repeats, seed=seed)
 
 
 def interval(
@@ -15,8 +49,9 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Confidence intervals of numbers that follow from sums over images (a metric file's `sums_of` and `summarize`): each
-    repeat draws as many images as there are, with replacement, and adds them up by one matrix product.
+    """Confidence intervals of numbers that follow from sums over images.
+
+    Each repeat draws as many images as there are, with replacement, and adds them up by one matrix product.
 
     Args:
         summarize (`Callable`): Sums of shape `(k,)` -> numbers by name.
@@ -62,8 +97,9 @@ def interval_by_rows(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Confidence intervals of numbers that do not add up over images (average precision): each repeat is computed anew. Draws
-    are those of [`interval`] with the same seed.
+    """Confidence intervals of numbers that do not add up over images (average precision): each repeat is computed anew.
+
+    Draws are those of [`interval`] with the same seed.
 
     Args:
         compute (`Callable`): Indices of the drawn images, of shape `(images,)`, with repetitions -> numbers by name.

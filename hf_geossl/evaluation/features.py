@@ -1,4 +1,4 @@
-"""Features of images, computed once: in batches, from a stream, kept on the disk by what made them."""
+"""Features of images, computed once: in batches, from a stream, cached on the disk by what they were computed from."""
 
 import hashlib
 import json
@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.evaluation.encoders import Encoder, Tokens, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, Tokens
 from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.samples import Samples
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the folders of the cache
-PART, ABANDONED = ".part-", 2 * 86400.0  # what a run writes before it is whole; seconds after which nobody writes it
+PART, ABANDONED = ".part-", 2 * 86400.0  # begins names of unfinished folders; seconds after which nobody writes one
 _OF_TOKENS = ("pooled", "both", "mean", "patches")
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to images before they are encoded.
+    """A transform of images before they are encoded.
 
     Args:
         key (`str`): Names the transform with all of its numbers and seeds: features are cached by it.
@@ -49,7 +50,7 @@ def compute_features(
     *,
     transform: Transform | None = None,
 ) -> dict[str, np.ndarray]:
-    """Features and targets of samples. What a former call has left in the cache is read, not computed.
+    """Computes features and targets of samples; what an earlier call has cached is read.
 
     Args:
         encoder (`Encoder`): The model.
@@ -59,7 +60,7 @@ def compute_features(
             one shape (`"label"`, `"multi_label"`, `"semantic"`, `"depth"`), `"image"` or `"index"`; of the transform its
             targets.
         options (`EvaluationOptions`): Batch size, cache and progress.
-        transform (`Transform`, *optional*): What is done to the images first.
+        transform (`Transform`, *optional*): Applied to the images first.
 
     Returns:
         `dict[str, numpy.ndarray]`: One row an image each, read from the disk as needed; features are float32 (computed in
@@ -71,10 +72,10 @@ def compute_features(
     """
     key = _key(encoder, samples, transform)
     root = None if options.cache_dir is None else Path(options.cache_dir) / key
-    found = {} if root is None else {name: _open_column(root / name) for name in columns}
-    missing = [name for name in columns if found.get(name) is None]
+    cached = {} if root is None else {name: _open_column(root / name) for name in columns}
+    missing = [name for name in columns if cached.get(name) is None]
     if not missing:
-        return {name: array for name, array in found.items() if array is not None}
+        return {name: array for name, array in cached.items() if array is not None}
     if root is None:
         folder = Path(tempfile.mkdtemp(prefix="hf_geossl-features-"))
     else:
@@ -89,8 +90,8 @@ def compute_features(
                 _move(folder / name, root / name)
             computed[name] = _open_column((folder if root is None else root) / name)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays readable
-    merged = {name: array for name in columns if (array := {**found, **computed}[name]) is not None}
+        shutil.rmtree(folder, ignore_errors=True)  # arrays that are mapped stay readable
+    merged = {name: array for name in columns if (array := {**cached, **computed}[name]) is not None}
     lengths = {name: len(array) for name, array in merged.items()}
     if len(set(lengths.values())) > 1:
         raise RuntimeError(
@@ -163,7 +164,7 @@ def _encode(encoder: Encoder, images: torch.Tensor, columns: Sequence[str]) -> d
 
 
 def _open_column(folder: Path) -> np.ndarray | None:
-    """A column of the cache; None where there is none, or one that was damaged, which goes."""
+    """A column of the cache; None where there is none, or a damaged one, which is deleted."""
     if not folder.is_dir():
         return None
     try:
@@ -191,7 +192,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Deletes what runs that were killed have left."""
+    """Deletes unfinished folders of runs that were killed."""
     for folder in cache.glob(f"{PART}*"):
         if time.time() - folder.stat().st_mtime > ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)

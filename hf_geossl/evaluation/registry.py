@@ -1,43 +1,149 @@
-"""The protocols by name: found without importing them, and their settings from what a user says."""
+"""The tasks by name, with what can be said of each without importing it: only the standard library is needed here."""
 
-import dataclasses
 import difflib
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
-from types import UnionType
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 
-from hf_geossl.evaluation.options import Task
+from hf_geossl.methods import METHODS
 
-# the file of each protocol, imported when the task is asked for; the order is that of reports
-TASK_FILES = {
-    "knn": "knn",
-    "linear": "linear",
-    "linear_sgd": "linear_sgd",
-    "multilabel": "linear",
-    "rotation": "rotation",
-    "position": "position_loca",
-    "equivariance": "equivariance",
-    "orientation": "orientation",
-    "segmentation": "segmentation",
-    "segmentation_few_shot": "segmentation",
-    "segmentation_finetune": "segmentation",
-    "semantic_fpn": "semantic_fpn",
-    "upernet": "upernet",
-    "depth": "depth",
-    "depth_dpt": "depth",
-    "detection": "detection",
-    "homography": "homography",
-    "propagation": "propagation",
-    "keypoints": "keypoints",
-}
 ALL = "all"
+DEFAULT_TASKS = ("knn", "linear")
+RESULTS = "results.json"  # in a model's folder
+ABOUT, FAILED = "about", "failed"  # entries of results beside the tasks
+SCENES = "scenes"  # the name of the embedded dataset
+TIMM = "timm:"  # what names of timm's models begin with
+
+# packages of the extra `eval`, and the modules that some of them are imported as
+_EVALUATE, _SKLEARN, _COCO, _SCIPY = "evaluate", "scikit-learn", "faster-coco-eval", "scipy"
+_MODULES = {_SKLEARN: "sklearn", _COCO: "faster_coco_eval"}
 
 
-def missing_package(task: str, error: ModuleNotFoundError) -> str:
-    """What to tell where a library is missing that a task needs."""
-    return f"{task} needs {(error.name or 'a package').split('.')[0]}, which is missing: pip install 'hf_geossl[eval]'"
+@dataclass(frozen=True)
+class Task:
+    """A protocol that can be asked for by name.
+
+    Args:
+        name (`str`): Its name.
+        file (`str`): Its module in `hf_geossl.evaluation.protocols`, see `load_protocol`.
+        summary (`str`): The protocol in a line, for `--help` and reports.
+        packages (`tuple[str, ...]`): Those of the extra `eval` that it needs.
+    """
+
+    name: str
+    file: str
+    summary: str
+    packages: tuple[str, ...] = ()
+
+    @property
+    def missing_requirement(self) -> str | None:
+        """One sentence on a package that is not installed; None where nothing is missing."""
+        for package in self.packages:
+            if find_spec(_MODULES.get(package, package)) is None:
+                return missing_package(self.name, package)
+        return None
+
+
+# in the order of reports
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "knn",
+            "knn",
+            "class of an image by its nearest neighbours (k = 10, 20, 100, 200)",
+            (_EVALUATE, _SKLEARN),
+        ),
+        Task("linear", "linear", "class of an image by logistic regression", (_EVALUATE, _SKLEARN)),
+        Task(
+            "linear_sgd",
+            "linear_sgd",
+            "class of an image by a linear layer, trained as DINO and iBOT do",
+            (_EVALUATE, _SKLEARN),
+        ),
+        Task("multilabel", "multilabel", "objects in an image by one logistic regression each", (_EVALUATE, _SKLEARN)),
+        Task("rotation", "rotation", "by which quarter turn an image is turned, linear probe", (_EVALUATE, _SKLEARN)),
+        *(Task(own.name, own.file, own.summary, own.packages) for method in METHODS.values() for own in method.tasks),
+        Task(
+            "equivariance",
+            "equivariance",
+            "what was done to an image (rotation, translation, colour, blur), regressed on frozen features of both images",
+            (_EVALUATE, _SKLEARN),
+        ),
+        Task(
+            "orientation",
+            "orientation",
+            "angle of kites from the tokens in their boxes: mean error in degrees",
+            (_SKLEARN,),
+        ),
+        Task(
+            "segmentation",
+            "segmentation",
+            "semantic segmentation, linear map of frozen patch tokens (mean IoU)",
+            (_EVALUATE,),
+        ),
+        Task(
+            "segmentation_few_shot",
+            "segmentation_finetune",
+            "semantic segmentation, fine-tuned end to end on 1/32, 1/8 and all of the images (mean IoU)",
+            (_EVALUATE,),
+        ),
+        Task(
+            "segmentation_finetune",
+            "segmentation_finetune",
+            "semantic segmentation, linear decoder fine-tuned end to end (mean IoU)",
+            (_EVALUATE,),
+        ),
+        Task(
+            "semantic_fpn",
+            "semantic_fpn",
+            "semantic segmentation, Semantic FPN trained end to end (mean IoU)",
+            (_EVALUATE,),
+        ),
+        Task(
+            "upernet",
+            "upernet",
+            "semantic segmentation, UPerNet with a rescale neck trained end to end (mean IoU)",
+            (_EVALUATE,),
+        ),
+        Task(
+            "depth",
+            "depth",
+            "depth, linear map of frozen patch tokens to log metres (AbsRel, RMSE, delta1)",
+            (_EVALUATE,),
+        ),
+        Task("depth_dpt", "depth_dpt", "depth, DPT trained end to end (AbsRel, RMSE, delta1)", (_EVALUATE,)),
+        Task(
+            "detection",
+            "detection",
+            "boxes and masks of objects, Mask R-CNN end to end: COCO average precision",
+            (_EVALUATE, _COCO),
+        ),
+        Task(
+            "homography",
+            "homography",
+            "displacement of four corners between two patches: mean corner error",
+            (_EVALUATE,),
+        ),
+        Task(
+            "propagation",
+            "propagation",
+            "label propagation in clips without training: J, F and their mean",
+            (_EVALUATE, _SCIPY),
+        ),
+        Task(
+            "keypoints",
+            "keypoints",
+            "keypoints by heatmaps in true boxes, end to end: OKS AP and PCK",
+            (_EVALUATE, _COCO),
+        ),
+    )
+}
+
+
+def missing_package(task: str, module: str | None) -> str:
+    """The message where a library is missing that a task needs."""
+    return f"{task} needs {(module or 'a package').split('.')[0]}, which is missing: pip install 'hf_geossl[eval]'"
 
 
 def nearest(word: str, valid: Sequence[str], what: str) -> str:
@@ -52,104 +158,30 @@ def named_tasks(tasks: str | Iterable[str]) -> list[str]:
 
 
 def check_tasks(tasks: str | Iterable[str]) -> list[str]:
-    """Args:
+    """Checks names of tasks.
+
+    Args:
         tasks (`str` or `Iterable[str]`): Names, in one text with commas or one by one; `"all"` for all of them.
 
     Returns:
-        `list[str]`: Each once, in the order of `TASK_FILES`.
+        `list[str]`: Each once, in the order of `TASKS`.
 
     Raises:
         ValueError: If there is no such task.
     """
     names = named_tasks(tasks)
     for name in names:
-        if name not in TASK_FILES and name != ALL:
-            raise ValueError(f"there is no task {name!r}{nearest(name, list(TASK_FILES), 'tasks')}")
+        if name not in TASKS and name != ALL:
+            raise ValueError(f"there is no task {name!r}{nearest(name, list(TASKS), 'tasks')}")
     if not names:
-        raise ValueError(f"name at least one task of {', '.join(TASK_FILES)}")
-    return [name for name in TASK_FILES if name in names or ALL in names]
-
-
-def load_task(name: str) -> Task:
-    """Args:
-        name (`str`): One of `TASK_FILES`.
-
-    Returns:
-        `Task`.
-
-    Raises:
-        ImportError: If a library is missing that it needs.
-    """
-    try:
-        return import_module(f"hf_geossl.evaluation.protocols.{TASK_FILES[name]}").TASKS[name]
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("hf_geossl"):
-            raise
-        raise ImportError(missing_package(name, error)) from error
-
-
-def make_settings(name: str, task: Task, given: Mapping[str, Any]) -> Any:
-    """A protocol's settings with some of them changed.
-
-    Args:
-        name (`str`): The task's, for messages.
-        task (`Task`): Whose settings.
-        given (`dict`): New values by name; integers stand for floats, lists for tuples.
-
-    Returns:
-        The settings' dataclass.
-
-    Raises:
-        ValueError: If there is no such setting, or a value is of another kind than its default.
-    """
-    hints = typing.get_type_hints(task.settings)
-    values = {}
-    for key, value in given.items():
-        if key not in hints:
-            raise ValueError(f"{name} has no setting {key!r}{nearest(key, list(hints), 'its settings')}")
-        try:
-            values[key] = _as(hints[key], value)
-        except TypeError:
-            default = getattr(task.settings(), key)
-            kind = str(hints[key]) if typing.get_args(hints[key]) else getattr(hints[key], "__name__", str(hints[key]))
-            raise ValueError(f"{name}.{key} must be {kind}, such as {default!r}, got {value!r}") from None
-    return dataclasses.replace(task.settings(), **values)
-
-
-def _as(kind: Any, value: Any) -> Any:
-    """A value as the kind that is annotated, where it is one."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, UnionType):
-        for option in arguments:
-            try:
-                return _as(option, value)
-            except TypeError:
-                continue
-        raise TypeError
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise TypeError
-    if origin in (tuple, Sequence) and isinstance(value, (list, tuple)):
-        kinds = arguments if origin is tuple and arguments[-1:] != (Ellipsis,) else [arguments[0]] * len(value)
-        if len(kinds) != len(value):
-            raise TypeError
-        return tuple(_as(one, entry) for one, entry in zip(kinds, value, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is type(None) and value is None:
-        return None
-    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise TypeError
+        raise ValueError(f"name at least one task of {', '.join(TASKS)}")
+    return [name for name in TASKS if name in names or ALL in names]
 
 
 def describe_tasks() -> dict[str, str]:
-    """What every task is, in a line; or which package it needs."""
+    """The summary of every task, and which package it needs where that is missing; nothing is imported."""
     lines = {}
-    for name in TASK_FILES:
-        try:
-            lines[name] = load_task(name).what
-        except ImportError as error:
-            lines[name] = str(error)
+    for name, task in TASKS.items():
+        missing = task.missing_requirement
+        lines[name] = task.summary if missing is None else f"{task.summary} ({missing})"
     return lines

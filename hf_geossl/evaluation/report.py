@@ -1,4 +1,4 @@
-"""Results as people read them: a Markdown table, and a page that compares models, with pictures, in one file."""
+"""Reports of results: a Markdown table, and a page that compares models, with pictures, in one file."""
 
 import base64
 import json
@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_geossl.evaluation.evaluate import ABOUT, FAILED, numbers
+from hf_geossl.evaluation.registry import ABOUT, FAILED
+from hf_geossl.evaluation.results import numbers
 from hf_geossl.hub.redaction import escape_markdown, redact_values
 
 _LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
@@ -26,7 +27,7 @@ class Measured:
     """The results of one model.
 
     Args:
-        name (`str`): What the report calls it.
+        name (`str`): Its name in the report.
         results (`dict`): As `evaluate_model` returns it.
         pictures (`dict[str, dict[str, bytes]]`): PNG files by task ("" for those of the model itself) and picture.
     """
@@ -42,7 +43,7 @@ class Measured:
 
     @property
     def tasks(self) -> list[str]:
-        """What was measured."""
+        """The tasks that were measured."""
         return [name for name in self.results if name != ABOUT]
 
 
@@ -63,7 +64,9 @@ def lower_is_better(metric: str) -> bool:
 
 
 def read_measured(files: Sequence[str | Path]) -> list[Measured]:
-    """Args:
+    """Reads files of results.
+
+    Args:
         files (`Sequence[str | Path]`): What `evaluate_model` wrote; their pictures lie beside them.
 
     Returns:
@@ -72,7 +75,7 @@ def read_measured(files: Sequence[str | Path]) -> list[Measured]:
     Raises:
         ValueError: If a file is missing or of another form.
     """
-    found: list[Measured] = []
+    models: list[Measured] = []
     for file in map(Path, files):
         try:
             results = redact_values(json.loads(file.read_text(encoding="utf-8")))
@@ -87,17 +90,16 @@ def read_measured(files: Sequence[str | Path]) -> list[Measured]:
         name = str(results.get(ABOUT, {}).get("model", file.stem))
         pictures = {}
         for task, entry in results.items():
-            told = entry.get("pictures")
-            read = {
-                key: _read_png(file.parent, place) for key, place in (told if isinstance(told, dict) else {}).items()
-            }
+            places = entry.get("pictures")
+            places = places if isinstance(places, dict) else {}
+            read = {key: _read_png(file.parent, place) for key, place in places.items()}
             pictures["" if task == ABOUT else task] = {key: picture for key, picture in read.items() if picture}
-        same = sum(one.results.get(ABOUT, {}).get("model") == results.get(ABOUT, {}).get("model") for one in found)
-        found.append(Measured(f"{name} ({same + 1})" if same else name, results, pictures))
-    return found
+        same = sum(one.results.get(ABOUT, {}).get("model") == results.get(ABOUT, {}).get("model") for one in models)
+        models.append(Measured(f"{name} ({same + 1})" if same else name, results, pictures))
+    return models
 
 
-def _read_png(folder: Path, place: Any) -> bytes | None:
+def _read_png(folder: Path, place: object) -> bytes | None:
     """A picture beside the results; nothing that lies elsewhere, since the file may come from anybody."""
     path = (folder / str(place)).resolve()
     if not path.is_relative_to(folder.resolve()) or path.suffix != ".png" or not path.is_file():
@@ -161,7 +163,9 @@ def _words(name: str) -> str:
 
 
 def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
-    """Args:
+    """Writes results as a table.
+
+    Args:
         models (`Sequence[Measured]`): One or several.
         escape (`bool`): Whether characters that are markup are written as entities; not in a terminal.
 
@@ -197,7 +201,9 @@ def _tasks(models: Sequence[Measured]) -> list[str]:
 
 
 def html_page(models: Sequence[Measured]) -> str:
-    """Args:
+    """Writes results as a page.
+
+    Args:
         models (`Sequence[Measured]`): One or several.
 
     Returns:
@@ -292,7 +298,9 @@ def _data(picture: bytes | None) -> str | None:
 
 
 def write_report(files: Sequence[str | Path], path: str | Path) -> None:
-    """Args:
+    """Writes a report to a file.
+
+    Args:
         files (`Sequence[str | Path]`): What `evaluate_model` wrote, one a model.
         path (`str` or `Path`): An `.html` page, or the table as `.md`.
 

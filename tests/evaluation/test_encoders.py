@@ -17,7 +17,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.loading import load_encoder
 from tests.helpers.supervised import small_model
 
 SIZES: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -25,7 +25,7 @@ from transformers import ViTConfig, ViTModel
 from hf_geossl import GTSAConfig, GTSAModel, evaluate_model
 from hf_geossl.cli.main import main
 from hf_geossl.evaluation.evaluate import as_json, floors_by_metric, write_json
-from hf_geossl.evaluation.options import Task, TaskResult
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.registry import TASK_FILES, describe_tasks, load_task, make_settings
 from hf_geossl.hub.model_folder import model_files
 from hf_geossl.hub.results import eval_results, load_results, model_index, read_results
@@ -345,7 +345,7 @@ import sys, time
 from types import ModuleType
 from tests.test_evaluate_model import FakeSettings
 from hf_geossl.cli import main
-from hf_geossl.evaluation.options import Task, TaskResult
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.registry import TASK_FILES
 
 def quick(*_):

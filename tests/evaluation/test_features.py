@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from hf_geossl.evaluation import encoders
-from hf_geossl.evaluation.encoders import Encoder, Tokens, load_encoder
+from hf_geossl.evaluation.encoders import Encoder, Tokens
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import detection, fit, homography, keypoints
 from hf_geossl.evaluation.protocols import position_loca as position

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.evaluate import floors_by_metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.registry import load_task

@@ -22,7 +22,7 @@ from PIL import Image
 
 from hf_geossl.evaluation import features
 from hf_geossl.evaluation import samples as reading
-from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import linear_sgd, rotation

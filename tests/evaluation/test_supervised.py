@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.evaluate import floors_by_metric
-from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, TaskResult
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
 from hf_geossl.evaluation.registry import load_task
 from tests.helpers.supervised import (
     RenderedData,

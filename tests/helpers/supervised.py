@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from hf_geossl import GTSAConfig, GTSAModel, LOCAForPreTraining
 from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES, THING_CLASSES
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import homography
 from hf_geossl.evaluation.protocols.transformations import Transformed, larger_size, middle, target_ranges

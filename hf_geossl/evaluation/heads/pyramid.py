@@ -53,7 +53,9 @@ class RescaleNeck(nn.Module):
         )
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Args:
+        """Rescales four maps.
+
+        Args:
             maps (four `torch.Tensor` of shape `(batch, width, rows, columns)`): From the shallowest layer to the deepest.
 
         Returns:
@@ -71,6 +73,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each position of maps `(batch, channels, rows, columns)`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalises maps."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -112,7 +115,9 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, last: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Args:
+        """The pyramid of a map.
+
+        Args:
             last (`torch.Tensor` of shape `(batch, width, rows, columns)`): The last layer's patch tokens.
 
         Returns:

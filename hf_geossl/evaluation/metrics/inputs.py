@@ -1,16 +1,17 @@
 """Turns what a metric is given (tensors on any device, arrays, lists) into checked NumPy arrays."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 
-def to_array(name: str, value: Any) -> np.ndarray:
-    """Args:
-        name (`str`): What the error message calls the value.
-        value (`torch.Tensor`, `np.ndarray`, number or a list of these, equal in shape): Any device; bfloat16 becomes float32.
+def to_array(name: str, value: object) -> np.ndarray:
+    """Converts a value to an array.
+
+    Args:
+        name (`str`): Its name in error messages.
+        value (`torch.Tensor`, `np.ndarray`, number or a list of these, equal in shape): object device; bfloat16 becomes float32.
 
     Returns:
         `np.ndarray` of booleans, integers or floats.
@@ -36,9 +37,11 @@ def to_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def to_floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Args:
-        name (`str`): What the error message calls the value.
+def to_floats(name: str, value: object, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Converts a value to finite floats.
+
+    Args:
+        name (`str`): Its name in error messages.
         value: See [`to_array`].
         shape (`tuple`): Expected shape; None fits every size.
 
@@ -56,10 +59,12 @@ def to_floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarra
 
 
 def to_integers(
-    name: str, value: Any, shape: tuple[int | None, ...], stop: int, besides: int | None = None
+    name: str, value: object, shape: tuple[int | None, ...], stop: int, besides: int | None = None
 ) -> np.ndarray:
-    """Args:
-        name (`str`): What the error message calls the value.
+    """Converts a value to integers of a range.
+
+    Args:
+        name (`str`): Its name in error messages.
         value: See [`to_array`].
         shape (`tuple`): Expected shape; None fits every size.
         stop (`int`): Numbers must lie in 0..stop-1.
@@ -86,16 +91,20 @@ def to_integers(
 
 
 def check_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
-    """Raises:
-    ValueError: If the array has another number of axes, or another size where the shape is not None.
+    """Checks an array's shape.
+
+    Raises:
+        ValueError: If the array has another number of axes, or another size where the shape is not None.
     """
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}")
 
 
-def pairs(predictions: Any, references: Any) -> list[tuple[Any, Any]]:
-    """Args:
+def pairs(predictions: object, references: object) -> list[tuple[object, object]]:
+    """Pairs predictions with references.
+
+    Args:
         predictions, references (array or tensor of shape `(images, ...)`, or a list with one entry an image):
             Entries of a list may differ in shape from image to image.
 
@@ -105,11 +114,13 @@ def pairs(predictions: Any, references: Any) -> list[tuple[Any, Any]]:
     Raises:
         ValueError: If one is missing, or they are not of the same length.
     """
+    entries = []
     for name, value in (("predictions", predictions), ("references", references)):
         if not isinstance(value, (Sequence, np.ndarray, torch.Tensor)) or isinstance(value, str):
             raise ValueError(f"{name} must be one entry an image, got {type(value).__name__}")
-    if len(predictions) != len(references):
+        entries.append(value)
+    if len(entries[0]) != len(entries[1]):
         raise ValueError(
-            f"predictions and references must be of the same images, got {len(predictions)} and {len(references)}"
+            f"predictions and references must be of the same images, got {len(entries[0])} and {len(entries[1])}"
         )
-    return list(zip(predictions, references, strict=True))
+    return list(zip(*entries, strict=True))

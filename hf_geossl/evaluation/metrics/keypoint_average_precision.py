@@ -1,28 +1,17 @@
-"""Average precision of keypoint detection as COCO defines it: over object keypoint similarity (OKS) thresholds .50 to .95, with
-20 detections an image.
+"""Average precision of keypoint detection as COCO defines it.
+
+That is over object keypoint similarity (OKS) thresholds .50 to .95, with 20 detections an image.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_geossl.evaluation.metrics.coco_evaluation import average_precisions
-from hf_geossl.evaluation.metrics.inputs import check_shape, pairs, to_array, to_floats
-from hf_geossl.evaluation.metrics.streaming import Integer, Number, StreamingMetric, describe, nested
+from .coco_evaluation import Annotation, Row, average_precisions
+from .inputs import check_shape, pairs, to_array, to_floats
+from .metric import Features, Integer, Metric, Number, nested
 
-_INPUTS = """
-Args:
-    predictions: One dictionary an image: `keypoints`, x and y in pixels, of shape `(people, keypoints, 2)` (a third number
-        is not read), and `scores` of shape `(people,)`.
-    references: One dictionary an image: `keypoints` of shape `(people, keypoints, 3)`, the third number 0 where a keypoint
-        is not labelled, 1 or 2 where it is; `area` of shape `(people,)`, of the person's mask in square pixels; and if
-        known `iscrowd` of shape `(people,)` and `boxes` of shape `(people, 4)`, x, y, width and height (which people without
-        a labelled keypoint need).
-
-Returns:
-    `keypoint_ap`, `keypoint_ap50`, `keypoint_ap75`, in 0..1, NaN where the references hold no labelled keypoint.
-"""
-_SOURCE = "Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; https://cocodataset.org/#keypoints-eval."
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
     *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
@@ -30,7 +19,7 @@ COCO_SIGMAS = (
 )
 
 
-class KeypointAveragePrecision(StreamingMetric):
+class KeypointAveragePrecision(Metric):
     """OKS AP, AP50 and AP75, by faster-coco-eval.
 
     Args:
@@ -42,59 +31,58 @@ class KeypointAveragePrecision(StreamingMetric):
         ValueError: If a sigma is not above 0, or in `add_batch` if a key is missing, shapes differ or numbers are not finite.
     """
 
-    def __init__(self, sigmas: tuple[float, ...] = COCO_SIGMAS, **kwargs: Any) -> None:
+    image_features: ClassVar[Features] = {
+        "predictions": {"keypoints": nested(Number, 3), "scores": nested(Number, 1)},
+        "references": {
+            "keypoints": nested(Number, 3),
+            "area": nested(Number, 1),
+            "iscrowd": nested(Integer, 1),
+            "boxes": nested(Number, 2),
+        },
+    }
+    inputs = """
+Args:
+    predictions: One dictionary an image: `keypoints`, x and y in pixels, of shape `(people, keypoints, 2)` (a third number
+        is not read), and `scores` of shape `(people,)`.
+    references: One dictionary an image: `keypoints` of shape `(people, keypoints, 3)`, the third number 0 where a keypoint
+        is not labelled, 1 or 2 where it is; `area` of shape `(people,)`, of the person's mask in square pixels; and if
+        known `iscrowd` of shape `(people,)` and `boxes` of shape `(people, 4)`, x, y, width and height (which people without
+        a labelled keypoint need).
+
+Returns:
+    `keypoint_ap`, `keypoint_ap50`, `keypoint_ap75`, in 0..1, NaN where the references hold no labelled keypoint.
+"""
+    source = (
+        "Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; https://cocodataset.org/#keypoints-eval."
+    )
+
+    def __init__(self, sigmas: tuple[float, ...] = COCO_SIGMAS, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.sigmas = to_floats("sigmas", sigmas, (None,))
         if not len(self.sigmas) or (self.sigmas <= 0).any():
             raise ValueError(f"sigmas must be above 0, one a keypoint, got {sigmas}")
-        self.reset()
 
-    def _info(self) -> Any:
-        features = {
-            "predictions": {"keypoints": nested(Number, 3), "scores": nested(Number, 1)},
-            "references": {
-                "keypoints": nested(Number, 3),
-                "area": nested(Number, 1),
-                "iscrowd": nested(Integer, 1),
-                "boxes": nested(Number, 2),
-            },
-        }
-        return describe(__doc__, _INPUTS, features, source=_SOURCE)
+    def rows_of(self, predictions: object, references: object) -> list[Row]:
+        """People of each image as COCO writes them: predicted, true."""
+        return [(self._predicted(people), self._true(truth)) for people, truth in pairs(predictions, references)]
 
-    def reset(self) -> None:
-        self.images = 0
-        self.found: list[dict[str, Any]] = []
-        self.truth: list[dict[str, Any]] = []
-
-    def update(self, predictions: Any, references: Any, **inputs: Any) -> None:
-        found: list[dict[str, Any]] = []
-        truth: list[dict[str, Any]] = []
-        images = pairs(predictions, references)
-        for image, (prediction, reference) in enumerate(images, start=self.images + 1):
-            found += self._found(prediction, image)
-            truth += self._truth(reference, image)
-        self.found += found
-        self.truth += truth
-        self.images += len(images)
-
-    def result(self) -> dict[str, Any]:
-        values = average_precisions(
-            self.images, self.truth, self.found, "keypoints", kpt_oks_sigmas=self.sigmas.tolist()
-        )
+    def summarize(self, total: Sequence[Row]) -> dict[str, float]:
+        """See `Metric`."""
+        values = average_precisions(total, "keypoints", kpt_oks_sigmas=self.sigmas.tolist())
         return dict(zip(("keypoint_ap", "keypoint_ap50", "keypoint_ap75"), values, strict=True))
 
-    def _found(self, prediction: Any, image: int) -> list[dict[str, Any]]:
-        _check_keys("predictions", prediction, ("keypoints", "scores"))
+    def _predicted(self, people: object) -> list[Annotation]:
+        prediction = _checked("predictions", people, ("keypoints", "scores"))
         scores = to_floats("predictions' scores", prediction["scores"], (None,))
         points = self._points("predictions", prediction["keypoints"], len(scores))[..., :2]
         points = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
         return [
-            {"image_id": image, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
+            {"category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
             for person, score in zip(points, scores, strict=True)
         ]
 
-    def _truth(self, reference: Any, image: int) -> list[dict[str, Any]]:
-        _check_keys("references", reference, ("keypoints", "area"))
+    def _true(self, labelled_people: object) -> list[Annotation]:
+        reference = _checked("references", labelled_people, ("keypoints", "area"))
         area = to_floats("references' area", reference["area"], (None,))
         points = self._points("references", reference["keypoints"], len(area))
         check_shape("references' keypoints", points, (len(area), len(self.sigmas), 3))
@@ -114,7 +102,6 @@ class KeypointAveragePrecision(StreamingMetric):
                 raise ValueError("references must have boxes where a person has no labelled keypoint")
             people.append(
                 {
-                    "image_id": image,
                     "category_id": 1,
                     "keypoints": person.ravel().tolist(),
                     "num_keypoints": len(labelled),
@@ -125,7 +112,7 @@ class KeypointAveragePrecision(StreamingMetric):
             )
         return people
 
-    def _points(self, name: str, value: Any, people: int) -> np.ndarray:
+    def _points(self, name: str, value: object, people: int) -> np.ndarray:
         points = to_array(f"{name}' keypoints", value)
         if not points.size:
             points = np.zeros((0, len(self.sigmas), 3))
@@ -135,7 +122,8 @@ class KeypointAveragePrecision(StreamingMetric):
         return to_floats(f"{name}' keypoints", points, points.shape)
 
 
-def _check_keys(name: str, image: Any, needed: tuple[str, ...]) -> None:
+def _checked(name: str, image: object, needed: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(image, dict) or not set(needed) <= set(image):
         came = sorted(image) if isinstance(image, dict) else type(image).__name__
         raise ValueError(f"{name} must be a dictionary an image with {' and '.join(needed)}, got {came}")
+    return image

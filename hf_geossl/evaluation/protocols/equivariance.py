@@ -1,43 +1,46 @@
-"""Equivariance: how well frozen features of an image and of the transformed image tell what was done to it.
+"""Equivariance: how well a transformation is regressed on frozen features of an image and of the transformed image.
 
-Two ways make such numbers worthless: what comes in at the border gives a motion away, and gravity gives the angle away in the
+Two leaks make such numbers worthless: pixels that come in at the border reveal a motion, and gravity reveals the angle in the
 transformed image alone. So scenes are seen from above, rendered larger and cut after the transformation; and beside each
-number stand what the transformed image alone, random weights, a grey and an RGB thumbnail reach. The paper's protocol, images
+number stand those of the transformed image alone, random weights, a grey and an RGB thumbnail. The paper's protocol, images
 with padding, is measured to compare with it.
 
-A rotation between images whose directions are all alike cannot be told by ridge regression on both images' features side by
-side, whatever these know: its prediction is a sum of a function of each image, and neither correlates with the angle. So ridge
-regression on products of the two images' features ("bilinear") stands beside it.
+A rotation between images whose directions are all alike cannot be predicted by ridge regression on both images' features side
+by side, whatever these contain: its prediction is a sum of a function of each image, and neither correlates with the angle. So
+ridge regression on products of the two images' features ("bilinear") stands beside it.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import interval
+from hf_geossl.evaluation.bootstrap import interval, metric_intervals
 from hf_geossl.evaluation.cached_samples import HeldSamples, grey
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.metrics import r2
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.classifiers import hold_out
-from hf_geossl.evaluation.protocols.fit import check_settings
-from hf_geossl.evaluation.protocols.regression import BilinearRidge, Pairs, Perceptron, Ridge
+from hf_geossl.evaluation.fitting.classifiers import hold_out
+from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Perceptron, Ridge
+from hf_geossl.evaluation.metrics.r2 import R2
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.protocols.transformations import (
     ROTATION,
     TRANSFORMATIONS,
-    Transformed,
+    SampledTransform,
     larger_size,
     target_ranges,
     untouched,
 )
+from hf_geossl.evaluation.settings import check_settings
 
 MODEL = "model"
 FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
 ANGLE_BINS = 9
-MEAN_ANGLE = "mean angle"  # what saying the same for every pair gives
+MEAN_ANGLE = "mean angle"  # the same prediction for every pair
 BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the data's mode
 
 
@@ -97,22 +100,22 @@ class EquivarianceSettings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What one regression on one kind of features says of the test images: `(transformations * images, outputs)`."""
+    """Predictions of one regression on one kind of features for the test images: `(transformations * images, outputs)`."""
 
     predictions: np.ndarray
     truth: np.ndarray
     images: int
 
-    @property
-    def sums(self) -> np.ndarray:
-        """What each image, with all of its transformations, adds to R2: `(images, k)`."""
-        rows = r2.sums_of(self.predictions, self.truth)
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """What each image, with all of its transformations, contributes to R2: `(images, k)`."""
+        rows = R2().rows_of(self.predictions, self.truth)
         return rows.reshape(-1, self.images, rows.shape[1]).sum(axis=0)
 
     @property
     def metrics(self) -> dict[str, float]:
         """`r2`, the mean over outputs, and `r2_variance_weighted`."""
-        return r2.summarize(self.sums.sum(axis=0))
+        return R2().numbers_of(self.rows)
 
 
 class _Bench:
@@ -136,23 +139,23 @@ class _Bench:
             self.samples[split] = HeldSamples(part.samples(split, size=size, mode=mode), [], encoder, options)
         self.train, self.test = data.train_split, data.test_split
         self.name = self.samples[self.test].name
-        self.train_images = 0  # known when they have been read
+        self.train_images = 0  # counted when they have been read
 
     def pairs(self, transformation: str, split: str) -> dict[str, Pairs]:
         """The features that are compared, by name."""
         samples, column = self.samples[split], self.settings.feature
-        middle = untouched(self.size)
+        center = untouched(self.size)
         targets: list[np.ndarray] = []
         parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in (MODEL, *FLOORS)}
         for source, encoder in self.encoders.items():
             with_thumbnails = [column, "thumbnail"] if source == MODEL else [column]
-            before = compute_features(encoder, samples, with_thumbnails, self.options, transform=middle)
+            before = compute_features(encoder, samples, with_thumbnails, self.options, transform=center)
             for repeat in range(self.settings.transformations_per_image):
-                done = Transformed(
+                sampled = SampledTransform(
                     transformation, self.size, self.padding or "zeros", self.options.seed, split, repeat
                 ).transform(encoder.device)
                 wanted = [*with_thumbnails, "target"] if source == MODEL else with_thumbnails
-                after = compute_features(encoder, samples, wanted, self.options, transform=done)
+                after = compute_features(encoder, samples, wanted, self.options, transform=sampled)
                 parts[source].append((before[column], after[column]))
                 if source == MODEL:
                     targets.append(after["target"])
@@ -170,11 +173,11 @@ class _Bench:
         ranges = list(target_ranges(transformation, self.size).values())
         fitted: dict[str, dict[str, Fitted]] = {kind: {} for kind in settings.regressions}
         for name, pairs in train.items():
-            held = hold_out(pairs.images, settings.held_out, self.options.seed)
-            regressions: dict[str, Any] = {"ridge": Ridge(pairs, held, settings.penalties, encoder.device)}
+            held_out = hold_out(pairs.images, settings.held_out, self.options.seed)
+            regressions: dict[str, Any] = {"ridge": Ridge(pairs, held_out, settings.penalties, encoder.device)}
             if settings.components:
                 regressions["bilinear"] = BilinearRidge(
-                    pairs, held, settings.penalties, settings.components, encoder.device
+                    pairs, held_out, settings.penalties, settings.components, encoder.device
                 )
             if settings.mlp_epochs:
                 regressions["mlp"] = Perceptron(
@@ -215,71 +218,95 @@ def measure_equivariance(
     Raises:
         ValueError: If the data holds too few images.
     """
-    result = TaskResult({}, details={"settings": asdict(settings), "floors": {}, "beats_all_floors": {}})
+    report = _Report(options)
+    details: dict[str, Any] = {"settings": asdict(settings), "floors": report.floors, "beats_all_floors": {}}
     if data.is_scenes:
-        result.details |= {"mode": BORDERLESS_MODE, **({"padded_mode": PADDED_MODE} if settings.padded else {})}
+        details |= {"mode": BORDERLESS_MODE, **({"padded_mode": PADDED_MODE} if settings.padded else {})}
     bench = _Bench(encoder, data, options, settings, padding=None)
+    title = f"{encoder.name} on {bench.name}"
+    pictures: dict[str, Callable[[], Image.Image]] = {}
     for transformation in settings.transformations:
         fitted = bench.fit(transformation)
-        result.details["beats_all_floors"][transformation] = {
-            kind: all(_is_above(found[MODEL], found[floor], options) for floor in FLOORS)
-            for kind, found in fitted.items()
+        details["beats_all_floors"][transformation] = {
+            kind: all(_is_above(by_features[MODEL], by_features[floor], options) for floor in FLOORS)
+            for kind, by_features in fitted.items()
         }
-        _report(result, fitted, transformation, "", options)
-        result.details |= {"train_images": bench.train_images, "test_images": fitted["ridge"][MODEL].images}
+        report.add(fitted, transformation)
+        details |= {"train_images": bench.train_images, "test_images": fitted["ridge"][MODEL].images}
         if transformation == "rotation":
             kind = "bilinear" if settings.components else "ridge"
-            _add_angle_curves(result, fitted[kind], f"{encoder.name} on {bench.name}, {kind} regression")
+            curves = AngleCurves(fitted[kind])
+            details |= curves.details
+            pictures["rotation_by_angle"] = partial(curves.draw, f"{title}, {kind} regression")
     for padding in ("zeros", "reflection") if settings.padded else ():
         padded = _Bench(encoder, data, options, settings, padding=padding)
         for transformation in settings.transformations:
             if padding == "zeros" or transformation in ("rotation", "translation"):  # others bring nothing in
-                _report(result, padded.fit(transformation), transformation, f"_{padding}", options)
-    _add_bars(result, settings, f"{encoder.name} on {bench.name}")
-    return result
+                report.add(padded.fit(transformation), transformation, f"_{padding}")
+    for kind in settings.regressions:
+        pictures[f"r2_{kind}"] = partial(report.draw, kind, settings.transformations, f"{title}, {kind}")
+    return TaskResult(report.metrics, report.intervals, details, pictures)
 
 
 def _is_above(model: Fitted, floor: Fitted, options: EvaluationOptions) -> bool:
     """Whether R2 is above 0 and above a floor's: with a bootstrap, in 97.5 % of the draws, of the same images for both."""
-    sums = np.concatenate([model.sums, floor.sums], axis=1)
-    middle = model.sums.shape[1]
+    sums = np.concatenate([model.rows, floor.rows], axis=1)
+    columns, metric = model.rows.shape[1], R2()
 
     def difference(row: np.ndarray) -> dict[str, float]:
-        of_model = r2.summarize(row[:middle])["r2"]
-        return {"r2": of_model - max(r2.summarize(row[middle:])["r2"], 0.0)}
+        of_model, of_floor = (metric.summarize(part)["r2"] for part in (row[:columns], row[columns:]))
+        return {"r2": of_model - max(of_floor, 0.0)}
 
     if not options.bootstrap:
         return difference(sums.sum(axis=0))["r2"] > 0
     return interval(difference, sums, repeats=options.bootstrap, seed=options.seed)["r2"][0] > 0
 
 
-def _report(
-    result: TaskResult,
-    fitted: Mapping[str, Mapping[str, Fitted]],
-    transformation: str,
-    suffix: str,
-    options: EvaluationOptions,
-) -> None:
-    """Writes R2, its interval and its floors into the result."""
-    for kind, found in fitted.items():
-        name = f"{transformation}_r2_{kind}{suffix}"
-        model = found[MODEL]
-        names = {"r2": name}
-        if model.truth.shape[1] > 1:
-            names["r2_variance_weighted"] = f"{name}_variance_weighted"
-        result.metrics |= {names[key]: value for key, value in model.metrics.items() if key in names}
-        if options.bootstrap:
-            ends = interval(r2.summarize, model.sums, repeats=options.bootstrap, seed=options.seed)
-            result.intervals |= {names[key]: value for key, value in ends.items() if key in names}
-        for key, metric in names.items():
-            result.details["floors"][metric] = {floor: found[floor].metrics[key] for floor in FLOORS}
+@dataclass
+class _Report:
+    """R2 by transformation and regression, with intervals and floors."""
+
+    options: EvaluationOptions
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    floors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, fitted: Mapping[str, Mapping[str, Fitted]], transformation: str, suffix: str = "") -> None:
+        """Takes the regressions of a transformation in."""
+        for kind, by_features in fitted.items():
+            name = f"{transformation}_r2_{kind}{suffix}"
+            model = by_features[MODEL]
+            names = {"r2": name}
+            if model.truth.shape[1] > 1:
+                names["r2_variance_weighted"] = f"{name}_variance_weighted"
+            ends = metric_intervals(R2(), model.rows, repeats=self.options.bootstrap, seed=self.options.seed)
+            self.metrics |= {names[key]: value for key, value in model.metrics.items() if key in names}
+            self.intervals |= {names[key]: value for key, value in ends.items() if key in names}
+            for key, metric in names.items():
+                self.floors[metric] = {floor: by_features[floor].metrics[key] for floor in FLOORS}
+
+    def draw(self, kind: str, transformations: Sequence[str], title: str) -> Image.Image:
+        """R2 of each transformation beside its floors."""
+        from hf_geossl.evaluation.pictures.charts import bars
+
+        values: dict[str, float] = {}
+        ends: dict[str, tuple[float, float]] = {}
+        for transformation in transformations:
+            metric = f"{transformation}_r2_{kind}"
+            values[f"{transformation}, {MODEL}"] = self.metrics[metric]
+            if metric in self.intervals:
+                ends[f"{transformation}, {MODEL}"] = self.intervals[metric]
+            values |= {f"{transformation}, {floor}": value for floor, value in self.floors[metric].items()}
+        return bars(values, intervals=ends, ylabel="R2", title=title)
 
 
 def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R2 of rotation in `ANGLE_BINS` equal bins of the angle: 1 - mean squared error of the bin / mean squared deviation of all
-    angles from their mean. The denominator is the same for every bin, since that of a bin by itself goes to 0 in the middle;
-    so the mean over bins, weighted by their counts, is R2. Saying the same angle for every pair gives 1 in the middle, and
-    less than 0 at the ends, which is why that curve stands beside the others.
+    """R2 of rotation in `ANGLE_BINS` equal bins of the angle.
+
+    In a bin it is 1 - mean squared error of the bin / mean squared deviation of all angles from their mean. The denominator is
+    the same for every bin, since that of a bin by itself goes to 0 in the middle; so the mean over bins, weighted by their
+    counts, is R2. Predicting the same angle for every pair gives 1 in the middle, and less than 0 at the ends, which is why
+    that curve stands beside the others.
 
     Args:
         predictions (`numpy.ndarray` of shape `(pairs,)`): Degrees.
@@ -304,58 +331,40 @@ def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray
     return 1 - squares / max(angles.var(), 1e-12), errors
 
 
-def _add_angle_curves(result: TaskResult, found: Mapping[str, Fitted], title: str) -> None:
-    """R2 and the mean absolute error of the angle, by the angle."""
-    angles = found[MODEL].truth[:, 0]
-    centres = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION
-    predictions = {name: fitted.predictions[:, 0] for name, fitted in found.items()}
-    predictions[MEAN_ANGLE] = np.full_like(angles, angles.mean())
-    curves = {name: r2_by_angle(predicted, angles) for name, predicted in predictions.items()}
-    panels = {
-        "R2, relative to the variance of all angles": {name: r2_of_bins for name, (r2_of_bins, _) in curves.items()},
-        "mean error in degrees": {name: errors for name, (_, errors) in curves.items()},
-    }
-    for key, series in zip(("rotation_r2_by_angle", "rotation_error_by_angle"), panels.values(), strict=True):
-        result.details[key] = {
-            "angle": centres.tolist(),
-            **{name: [None if np.isnan(v) else float(v) for v in values] for name, values in series.items()},
+class AngleCurves:
+    """R2 and the mean absolute error of rotation, by the angle.
+
+    Args:
+        fitted (`dict[str, Fitted]`): Of rotation, by features.
+    """
+
+    def __init__(self, fitted: Mapping[str, Fitted]) -> None:
+        angles = fitted[MODEL].truth[:, 0]
+        self.centres = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION
+        predictions = {name: one.predictions[:, 0] for name, one in fitted.items()}
+        predictions[MEAN_ANGLE] = np.full_like(angles, angles.mean())
+        curves = {name: r2_by_angle(predicted, angles) for name, predicted in predictions.items()}
+        self.r2, self.errors = ({name: pair[place] for name, pair in curves.items()} for place in (0, 1))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """As the results have them; None in empty bins."""
+        return {
+            key: {
+                "angle": self.centres.tolist(),
+                **{name: [None if np.isnan(v) else float(v) for v in values] for name, values in series.items()},
+            }
+            for key, series in (("rotation_r2_by_angle", self.r2), ("rotation_error_by_angle", self.errors))
         }
 
-    def draw() -> Any:
-        from hf_geossl.evaluation.pictures import curve_panels
+    def draw(self, title: str) -> Image.Image:
+        """Both as panels."""
+        from hf_geossl.evaluation.pictures.charts import curve_panels
 
-        return curve_panels(centres, panels, xlabel="angle in degrees", title=title)
-
-    result.pictures["rotation_by_angle"] = draw
-
-
-def _add_bars(result: TaskResult, settings: EquivarianceSettings, title: str) -> None:
-    """R2 of each transformation beside its floors."""
-
-    def drawing(kind: str) -> Any:
-        def draw() -> Any:
-            from hf_geossl.evaluation.pictures import bars
-
-            values: dict[str, float] = {}
-            ends: dict[str, tuple[float, float]] = {}
-            for transformation in settings.transformations:
-                metric = f"{transformation}_r2_{kind}"
-                values[f"{transformation}, {MODEL}"] = result.metrics[metric]
-                if metric in result.intervals:
-                    ends[f"{transformation}, {MODEL}"] = result.intervals[metric]
-                for floor, value in result.details["floors"][metric].items():
-                    values[f"{transformation}, {floor}"] = value
-            return bars(values, intervals=ends, ylabel="R2", title=f"{title}, {kind}")
-
-        return draw
-
-    result.pictures |= {f"r2_{kind}": drawing(kind) for kind in settings.regressions}
+        panels = {"R2, relative to the variance of all angles": self.r2, "mean error in degrees": self.errors}
+        return curve_panels(self.centres, panels, xlabel="angle in degrees", title=title)
 
 
-TASKS = {
-    "equivariance": Task(
-        measure_equivariance,
-        EquivarianceSettings,
-        "what was done to an image (rotation, translation, colour, blur), told by frozen features of both images",
-    )
+PROTOCOLS = {
+    "equivariance": EvaluationProtocol(measure_equivariance, EquivarianceSettings),
 }

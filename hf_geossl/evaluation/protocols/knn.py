@@ -1,7 +1,7 @@
-"""k nearest neighbours on frozen features: what they say of the class without any training."""
+"""k nearest neighbours on frozen features: the class of an image without any training."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -9,18 +9,19 @@ from torch.nn import functional as F
 
 from hf_geossl.evaluation.cached_samples import held_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.classifiers import (
+from hf_geossl.evaluation.fitting.classifiers import (
+    accuracy_floors,
     accuracy_of,
     classification_result,
     count_classes,
-    floors,
     labelled_features,
     majority_accuracy,
 )
-from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
+from hf_geossl.evaluation.settings import check_settings
 
-QUERIES, NEIGHBOURS = 512, 32768  # images in a block: their similarities are all that is held at a time, 64 MB
+QUERIES, NEIGHBOURS = 512, 32768  # images in a block, whose similarities take 64 MB
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def vote(
     """
     most = max(neighbours)
     classes = torch.from_numpy(np.array(labels)).long().to(device)
-    found: dict[int, list[np.ndarray]] = {k: [] for k in neighbours}
+    blocks: dict[int, list[np.ndarray]] = {k: [] for k in neighbours}
 
     def load(rows: np.ndarray) -> torch.Tensor:
         return F.normalize(torch.from_numpy(np.array(rows, dtype=np.float32)).to(device), dim=1)
@@ -96,8 +97,8 @@ def vote(
         weights = ((cosines - 1) / temperature).exp()
         for k in neighbours:
             votes = weights.new_zeros(len(query), num_classes)
-            found[k].append(votes.scatter_add_(1, classes[places[:, :k]], weights[:, :k]).cpu().numpy())
-    return {k: np.concatenate(votes) for k, votes in found.items()}
+            blocks[k].append(votes.scatter_add_(1, classes[places[:, :k]], weights[:, :k]).cpu().numpy())
+    return {k: np.concatenate(votes) for k, votes in blocks.items()}
 
 
 def measure_knn(
@@ -133,14 +134,20 @@ def measure_knn(
     votes = predict(queries, features, [k for k in settings.neighbours if k <= len(labels)])
     title = f"{encoder.name}, {main}-NN on {test.name}"
     result = classification_result(votes[main], truth, num_classes, names, options, title)
-    result.metrics |= {f"accuracy_k{k}": accuracy_of(scores, truth) for k, scores in votes.items() if k != main}
-    known = {"most frequent class": majority_accuracy(labels, truth)}
-    for name, model, column in floors(encoder, settings.feature, options.seed):
+
+    def measure(model: Encoder, column: str) -> float:
         features, _ = labelled_features(model, train, column, "label", options)
         queries, _ = labelled_features(model, test, column, "label", options)
-        known[name] = accuracy_of(predict(queries, features, [main])[main], truth)
-    result.details |= {"settings": asdict(settings), "train_images": len(labels), "floors": {"accuracy": known}}
-    return result
+        return accuracy_of(predict(queries, features, [main])[main], truth)
+
+    known = accuracy_floors(
+        encoder, settings.feature, options.seed, measure, {"most frequent class": majority_accuracy(labels, truth)}
+    )
+    others = {f"accuracy_k{k}": accuracy_of(scores, truth) for k, scores in votes.items() if k != main}
+    details = {"settings": asdict(settings), "train_images": len(labels), "floors": {"accuracy": known}}
+    return replace(result, metrics={**result.metrics, **others}, details={**result.details, **details})
 
 
-TASKS = {"knn": Task(measure_knn, KNNSettings, "class of an image by its nearest neighbours (k = 10, 20, 100, 200)")}
+PROTOCOLS = {
+    "knn": EvaluationProtocol(measure_knn, KNNSettings),
+}

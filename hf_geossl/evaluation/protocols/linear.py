@@ -1,26 +1,24 @@
-"""Linear probes on frozen features: logistic regression of the class, or of several labels an image."""
+"""The linear probe on frozen features: logistic regression of the class."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from hf_geossl.evaluation.bootstrap import interval_by_rows
 from hf_geossl.evaluation.cached_samples import held_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.metrics.multilabel_average_precision import MultilabelAveragePrecision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.classifiers import (
+from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
+    accuracy_floors,
     accuracy_of,
     classification_result,
     count_classes,
-    floors,
     hold_out,
     labelled_features,
     majority_accuracy,
 )
-from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
+from hf_geossl.evaluation.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -78,92 +76,21 @@ def measure_linear(
     num_classes, names = count_classes(train, labels, truth)
     title = f"{encoder.name}, linear probe on {test.name}"
     result = classification_result(scores, truth, num_classes, names, options, title)
-    known = {"most frequent class": majority_accuracy(labels, truth)}
-    for name, model, column in floors(encoder, settings.feature, options.seed):
-        known[name] = accuracy_of(fit(model, column)[1], truth)
-    result.details |= {
+    known = accuracy_floors(
+        encoder,
+        settings.feature,
+        options.seed,
+        lambda model, column: accuracy_of(fit(model, column)[1], truth),
+        {"most frequent class": majority_accuracy(labels, truth)},
+    )
+    details = {
         "settings": asdict(settings),
         "train_images": len(labels),
         "c": probe.c,
         "converged": probe.converged,
         "floors": {"accuracy": known},
     }
-    return result
+    return replace(result, details={**result.details, **details})
 
 
-def measure_multilabel(
-    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LogisticSettings
-) -> TaskResult:
-    """Mean average precision of one logistic regression a label.
-
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images with `multi_label`.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`LogisticSettings`): The protocol's own; each label chooses its regularisation.
-
-    Returns:
-        `TaskResult`: `mean_average_precision`; that of each label in `details`. Floors: equal scores for all images (the
-        mean share of positives), random weights, an RGB thumbnail.
-
-    Raises:
-        ValueError: If there are no such labels.
-    """
-    train, test = (held_if_rendered(samples, ["multi_label"], encoder, options) for samples in (data.train, data.test))
-
-    def fit(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, int, list[float | None]]:
-        features, labels = labelled_features(model, train, column, "multi_label", options)
-        queries, truth = labelled_features(model, test, column, "multi_label", options)
-        held = hold_out(len(labels), settings.held_out, options.seed)
-        scores = np.zeros(truth.shape)
-        chosen: list[float | None] = []
-        for index in range(labels.shape[1]):
-            if len(np.unique(labels[~held, index])) < 2:  # nothing to learn: all images score alike
-                chosen.append(None)
-                continue
-            probe = LogisticClassifier(features, labels[:, index], held, settings.c_values, 2, settings.max_iterations)
-            scores[:, index] = probe.scores(queries)[:, 1]
-            chosen.append(probe.c)
-        return scores, np.asarray(truth), len(labels), chosen
-
-    scores, truth, train_count, chosen = fit(encoder, settings.feature)
-
-    def precision(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-        metric = MultilabelAveragePrecision(truth.shape[1])
-        return dict(metric.compute(predictions=scores, references=truth))
-
-    found = precision(scores, truth)
-    per_label = found.pop("average_precision_per_class")
-    known = {"equal scores": precision(np.zeros_like(scores), truth)["mean_average_precision"]}
-    for name, model, column in floors(encoder, settings.feature, options.seed):
-        known[name] = precision(fit(model, column)[0], truth)["mean_average_precision"]
-    names = train.names.get("multi_label") or tuple(map(str, range(truth.shape[1])))
-    values = dict(zip(names, per_label, strict=True))
-
-    def draw() -> Any:
-        from hf_geossl.evaluation.pictures import bars
-
-        return bars(values, ylabel="average precision", title=f"{encoder.name}, labels of {test.name}")
-
-    result = TaskResult(found, pictures={"average_precision": draw})
-    if options.bootstrap:
-
-        def again(rows: np.ndarray) -> dict[str, float]:
-            return {"mean_average_precision": precision(scores[rows], truth[rows])["mean_average_precision"]}
-
-        result.intervals = interval_by_rows(again, len(truth), repeats=options.bootstrap, seed=options.seed)
-    result.details = {
-        "settings": asdict(settings),
-        "train_images": train_count,
-        "test_images": len(truth),
-        "average_precision": values,
-        "c": dict(zip(names, chosen, strict=True)),
-        "floors": {"mean_average_precision": known},
-    }
-    return result
-
-
-TASKS = {
-    "linear": Task(measure_linear, LogisticSettings, "class of an image by logistic regression"),
-    "multilabel": Task(measure_multilabel, LogisticSettings, "things in an image by one logistic regression each"),
-}
+PROTOCOLS = {"linear": EvaluationProtocol(measure_linear, LogisticSettings)}

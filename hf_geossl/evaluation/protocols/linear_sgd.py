@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,27 @@ from torch.nn import functional as F
 from hf_geossl.evaluation.cached_samples import THUMBNAILS, held_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.classifiers import (
+from hf_geossl.evaluation.fitting.classifiers import (
+    accuracy_floors,
     accuracy_of,
     classification_result,
     count_classes,
-    floors,
     hold_out,
     majority_accuracy,
 )
-from hf_geossl.evaluation.protocols.fit import check_settings, fit, seeded
+from hf_geossl.evaluation.fitting.fit import fit, seeded
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import check_settings
 
 
 @dataclass(frozen=True)
 class LinearSGDSettings:
-    """The published protocol but for two things: features are cached, so that images are not cropped and mirrored anew in
-    each epoch; and the learning rate is chosen on held-out training images instead of the test images.
+    """The published protocol, with two differences.
+
+    Features are cached, so that images are not cropped and mirrored anew in each epoch; and the learning rate is chosen on
+    held-out training images instead of the test images.
 
     Args:
         learning_rates (`tuple[float, ...]`): Peaks for a batch of 256; each trains a head of its own, all at once.
@@ -39,7 +43,7 @@ class LinearSGDSettings:
         class_token_layers (`int`): From how many of the last layers, each after the final norm; all of a trunk that has
             fewer. 4 is published for ViT-S, 1 with `average_pool` for ViT-B and ViT-L.
         average_pool (`bool`): Whether the mean patch token of the last layer, after the final norm, stands beside them; the
-            features are then held in memory.
+            features are then in memory.
         held_out (`float`): Share of the training images that the learning rate is chosen on; the chosen one then trains
             once more on all of them.
 
@@ -143,15 +147,15 @@ def measure_linear_sgd(
     train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
     device = encoder.device
 
-    def read(model: Encoder, samples: Samples, columns: str) -> tuple[np.ndarray, np.ndarray]:
+    def features_of(model: Encoder, samples: Samples, columns: str) -> tuple[np.ndarray, np.ndarray]:
         names, transform = columns.split("+"), THUMBNAILS if columns == "thumbnail" else None
-        found = compute_features(model, samples, [*names, "label"], options, transform=transform)
-        parts = [found[name] for name in names]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), found["label"]
+        read = compute_features(model, samples, [*names, "label"], options, transform=transform)
+        parts = [read[name] for name in names]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), read["label"]
 
     def measure(model: Encoder, columns: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[float, float]]:
-        features, labels = read(model, train, columns)
-        queries, truth = read(model, test, columns)
+        features, labels = features_of(model, train, columns)
+        queries, truth = features_of(model, test, columns)
         num_classes, _ = count_classes(train, labels, truth)
         held = hold_out(len(labels), settings.held_out, options.seed)
         rows, rates = np.arange(len(labels)), settings.learning_rates
@@ -167,10 +171,14 @@ def measure_linear_sgd(
     num_classes, names = count_classes(train, labels, truth)
     title = f"{encoder.name}, linear probe by SGD on {test.name}"
     result = classification_result(scores, truth, num_classes, names, options, title)
-    known = {"most frequent class": majority_accuracy(labels, truth)}
-    for name, model, feature in floors(encoder, columns, options.seed):
-        known[name] = accuracy_of(measure(model, feature)[0], truth)
-    result.details |= {
+    known = accuracy_floors(
+        encoder,
+        columns,
+        options.seed,
+        lambda model, feature: accuracy_of(measure(model, feature)[0], truth),
+        {"most frequent class": majority_accuracy(labels, truth)},
+    )
+    details = {
         "settings": asdict(settings),
         "feature": columns,
         "train_images": len(labels),
@@ -178,11 +186,9 @@ def measure_linear_sgd(
         "held_out_accuracy": {f"{rate:g}": value for rate, value in by_rate.items()},
         "floors": {"accuracy": known},
     }
-    return result
+    return replace(result, details={**result.details, **details})
 
 
-TASKS = {
-    "linear_sgd": Task(
-        measure_linear_sgd, LinearSGDSettings, "class of an image by a linear layer, trained as DINO and iBOT do"
-    )
+PROTOCOLS = {
+    "linear_sgd": EvaluationProtocol(measure_linear_sgd, LinearSGDSettings),
 }

@@ -1,4 +1,4 @@
-"""Which way things point: ridge regression of an object's angle from the patch tokens in its box."""
+"""Orientation of objects: ridge regression of an object's angle from the patch tokens in its box."""
 
 import math
 from collections.abc import Sequence
@@ -8,27 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torchvision.ops import roi_align
 
 from hf_geossl.data import MODES, THING_CLASSES
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.precision import mixed_precision
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import check_settings
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 6))
 
 
 @dataclass(frozen=True)
 class OrientationSettings:
-    """Whose angle is regressed. Kites are the things of the scenes that are seen at any angle; from above every thing is.
+    """Whose angle is regressed. Kites are the objects of the scenes that are seen at any angle; from above every object is.
 
     Args:
-        categories (`Sequence[str]`): Names of things.
+        categories (`Sequence[str]`): Names of objects.
         mode (`str`, *optional*): Of the scenes: "scene", "topdown" or "object"; the data's by default.
         smallest_side (`float`): Of a box, as a share of the image's: smaller boxes are left out.
-        pooled_side (`int`): The tokens of a box are averaged in so many rows and columns; with 1 no layout is kept, so that
+        pooled_side (`int`): The tokens of a box are averaged in so many rows and columns; with 1 there is no layout, so that
             the angle must be in the tokens themselves.
     """
 
@@ -49,7 +54,9 @@ class OrientationSettings:
 
 
 def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Args:
+    """The angles between predicted and true directions.
+
+    Args:
         predictions (`numpy.ndarray` of shape `(objects, 2)`): cosine and sine, of any length.
         angles (`numpy.ndarray` of shape `(objects,)`): True angles, radians.
 
@@ -63,8 +70,10 @@ def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
 def measure_orientation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: OrientationSettings
 ) -> TaskResult:
-    """Mean angular error of ridge regression (cosine and sine; strength by leave-one-out on the training objects) from the
-    patch tokens in true boxes, pooled by RoIAlign; beside it the same from random weights, and predicting the mean direction.
+    """Mean angular error of ridge regression from the patch tokens in true boxes, pooled by RoIAlign.
+
+    Cosine and sine are regressed, with a penalty that is chosen by leave-one-out on the training objects. Beside it the same
+    from random weights, and predicting the mean direction.
 
     Args:
         encoder (`Encoder`): The model.
@@ -80,10 +89,6 @@ def measure_orientation(
     """
     if not data.is_scenes:
         raise ValueError(f"orientation needs the angles of objects, which the scenes have and {data.dataset} has not")
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     mode = settings.mode or data.mode
     contenders = {"": encoder, "random_weights": encoder.random_twin(options.seed)}
     splits = [
@@ -97,44 +102,39 @@ def measure_orientation(
             f"{len(test_angles)} of {', '.join(settings.categories)} (mode {mode}): take more images, or further categories"
         )
     targets = np.stack([np.cos(train_angles), np.sin(train_angles)], axis=1)
-    errors: dict[str, np.ndarray] = {}
-    strengths = {}
+    mean = np.broadcast_to(targets.mean(axis=0), (len(test_angles), 2))
+    errors = {"mean_direction": angular_errors(mean, test_angles)}
+    penalties = {}
     for name, train, test in zip(contenders, train_features, test_features, strict=True):
         model = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
         errors[name] = angular_errors(model.fit(train, targets).predict(test), test_angles)
-        strengths[name or "model"] = float(model[-1].alpha_)
-    mean = np.broadcast_to(targets.mean(axis=0), (len(test_angles), 2))
-    errors["mean_direction"] = angular_errors(mean, test_angles)
-    sums = {name: np.stack([e, e <= 30, np.ones_like(e)], axis=1) for name, e in errors.items()}
-    floors = {name: _summarize(rows.sum(axis=0)) for name, rows in sums.items() if name}
-    result = TaskResult(
-        metrics=_summarize(sums[""].sum(axis=0)),
-        details={
-            "settings": asdict(settings),
-            "mode": mode,
-            "train_objects": len(train_angles),
-            "test_objects": len(test_angles),
-            "ridge": strengths,
-            "floors": floors,
-        },
-    )
+        penalties[name or "model"] = float(model[-1].alpha_)
+    rows = {name: np.stack([e, e <= 30, np.ones_like(e)], axis=1) for name, e in errors.items()}
+    numbers = {name: _summarize(one.sum(axis=0)) for name, one in rows.items()}
+    metrics, intervals = numbers.pop(""), {}
     if options.bootstrap:
-        result.intervals = interval(_summarize, sums[""], repeats=options.bootstrap, seed=options.seed)
+        intervals = interval(_summarize, rows[""], repeats=options.bootstrap, seed=options.seed)
 
     def draw() -> Image.Image:
-        from hf_geossl.evaluation.pictures import bars
+        from hf_geossl.evaluation.pictures.charts import bars
 
-        values = {encoder.name: result.metrics, **{name.replace("_", " "): value for name, value in floors.items()}}
-        intervals = {encoder.name: result.intervals["angular_error"]} if result.intervals else None
+        values = {encoder.name: metrics, **{name.replace("_", " "): value for name, value in numbers.items()}}
         return bars(
             {name: value["angular_error"] for name, value in values.items()},
-            intervals=intervals,
+            intervals={encoder.name: intervals["angular_error"]} if intervals else None,
             ylabel="mean angular error in degrees",
             title=f"Angle of {', '.join(settings.categories)}, mode {mode}",
         )
 
-    result.pictures["errors"] = draw
-    return result
+    details = {
+        "settings": asdict(settings),
+        "mode": mode,
+        "train_objects": len(train_angles),
+        "test_objects": len(test_angles),
+        "ridge": penalties,
+        "floors": numbers,
+    }
+    return TaskResult(metrics, intervals, details, {"errors": draw})
 
 
 @torch.no_grad()
@@ -150,19 +150,19 @@ def _collect(
             boxes, images = [], []
             for image, *truth in zip(batch["image"], batch["boxes"], batch["categories"], batch["angles"], strict=True):
                 sides = (truth[0][:, 2:] - truth[0][:, :2]).amin(dim=1)
-                kept = torch.isin(truth[1], wanted) & (sides >= settings.smallest_side * samples.size)
-                if kept.any():
+                chosen = torch.isin(truth[1], wanted) & (sides >= settings.smallest_side * samples.size)
+                if chosen.any():
                     images.append(image)
-                    boxes.append(truth[0][kept])
-                    angles.append(truth[2][kept])
+                    boxes.append(truth[0][chosen])
+                    angles.append(truth[2][chosen])
             bar.update(len(batch["index"]))
             if not images:
                 continue
-            for one, found in zip(encoders, features, strict=True):
-                found.append(_pool(one, torch.stack(images), boxes, settings.pooled_side))
+            for one, parts in zip(encoders, features, strict=True):
+                parts.append(_pool(one, torch.stack(images), boxes, settings.pooled_side))
     if not angles:
         return [np.zeros((0, 1)) for _ in encoders], np.zeros(0)
-    return [np.concatenate(found) for found in features], torch.cat(angles).double().numpy()
+    return [np.concatenate(parts) for parts in features], torch.cat(angles).double().numpy()
 
 
 def _pool(encoder: Encoder, images: torch.Tensor, boxes: list[torch.Tensor], side: int) -> np.ndarray:
@@ -182,8 +182,6 @@ def _summarize(sums: np.ndarray) -> dict[str, float]:
     return {"angular_error": float(sums[0] / sums[2]), "within_30_degrees": float(sums[1] / sums[2])}
 
 
-TASKS = {
-    "orientation": Task(
-        measure_orientation, OrientationSettings, "angle of kites from the tokens in their boxes: mean error in degrees"
-    )
+PROTOCOLS = {
+    "orientation": EvaluationProtocol(measure_orientation, OrientationSettings),
 }

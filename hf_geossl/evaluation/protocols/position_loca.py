@@ -1,15 +1,18 @@
-"""LOCA's position accuracy: whether the training head finds the patches of queries in the reference, on held-out images."""
+"""LOCA's position accuracy: where the training head places the patches of queries in the reference, on held-out images."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, full_precision
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.precision import full_precision
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
+from hf_geossl.evaluation.settings import check_settings
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.views.loca import LOCAViews
 
@@ -25,7 +28,7 @@ class PositionSettings:
         focal_queries (`int`): Small queries an image beside the random query; 9 in training.
         reference_scale, focal_scale (`tuple[float, float]`): Shares of the image's area that reference and random query,
             and focal queries show, as in training.
-        visible_tokens (`float`): Share of the reference's tokens that queries look at in the `_masked` numbers. The
+        visible_tokens (`float`): Share of the reference's tokens that queries attend to in the `_masked` numbers. The
             authors' `reference_seqlen` is 39 of 196.
 
     Source: LOCA (arXiv 2212.02400).
@@ -41,7 +44,7 @@ class PositionSettings:
 
 
 def score_positions(logits: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
-    """Adds up over an image's tokens how well they are found.
+    """Adds up over an image's tokens how well they are placed.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, tokens, N)`): Scores of the reference's positions in raster order.
@@ -49,27 +52,27 @@ def score_positions(logits: torch.Tensor, positions: torch.Tensor, columns: int)
         columns (`int`): Patches in a row of the reference.
 
     Returns:
-        `torch.Tensor` of shape `(batch, 3)`, float64: tokens found, sum of the distances in patches between the position of
+        `torch.Tensor` of shape `(batch, 3)`, float64: tokens placed right, sum of the distances in patches between the position of
         the highest score and the true one, and tokens inside of the reference, the only ones that count.
     """
     inside = positions >= 0
-    found, truth = logits.argmax(dim=-1), positions.clamp_min(0)
-    down = found.div(columns, rounding_mode="floor") - truth.div(columns, rounding_mode="floor")
-    right = found % columns - truth % columns
+    placed, truth = logits.argmax(dim=-1), positions.clamp_min(0)
+    down = placed.div(columns, rounding_mode="floor") - truth.div(columns, rounding_mode="floor")
+    right = placed % columns - truth % columns
     distances = torch.hypot(down.double(), right.double())
-    return torch.stack([part.sum(dim=1) for part in ((found == truth) & inside, distances * inside, inside)], dim=1)
+    return torch.stack([part.sum(dim=1) for part in ((placed == truth) & inside, distances * inside, inside)], dim=1)
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
     """Accuracy and mean distance in patches of `score_positions` summed over images; NaN where nothing was inside."""
-    found, distance, inside = (float(value) for value in sums)
+    right, distance, inside = (float(value) for value in sums)
     if not inside:
         return {"accuracy": float("nan"), "distance": float("nan")}
-    return {"accuracy": found / inside, "distance": distance / inside}
+    return {"accuracy": right / inside, "distance": distance / inside}
 
 
-def _views(encoder: Encoder, settings: PositionSettings) -> LOCAViews:
-    config = encoder.whole.config
+def _views(encoder: Encoder, model: LOCAForPreTraining, settings: PositionSettings) -> LOCAViews:
+    config = model.config
     side, columns = config.image_height_width
     if side != columns:
         raise ValueError(f"LOCA's views are square, the model's image_size is {config.image_size}")
@@ -87,13 +90,14 @@ def _views(encoder: Encoder, settings: PositionSettings) -> LOCAViews:
     )
 
 
-def lacks_head(encoder: Encoder) -> str | None:
-    """What an encoder lacks that is not of a `LOCAForPreTraining`; None of one that is."""
-    if isinstance(encoder.whole, LOCAForPreTraining):
+def missing_head(encoder: Encoder) -> str | None:
+    """One sentence on an encoder that is not of a `LOCAForPreTraining`; None of one that is."""
+    model = encoder.pretraining_model
+    if isinstance(model, LOCAForPreTraining):
         return None
     return (
-        "position needs the training head of a LOCAForPreTraining, which "
-        f"{encoder.name} ({type(encoder.whole or encoder.module).__name__}) has not; save the model with trainer.save_model()"
+        f"position needs the training head of a LOCAForPreTraining, which {encoder.name} "
+        f"({type(model or encoder.module).__name__}) has not; save the model with trainer.save_model()"
     )
 
 
@@ -116,10 +120,10 @@ def measure_position(
     Raises:
         ValueError: If the model is not a `LOCAForPreTraining`.
     """
-    model = encoder.whole
-    if lack := lacks_head(encoder):
-        raise ValueError(lack)
-    views = _views(encoder, settings)
+    model = encoder.pretraining_model
+    if not isinstance(model, LOCAForPreTraining):
+        raise ValueError(missing_head(encoder))
+    views = _views(encoder, model, settings)
     side = views.reference_size // views.patch_size
     samples = data.samples(data.test_split, size=round(SOURCE_SCALE * views.reference_size))
     visible = max(1, round(settings.visible_tokens * side * side))
@@ -130,42 +134,43 @@ def measure_position(
                 collected.setdefault(name, []).append(sums)
             bar.update(len(batch["index"]))
     of_images = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
-    queries = sorted({name.removesuffix("_masked") for name in of_images})
-    result = TaskResult({})
+    names = sorted({name.removesuffix("_masked") for name in of_images})
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for suffix in ("", "_masked"):
-        total = np.sum([of_images[f"{query}{suffix}"] for query in queries], axis=0)
-        names = {"accuracy": f"position_accuracy{suffix}", "distance": f"position_distance{suffix}"}
-        result.metrics |= {names[key]: value for key, value in summarize(total.sum(axis=0)).items()}
+        total = np.sum([of_images[f"{name}{suffix}"] for name in names], axis=0)
+        metrics |= {f"position_{key}{suffix}": value for key, value in summarize(total.sum(axis=0)).items()}
         if options.bootstrap:
             ends = interval(summarize, total, repeats=options.bootstrap, seed=options.seed)
-            result.intervals |= {names[key]: value for key, value in ends.items()}
+            intervals |= {f"position_{key}{suffix}": value for key, value in ends.items()}
     chance = 1 / (side * side)
-    result.details = {
-        "settings": asdict(settings),
-        "test_images": len(of_images[queries[0]]),
-        "positions": side * side,
-        "visible_positions_masked": visible,
-        "queries": {name: summarize(values.sum(axis=0)) for name, values in of_images.items()},
-        "floors": {name: {"chance": chance} for name in ("position_accuracy", "position_accuracy_masked")},
-    }
+    queries = {name: summarize(values.sum(axis=0)) for name, values in of_images.items()}
 
-    def draw() -> Any:
-        from hf_geossl.evaluation.pictures import bars
+    def draw() -> Image.Image:
+        from hf_geossl.evaluation.pictures.charts import bars
 
-        values = {name.replace("_", " "): found["accuracy"] for name, found in result.details["queries"].items()}
+        values = {name.replace("_", " "): numbers["accuracy"] for name, numbers in queries.items()}
         title = f"{encoder.name} on {samples.name}"
         return bars({**values, "chance": chance}, ylabel="position accuracy", title=title)
 
-    result.pictures = {"position_accuracy": draw}
-    return result
+    details = {
+        "settings": asdict(settings),
+        "test_images": len(of_images[names[0]]),
+        "positions": side * side,
+        "visible_positions_masked": visible,
+        "queries": queries,
+        "floors": {name: {"chance": chance} for name in ("position_accuracy", "position_accuracy_masked")},
+    }
+    return TaskResult(metrics, intervals, details, {"position_accuracy": draw})
 
 
 @torch.no_grad()
 def _score_batch(
     model: LOCAForPreTraining, views: LOCAViews, batch: dict[str, Any], visible: int, device: torch.device, seed: int
 ) -> dict[str, torch.Tensor]:
-    """`score_positions` of the images of a batch by query, and with `_masked` where the reference is hidden. What is drawn
-    for an image follows from its index, whatever batch it is in.
+    """`score_positions` of the images of a batch by query, and with `_masked` where the reference is hidden.
+
+    The random draws for an image follow from its index, whatever batch it is in.
     """
     drawn = []
     for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
@@ -210,8 +215,9 @@ def _score(
     visible: torch.Tensor | None,
     side: int,
 ) -> torch.Tensor:
-    """`score_positions` of queries `(batch, Q, 3, s, s)` that see some tokens of the references, on the CPU; in float32, since
-    scores that are rounded tie and the first of them would win.
+    """`score_positions` of queries `(batch, Q, 3, s, s)` that attend to some tokens of the references, on the CPU.
+
+    In float32, since scores that are rounded tie and the first of them would win.
     """
     repeated = references.repeat_interleave(queries.shape[1], dim=0)
     with full_precision(references.device):
@@ -219,11 +225,6 @@ def _score(
     return score_positions(logits.unflatten(0, queries.shape[:2]).flatten(1, 2), positions, side).cpu()
 
 
-TASKS = {
-    "position": Task(
-        measure_position,
-        PositionSettings,
-        "where a query's patches lie in the reference (LOCA's training head)",
-        lacks_head,
-    )
+PROTOCOLS = {
+    "position": EvaluationProtocol(measure_position, PositionSettings, missing_head),
 }

@@ -1,7 +1,8 @@
-"""Label propagation in video: the first frame's masks are carried along by features alone; nothing is trained."""
+"""Label propagation in video: the first frame's masks are propagated by the similarity of features; nothing is trained."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,29 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from hf_geossl.data import SEMANTIC_CLASSES, sample_scene
-from hf_geossl.data.images import decode_image
-from hf_geossl.data.scenes import render
-from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
-from hf_geossl.evaluation.metrics import j_and_f, mean_iou
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.data import SEMANTIC_CLASSES
+from hf_geossl.evaluation.bootstrap import metric_intervals
+from hf_geossl.evaluation.clips import Clip, folder_clips, scene_clips
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.metrics.j_and_f import JAndF
+from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.precision import mixed_precision
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
+from hf_geossl.evaluation.settings import check_settings
 
 IGNORED = 255  # in masks: a pixel without truth
 RADIUS = 12  # patches
 SCENE_RADIUS = RADIUS / 60  # of the grid's side
-_BLOCK = 2**24  # affinities held at once: 64 MB
+_BLOCK = 2**24  # affinities in memory at once: 64 MB
 
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """How labels are propagated. The defaults are DINO's for DAVIS 2017 (top 5, 7 frames and the first, radius 12 patches at
-    480 pixels, temperature .1); VIP is `PropagationSettings(semantic=True, top_k=10, context_frames=20, side=560)`.
+    """How labels are propagated.
+
+    The defaults are DINO's for DAVIS 2017 (top 5, 7 frames and the first, radius 12 patches at 480 pixels, temperature .1); VIP
+    is `PropagationSettings(semantic=True, top_k=10, context_frames=20, side=560)`.
 
     Args:
         context_frames (`int`): Frames before the present one that labels come from, beside the first.
@@ -72,22 +77,6 @@ class PropagationSettings:
             raise ValueError(f"seconds must be above 0 and at most 2, got {self.seconds}")
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A video with truth.
-
-    Args:
-        name (`str`): What it is called.
-        frames (`numpy.ndarray` of shape `(frames, height, width, 3)`, uint8): RGB, as they are encoded.
-        masks (`numpy.ndarray` of shape `(frames, height, width)`, uint8): Ids of objects, or classes; 0 is background, 255
-            where there is no truth. At their own size, at which they are compared.
-    """
-
-    name: str
-    frames: np.ndarray
-    masks: np.ndarray
-
-
 def propagate_labels(
     features: torch.Tensor,
     labels: torch.Tensor,
@@ -97,8 +86,10 @@ def propagate_labels(
     radius: int = RADIUS,
     temperature: float = 0.1,
 ) -> torch.Tensor:
-    """Carries the labels of a clip's first frame to the others: those of a patch are the average of the `top_k` most similar
-    patches' within `radius` rows and columns, in the first frame and the frames just before.
+    """Propagates the labels of a clip's first frame to the others.
+
+    Those of a patch are the average of the `top_k` most similar patches' within `radius` rows and columns, in the first frame
+    and the frames just before.
 
     Args:
         features (`torch.Tensor` of shape `(frames, rows, columns, width)`): Patch tokens.
@@ -198,99 +189,18 @@ def _enlarge(shares: torch.Tensor, ids: np.ndarray, size: tuple[int, ...]) -> np
     return ids[enlarged[0].argmax(dim=0).cpu().numpy()].astype(np.uint8)
 
 
-def scene_clips(split: str, size: int, settings: PropagationSettings, mode: str = "scene") -> Iterator[Clip]:
-    """Clips of the scenes of a mode, in order; objects that the first frame does not show, or too small, are background."""
-    for index in range(settings.clips):
-        scene = sample_scene(split, index, mode=mode)
-        times = np.linspace(0, settings.seconds, settings.frames)
-        rendered = [render(scene, size, float(t)) for t in times]
-        if settings.semantic:
-            masks = np.stack([frame.semantic for frame in rendered])
-        else:
-            masks = np.stack([frame.instance for frame in rendered])
-            areas = np.bincount(masks[0].ravel(), minlength=256)
-            kept = areas >= settings.smallest_object * size**2
-            masks = np.where(kept[masks], masks, 0).astype(np.uint8)
-        yield Clip(f"{split} {index}", np.stack([frame.image for frame in rendered]), masks)
-
-
-def folder_clips(folder: str | Path, split: str, side: int, multiple: int, *, limit: int | None = None) -> list[Any]:
-    """The clips of a folder in the layout of DAVIS: `JPEGImages/480p/CLIP/*.jpg` and `Annotations/480p/CLIP/*.png`, where a
-    pixel's palette index is its object or class (the folder `480p` may be missing).
-
-    Args:
-        folder (`str` or `Path`): The dataset.
-        split (`str`): Which clips where `ImageSets/2017/*.txt` or `ImageSets/*.txt` list them; otherwise all are taken.
-        side (`int`): Shorter side of the frames in pixels, rounded to the multiple.
-        multiple (`int`): What both sides are multiples of.
-        limit (`int`, *optional*): At most so many.
-
-    Returns:
-        A list of functions without arguments that read a `Clip` each.
-
-    Raises:
-        ValueError: If the folder has another layout, no such split, or a clip without masks.
-    """
-    root = Path(folder)
-    images, masks = root / "JPEGImages", root / "Annotations"
-    if not images.is_dir() or not masks.is_dir():
-        raise ValueError(
-            f"{root.name} must hold JPEGImages and Annotations as DAVIS does: choose another folder, or the scenes"
-        )
-    images, masks = (part / "480p" if (part / "480p").is_dir() else part for part in (images, masks))
-    lists = next((path for path in (root / "ImageSets/2017", root / "ImageSets") if list(path.glob("*.txt"))), None)
-    if lists is None:
-        names = sorted(path.name for path in images.iterdir() if path.is_dir())
-    elif not (lists / f"{split}.txt").is_file():
-        known = ", ".join(sorted(path.stem for path in lists.glob("*.txt")))
-        raise ValueError(f"{root.name} has no split {split!r} but {known}: choose it by test_split")
-    else:
-        names = (lists / f"{split}.txt").read_text().split()
-
-    def reader(name: str) -> Any:
-        frames = sorted(path for path in (images / name).glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        if len(frames) < 3:
-            raise ValueError(f"the clip {name} of {root.name} must have at least 3 frames, got {len(frames)}")
-        for frame in frames:
-            if not (masks / name / f"{frame.stem}.png").is_file():
-                raise ValueError(f"the clip {name} of {root.name} has no mask {frame.stem}.png")
-
-        def read() -> Clip:
-            pictures = [decode_image(str(frame)) for frame in frames]
-            width, height = pictures[0].size
-            scale = side / min(width, height)
-            shape = [max(1, round(length * scale / multiple)) * multiple for length in (width, height)]
-            return Clip(
-                name,
-                np.stack([np.asarray(picture.resize(shape, Image.Resampling.BICUBIC)) for picture in pictures]),
-                np.stack([_read_mask(masks / name / f"{frame.stem}.png") for frame in frames]),
-            )
-
-        return read
-
-    return [reader(name) for name in names[:limit]]
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    with Image.open(path, formats=("PNG",)) as mask:
-        if mask.mode not in ("P", "L", "1"):
-            raise ValueError(
-                f"the mask {path.parent.name}/{path.name} must hold ids (mode P or L), got mode {mask.mode}"
-            )
-        return np.asarray(mask).astype(np.uint8)
-
-
 def measure_propagation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PropagationSettings
 ) -> TaskResult:
-    """J, F and their mean (mean IoU with `semantic`) of propagated masks; beside it what leaving the first mask in place gives,
-    and the same architecture with random weights; and as the ceiling what the true masks give that are put through the grid
-    of patches.
+    """J, F and their mean (mean IoU with `semantic`) of propagated masks.
+
+    Beside them what leaving the first mask in place gives, and the same architecture with random weights; and as the ceiling
+    what the true masks give that are reduced to the grid of patches.
 
     Args:
         encoder (`Encoder`): The model.
         data (`EvaluationData`): Scenes, of which clips are made in their mode, or a folder as `folder_clips` reads it; its
-            test split. Of mode "object" most things hardly move: mind the floor `first_mask`.
+            test split. Of mode "object" most objects hardly move: mind the floor `first_mask`.
         options (`EvaluationOptions`): How to evaluate.
         settings (`PropagationSettings`): How labels are propagated.
 
@@ -300,79 +210,93 @@ def measure_propagation(
     Raises:
         ValueError: If the data are neither, or the image size is no multiple of the patch size.
     """
-    readers: list[Any]
-    if data.is_scenes:
-        size = data.size * settings.magnification
-        _check_sides(encoder, (size, size))
-        if settings.radius is None:
-            settings = replace(settings, radius=max(1, round(size // encoder.patch_size * SCENE_RADIUS)))
-        count = min(settings.clips, data.limit or settings.clips)
-        clips: Iterator[Clip] = scene_clips(data.test_split, size, settings, data.mode)
-        readers = [lambda: next(clips)] * count
-    else:
-        if not Path(data.dataset).is_dir():
-            raise ValueError(f"propagation needs clips: the scenes, or a folder laid out as DAVIS, got {data.dataset}")
-        readers = folder_clips(data.dataset, data.test_split, settings.side, encoder.patch_size, limit=data.limit)
+    if data.is_scenes and settings.radius is None:
+        rows = data.size * settings.magnification // encoder.patch_size
+        settings = replace(settings, radius=max(1, round(rows * SCENE_RADIUS)))
+    readers = _readers(encoder, data, settings)
     contenders = {"": encoder, "random_weights": encoder.random_twin(options.seed)}
-    sums: dict[str, list[np.ndarray]] = {"": [], "random_weights": [], "first_mask": [], "ceiling": []}
-    summarize: Any = mean_iou.summarize if settings.semantic else j_and_f.summarize
-    names: list[str] = []
+    metric: MeanIoU | JAndF = JAndF(ignore_index=IGNORED)
+    if settings.semantic:
+        metric = MeanIoU(len(SEMANTIC_CLASSES) if data.is_scenes else IGNORED, IGNORED)
+    parts: dict[str, list[Any]] = {}
+    clips = 0
     shown: list[tuple[Clip, np.ndarray]] = []
     with options.progress_bar(f"{encoder.name}: label propagation", len(readers), unit="clip") as bar:
         for read in readers:
-            clip = read()
-            names.append(clip.name)
+            clip, clips = read(), clips + 1
             masks = {
                 name: propagate_masks(one, clip, settings, batch_size=options.batch_size)
                 for name, one in contenders.items()
             }
-            first = np.where(clip.masks[:1] == IGNORED, 0, clip.masks[:1])
-            grid = (clip.frames.shape[1] // encoder.patch_size, clip.frames.shape[2] // encoder.patch_size)
-            masks["ceiling"] = np.stack(
-                [_enlarge(_shares(mask, _ids(clip), grid), _ids(clip), mask.shape) for mask in clip.masks]
-            )
-            masks["first_mask"] = np.repeat(first, len(clip.masks), axis=0)
+            masks |= _reference_masks(clip, encoder.patch_size)
             for name, predicted in masks.items():
-                sums[name].append(_sums_of(predicted, clip, settings, data.is_scenes))
+                parts.setdefault(name, []).append(_row_of(metric, predicted, clip))
             if not shown and len(np.unique(clip.masks[0])) > 1:
                 shown.append((clip, masks[""]))
             bar.update()
-    merged = {name: np.concatenate(parts) for name, parts in sums.items()}
-    others = {name: summarize(rows.sum(axis=0)) for name, rows in merged.items() if name}
-    result = TaskResult(
-        metrics=summarize(merged[""].sum(axis=0)),
-        details={
-            "settings": asdict(settings),
-            "radius": RADIUS if settings.radius is None else settings.radius,
-            "clips": len(names),
-            "ceiling": others.pop("ceiling"),
-            "floors": others,
-        },
+    rows_of = {name: metric.join(rows) for name, rows in parts.items()}
+    others = {name: metric.numbers_of(rows) for name, rows in rows_of.items() if name}
+    details = {
+        "settings": asdict(settings),
+        "radius": RADIUS if settings.radius is None else settings.radius,
+        "clips": clips,
+        "ceiling": others.pop("ceiling"),
+        "floors": others,
+    }
+    if not settings.semantic:
+        details["objects"] = sum(map(len, rows_of[""]))
+    return TaskResult(
+        metrics=metric.numbers_of(rows_of[""]),
+        intervals=metric_intervals(metric, rows_of[""], repeats=options.bootstrap, seed=options.seed),
+        details=details,
+        pictures={"strip": partial(_draw, *shown[0], encoder.name)} if shown else {},
     )
-    if not settings.semantic:
-        result.details["objects"] = int(merged[""][:, 2].sum())
-    if options.bootstrap:
-        result.intervals = interval(summarize, merged[""], repeats=options.bootstrap, seed=options.seed)
-
-    def draw() -> Image.Image:
-        from hf_geossl.evaluation.pictures import strip
-
-        clip, predicted = shown[0]
-        shape = clip.masks.shape[:0:-1]
-        frames = np.stack([np.asarray(Image.fromarray(frame).resize(shape)) for frame in clip.frames])
-        return strip(frames, predicted, f"{encoder.name}: {clip.name}", truths=clip.masks)
-
-    if shown:
-        result.pictures["strip"] = draw
-    return result
 
 
-def _sums_of(predicted: np.ndarray, clip: Clip, settings: PropagationSettings, is_scenes: bool) -> np.ndarray:
-    """What a clip adds to the metric: one row. The first frame, which is given, is left out."""
-    if not settings.semantic:
-        return j_and_f.sums_of([predicted], [clip.masks], ignore_index=IGNORED)
-    classes = len(SEMANTIC_CLASSES) if is_scenes else IGNORED
-    return mean_iou.sums_of(predicted[1:], clip.masks[1:], num_classes=classes).sum(axis=0, keepdims=True)
+def _readers(encoder: Encoder, data: EvaluationData, settings: PropagationSettings) -> list[Callable[[], Clip]]:
+    """Functions that read or render a clip each, to be called in order."""
+    if not data.is_scenes:
+        if not Path(data.dataset).is_dir():
+            raise ValueError(f"propagation needs clips: the scenes, or a folder laid out as DAVIS, got {data.dataset}")
+        return folder_clips(data.dataset, data.test_split, settings.side, encoder.patch_size, limit=data.limit)
+    size = data.size * settings.magnification
+    _check_sides(encoder, (size, size))
+    clips = scene_clips(
+        data.test_split,
+        size,
+        data.mode,
+        clips=settings.clips,
+        frames=settings.frames,
+        seconds=settings.seconds,
+        smallest_object=None if settings.semantic else settings.smallest_object,
+    )
+    return [lambda: next(clips)] * min(settings.clips, data.limit or settings.clips)
+
+
+def _reference_masks(clip: Clip, patch_size: int) -> dict[str, np.ndarray]:
+    """The masks of a floor, the first mask left in place, and of a ceiling, true masks reduced to the grid of patches."""
+    grid = (clip.frames.shape[1] // patch_size, clip.frames.shape[2] // patch_size)
+    ids = _ids(clip)
+    first = np.where(clip.masks[:1] == IGNORED, 0, clip.masks[:1])
+    return {
+        "first_mask": np.repeat(first, len(clip.masks), axis=0),
+        "ceiling": np.stack([_enlarge(_shares(mask, ids, grid), ids, mask.shape) for mask in clip.masks]),
+    }
+
+
+def _row_of(metric: MeanIoU | JAndF, predicted: np.ndarray, clip: Clip) -> Any:
+    """What a clip contributes to the metric: one row. The first frame, which is given, is left out."""
+    if isinstance(metric, JAndF):
+        return metric.rows_of([predicted], [clip.masks])
+    return metric.rows_of(predicted[1:], clip.masks[1:]).sum(axis=0, keepdims=True)
+
+
+def _draw(clip: Clip, predicted: np.ndarray, name: str) -> Image.Image:
+    from hf_geossl.evaluation.pictures.images import strip
+
+    shape = clip.masks.shape[:0:-1]
+    frames = np.stack([np.asarray(Image.fromarray(frame).resize(shape)) for frame in clip.frames])
+    return strip(frames, predicted, f"{name}: {clip.name}", truths=clip.masks)
 
 
 def _check_sides(encoder: Encoder, sides: tuple[int, ...]) -> None:
@@ -382,8 +306,6 @@ def _check_sides(encoder: Encoder, sides: tuple[int, ...]) -> None:
         )
 
 
-TASKS = {
-    "propagation": Task(
-        measure_propagation, PropagationSettings, "label propagation in clips without training: J, F and their mean"
-    )
+PROTOCOLS = {
+    "propagation": EvaluationProtocol(measure_propagation, PropagationSettings),
 }

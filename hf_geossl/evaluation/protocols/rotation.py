@@ -1,4 +1,4 @@
-"""Quarter turns: whether a linear classifier of frozen features tells by how many of them an image is turned."""
+"""Quarter turns: a linear classifier of frozen features predicts by how many of them an image is turned."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,16 +9,17 @@ import torch
 from hf_geossl.evaluation.cached_samples import held_if_rendered, thumbnails
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.classifiers import (
+from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
+    accuracy_floors,
     accuracy_of,
     classification_result,
-    floors,
     hold_out,
 )
-from hf_geossl.evaluation.protocols.fit import check_settings
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import check_settings
 
 TURNS = ("0", "90", "180", "270")  # degrees, counter-clockwise
 
@@ -29,7 +30,7 @@ class RotationSettings:
 
     Args:
         feature (`str`): Which feature of `compute_features`: "both" is class token and mean patch token, "pooled" what
-            the model's method says.
+            the model itself defines.
         c_values (`tuple[float, ...]`): Inverse regularisations; the best on held-out training images is taken.
         held_out (`float`): Share of the training images, with all of their turns, that it is chosen on.
         max_iterations (`int`): Of L-BFGS.
@@ -83,9 +84,13 @@ def _measure(
     truth = np.repeat(np.arange(4), len(scores) // 4)
     title = f"{encoder.name}, degrees of {test.name}"
     result = classification_result(scores, truth, 4, TURNS, options, title, repeats=4)
-    known = {"chance": 0.25}
-    for name, model, column in floors(encoder, settings.feature, options.seed):
-        known[name] = accuracy_of(fit(model, column)[1], truth)
+    known = accuracy_floors(
+        encoder,
+        settings.feature,
+        options.seed,
+        lambda model, column: accuracy_of(fit(model, column)[1], truth),
+        {"chance": 0.25},
+    )
     details = {
         "train_images": images,
         "c": probe.c,
@@ -99,7 +104,7 @@ def _measure(
 def measure_rotation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: RotationSettings
 ) -> TaskResult:
-    """Accuracy of telling quarter turns.
+    """Accuracy of the predicted quarter turns.
 
     Args:
         encoder (`Encoder`): The model.
@@ -113,18 +118,20 @@ def measure_rotation(
         `details["topdown"]`. Floors: chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen in it).
     """
     result, details = _measure(encoder, data, options, settings, data.mode)
-    result.metrics = {"accuracy": result.metrics["accuracy"]}
-    result.intervals = {name: ends for name, ends in result.intervals.items() if name in result.metrics}
-    result.details = {"settings": asdict(settings), **details}
+    metrics = {"accuracy": result.metrics["accuracy"]}
+    intervals = {name: ends for name, ends in result.intervals.items() if name in metrics}
+    pictures = dict(result.pictures)
     if data.is_scenes and data.mode != "topdown":
         above, above_details = _measure(encoder, data, options, settings, "topdown")
-        result.metrics["accuracy_topdown"] = above.metrics["accuracy"]
+        metrics["accuracy_topdown"] = above.metrics["accuracy"]
         if above.intervals:
-            result.intervals["accuracy_topdown"] = above.intervals["accuracy"]
-        result.details["floors"]["accuracy_topdown"] = above_details.pop("floors")["accuracy"]
-        result.details["topdown"] = above_details
-        result.pictures["confusion_matrix_topdown"] = above.pictures["confusion_matrix"]
-    return result
+            intervals["accuracy_topdown"] = above.intervals["accuracy"]
+        details["floors"]["accuracy_topdown"] = above_details.pop("floors")["accuracy"]
+        details["topdown"] = above_details
+        pictures["confusion_matrix_topdown"] = above.pictures["confusion_matrix"]
+    return TaskResult(metrics, intervals, {"settings": asdict(settings), **details}, pictures)
 
 
-TASKS = {"rotation": Task(measure_rotation, RotationSettings, "by which quarter turn an image is turned, linear probe")}
+PROTOCOLS = {
+    "rotation": EvaluationProtocol(measure_rotation, RotationSettings),
+}

@@ -19,10 +19,10 @@ CHUNK = 1024  # images whose parameters are drawn together
 
 
 def larger_size(size: int) -> int:
-    """How large an image has to be so that no transformation brings its border into the middle.
+    """How large an image has to be so that no transformation brings its border into the center.
 
     Args:
-        size (`int`): Side of the middle in pixels.
+        size (`int`): Side of the center in pixels.
 
     Returns:
         `int`: A side that leaves as many pixels on the left as on the right.
@@ -33,7 +33,7 @@ def larger_size(size: int) -> int:
 
 
 def target_ranges(transformation: str, size: int) -> dict[str, tuple[float, float]]:
-    """What is asked of a transformation.
+    """The parameters of a transformation that are regressed, with their ranges.
 
     Args:
         transformation (`str`): One of `TRANSFORMATIONS`.
@@ -52,14 +52,13 @@ def target_ranges(transformation: str, size: int) -> dict[str, tuple[float, floa
 
 
 @dataclass(frozen=True)
-class Transformed:
-    """One of the transformations that every image goes through. What an image gets follows from its `index` and the numbers
-    here alone.
+class SampledTransform:
+    """One of the transformations of every image; its parameters follow from the image's `index` and the numbers here alone.
 
     Args:
         transformation (`str`): One of `TRANSFORMATIONS`, with the ranges of EquiCoherent's Table 2 (arXiv 2503.18753).
-        size (`int`): Side of the transformed images; of larger images the middle is cut out afterwards.
-        padding (`"zeros"` or `"reflection"`): What comes in from outside of the image, where the middle is reached by it.
+        size (`int`): Side of the transformed images; of larger images the center is cut out afterwards.
+        padding (`"zeros"` or `"reflection"`): What comes in from outside of the image, where it reaches the center.
         seed (`int`): Of the draws.
         split (`str`): Another split has other draws.
         repeat (`int`): The first, second, ... transformation of each image.
@@ -83,9 +82,9 @@ class Transformed:
             uniform = torch.stack([chunk[row] for chunk, row in drawn])
             parameters, targets = self._parameters(uniform, images.shape[-1])
             if self.transformation == "color":  # its contrast is about the mean of what is seen
-                images = path.apply(middle(images, self.size), parameters)
+                images = path.apply(center_crop(images, self.size), parameters)
             else:
-                images = middle(path.apply(images, parameters), self.size)
+                images = center_crop(path.apply(images, parameters), self.size)
             return images, {"target": targets, "thumbnail": thumbnails(images)}
 
         return Transform(repr(self), apply)
@@ -96,7 +95,7 @@ class Transformed:
         return torch.from_numpy(np.random.default_rng(words).random((CHUNK, 4), dtype=np.float32))
 
     def _parameters(self, uniform: torch.Tensor, side: int) -> tuple[TransformationParameters, torch.Tensor]:
-        """What is done to the images, and the targets `(images, outputs)`."""
+        """The parameters of the images' transformations, and the targets `(images, outputs)`."""
         ranges = target_ranges(self.transformation, self.size)
         low, high = torch.tensor(list(ranges.values())).T
         targets = low + uniform[:, : len(ranges)] * (high - low)
@@ -118,21 +117,21 @@ class Transformed:
 
 
 def untouched(size: int) -> Transform:
-    """The middle of the images as it is, and its `"thumbnail"`."""
+    """The center of the images as it is, and its `"thumbnail"`."""
 
     def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images = middle(batch["image"], size)
+        images = center_crop(batch["image"], size)
         return images, {"thumbnail": thumbnails(images)}
 
     return Transform(f"the middle {size} pixels", apply)
 
 
-def middle(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Cuts the middle out of images.
+def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Cuts the center out of images.
 
     Args:
         images (`torch.Tensor` of shape `(..., height, width)`): At least `size` high and wide.
-        size (`int`): Side of the middle in pixels.
+        size (`int`): Side of the center in pixels.
 
     Returns:
         `torch.Tensor` of shape `(..., size, size)`.

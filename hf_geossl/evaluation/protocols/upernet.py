@@ -2,21 +2,19 @@
 
 from dataclasses import dataclass
 
-import torch
-from transformers import UperNetConfig
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
-
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.pyramid import RescaleNeck, layers_of_maps
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, Task, TaskResult
-from hf_geossl.evaluation.protocols.segmenters import SegmentationHead, SegmentationTraining, measure_end_to_end
+from hf_geossl.evaluation.fitting.segmenters import SegmentationTraining, measure_end_to_end
+from hf_geossl.evaluation.heads.upernet import UPerNetHead
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 
 
 @dataclass(frozen=True)
 class UPerNetSettings(SegmentationTraining):
-    """UPerNet's decoder and auxiliary head, trained with the trunk. The defaults are of desk scale; iBOT's recipe, which
-    EquiCoherent follows: 160,000 steps of 16 images, frames of 512 pixels, 512 channels (256 auxiliary), learning rate 8e-5,
-    weight decay .05, warm-up 1500, layer decay .65 (ViT-S) to .9.
+    """UPerNet's decoder and auxiliary head, trained with the trunk.
+
+    The defaults are of desk scale; iBOT's recipe, which EquiCoherent follows: 160,000 steps of 16 images, frames of 512 pixels,
+    512 channels (256 auxiliary), learning rate 8e-5, weight decay .05, warm-up 1500, layer decay .65 (ViT-S) to .9.
 
     Args:
         hidden_size (`int`): Channels of the decoder.
@@ -44,36 +42,6 @@ class UPerNetSettings(SegmentationTraining):
             )
 
 
-class UPerNetHead(SegmentationHead):
-    """transformers' UPerNet over the maps of layers 2, 5, 8 and 11 of 12 before the final norm, which a `RescaleNeck` brings
-    to a quarter, a half, once and twice the stride of the patches.
-
-    Args:
-        encoder (`Encoder`): The trunk, for its width.
-        num_classes (`int`): Classes.
-        settings (`UPerNetSettings`): Widths and weights.
-
-    Source: UPerNet (arXiv 1807.10221), section 3; neck and auxiliary head as in iBOT (arXiv 2111.07832), appendix.
-    """
-
-    def __init__(self, encoder: Encoder, num_classes: int, settings: UPerNetSettings) -> None:
-        super().__init__()
-        config = UperNetConfig(
-            hidden_size=settings.hidden_size,
-            pool_scales=list(settings.pool_scales),
-            auxiliary_channels=settings.auxiliary_channels,
-        )
-        config.num_labels = num_classes
-        self.loss_weights = (1.0, settings.auxiliary_weight)
-        self.neck = RescaleNeck(encoder.width)
-        self.decoder = UperNetHead(config, [encoder.width] * 4)
-        self.auxiliary = UperNetFCNHead(config, [encoder.width] * 4)
-
-    def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        maps = self.neck(encoder.maps(pixel_values, layers_of_maps(encoder.num_layers)))
-        return [self.decoder(maps), self.auxiliary(maps)]
-
-
 def measure_upernet(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: UPerNetSettings
 ) -> TaskResult:
@@ -93,15 +61,18 @@ def measure_upernet(
     """
 
     def make_head(num_classes: int) -> UPerNetHead:
-        return UPerNetHead(encoder, num_classes, settings)
+        return UPerNetHead(
+            encoder,
+            num_classes,
+            hidden_size=settings.hidden_size,
+            pool_scales=settings.pool_scales,
+            auxiliary_channels=settings.auxiliary_channels,
+            auxiliary_weight=settings.auxiliary_weight,
+        )
 
     return measure_end_to_end(encoder, data, options, settings, make_head, "UPerNet")
 
 
-TASKS = {
-    "upernet": Task(
-        measure_upernet,
-        UPerNetSettings,
-        "semantic segmentation, UPerNet with a rescale neck trained end to end (mean IoU)",
-    )
+PROTOCOLS = {
+    "upernet": EvaluationProtocol(measure_upernet, UPerNetSettings),
 }

@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from hf_geossl import LOCAConfig, LOCAForPreTraining
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions, TaskResult
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import TaskResult
 from hf_geossl.evaluation.protocols import knn, linear, linear_sgd, rotation
 from hf_geossl.evaluation.protocols import position_loca as position
-from hf_geossl.evaluation.protocols.classifiers import LogisticClassifier, classification_result, hold_out
+from hf_geossl.evaluation.fitting.classifiers import LogisticClassifier, classification_result, hold_out
 from tests.helpers.supervised import PATCH, SIZE, RenderedData, small_model
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)

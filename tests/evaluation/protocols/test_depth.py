@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import DPTConfig, DPTForDepthEstimation, ViTConfig, ViTModel
 
 from hf_geossl import GTSAConfig, GTSAModel
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols.depth import (
     TASKS,
@@ -26,7 +27,7 @@ from hf_geossl.evaluation.protocols.depth import (
     silog_loss,
     train_dpt,
 )
-from hf_geossl.evaluation.protocols.fit import layer_decay_groups
+from hf_geossl.evaluation.fitting.fit import layer_decay_groups
 from hf_geossl.evaluation.samples import load_samples
 from tests.helpers.supervised import small_model
 

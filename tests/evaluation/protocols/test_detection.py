@@ -15,7 +15,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from hf_geossl.data import SEMANTIC_CLASSES, THING_CLASSES, load_scenes, sample_scene
 from hf_geossl.data.scenes import render
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import keypoints

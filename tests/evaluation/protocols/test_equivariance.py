@@ -13,7 +13,8 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms.v2 import functional as TF
 
-from hf_geossl.evaluation.encoders import Encoder, Tokens, load_encoder
+from hf_geossl.evaluation.encoders import Encoder, Tokens
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols.equivariance import (
     FLOORS,
@@ -23,7 +24,7 @@ from hf_geossl.evaluation.protocols.equivariance import (
     measure_equivariance,
     r2_by_angle,
 )
-from hf_geossl.evaluation.protocols.regression import BilinearRidge, Pairs, Perceptron, Ridge
+from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Perceptron, Ridge
 from hf_geossl.evaluation.protocols.transformations import Transformed, larger_size, middle, target_ranges
 from hf_geossl.evaluation.samples import Samples
 from tests.helpers.supervised import SIZE, RenderedData, small_model

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from hf_geossl.data import sample_scene
 from hf_geossl.data.scenes import render
-from hf_geossl.evaluation.encoders import load_encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.metrics import j_and_f
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import homography, propagation

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from transformers import UperNetConfig, UperNetForSemanticSegmentation, ViTConfig, ViTModel
 
 from hf_geossl import GTSAConfig
-from hf_geossl.evaluation.encoders import Encoder, load_encoder
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.protocols.dense_training import random_frames, shuffled_rows, slide
+from hf_geossl.evaluation.fitting.dense_training import random_frames, shuffled_rows, slide
 from hf_geossl.evaluation.protocols.propagation import PropagationSettings, measure_propagation
 from hf_geossl.evaluation.protocols.segmentation import (
     TASKS,
@@ -24,7 +25,7 @@ from hf_geossl.evaluation.protocols.segmentation import (
     FineTuningSettings,
     LinearSegmentationSettings,
 )
-from hf_geossl.evaluation.protocols.segmenters import (
+from hf_geossl.evaluation.fitting.segmenters import (
     LinearHead,
     SegmentationHead,
     class_names,

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups
 from hf_geossl.evaluation.options import EvaluationOptions
-from hf_geossl.evaluation.protocols.fit import fit, layer_decay_groups
 from hf_geossl.evaluation.samples import Samples
 
 MapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -20,7 +20,7 @@ MapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class DenseTraining:
-    """How trunk and head are trained together, with AdamW, a linear warm-up and a linear way down to 0.
+    """How trunk and head are trained together, with AdamW, a linear warm-up and a linear decay to 0.
 
     Args:
         steps (`int`): Optimizer steps.
@@ -30,7 +30,7 @@ class DenseTraining:
         layer_decay (`float`): Further factor a layer of the trunk, from the last down, in (0, 1].
         weight_decay (`float`): Of weights; biases, norms, tokens and positions are not decayed.
         warmup_steps (`int`): Steps in which the learning rate rises.
-        crop_size (`int`, *optional*): Side in pixels of what is trained on, a multiple of the patch size; the whole image by
+        crop_size (`int`, *optional*): Side in pixels of the training frames, a multiple of the patch size; the whole image by
             default. Larger images are then measured by windows of this side.
         scales (two `float`): Range of the random scale of training images before they are cut.
         random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
@@ -51,8 +51,9 @@ class DenseTraining:
 def training_batches(
     encoder: Encoder, samples: Samples, target: str, batch_size: int, seed: int, options: EvaluationOptions
 ) -> Iterator[dict[str, Any]]:
-    """Batches without end, in an order that follows from the seed. Scenes are rendered once, to a file that goes away by itself;
-    other images are read each time.
+    """Batches without end, in an order that follows from the seed.
+
+    Scenes are rendered once, to a temporary file; other images are read each time.
 
     Args:
         encoder (`Encoder`): For the progress bar's name.
@@ -87,8 +88,10 @@ def shuffled_rows(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray
 
 
 def require(samples: Samples, target: str) -> None:
-    """Raises:
-    ValueError: If the first sample lacks the target.
+    """Checks that samples have a target.
+
+    Raises:
+        ValueError: If the first sample lacks it.
     """
     if target not in next(iter(samples)):
         raise ValueError(
@@ -113,9 +116,9 @@ def train_dense(
 
     Args:
         encoder (`Encoder`): The trunk, trainable.
-        head (`nn.Module`): What stands on it.
+        head (`nn.Module`): On top of it.
         samples (`Samples`): The images.
-        target (`str`): The map that is learnt, `"semantic"` or `"depth"`.
+        target (`str`): The map that is learned, `"semantic"` or `"depth"`.
         compute_loss (`Callable`): Maps normalised images `(batch, 3, side, side)` and targets `(batch, side, side)` to a loss.
         settings (`DenseTraining`): How.
         options (`EvaluationOptions`): Workers and progress.
@@ -154,19 +157,20 @@ def train_dense(
 def random_frames(
     pixel_values: torch.Tensor, targets: torch.Tensor, side: int, scales: tuple[float, float], unknown: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A square frame of each image at a random scale and place, mirrored in half of the cases. What a frame shows of the
-    outside of an image is the mean colour, and unknown.
+    """A square frame of each image at a random scale and place, mirrored in half of the cases.
+
+    Outside of the image a frame has the mean colour, and an unknown target.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
-        targets (`torch.Tensor` of shape `(batch, height, width)`): What is known of each pixel, uint8 or float.
+        targets (`torch.Tensor` of shape `(batch, height, width)`): The truth of each pixel, uint8 or float.
         side (`int`): Of the frames, in pixels.
-        scales (two `float`): The scale is drawn uniformly between them; `(1, 1)` keeps it.
+        scales (two `float`): The scale is drawn uniformly between them; with `(1, 1)` nothing is scaled.
         unknown (`int`): What the target is where there is no truth.
 
     Returns:
         Frames `(batch, 3, side, side)`, bilinear, and their targets `(batch, side, side)` of the nearest pixel, in the
-        type that came. Drawn from torch's generator on the CPU.
+        type of the targets. Drawn from torch's generator on the CPU.
     """
     batch, _, height, width = pixel_values.shape
     scale = torch.empty(batch).uniform_(*scales)
@@ -192,8 +196,9 @@ def random_frames(
 def slide(
     predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, window: int, stride: int
 ) -> torch.Tensor:
-    """Predictions for images larger than the network was trained on: the mean of those of all windows that hold a pixel. The
-    last window of a row or column ends where the image ends.
+    """Predictions for images larger than the network was trained on: the mean of those of all windows that contain a pixel.
+
+    The last window of a row or column ends where the image ends.
 
     Args:
         predict (`Callable`): Maps images `(batch, 3, height, width)` to `(batch, channels, height, width)`.
@@ -217,16 +222,16 @@ def slide(
     for top in _starts(height, window, stride):
         for left in _starts(width, window, stride):
             part = (..., slice(top, top + window), slice(left, left + window))
-            found = predict(images[part])
+            predicted = predict(images[part])
             if total is None:
-                total = found.new_zeros(*found.shape[:2], height, width)
-            total[part] += found
+                total = predicted.new_zeros(*predicted.shape[:2], height, width)
+            total[part] += predicted
             counts[part] += 1
     assert total is not None
     return total / counts.to(total.device)
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start that cover a length."""
+    """The starts of windows that cover a length."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]

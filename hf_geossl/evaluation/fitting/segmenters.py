@@ -1,23 +1,26 @@
-"""Segmentation heads over any encoder: what they are trained on, trained end to end, and measured."""
+"""Segmentation heads trained together with a trunk, and scored."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
+from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.bootstrap import metric_intervals
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.metrics import mean_iou
-from hf_geossl.evaluation.options import RANDOM_WEIGHTS, EvaluationData, EvaluationOptions, TaskResult
-from hf_geossl.evaluation.protocols.dense_training import DenseTraining, require, slide, train_dense
-from hf_geossl.evaluation.protocols.fit import check_settings, seeded
+from hf_geossl.evaluation.fitting.dense_training import DenseTraining, require, slide, train_dense
+from hf_geossl.evaluation.fitting.fit import seeded
+from hf_geossl.evaluation.heads.segmentation import SegmentationHead
+from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.precision import mixed_precision
+from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
 from hf_geossl.evaluation.samples import IGNORED, Samples
+from hf_geossl.evaluation.settings import check_settings
 
 SHOWN = 8  # images in a picture
 METRICS = ("mean_iou", "pixel_accuracy", "mean_class_accuracy")
@@ -25,133 +28,59 @@ METRICS = ("mean_iou", "pixel_accuracy", "mean_class_accuracy")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
 
 
-# ---- heads ----
-
-
-class SegmentationHead(nn.Module, ABC):
-    """What turns an encoder's tokens into logits.
-
-    Attributes:
-        loss_weights (`tuple[float, ...]`): Of the cross-entropy of each map of logits that it gives.
-    """
-
-    loss_weights: tuple[float, ...] = (1.0,)
-
-    @abstractmethod
-    def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Args:
-            encoder (`Encoder`): The trunk.
-            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
-
-        Returns:
-            `list[torch.Tensor]`: Logits `(batch, classes, any, any)`; the first are the prediction, others train only.
-        """
-
-    def predict(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch, classes, height, width)` of normalised images."""
-        return upsample(self(encoder, pixel_values)[0], pixel_values.shape[-2:])
-
-    def compute_loss(self, encoder: Encoder, pixel_values: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
-        """The weighted sum of the cross-entropies of all maps of logits."""
-        outputs = self(encoder, pixel_values)
-        losses = [pixel_cross_entropy(logits, semantic) for logits in outputs]
-        return torch.stack([weight * loss for weight, loss in zip(self.loss_weights, losses, strict=True)]).sum()
-
-
 MakeHead = Callable[[int], SegmentationHead]  # of a number of classes
-
-
-class LinearHead(SegmentationHead):
-    """One linear map of each patch token after the final norm: Segmenter's linear decoder.
-
-    Args:
-        width (`int`): Channels of a token.
-        num_classes (`int`): Classes.
-        standardize (`bool`): Whether a BatchNorm comes first, as in linear probes of frozen features.
-
-    Source: Segmenter (arXiv 2105.05633), section 3.2.
-    """
-
-    def __init__(self, width: int, num_classes: int, standardize: bool = False) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(width) if standardize else nn.Identity()
-        self.classifier = nn.Conv2d(width, num_classes, 1)
-        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
-
-    def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        return [self.classify(encoder.tokens(pixel_values).patches)]
-
-    def classify(self, patches: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch, classes, rows, columns)` of patch tokens `(batch, rows, columns, width)`."""
-        return self.classifier(self.norm(patches.permute(0, 3, 1, 2)))
-
-
-def upsample(logits: torch.Tensor, size: Any) -> torch.Tensor:
-    """Maps at another size `(height, width)`: bilinear, float32, the corners' pixels as large as others."""
-    return functional.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
-
-
-def pixel_cross_entropy(logits: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the pixels that have a truth, 0 where none has.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch, classes, any, any)`): They are brought to the truth's size first.
-        semantic (`torch.Tensor` of shape `(batch, height, width)`): Classes, 255 where there is no truth.
-    """
-    semantic = semantic.long()
-    logits = upsample(logits, semantic.shape[-2:])
-    total = functional.cross_entropy(logits, semantic, ignore_index=IGNORED, reduction="sum")
-    return total / (semantic != IGNORED).sum().clamp(min=1)
-
-
-# ---- measuring ----
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What predictions were worth.
+    """The score of predictions.
 
     Args:
         names (`tuple[str, ...]`): Of the classes.
-        sums (`numpy.ndarray` of shape `(images, classes * classes)`): Confusion matrices.
-        numbers (`dict`): Of `MeanIoU`.
+        rows (`numpy.ndarray` of shape `(images, classes * classes)`): Confusion matrices.
         shown (three `numpy.ndarray`): Some images, their truth and prediction.
     """
 
     names: tuple[str, ...]
-    sums: np.ndarray
-    numbers: dict[str, Any]
+    rows: np.ndarray
     shown: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    @cached_property
+    def metric(self) -> MeanIoU:
+        """The metric that the rows are of."""
+        return MeanIoU(len(self.names), IGNORED)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Of `MeanIoU`: `mean_iou`, `pixel_accuracy`, `mean_class_accuracy`."""
+        return self.metric.numbers_of(self.rows)
 
     @property
     def constant_floor(self) -> float:
         """The mean IoU of naming one class everywhere, the best for it."""
-        truth = self.sums.sum(axis=0).reshape(len(self.names), -1).sum(axis=1)
+        truth = self.rows.sum(axis=0).reshape(len(self.names), -1).sum(axis=1)
         return float(truth.max() / truth.sum() / (truth > 0).sum())
 
     @property
     def iou_per_class(self) -> dict[str, float | None]:
         """By name; None for a class that is neither in the truth nor predicted."""
-        values = self.numbers["iou_per_class"]
+        values = self.metric.details(self.metric.total(self.rows))["iou_per_class"]
         return {name: None if np.isnan(iou) else iou for name, iou in zip(self.names, values, strict=True)}
 
-    def result(self, options: EvaluationOptions, title: str, details: dict[str, Any]) -> TaskResult:
+    def result(self, options: EvaluationOptions, title: str, details: Mapping[str, Any]) -> TaskResult:
         """The result of a protocol with one prediction an image."""
-        metrics = {name: self.numbers[name] for name in METRICS}
-        intervals = {}
-        if options.bootstrap:
-            intervals = interval(mean_iou.summarize, self.sums, repeats=options.bootstrap, seed=options.seed)
+        intervals = metric_intervals(self.metric, self.rows, repeats=options.bootstrap, seed=options.seed)
         details = {
             **details,
-            "images": len(self.sums),
+            "images": len(self.rows),
             "iou_per_class": self.iou_per_class,
             "floors": {"constant": self.constant_floor, **details.get("floors", {})},
         }
-        return TaskResult(metrics, intervals, details, {"samples": lambda: self.draw(title)})
+        return TaskResult(self.numbers, intervals, details, {"samples": lambda: self.draw(title)})
 
-    def draw(self, title: str) -> Any:
+    def draw(self, title: str) -> Image.Image:
         """Some images with truth and prediction."""
-        from hf_geossl.evaluation.pictures import segmentation_samples
+        from hf_geossl.evaluation.pictures.images import segmentation_samples
 
         images, truths, predictions = self.shown
         return segmentation_samples(images.transpose(0, 2, 3, 1), truths, predictions, self.names, title)
@@ -164,24 +93,28 @@ def score(batches: Iterator[Batch], names: tuple[str, ...]) -> Scored:
         batches (`Iterator`): Images `(batch, 3, height, width)` uint8, truth and predicted classes `(batch, height, width)`.
         names (`tuple[str, ...]`): Of the classes.
     """
-    metric = mean_iou.MeanIoU(len(names), IGNORED)
-    sums: list[np.ndarray] = []
+    metric = MeanIoU(len(names), IGNORED)
+    rows: list[np.ndarray] = []
     shown: list[Batch] = []
     for images, truth, predicted in batches:
         predicted = predicted.cpu()
-        metric.add_batch(predictions=predicted, references=truth)
-        sums.append(mean_iou.sums_of(predicted, truth, num_classes=len(names), ignore_index=IGNORED))
+        rows.append(metric.rows_of(predicted, truth))
         if len(shown) * len(images) < SHOWN:
             shown.append((images, truth, predicted))
     pictures = [torch.cat(parts)[:SHOWN].numpy() for parts in zip(*shown, strict=True)]
-    return Scored(names, np.concatenate(sums), metric.compute(), (pictures[0], pictures[1], pictures[2]))
+    return Scored(names, metric.join(rows), (pictures[0], pictures[1], pictures[2]))
 
 
 def class_names(
     samples: Samples, num_classes: int | None, options: EvaluationOptions, encoder: Encoder
 ) -> tuple[str, ...]:
-    """Names of the semantic classes: as the dataset tells, else numbers: as many as the settings say, else up to the largest
-    label.
+    """Names of the semantic classes: those of the dataset, else numbers.
+
+    Args:
+        samples (`Samples`): The training images.
+        num_classes (`int`, *optional*): How many; by default up to the largest label.
+        options (`EvaluationOptions`): Of reading the labels.
+        encoder (`Encoder`): For the progress bar's name.
 
     Raises:
         ValueError: If the samples have no semantic maps, or no pixel has a class.
@@ -196,9 +129,6 @@ def class_names(
             raise ValueError(f"no pixel of {samples.name} has a class: choose another column")
         num_classes = max(largest + 1, 2)
     return tuple(str(index) for index in range(num_classes))
-
-
-# ---- end to end ----
 
 
 @dataclass(frozen=True)
@@ -246,7 +176,7 @@ def train_segmenter(
 
     Returns:
         `Callable`: Maps images `(batch, 3, height, width)`, uint8, to logits `(batch, num_classes, height, width)`, by windows
-        where they are larger than what was trained on.
+        where they are larger than the training frames.
     """
     device = encoder.device
     with seeded(seed, device):

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.options import EvaluationOptions
-from hf_geossl.evaluation.protocols.fit import fit, seeded
 
-BLOCK = 4096  # rows held at a time
+BLOCK = 4096  # rows in memory at a time
 
 
 class Pairs:
-    """What is known of images that were transformed several times each, and what is asked of it.
+    """Features of images that were transformed several times each, and the targets that are regressed on them.
 
     Args:
         parts (`Sequence[Sequence[numpy.ndarray]]`): For each transformation the features `(images, width)` that stand side
@@ -23,7 +23,7 @@ class Pairs:
         targets (`Sequence[numpy.ndarray]`): For each transformation its parameters `(images, outputs)`.
 
     Attributes:
-        images, width, outputs (`int`): Images, features and numbers asked for.
+        images, width, outputs (`int`): Numbers of images, features and targets.
     """
 
     def __init__(self, parts: Sequence[Sequence[np.ndarray]], targets: Sequence[np.ndarray]) -> None:
@@ -49,8 +49,10 @@ class Pairs:
 
 
 class Ridge:
-    """Ridge regression in float64: minimises the mean squared error plus a penalty times the squared weights of standardised
-    features. All penalties are solved by one eigendecomposition.
+    """Ridge regression in float64.
+
+    Minimises the mean squared error plus a penalty times the squared weights of standardised features. All penalties are solved
+    by one eigendecomposition.
 
     Args:
         pairs (`Pairs`): Of the training images.
@@ -69,16 +71,16 @@ class Ridge:
         first = pairs.rows(0, np.arange(min(BLOCK, pairs.images)))[0].to(device, torch.float64)
         self._shift = first.mean(dim=0)  # so that the products below do not cancel
         images = np.arange(pairs.images)
-        held, kept = (self._moments(pairs, images[chosen]) for chosen in (held_out, ~held_out))
+        test, train = (self._moments(pairs, images[chosen]) for chosen in (held_out, ~held_out))
         errors = []
-        variance = held.diagonal()[-pairs.outputs :] / held[0, 0] - (held[0, -pairs.outputs :] / held[0, 0]).square()
-        for weight, bias in self._solve(kept, pairs.width, penalties):
+        variance = test.diagonal()[-pairs.outputs :] / test[0, 0] - (test[0, -pairs.outputs :] / test[0, 0]).square()
+        for weight, bias in self._solve(train, pairs.width, penalties):
             # residual = [1, x, y] @ coefficients
             coefficients = torch.cat([-bias[None], -weight, torch.eye(pairs.outputs, device=device).double()])
-            squares = ((held @ coefficients) * coefficients).sum(dim=0) / held[0, 0]
+            squares = ((test @ coefficients) * coefficients).sum(dim=0) / test[0, 0]
             errors.append(float((squares / variance.clamp_min(1e-12)).mean()))
         self.penalty = float(penalties[int(np.argmin(errors))])
-        [(self._weight, self._bias)] = self._solve(held + kept, pairs.width, [self.penalty])
+        [(self._weight, self._bias)] = self._solve(test + train, pairs.width, [self.penalty])
 
     def _moments(self, pairs: Pairs, images: np.ndarray) -> torch.Tensor:
         """Sums of products of `[1, features, targets]`."""
@@ -99,7 +101,7 @@ class Ridge:
         covariance = moments / moments[0, 0] - torch.outer(mean, mean)
         inputs, outputs = slice(1, 1 + width), slice(1 + width, None)
         scale = covariance.diagonal()[inputs].clamp_min(0).sqrt()
-        scale = torch.where(scale > 1e-9, scale, 1.0)  # what never changes says nothing
+        scale = torch.where(scale > 1e-9, scale, 1.0)  # constant features contribute nothing
         values, vectors = torch.linalg.eigh(covariance[inputs, inputs] / torch.outer(scale, scale))
         turned = vectors.T @ (covariance[inputs, outputs] / scale[:, None])
         solutions = []
@@ -133,9 +135,10 @@ class _Products(Pairs):
 
 
 class BilinearRidge:
-    """Ridge regression on products of what is known of the two images, which can compare them where a sum of a function of
-    each cannot: of images whose directions are all alike, neither image by itself correlates with the angle between them, so
-    that `Ridge` finds nothing in any features, whatever they know.
+    """Ridge regression on products of the features of the two images.
+
+    It can compare images where a sum of a function of each cannot: of images whose directions are all alike, neither image by
+    itself correlates with the angle between them, so that `Ridge` fails on any features.
 
     Args:
         pairs, held_out, penalties, device: As of `Ridge`. The parts of the pairs are of one width.
@@ -172,8 +175,9 @@ class BilinearRidge:
 
 
 class Perceptron:
-    """Two hidden layers with ReLU on standardised features, trained by Adam at a constant learning rate on the mean squared
-    error. An epoch sees each image once, with the next of its transformations.
+    """Two hidden layers with ReLU on standardised features, trained by Adam on the mean squared error.
+
+    The learning rate is constant. An epoch visits each image once, with the next of its transformations.
 
     Args:
         pairs (`Pairs`): Of the training images.

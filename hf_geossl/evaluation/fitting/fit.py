@@ -1,83 +1,23 @@
-"""Training a head, alone or with the trunk under it: one loop for all protocols, and what their settings may be."""
+"""Training a head, alone or with the trunk under it: one loop for all protocols."""
 
-import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.precision import mixed_precision
 
-# what settings of these names must be, in every protocol that has them; of those with several values each of them
-_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "at least 1",
-        lambda value: value >= 1,
-        "steps epochs batch_size images_per_step max_iterations class_token_layers crop_size window_stride num_categories "
-        "subsets transformations_per_image test_images pool_scales mlp_hidden_size mlp_batch_size channels head_width "
-        "regions proposals hidden_size auxiliary_channels pyramid_channels head_channels neck_hidden_sizes "
-        "fusion_hidden_size",
-    ),
-    ("at least 2", lambda value: value >= 2, "num_classes train_images"),
-    (
-        "at least 0",
-        lambda value: 0 <= value < math.inf,
-        "warmup_steps weight_decay trunk_factor auxiliary_weight components mlp_epochs focal_queries",
-    ),
-    (
-        "above 0 and finite",
-        lambda value: 0 < value < math.inf,
-        "learning_rate learning_rates mlp_learning_rate c_values penalties scales",
-    ),
-    (
-        "above 0 and at most 1",
-        lambda value: 0 < value <= 1,
-        "shares layer_decay visible_tokens reference_scale focal_scale",
-    ),
-    ("at least 0 and below 1", lambda value: 0 <= value < 1, "momentum dropout smallest_side smallest_object"),
-    ("between 0 and 1", lambda value: 0 < value < 1, "held_out"),
-    (
-        "pooled, both, mean or class_tokens_N with N from 1",
-        lambda value: re.fullmatch(r"pooled|both|mean|class_tokens_[1-9]\d*", value) is not None,
-        "feature",
-    ),
-)
-_RULE_OF = {name: (told, holds) for told, holds, names in _RULES for name in names.split()}
-_RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to the larger
-
-
-def check_settings(settings: Any) -> None:
-    """What every protocol's settings are checked by when they are made (`__post_init__`): counts, shares, learning rates, names
-    of features. None, where a setting may be that, is left alone.
-
-    Args:
-        settings: A dataclass.
-
-    Raises:
-        ValueError: If a setting makes no sense.
-    """
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name not in _RULE_OF or value is None:
-            continue
-        told, holds = _RULE_OF[field.name]
-        several = isinstance(value, (tuple, list))
-        if several and not value:
-            raise ValueError(f"{field.name} must hold at least one value, got none")
-        if not all(map(holds, value if several else (value,))):
-            raise ValueError(f"{field.name} must be {told}, got {value}")
-        if field.name in _RANGES and (len(value) != 2 or value[0] > value[1]):
-            raise ValueError(f"{field.name} must be the smaller and the larger end of a range, got {value}")
+Batch = TypeVar("Batch")
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """What is drawn inside from torch's global generators follows from the seed; afterwards they are as they were."""
+    """Random draws inside from torch's global generators follow from the seed; afterwards these are as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -96,7 +36,7 @@ def layer_decay_groups(
 
     Args:
         encoder (`Encoder`): The trunk; all of it is trained.
-        head (`nn.Module`): What stands on it, at the full learning rate.
+        head (`nn.Module`): On top of it, at the full learning rate.
         learning_rate, weight_decay (`float`): Of the head; biases, norms, tokens and positions are not decayed.
         layer_decay (`float`): Factor a layer, in (0, 1].
         trunk_factor (`float`): Further factor of the whole trunk.
@@ -133,8 +73,8 @@ def layer_decay_groups(
 
 def fit(
     optimizer: torch.optim.Optimizer,
-    compute_loss: Callable[[dict[str, Any]], torch.Tensor],
-    batches: Iterator[dict[str, Any]],
+    compute_loss: Callable[[Batch], torch.Tensor],
+    batches: Iterator[Batch],
     options: EvaluationOptions,
     *,
     steps: int,
@@ -149,7 +89,7 @@ def fit(
         optimizer (`torch.optim.Optimizer`): Its learning rates are the peak ones.
         compute_loss (`Callable`): Maps a batch to the loss, under autocast on a GPU.
         batches (`Iterator`): Gives as many batches as there are steps.
-        options (`EvaluationOptions`): For the progress bar. What is drawn comes from torch's global generator: seed it.
+        options (`EvaluationOptions`): For the progress bar. Random draws come from torch's global generator: seed it.
         steps (`int`): How many.
         description (`str`): For the progress bar.
         warmup_steps (`int`): Steps in which the learning rate rises linearly.

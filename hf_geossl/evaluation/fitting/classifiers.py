@@ -1,25 +1,26 @@
-"""Linear classifiers of features, and what is said of a classification."""
+"""Linear classifiers of features, and the result of a classification."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_geossl.evaluation.bootstrap import interval
+from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.cached_samples import THUMBNAILS
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.metrics import accuracy
-from hf_geossl.evaluation.options import EvaluationOptions, TaskResult
+from hf_geossl.evaluation.metrics.accuracy import Accuracy
+from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
 
 def hold_out(images: int, share: float, seed: int) -> np.ndarray:
-    """Chooses training images on which a setting is decided.
+    """Chooses training images on which a setting is chosen.
 
     Args:
         images (`int`): How many there are, at least 2.
@@ -73,14 +74,14 @@ class LogisticClassifier:
     ) -> None:
         self.num_classes, self.max_iterations = num_classes, max_iterations
         features, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
-        kept = ~held_out
-        if len(np.unique(labels[kept])) < 2:
+        fitted = ~held_out
+        if len(np.unique(labels[fitted])) < 2:
             raise ValueError("the training images must show at least two classes; use more of them")
         right = [0.0]
         if len(c_values) > 1:
             right = []
             for c in c_values:
-                self._fit(features[kept], labels[kept], c)
+                self._fit(features[fitted], labels[fitted], c)
                 right.append(float((self.scores(features[held_out]).argmax(axis=1) == labels[held_out]).mean()))
         self.c = float(c_values[int(np.argmax(right))])
         self.converged = self._fit(features, labels, self.c)
@@ -89,17 +90,17 @@ class LogisticClassifier:
         self._scaler = StandardScaler().fit(features)
         self._model = LogisticRegression(C=c, max_iter=self.max_iterations)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is told by `converged`
+            warnings.simplefilter("ignore", ConvergenceWarning)  # see `converged`
             self._model.fit(self._scaler.transform(features), labels)
         return bool(self._model.n_iter_.max() < self.max_iterations)
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Log-odds of shape `(rows, num_classes)`; a class that was not seen in training is the last choice everywhere."""
-        found = self._model.decision_function(self._scaler.transform(np.asarray(features, dtype=np.float64)))
-        if found.ndim == 1:  # of two classes, scikit-learn scores the second
-            found = np.stack([-found, found], axis=1)
-        scores = np.full((len(found), self.num_classes), found.min() - 1.0)
-        scores[:, self._model.classes_] = found
+        known = self._model.decision_function(self._scaler.transform(np.asarray(features, dtype=np.float64)))
+        if known.ndim == 1:  # of two classes, scikit-learn scores the second
+            known = np.stack([-known, known], axis=1)
+        scores = np.full((len(known), self.num_classes), known.min() - 1.0)
+        scores[:, self._model.classes_] = known
         return scores
 
 
@@ -112,7 +113,7 @@ def count_classes(samples: Samples, *labels: np.ndarray, column: str = "label") 
         column (`str`): Whose names they are.
 
     Returns:
-        `(int, tuple[str, ...] or None)`: At least 2; the names are None where the dataset does not tell them.
+        `(int, tuple[str, ...] or None)`: At least 2; the names are None where the dataset does not have them.
 
     Raises:
         ValueError: If a label is negative (as in test splits without truth) or has no name, or all training images are of one
@@ -158,21 +159,20 @@ def classification_result(
     Returns:
         `TaskResult`: `accuracy`, `mean_per_class_accuracy` and with more than 5 classes `accuracy_top5`.
     """
-    rows = accuracy.sums_of(scores, labels, num_classes=num_classes)
+    metric = Accuracy(num_classes)
+    rows = metric.rows_of(scores, labels)
     sums = rows.reshape(repeats, -1, rows.shape[1]).sum(axis=0, dtype=np.int64)
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (labels, scores.argmax(axis=1)), 1)
 
-    def draw() -> Any:
-        from hf_geossl.evaluation.pictures import confusion_matrix
+    def draw() -> Image.Image:
+        from hf_geossl.evaluation.pictures.charts import confusion_matrix
 
         return confusion_matrix(counts, names, title)
 
     return TaskResult(
-        metrics=accuracy.summarize(sums.sum(axis=0)),
-        intervals=interval(accuracy.summarize, sums, repeats=options.bootstrap, seed=options.seed)
-        if options.bootstrap
-        else {},
+        metrics=metric.numbers_of(sums),
+        intervals=metric_intervals(metric, sums, repeats=options.bootstrap, seed=options.seed),
         details={"test_images": len(sums), "confusion_matrix": counts.tolist()},
         pictures={"confusion_matrix": draw},
     )
@@ -184,23 +184,36 @@ def accuracy_of(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def majority_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """What naming the class that is most frequent in training reaches."""
+    """The accuracy of always naming the class that is most frequent in training."""
     return float((test_labels == np.bincount(train_labels).argmax()).mean())
 
 
 def floors(encoder: Encoder, column: str, seed: int) -> list[tuple[str, Encoder, str]]:
-    """Features that know nothing of what the model was trained for.
+    """Trivial features that a model's have to beat.
 
     Args:
         encoder (`Encoder`): The model.
-        column (`str`): The feature of it that the protocol looks at.
+        column (`str`): Its feature that the protocol reads.
         seed (`int`): Of the random weights.
 
     Returns:
-        `list[(str, Encoder, str)]`: Name, encoder and column of `floor_features`: the same architecture with random
+        `list[(str, Encoder, str)]`: Name, encoder and column for `labelled_features`: the same architecture with random
         weights, and the colours of a 12 x 12 thumbnail.
     """
-    return [("random weights", encoder.random_twin(seed), column), ("RGB thumbnail", encoder, "thumbnail")]
+    return [(RANDOM_WEIGHTS, encoder.random_twin(seed), column), ("RGB thumbnail", encoder, "thumbnail")]
+
+
+def accuracy_floors(
+    encoder: Encoder, column: str, seed: int, measure: Callable[[Encoder, str], float], known: Mapping[str, float]
+) -> dict[str, float]:
+    """The accuracies of trivial features, after those that are known without features.
+
+    Args:
+        encoder, column, seed: As of `floors`.
+        measure (`Callable`): Maps an encoder and a column to an accuracy.
+        known (`dict[str, float]`): Further floors.
+    """
+    return {**known, **{name: measure(model, feature) for name, model, feature in floors(encoder, column, seed)}}
 
 
 def labelled_features(
@@ -217,5 +230,5 @@ def labelled_features(
         `(numpy.ndarray, numpy.ndarray)`: `(images, width)` and `(images, ...)`.
     """
     transform = THUMBNAILS if column == "thumbnail" else None
-    found = compute_features(encoder, samples, [column, label], options, transform=transform)
-    return found[column], found[label]
+    columns = compute_features(encoder, samples, [column, label], options, transform=transform)
+    return columns[column], columns[label]

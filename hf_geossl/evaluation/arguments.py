@@ -1,0 +1,111 @@
+"""The keywords of `evaluate_model`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.samples import Columns
+
+
+class EvaluationKeywords(TypedDict, total=False):
+    """Further keywords of `evaluate_model`, with the defaults of `EvaluationArguments`."""
+
+    limit: int | None
+    image_size: int | None
+    train_split: str
+    test_split: str
+    columns: Columns | None
+    config_name: str | None
+    dataset_revision: str | None
+    token: str | None
+    batch_size: int
+    num_workers: int
+    seed: int
+    bootstrap: int
+    cache_dir: str | Path | None
+    progress: bool
+    device: str | None
+    trust_remote_code: bool
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """How `evaluate_model` reads the data, computes, and opens the model.
+
+    Args:
+        limit (`int`, *optional*): At most so many images of each split.
+        image_size (`int`, *optional*): Side of the images in pixels, a multiple of the patch size; the model's own by
+            default.
+        train_split, test_split (`str`): What heads are trained on, and what is measured.
+        columns (`Columns`, *optional*): The names of the dataset's columns.
+        config_name, dataset_revision, token (`str`, *optional*): Of a dataset on the Hub; the mode of the scenes ("topdown",
+            "object") is their `config_name`.
+        batch_size, num_workers, seed, bootstrap, cache_dir, progress: See `EvaluationOptions`.
+        device (`str`, *optional*): A GPU if there is one.
+        trust_remote_code, revision: Of a model on the Hub, see `load_encoder`.
+    """
+
+    limit: int | None = None
+    image_size: int | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    columns: Columns | None = None
+    config_name: str | None = None
+    dataset_revision: str | None = None
+    token: str | None = None
+    batch_size: int = 64
+    num_workers: int = 0
+    seed: int = 0
+    bootstrap: int = 1000
+    cache_dir: str | Path | None = DEFAULT_CACHE
+    progress: bool = True
+    device: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    @property
+    def options(self) -> EvaluationOptions:
+        """How to compute."""
+        cache = None if self.cache_dir is None else Path(self.cache_dir)
+        return EvaluationOptions(self.batch_size, self.num_workers, self.seed, self.bootstrap, cache, self.progress)
+
+    def data(self, dataset: str, encoder: Encoder) -> EvaluationData:
+        """What to read, at a size that suits an encoder."""
+        return EvaluationData(
+            dataset,
+            image_size_of(encoder, self.image_size),
+            self.limit,
+            self.train_split,
+            self.test_split,
+            self.columns or Columns(),
+            self.config_name,
+            self.dataset_revision,
+            self.token,
+        )
+
+
+def image_size_of(encoder: Encoder, side: int | None) -> int:
+    """Checks the side of images.
+
+    Args:
+        encoder (`Encoder`): The model.
+        side (`int`, *optional*): In pixels; by default that of its training, rounded to whole patches.
+
+    Returns:
+        `int`: A multiple of the patch size.
+
+    Raises:
+        ValueError: If the side is no multiple of it.
+    """
+    patch = encoder.patch_size
+    if side is None:
+        return max(1, round(encoder.image_size / patch)) * patch
+    if side < patch or side % patch:
+        nearest = max(1, round(side / patch)) * patch
+        raise ValueError(
+            f"image_size must be a multiple of the patch size {patch}, got {side}; {nearest} is the nearest"
+        )
+    return side

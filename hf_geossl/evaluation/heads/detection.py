@@ -1,0 +1,156 @@
+"""torchvision's Mask R-CNN on a simple feature pyramid over any trunk."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.heads.pyramid import SimplePyramid
+from hf_geossl.evaluation.precision import mixed_precision
+
+LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
+SCALES = (4.0, 2.0, 1.0, 0.5)  # their positions a patch, along an axis
+ANCHOR_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the image's side: 32 to 512 at 1024 pixels, as on COCO
+
+
+class EncoderPyramid(nn.Module):
+    """An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors.
+
+    Only the trunk computes in mixed precision.
+
+    Args:
+        encoder (`Encoder`): In training mode if it is to be trained.
+        channels (`int`): Of every level.
+    """
+
+    def __init__(self, encoder: Encoder, channels: int) -> None:
+        super().__init__()
+        self.trunk = encoder.module
+        self.pyramid = SimplePyramid(encoder.width, channels)
+        self.out_channels = channels
+        self._tokens, self._device = encoder.tokens, encoder.device
+
+    def forward(self, pixel_values: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """Normalised images `(batch, 3, height, width)` -> the levels of `SimplePyramid`."""
+        with mixed_precision(self._device):
+            patches = self._tokens(pixel_values).patches
+        return self.pyramid(patches.float().permute(0, 3, 1, 2))
+
+
+class PatchAnchors(AnchorGenerator):
+    """Anchors at the exact positions of a pyramid over patches.
+
+    (torchvision's rounds strides to whole pixels, which patches of 14 have not at four positions a patch.)
+
+    Args:
+        patch_size (`int`): Side of a patch in pixels.
+        size (`int`): Side of the images in pixels.
+    """
+
+    def __init__(self, patch_size: int, size: int) -> None:
+        super().__init__(tuple((size * share,) for share in ANCHOR_SHARES), ((0.5, 1.0, 2.0),) * len(ANCHOR_SHARES))
+        self.strides = [patch_size / scale for scale in (*SCALES, SCALES[-1] / 2)]
+        self.offsets = [
+            stride / 2 for stride in (*self.strides[:-1], self.strides[-2])
+        ]  # "pool" takes every second position
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Anchors of the first position of each level, around its middle."""
+        # around the middle of the first position, not its corner; unrounded, since small ones would all be alike
+        cells = []
+        for (size,), ratios, offset in zip(self.sizes, self.aspect_ratios, self.offsets, strict=True):
+            heights = size * torch.tensor(ratios, dtype=torch.float64).sqrt()
+            widths = size**2 / heights
+            cells.append(torch.stack([-widths, -heights, widths, heights], dim=1) / 2 + offset)
+        self.cell_anchors = [cell.to(device, dtype) for cell in cells]
+
+    def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Anchors `(anchors, 4)` of each image: x1, y1, x2, y2 in pixels, level by level."""
+        self.set_cell_anchors(torch.float32, feature_maps[0].device)
+        grids: Any = [list(maps.shape[-2:]) for maps in feature_maps]
+        strides: Any = [[stride, stride] for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors] * len(image_list.image_sizes)
+
+
+def build_detector(
+    encoder: Encoder,
+    size: int,
+    num_categories: int,
+    *,
+    masks: bool,
+    channels: int,
+    head_width: int,
+    regions: int,
+    proposals: int,
+) -> FasterRCNN:
+    """Mask R-CNN (Faster R-CNN without masks) over a trunk.
+
+    Args:
+        encoder (`Encoder`): The trunk, which becomes a part of the detector.
+        size (`int`): Side of the images in pixels, a multiple of the patch size.
+        num_categories (`int`): How many there are; they are labelled from 1.
+        masks (`bool`): Whether instances are segmented.
+        channels (`int`): Of the pyramid and of the mask head.
+        head_width (`int`): Of the box head's two layers.
+        regions (`int`): Of an image that the heads are trained on.
+        proposals (`int`): Regions of an image that are classified.
+
+    Returns:
+        A detector of torchvision, which takes images in [0, 1] and normalises them as the encoder needs them.
+
+    Raises:
+        ValueError: If the image size is no multiple of the patch size.
+    """
+    if size % encoder.patch_size:
+        raise ValueError(f"images must be multiples of {encoder.name}'s patch size {encoder.patch_size}, got {size}")
+    backbone = EncoderPyramid(encoder, channels)
+    given: dict[str, Any] = {
+        "min_size": size,  # images keep their size
+        "max_size": size,
+        "size_divisible": encoder.patch_size,
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+        "rpn_anchor_generator": PatchAnchors(encoder.patch_size, size),
+        "rpn_pre_nms_top_n_train": 2 * proposals,
+        "rpn_pre_nms_top_n_test": 2 * proposals,
+        "rpn_post_nms_top_n_train": proposals,
+        "rpn_post_nms_top_n_test": proposals,
+        "box_batch_size_per_image": regions,
+        "box_roi_pool": PatchPool(7, encoder.patch_size),
+        "box_head": TwoMLPHead(channels * 7**2, head_width),
+        "box_predictor": FastRCNNPredictor(head_width, num_categories + 1),
+    }
+    if not masks:
+        return FasterRCNN(backbone, **given)
+    return MaskRCNN(
+        backbone,
+        mask_roi_pool=PatchPool(14, encoder.patch_size),
+        mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(channels, channels, num_categories + 1),
+        **given,
+    )
+
+
+class PatchPool(MultiScaleRoIAlign):
+    """Pools regions of about 14 positions' side from the map itself, as FPN does, larger and smaller ones from those beside it.
+
+    Args:
+        side (`int`): Cells of the result along an axis.
+        patch_size (`int`): Side of a patch in pixels.
+    """
+
+    def __init__(self, side: int, patch_size: int) -> None:
+        super().__init__(list(LEVELS), side, 2)
+        # given, since torchvision would round them to powers of 2
+        self.scales = [scale / patch_size for scale in SCALES]
+        self.map_levels = LevelMapper(0, len(LEVELS) - 1, canonical_scale=14 * patch_size, canonical_level=2)

@@ -1,0 +1,216 @@
+"""The `evaluate.Metric` that all metrics here are: rows of images come in, plain Python numbers come out.
+
+A metric states once what an image contributes and how contributions become numbers; `add_batch` and `compute` are made of
+that here, and `hf_geossl.evaluation.bootstrap` resamples the same contributions.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, ClassVar, TypeAlias
+
+import datasets
+import evaluate
+import numpy as np
+
+Number = datasets.Value("float64")
+Integer = datasets.Value("int64")
+Boolean = datasets.Value("bool")
+Feature: TypeAlias = datasets.Value | datasets.List
+Features = dict[str, Any]  # by input; nested for inputs that are dictionaries
+
+
+def nested(value: Feature, axes: int) -> Feature:
+    """The `datasets` feature of an image's array.
+
+    Args:
+        value (`datasets.Value`): What the innermost list holds.
+        axes (`int`): How many axes the array has.
+    """
+    for _ in range(axes):
+        value = datasets.List(value)
+    return value
+
+
+class Metric(evaluate.Metric, ABC):
+    """A metric that takes each batch in at once.
+
+    (`evaluate`'s own class writes every batch to an Arrow table until the end, which segmentation maps would fill with
+    gigabytes.) Of several processes, let one compute: gather predictions first (`num_process` of `evaluate` does not apply).
+
+    Args:
+        kwargs: Of `evaluate.Metric`, such as `experiment_id`.
+
+    Attributes:
+        image_features (`dict`): The `datasets` feature of one image, for each input.
+        inputs (`str`): Docstring sections about arguments and results.
+        state: The contributions of all batches since the last `compute`; None before the first.
+        source (`str`): Where the metric was published.
+
+    Raises:
+        ValueError: If `num_process` is not 1.
+    """
+
+    image_features: ClassVar[Features]
+    inputs: ClassVar[str]
+    source: ClassVar[str] = ""
+    state: Any
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if self.num_process != 1:
+            raise ValueError(f"num_process must be 1, got {self.num_process}; batches are not exchanged through files")
+        self.reset()
+
+    @property
+    def name(self) -> str:
+        """The name of the metric's file (`evaluate` would call `MeanIoU` "mean_io_u")."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=sys.modules[type(self).__module__].__doc__ or "",
+            citation=self.source,
+            inputs_description=self.inputs,
+            features=datasets.Features(self.image_features),
+        )
+
+    @abstractmethod
+    def rows_of(self, *args: Any, **inputs: Any) -> Any:
+        """What each image of a batch contributes, a list with an entry an image; a function of the arguments alone.
+
+        Args:
+            args, inputs: Predictions, references and the metric's other inputs, one entry an image.
+
+        Raises:
+            ValueError: If an input is not of the described shape and range.
+        """
+
+    @abstractmethod
+    def summarize(self, total: Any) -> dict[str, float]:
+        """The metric's numbers of contributions taken together, see `total`."""
+
+    def details(self, total: Any) -> dict[str, Any]:
+        """Further results that are no single numbers, such as lists of numbers by class."""
+        return {}
+
+    def total(self, rows: Any) -> Any:
+        """The contributions of images taken together: here all of them."""
+        return rows
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """The rows of several batches as those of one."""
+        return list(chain.from_iterable(parts))
+
+    def numbers_of(self, rows: Any) -> dict[str, float]:
+        """The metric's numbers of rows."""
+        return self.summarize(self.total(rows))
+
+    def absorb(self, rows: Any) -> None:
+        """Adds the rows of a batch to the state."""
+        self.state = rows if self.state is None else self.join([self.state, rows])
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        self.state = None
+        self.batches = 0
+
+    def add_batch(self, *, predictions: object = None, references: object = None, **inputs: object) -> None:
+        """Takes a batch in.
+
+        Args:
+            predictions (`list/array/tensor`): One entry an image.
+            references (`list/array/tensor`): One entry an image.
+            inputs: Others that the metric names, one entry an image.
+
+        Raises:
+            ValueError: If an input is missing, unknown or not of the shape and range described here:
+        """
+        unknown = sorted(set(inputs) - set(self.image_features))
+        if unknown:
+            raise ValueError(f"{self.name} knows no input {unknown[0]!r}; it takes {', '.join(self.image_features)}")
+        missing = [name for name, value in (("predictions", predictions), ("references", references)) if value is None]
+        if missing:
+            raise ValueError(f"{self.name} needs predictions and references, {missing[0]} did not come")
+        given = {name: value for name, value in inputs.items() if value is not None}
+        self.absorb(self.rows_of(predictions, references, **given))
+        self.batches += 1
+
+    def add(self, *, prediction: object = None, reference: object = None, **inputs: object) -> None:
+        """Takes one image in.
+
+        Args:
+            prediction (`list/array/tensor`): Of one image.
+            reference (`list/array/tensor`): Of one image.
+            inputs: Others that the metric names, of one image.
+
+        Raises:
+            ValueError: See `add_batch`.
+        """
+        self.add_batch(
+            predictions=None if prediction is None else [prediction],
+            references=None if reference is None else [reference],
+            **{name: None if value is None else [value] for name, value in inputs.items()},
+        )
+
+    def compute(self, *, predictions: object = None, references: object = None, **inputs: object) -> dict[str, Any]:
+        """The numbers for all batches since the last `compute`, and these.
+
+        Args:
+            predictions (`list/array/tensor`, *optional*): A last batch, or the only one.
+            references (`list/array/tensor`, *optional*): A last batch, or the only one.
+            inputs: Others that the metric names.
+
+        Returns:
+            `dict[str, float]`, with lists of floats for numbers a class or joint.
+
+        Raises:
+            ValueError: If nothing came, or see `add_batch`.
+        """
+        if predictions is not None or references is not None or inputs:
+            self.add_batch(predictions=predictions, references=references, **inputs)
+        if self.batches == 0:
+            raise ValueError(f"{self.name} has nothing to compute; give predictions and references, or add_batch first")
+        result = {**self.summarize(self.state), **self.details(self.state)}
+        self.reset()
+        return result
+
+    def __len__(self) -> int:
+        return self.batches
+
+
+class SummedMetric(Metric):
+    """A metric whose contributions add up: `rows_of` returns an array of shape `(images, k)`, whose sum alone is stored.
+
+    Attributes:
+        same_columns (`str`): The message where batches have other numbers of columns.
+    """
+
+    same_columns: ClassVar[str] = "batches must be alike"
+
+    def total(self, rows: np.ndarray) -> np.ndarray:
+        """The sum over images."""
+        return rows.sum(axis=0)
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Metric`."""
+        return np.concatenate(parts)
+
+    def absorb(self, rows: np.ndarray) -> None:
+        """See `Metric`."""
+        total = self.total(rows)
+        if self.state is not None and total.shape != self.state.shape:
+            raise ValueError(self.same_columns)
+        self.state = total if self.state is None else self.state + total
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Shares of numbers `(k,)`, NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

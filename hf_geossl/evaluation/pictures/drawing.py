@@ -1,0 +1,147 @@
+"""Parts of pictures: figures, grids of images, colours, legends."""
+
+import colorsys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
+from PIL import Image
+
+# Okabe and Ito's colours (Color Universal Design, 2008), which people with any colour vision tell apart
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
+LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+AREAS = (SKY, ORANGE, GREEN, PURPLE, YELLOW, BLUE, VERMILION)
+UNKNOWN = (0.55, 0.55, 0.55)  # colour of a pixel without truth
+INK, FAINT = "#222222", "#BBBBBB"
+DPI, CELL, IMAGES = 110, 1.65, 8  # inches a cell, and at most so many images in a picture
+
+
+def area_colours(count: int) -> np.ndarray:
+    """Colours of classes and instances.
+
+    Args:
+        count (`int`): How many.
+
+    Returns:
+        `numpy.ndarray` of shape `(count, 3)`: In [0, 1], no two alike. The first seven are told apart with any colour
+        vision, the next fourteen are darker and lighter kinds of them.
+    """
+    base = np.array([to_rgb(colour) for colour in AREAS])
+    colours = [*base, *(base * 0.55), *(base * 0.45 + 0.55)]
+    for index in range(len(colours), count):  # golden-ratio hues, at three lightnesses
+        colours.append(np.array(colorsys.hls_to_rgb(index * 0.618 % 1, (0.35, 0.5, 0.65)[index % 3], 0.75)))
+    return np.array(colours[:count]).reshape(-1, 3)
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of a size in inches, with its title."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    letters = max(24, int(width * 12))
+    figure.suptitle("\n".join(textwrap.wrap(title, letters)), fontsize=10.5, color=INK, x=0.01, ha="left")
+    return figure
+
+
+def new_grid(
+    rows: int,
+    columns: int,
+    title: str,
+    *,
+    legend: float = 0.0,
+    extra: float = 0.0,
+    heads: bool = False,
+    cell: float = CELL,
+) -> tuple[Figure, np.ndarray]:
+    """A figure with square cells for images, with room for a legend (inches) below and a scale at the right."""
+    width = max(3.2, columns * cell + 0.35 + extra)
+    lines = len(textwrap.wrap(title, max(24, int(width * 12))))
+    head = 0.12 + 0.2 * max(1, lines) + (0.2 if heads else 0)
+    figure = new_figure(width, rows * cell + head + legend, title)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def show_row(
+    axes: Sequence[Axes] | np.ndarray,
+    label: str,
+    pictures: Iterable[ArrayLike],
+    scale: tuple[str, Normalize] | None = None,
+) -> AxesImage:
+    """Puts images, or maps of numbers on a scale (colour map and its range), into the cells of a row."""
+    shown: AxesImage
+    for cell, picture in zip(axes, pictures, strict=True):
+        if scale is None:
+            shown = cell.imshow(picture, interpolation="nearest")
+        else:
+            shown = cell.imshow(picture, cmap=scale[0], norm=scale[1], interpolation="nearest")
+            cell.set_facecolor(UNKNOWN)
+        cell.set_xticks([])
+        cell.set_yticks([])
+        for spine in cell.spines.values():
+            spine.set_visible(False)
+    axes[0].set_ylabel(label, fontsize=9, color=INK)
+    return shown
+
+
+def paint(image: np.ndarray, ids: np.ndarray, colours: Mapping[int, np.ndarray]) -> np.ndarray:
+    """An image in [0, 1] with areas laid over it, their borders opaque."""
+    painted = image.astype(np.float64) / (255 if image.dtype == np.uint8 else 1)
+    for identity, colour in colours.items():
+        area = ids == identity
+        inner = area.copy()
+        inner[1:] &= area[:-1]
+        inner[:-1] &= area[1:]
+        inner[:, 1:] &= area[:, :-1]
+        inner[:, :-1] &= area[:, 1:]
+        painted[inner] = 0.45 * painted[inner] + 0.55 * colour
+        painted[area & ~inner] = colour
+    return painted
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
+    """Puts a legend below a figure, where there is something to explain."""
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5,
+            handlelength=1.2, columnspacing=1.2,
+        )  # fmt: skip
+
+
+def remove_frame(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Draws two of four edges, and a faint grid."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.grid(axis=grid, color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, color=FAINT)
+
+
+def class_name(names: Sequence[str] | None, index: int) -> str:
+    """The name of a class, or its number."""
+    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
+
+
+def first_images(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
+    """The first images of arrays, which must have equally many."""
+    converted = [np.asarray(array) for array in arrays]
+    if len({len(array) for array in converted}) != 1 or not len(converted[0]):
+        raise ValueError(f"a picture needs as many truths and predictions as images, got {[len(a) for a in converted]}")
+    return tuple(array[:IMAGES] for array in converted)
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """Draws a figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,134 @@
+"""The settings of protocols: made of what a user gives, checked in every protocol by the same rules."""
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hf_geossl.evaluation.registry import nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings")
+
+# what settings of these names must be, in every protocol that has them; of those with several values each of them
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        "steps epochs batch_size images_per_step max_iterations class_token_layers crop_size window_stride num_categories "
+        "subsets transformations_per_image test_images pool_scales mlp_hidden_size mlp_batch_size channels head_width "
+        "regions proposals hidden_size auxiliary_channels pyramid_channels head_channels neck_hidden_sizes "
+        "fusion_hidden_size",
+    ),
+    ("at least 2", lambda value: value >= 2, "num_classes train_images"),
+    (
+        "at least 0",
+        lambda value: 0 <= value < math.inf,
+        "warmup_steps weight_decay trunk_factor auxiliary_weight components mlp_epochs focal_queries",
+    ),
+    (
+        "above 0 and finite",
+        lambda value: 0 < value < math.inf,
+        "learning_rate learning_rates mlp_learning_rate c_values penalties scales",
+    ),
+    (
+        "above 0 and at most 1",
+        lambda value: 0 < value <= 1,
+        "shares layer_decay visible_tokens reference_scale focal_scale",
+    ),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, "momentum dropout smallest_side smallest_object"),
+    ("between 0 and 1", lambda value: 0 < value < 1, "held_out"),
+    (
+        "pooled, both, mean or class_tokens_N with N from 1",
+        lambda value: re.fullmatch(r"pooled|both|mean|class_tokens_[1-9]\d*", value) is not None,
+        "feature",
+    ),
+)
+_RULE_OF = {name: (words, holds) for words, holds, names in _RULES for name in names.split()}
+_RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to the larger
+
+
+def check_settings(settings: "DataclassInstance") -> None:
+    """Checks counts, shares, learning rates and names of features by their names, in `__post_init__` of every protocol's settings.
+
+    None, where a setting may be that, is left alone.
+
+    Args:
+        settings: A dataclass.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in _RULE_OF or value is None:
+            continue
+        words, holds = _RULE_OF[field.name]
+        several = isinstance(value, (tuple, list))
+        if several and not value:
+            raise ValueError(f"{field.name} must hold at least one value, got none")
+        if not all(map(holds, value if several else (value,))):
+            raise ValueError(f"{field.name} must be {words}, got {value}")
+        if field.name in _RANGES and (len(value) != 2 or value[0] > value[1]):
+            raise ValueError(f"{field.name} must be the smaller and the larger end of a range, got {value}")
+
+
+def make_settings(task: str, kind: type[Settings], given: Mapping[str, object]) -> Settings:
+    """Makes a protocol's settings, some of them changed.
+
+    Args:
+        task (`str`): The task's name, for messages.
+        kind (`type`): The dataclass of its settings.
+        given (`dict`): New values by name; integers stand for floats, lists for tuples.
+
+    Returns:
+        One of `kind`.
+
+    Raises:
+        ValueError: If there is no such setting, or a value is of another kind than its default.
+    """
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in given.items():
+        if key not in hints:
+            raise ValueError(f"{task} has no setting {key!r}{nearest(key, list(hints), 'its settings')}")
+        try:
+            values[key] = _converted(hints[key], value)
+        except TypeError:
+            default = getattr(kind(), key)
+            name = str(hints[key]) if typing.get_args(hints[key]) else getattr(hints[key], "__name__", str(hints[key]))
+            raise ValueError(f"{task}.{key} must be {name}, such as {default!r}, got {value!r}") from None
+    return kind(**values)
+
+
+def _converted(kind: object, value: object) -> object:
+    """A value as one of the annotated kind; `TypeError` where it is none."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, UnionType):
+        for option in arguments:
+            try:
+                return _converted(option, value)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise TypeError
+    if origin in (tuple, Sequence) and isinstance(value, (list, tuple)):
+        kinds = arguments if origin is tuple and arguments[-1:] != (Ellipsis,) else [arguments[0]] * len(value)
+        if len(kinds) != len(value):
+            raise TypeError
+        return tuple(_converted(one, entry) for one, entry in zip(kinds, value, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is type(None) and value is None:
+        return None
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError
