@@ -653,7 +653,7 @@ def run_arm(arm: str, seed: int, name: str, preset: Preset, images: RenderedScen
     if not notes.is_file():
         encoder, logged = pretrain(arm, seed, preset, images, work / "run")
         shutil.rmtree(work / "run", ignore_errors=True)
-        (encoder.module if encoder.whole is None else encoder.whole).save_pretrained(weights)
+        (encoder.pretraining_model or encoder.module).save_pretrained(weights)
         notes.write_text(json.dumps(logged))
     logged = json.loads(notes.read_text())
     encoder = load_encoder(str(weights))

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from hf_geossl import GTSAConfig, GTSAModel, LOCAForPreTraining
 from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES, THING_CLASSES
 from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.heads.homography import patch_side
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import homography
-from hf_geossl.evaluation.protocols.transformations import Transformed, larger_size, middle, target_ranges
+from hf_geossl.evaluation.protocols.transformations import SampledTransform, center_crop, larger_size, target_ranges
 from hf_geossl.evaluation.samples import Samples, load_samples
 from tests.helpers.loca_run import small_config, small_views
 
@@ -211,9 +212,9 @@ def comparing_encoder(seed: int = 0, *, size: int = 32, images: int = 256, steps
         def compute_loss() -> torch.Tensor:
             index, repeat = torch.randint(images, (16,)), next(repeats)
             batch = {"image": whole["image"][index], "index": index}
-            views, targets = [middle(batch["image"], size).float() / 255], []
+            views, targets = [center_crop(batch["image"], size).float() / 255], []
             for name in heads:
-                done = Transformed(name, size, "zeros", seed, "train", repeat).transform(encoder.device)
+                done = SampledTransform(name, size, "zeros", seed, "train", repeat).transform(encoder.device)
                 changed, further = done.apply(batch)
                 low, high = torch.tensor(list(target_ranges(name, size).values())).T
                 views.append(changed)
@@ -231,8 +232,8 @@ def matching_encoder(start: Encoder, seed: int = 0, *, images: int = 300, steps:
     pixels = next(RenderedData(limit=images).train.batches(images))["image"].numpy()
     settings = homography.HomographySettings(steps=steps, batch_size=32, learning_rate=1e-3, tuned=True)
     options = EvaluationOptions(seed=1000 + seed, cache_dir=None, progress=False)
-    batches = homography._drawn_rows(pixels, settings.batch_size, options.seed)
-    trunk, _ = homography._train(start, batches, homography.patch_side(SIZE, PATCH), options, settings)
+    batches = homography.drawn_rows(pixels, settings.batch_size, options.seed)
+    trunk, _ = homography.train_homography(start, batches, patch_side(SIZE, PATCH), options, settings)
     return load_encoder(trunk.module)
 
 
