@@ -78,7 +78,6 @@ class Method:
         demo_limits (`str`): `"module:function"`, of a `demo.loading.DemoModel` with heads: the sentence that says why they
             cannot be shown, or None.
         demo_tabs (`str`): `"module:function"`, of a `DemoModel` with heads and the sample pictures: the tabs of the heads.
-        demo_heads (`str`): `"module:Class"`, the `demo.heads.Heads` that makes the tabs of the method's heads.
         tasks (`tuple[OwnTask, ...]`): Tasks of evaluation that only its models can do.
     """
 
@@ -102,7 +101,6 @@ class Method:
     head_needs: str = ""
     demo_limits: str = ""
     demo_tabs: str = ""
-    demo_heads: str = ""
     tasks: tuple[OwnTask, ...] = ()
 
     def load(self, field: str) -> Any:
@@ -195,7 +193,6 @@ METHODS: dict[str, Method] = {
         head_needs="placing a box takes the position head",
         demo_limits="hf_geossl.demo.heads_loca:why_not_shown",
         demo_tabs="hf_geossl.demo.tabs_loca:head_tabs",
-        demo_heads="hf_geossl.demo.heads_loca:PositionHeads",
         tasks=(
             OwnTask("position", "position_loca", "where a query's patches lie in the reference (LOCA's training head)"),
         ),
