@@ -54,6 +54,30 @@ class OwnTask:
     file: str
     summary: str
     packages: tuple[str, ...] = ()
+class Converter:
+    """A kind of foreign checkpoint that becomes a model of a method.
+
+    Args:
+        source (`str`): What the command line calls it.
+        function (`str`): `"module:function"` that reads a file.
+        weights (`tuple[str, ...]`): Which weights of the file can be chosen, the default first; none where there is no choice.
+        chooses (`bool`): Whether the function takes that choice; otherwise one trunk of what it returns is exported, or
+            with "full" all of it.
+        asks_for_heads (`bool`): Whether the number of attention heads cannot be read from a file.
+        config (`tuple[tuple[str, object], ...]`): Fields of the configuration, where it is made for a number of heads.
+    """
+
+    source: str
+    function: str
+    weights: tuple[str, ...] = ()
+    chooses: bool = False
+    asks_for_heads: bool = True
+    config: tuple[tuple[str, object], ...] = ()
+
+    def load(self) -> Any:
+        """The function; its module is imported."""
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,9 @@ class Method:
             cannot be shown, or None.
         demo_tabs (`str`): `"module:function"`, of a `DemoModel` with heads and the sample pictures: the tabs of the heads.
         tasks (`tuple[OwnTask, ...]`): Tasks of evaluation that only its models can do.
+        fixed (`tuple[str, ...]`): Fields of the configuration that pretraining does not read, or that a training argument
+            sets.
+        converters (`tuple[Converter, ...]`): Foreign checkpoints that become its models.
     """
 
     name: str
@@ -102,6 +129,8 @@ class Method:
     demo_limits: str = ""
     demo_tabs: str = ""
     tasks: tuple[OwnTask, ...] = ()
+    fixed: tuple[str, ...] = ()
+    converters: tuple[Converter, ...] = ()
 
     def load(self, field: str) -> Any:
         """The class that a field names, such as `load("config")`; its module is imported."""
@@ -151,6 +180,23 @@ METHODS: dict[str, Method] = {
         head_needs="predicting quarter turns takes the rotation head",
         demo_limits="hf_geossl.demo.heads_gtsa:why_not_shown",
         demo_tabs="hf_geossl.demo.tabs_gtsa:head_tabs",
+        fixed=("correspondence_weight", "rotation_weight"),
+        converters=(
+            Converter(
+                "gtsa", "hf_geossl.conversion.foreign:convert_gtsa_checkpoint", weights=("full", "student", "teacher")
+            ),
+            Converter(
+                "dino",
+                "hf_geossl.conversion.foreign:convert_dino_checkpoint",
+                weights=("teacher", "student"),
+                chooses=True,
+            ),
+            Converter(
+                "timm",
+                "hf_geossl.conversion.foreign:convert_timm_checkpoint",
+                config=(("position_interpolation_offset", 0.0),),  # timm resamples positions to the exact size
+            ),
+        ),
     ),
     "loca": Method(
         name="loca",
@@ -195,6 +241,15 @@ METHODS: dict[str, Method] = {
         demo_tabs="hf_geossl.demo.tabs_loca:head_tabs",
         tasks=(
             OwnTask("position", "position_loca", "where a query's patches lie in the reference (LOCA's training head)"),
+        fixed=("initializer_range",),  # it has its own initialisation
+        converters=(
+            Converter(
+                "loca",
+                "hf_geossl.conversion.loca:convert_loca_checkpoint",
+                weights=("params", "ema_params"),
+                chooses=True,
+                asks_for_heads=False,
+            ),
         ),
     ),
     "equicoherent": Method(

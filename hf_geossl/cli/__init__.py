@@ -1,4 +1,4 @@
-"""The command `geossl`."""
+"""The command `geossl`: `main`, and one module a command."""
 
 from hf_geossl.cli.main import main
 

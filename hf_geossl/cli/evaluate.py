@@ -1,16 +1,14 @@
 """`geossl evaluate`: what features are worth, from the command line."""
 
-import argparse
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from hf_geossl.evaluation.evaluate import default_output, evaluate_model
-from hf_geossl.evaluation.options import DEFAULT_CACHE
+from hf_geossl.cli.usage import Parser, hide_loading_bars, require_if_local
 from hf_geossl.evaluation.registry import (
     ABOUT,
     ALL,
@@ -22,65 +20,47 @@ from hf_geossl.evaluation.registry import (
     check_tasks,
     describe_tasks,
 )
-from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
-from hf_geossl.evaluation.samples import Columns
+
+COLUMNS = ("image", "label", "semantic", "depth", "objects")
+Setting = bool | int | float | str | None | list["Setting"]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Adds what the tasks are to the help, which is when their files are read."""
+class _Parser(Parser):
+    """Adds what the tasks are to the help."""
 
     def format_help(self) -> str:
-        tasks = "\n".join(f"  {name:22} {what}" for name, what in describe_tasks().items())
+        tasks = "\n".join(f"  {name:22} {summary}" for name, summary in describe_tasks().items())
         return f"{super().format_help()}\ntasks:\n{tasks}\n"
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """`geossl evaluate`: what a model's features are worth: numbers with intervals, pictures, a comparison of models."""
-    options = _parser().parse_args(argv)
+    """Measures what the features of one or several models are worth.
+
+    Args:
+        argv (`Sequence[str]`): What follows `geossl evaluate`.
+
+    Returns:
+        `int`: 0; 1 if a model or a task could not be measured; 130 after Ctrl-C.
+    """
+    options = _parser().read(argv)
+    if len(options.models) == 1:  # of several the others are measured
+        require_if_local(options.models[0])
+    require_if_local(options.dataset)
     check_tasks(options.tasks)
     settings = parse_settings(options.set)
+    from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
+
     if options.report is not None:
         check_report_path(options.report)
     files = output_files(options.models, options.output)
-    columns = Columns(
-        image=options.image_column,
-        label=options.label_column,
-        semantic=options.semantic_column,
-        depth=options.depth_column,
-        depth_scale=options.depth_scale,
-        objects=options.objects_column,
-        reduce_labels=options.reduce_labels,
-    )
-    status, done = 0, []
+    hide_loading_bars()
+    status, measured = 0, []
     for model, file in zip(options.models, files, strict=True):
         try:
-            results = evaluate_model(
-                model,
-                options.tasks,
-                options.dataset,
-                limit=options.limit,
-                output=file,
-                settings=settings,
-                image_size=options.image_size,
-                train_split=options.train_split,
-                test_split=options.test_split,
-                columns=columns,
-                config_name=options.dataset_config,
-                dataset_revision=options.dataset_revision,
-                batch_size=options.batch_size,
-                num_workers=options.num_workers,
-                seed=options.seed,
-                bootstrap=options.bootstrap,
-                cache_dir=None if options.no_cache else options.cache_dir,
-                device=options.device,
-                trust_remote_code=options.trust_remote_code,
-                revision=options.revision,
-                pictures=not options.no_pictures,
-                overwrite=options.overwrite,
-            )
+            results = _measure(model, file, settings, options)
         except KeyboardInterrupt:
-            kept = f"what was finished is in {file}, and " if file.is_file() else ""
-            print(f"geossl: interrupted; {kept}the same command goes on", file=sys.stderr)
+            finished = f"what was finished is in {file}, and " if file.is_file() else ""
+            print(f"geossl: interrupted; {finished}the same command goes on", file=sys.stderr)
             return 130
         except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
             if len(options.models) == 1:
@@ -88,21 +68,56 @@ def evaluate(argv: Sequence[str]) -> int:
             print(f"geossl: {model}: {' '.join(str(error).split())}", file=sys.stderr)
             status = 1
             continue
-        done.append(file)
+        measured.append(file)
         if results[ABOUT][FAILED]:
             status = 1
-    if done:
-        print(f"\n{markdown_table(read_measured(done), escape=False)}")
-        print(f"Results: {', '.join(map(str, done))}")
-    if done and options.report is not None:
-        write_report(done, options.report)
+    if measured:
+        print(f"\n{markdown_table(read_measured(measured))}")
+        print(f"Results: {', '.join(map(str, measured))}")
+    if measured and options.report is not None:
+        write_report(measured, options.report)
         print(f"Report: {options.report}")
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _measure(
+    model: str, file: Path, settings: dict[str, dict[str, Setting]], options: Namespace
+) -> dict[str, dict[str, object]]:
+    from hf_geossl.evaluation.evaluate import evaluate_model
+    from hf_geossl.evaluation.options import DEFAULT_CACHE
+    from hf_geossl.evaluation.samples import Columns
+
+    columns = {name: getattr(options, f"{name}_column") for name in COLUMNS}
+    results: dict[str, dict[str, object]] = evaluate_model(
+        model,
+        options.tasks,
+        options.dataset,
+        limit=options.limit,
+        output=file,
+        settings=settings,
+        image_size=options.image_size,
+        train_split=options.train_split,
+        test_split=options.test_split,
+        columns=Columns(**columns, depth_scale=options.depth_scale, reduce_labels=options.reduce_labels),
+        config_name=options.dataset_config,
+        dataset_revision=options.dataset_revision,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        seed=options.seed,
+        bootstrap=options.bootstrap,
+        cache_dir=None if options.no_cache else Path(options.cache_dir or DEFAULT_CACHE),
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+        revision=options.revision,
+        pictures=not options.no_pictures,
+        overwrite=options.overwrite,
+    )
+    return results
+
+
+def _parser() -> Parser:
     parser = _Parser(
-        prog="geossl evaluate", description=evaluate.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "evaluate", "Measures what features are worth: numbers with intervals, pictures, a comparison of models."
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="A folder, an id on the Hub, or timm:NAME; several to compare them.")
@@ -132,13 +147,13 @@ def _parser() -> argparse.ArgumentParser:
         help="A setting of a task, such as segmentation.steps=1000.",
     )
     add("--image_size", type=int, help="Side of the images in pixels; the model's own by default.")
-    add("--seed", type=int, default=0, help="Of all that is drawn. Default: 0.")
+    add("--seed", type=int, default=0, help="Of all random numbers. Default: 0.")
     add("--bootstrap", type=int, default=1000, help="Resamples for the 95 %% intervals; 0 for none. Default: 1000.")
     add("--batch_size", type=int, default=64, help="Images that are encoded at a time. Default: 64.")
     add("--num_workers", type=int, default=0, help="Processes that read and render images. Default: 0.")
     add("--device", help="cpu, cuda, ...; a GPU if there is one.")
-    add("--cache_dir", default=DEFAULT_CACHE, help="Where features are kept from call to call.")
-    add("--no_cache", action="store_true", help="Keep no features.")
+    add("--cache_dir", help="Where features are cached from call to call; a folder in HF_HOME by default.")
+    add("--no_cache", action="store_true", help="Cache no features.")
     add("--no_pictures", action="store_true", help="Draw nothing; pictures are drawn when a task is measured.")
     add("--overwrite", action="store_true", help="Measure again what is in the file, and replace other results in it.")
     add("--revision", help="Branch, tag or commit of a model on the Hub.")
@@ -147,42 +162,43 @@ def _parser() -> argparse.ArgumentParser:
     add("--test_split", default="test", help="What is measured. Default: test.")
     add("--dataset_config", help="Configuration of a dataset on the Hub; of the scenes their mode, topdown or object.")
     add("--dataset_revision", help="Branch, tag or commit of a dataset on the Hub.")
-    columns = Columns()
-    add("--image_column", default=columns.image, help="Default: %(default)s.")
-    add("--label_column", default=columns.label, help="Class of an image. Default: %(default)s.")
-    add("--semantic_column", default=columns.semantic, help="Map of classes. Default: %(default)s.")
+    add("--image_column", default="image", help="Default: %(default)s.")
+    add("--label_column", default="label", help="Class of an image. Default: %(default)s.")
+    add("--semantic_column", default="annotation", help="Map of classes. Default: %(default)s.")
     add("--reduce_labels", action="store_true", help="0 means no class in that map (as in ADE20k).")
-    add("--depth_column", default=columns.depth, help="Map of depths. Default: %(default)s.")
-    add("--depth_scale", type=float, default=columns.depth_scale, help="Metres a unit of it. Default: %(default)s.")
-    add("--objects_column", default=columns.objects, help="Boxes and categories. Default: %(default)s.")
+    add("--depth_column", default="depth_map", help="Map of depths. Default: %(default)s.")
+    add("--depth_scale", type=float, default=1.0, help="Metres a unit of it. Default: %(default)s.")
+    add("--objects_column", default="objects", help="Boxes and categories. Default: %(default)s.")
     return parser
 
 
-def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Args:
+def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Setting]]:
+    """Reads settings of tasks.
+
+    Args:
         words (`Sequence[str]`): `"task.setting=value"`, values as YAML writes them.
 
     Returns:
-        `dict[str, dict[str, Any]]`: Values by task and setting.
+        `dict[str, dict]`: values by task and setting.
 
     Raises:
         ValueError: If one has another form, or its task does not exist.
     """
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Setting]] = {}
     for word in words:
-        found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word)
-        if found is None:
+        parts = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word)
+        if parts is None:
             raise ValueError(f"--set takes TASK.SETTING=VALUE, such as segmentation.steps=1000, got {word!r}")
-        check_tasks([found[1]])
+        check_tasks([parts[1]])
         try:
-            settings.setdefault(found[1], {})[found[2]] = _number(yaml.safe_load(found[3]))
+            settings.setdefault(parts[1], {})[parts[2]] = _number(yaml.safe_load(parts[3]))
         except yaml.YAMLError:
             raise ValueError(f"the value of --set {word} cannot be read") from None
     return settings
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a text."""
+def _number(value: Setting) -> Setting:
+    """Reads 1e-3, which YAML 1.1 takes for a text, as a number."""
     if isinstance(value, list):
         return [_number(entry) for entry in value]
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
@@ -191,18 +207,20 @@ def _number(value: Any) -> Any:
 
 
 def output_files(models: Sequence[str], output: str | None) -> list[Path]:
-    """Where the results of each model go.
+    """Decides where the results of each model go.
 
     Args:
         models (`Sequence[str]`): As they were named.
         output (`str`, *optional*): A file for one model, a folder for several.
 
     Returns:
-        `list[Path]`: A file a model, all different.
+        `list[Path]`: a file a model, all different.
 
     Raises:
         ValueError: If a model is named twice, or a file stands where a folder is needed.
     """
+    from hf_geossl.evaluation.evaluate import default_output
+
     if len(set(models)) < len(models):
         raise ValueError("a model is named twice")
     names = [
@@ -210,12 +228,10 @@ def output_files(models: Sequence[str], output: str | None) -> list[Path]:
         for model in models
     ]
     if output is None:
-        files = [default_output(model) or Path(f"{name}_{RESULTS}") for model, name in zip(models, names, strict=True)]
-    elif len(models) == 1:
-        files = [Path(output) / RESULTS if Path(output).is_dir() else Path(output)]
-    else:
-        if Path(output).is_file() or Path(output).suffix == ".json":
-            raise ValueError(f"--output must be a folder for the results of several models, got {output}")
-        numbered = [name if names.index(name) == i else f"{name}_{i + 1}" for i, name in enumerate(names)]
-        files = [Path(output) / f"{name}.json" for name in numbered]
-    return files
+        return [default_output(model) or Path(f"{name}_{RESULTS}") for model, name in zip(models, names, strict=True)]
+    if len(models) == 1:
+        return [Path(output) / RESULTS if Path(output).is_dir() else Path(output)]
+    if Path(output).is_file() or Path(output).suffix == ".json":
+        raise ValueError(f"--output must be a folder for the results of several models, got {output}")
+    numbered = [name if names.index(name) == i else f"{name}_{i + 1}" for i, name in enumerate(names)]
+    return [Path(output) / f"{name}.json" for name in numbered]

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_geossl.cli.recipes import parse_pretrain, recipes
+from hf_geossl.cli.arguments import method_arguments
+from hf_geossl.cli.pretrain import make_training_arguments
+from hf_geossl.cli.pretrain_arguments import parse_pretrain
+from hf_geossl.cli.recipes import read_recipe, recipes
 from tests.helpers.golden import ROOT
 
 CARDS = ROOT / "model_cards"
@@ -40,14 +43,15 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def _recipe(name: str) -> dict[str, Any]:
-    return yaml.safe_load(recipes()[name].read_text(encoding="utf-8"))
+    recipe = read_recipe(name)
+    return {"method": recipe.method, **{key: value for _, key, value in recipe.entries}}
 
 
 def _effective(name: str) -> dict[str, Any]:
     """Every argument's value, those of the recipe and defaults."""
-    values: dict[str, Any] = {}
-    for part in parse_pretrain([name, *ON_CPU])[2]:
-        values.update(vars(part))
+    given = parse_pretrain([name, *ON_CPU])
+    values = {argument.name: argument.default for argument in method_arguments(given.method.name)}
+    values |= {**vars(given.data), **given.model, **given.views, **given.training}
     recipe = _recipe(name)
     values.update({key: recipe.get(key, False) for key in ("use_cpu", "fp16")})
     return values
@@ -96,7 +100,7 @@ def test_batch_learning_rate_and_images_follow_from_the_command(name: str) -> No
     sections = _sections(_card(name)[1])
     command, processes = _command(name)
     assert sections["Train it"].split("```bash\n")[1].split("\n```")[0] == command
-    args = parse_pretrain([name, *ON_CPU, "--gradient_accumulation_steps", str(processes)])[2][-1]
+    args = make_training_arguments(parse_pretrain([name, *ON_CPU, "--gradient_accumulation_steps", str(processes)]))
     told = {row[0]: float(row[1]) for row in _rows(sections["Settings"]) if re.fullmatch(r"[\d.e-]+", row[1])}
     assert told == {
         "processes": processes,

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from transformers import AutoModel, set_seed
 
 from hf_geossl import GTSATrainer, LOCATrainer
-from hf_geossl.cli.recipes import parse_pretrain
+from hf_geossl.cli.describe import shared_settings
+from hf_geossl.cli.pretrain import make_config
+from hf_geossl.cli.pretrain_arguments import parse_pretrain
 from hf_geossl.hub.export import export_model
 from hf_geossl.views.transformation_path import TransformationPath
 from tests.helpers import gtsa_run, loca_run
@@ -305,11 +307,12 @@ def test_folders_keep_it_exports_drop_it_and_older_ones_take_it_up(method: Metho
 def test_command_line_gives_it_to_model_and_views(method: Method) -> None:
     recipe = {"gtsa": "quickstart", "loca": "loca_quickstart"}[method.prefix]
     given = ["--reconstruction", "se2", "--num_intermediate", "3", "--reconstruction_weight", "0.5"]
-    found, _, (_, model, views, _) = parse_pretrain([recipe, *given])
+    parsed = parse_pretrain([recipe, *given])
+    model = make_config(parsed)
     assert (model.reconstruction, model.num_intermediate, model.reconstruction_weight) == ("se2", 3, 0.5)
-    assert model.equivariant_features is None
-    assert {"reconstruction", "num_intermediate"} <= set(found.shared)
-    assert not hasattr(views, "num_intermediate")
+    assert "equivariant_features" not in parsed.model
+    assert {"reconstruction", "num_intermediate"} <= set(shared_settings(parsed.method))
+    assert "num_intermediate" not in parsed.views
 
 
 # ---- errors

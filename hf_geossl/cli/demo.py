@@ -1,0 +1,28 @@
+"""`geossl demo`: a trained folder in the browser."""
+
+from collections.abc import Sequence
+
+from hf_geossl.cli.usage import Parser, hide_loading_bars, require_folder
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Shows a trained folder in the browser, until Ctrl-C.
+
+    Args:
+        argv (`Sequence[str]`): What follows `geossl demo`.
+
+    Returns:
+        `int`: 0.
+    """
+    parser = Parser("demo", "Shows a trained folder in the browser, to click; ends with Ctrl-C.")
+    add = parser.add_argument
+    add("folder", help="What geossl pretrain or geossl convert wrote, or a checkpoint in it.")
+    add("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 lets other machines in.")
+    add("--port", type=int, help="Port to listen at; a free one from 7860 on by default.")
+    options = parser.read(argv)
+    require_folder(options.folder)
+    from hf_geossl.demo import launch_demo
+
+    hide_loading_bars()
+    launch_demo(options.folder, host=options.host, port=options.port)
+    return 0

@@ -1,0 +1,124 @@
+"""Makes `arguments.json`, the list of each method's arguments, from its classes: `python -m hf_geossl.cli.describe`."""
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Iterator
+
+from hf_geossl.cli.arguments import TABLE, Argument, Value, as_entry, kind_of
+from hf_geossl.methods import METHODS, Method
+
+# fields of every configuration that pretraining does not read, or that a method fixes
+NOT_FOR_PRETRAINING = {
+    "use_class_token",
+    "use_mask_token",
+    "position_interpolation",
+    "apply_layernorm",
+    "reshape_hidden_states",
+    "semantic_loss_ignore_index",
+}
+RENAMED = {"split": "model_split"}  # fields of a configuration that arguments of the data have the name of
+
+
+def describe_method(name: str) -> list[Argument]:
+    """Lists the arguments of a method's configuration, views and training.
+
+    Args:
+        name (`str`): The method's.
+
+    Returns:
+        `list[Argument]`: without those of transformers that the method leaves as they are.
+    """
+    method = METHODS[name]
+    return [*_model_arguments(method), *_view_arguments(method), *_training_arguments(method)]
+
+
+def shared_settings(method: Method) -> list[str]:
+    """Names the settings of the views that the configuration has too: they are the model's, and given once."""
+    fields = {entry.name for entry in dataclasses.fields(method.load("config"))}
+    return [name for name in flat_settings(method) if name in fields]
+
+
+def flat_settings(method: Method) -> "dict[str, dataclasses.Field[object]]":
+    """Until views have it."""
+    views = method.load("views")
+    if hasattr(views, "flat_settings"):
+        return views.flat_settings()
+    made = [
+        (name, parameter.annotation, dataclasses.field(default=parameter.default, metadata={"help": text}))
+        for texts in [_docstring_entries([*_RECIPES(), views])]
+        for name, parameter in inspect.signature(views).parameters.items()
+        for text in [texts.get(name, "")]
+    ]
+    return {entry.name: entry for entry in dataclasses.fields(dataclasses.make_dataclass("V", made))}
+
+
+def _RECIPES() -> list[type]:
+    from hf_geossl.views.color import ColorRecipe
+    from hf_geossl.views.transformation_path import TransformationPath
+
+    return [ColorRecipe, TransformationPath]
+
+
+def _model_arguments(method: Method) -> Iterator[Argument]:
+    config = method.load("config")
+    bases = [base for base in reversed(config.__mro__) if base.__module__.startswith("hf_geossl") or base is config]
+    own = _declared(bases) - NOT_FOR_PRETRAINING - set(method.fixed)
+    texts = _docstring_entries(bases)
+    for entry in dataclasses.fields(config):
+        if entry.name in own and not entry.name.startswith("_"):
+            yield _argument(RENAMED.get(entry.name, entry.name), "model", entry, texts.get(entry.name, ""))
+
+
+def _view_arguments(method: Method) -> Iterator[Argument]:
+    shared = shared_settings(method)
+    for name, entry in flat_settings(method).items():
+        if name not in shared:
+            yield _argument(name, "views", entry, entry.metadata.get("help", ""))
+
+
+def _training_arguments(method: Method) -> Iterator[Argument]:
+    arguments = method.load("arguments")
+    bases = [base for base in arguments.__mro__ if not base.__module__.startswith("transformers")]
+    own = _declared(bases)
+    for entry in dataclasses.fields(arguments):
+        if entry.name in own:
+            yield _argument(entry.name, "training", entry, entry.metadata.get("help", ""))
+
+
+def _declared(classes: list[type]) -> set[str]:
+    return {name for cls in classes for name in inspect.get_annotations(cls)}
+
+
+def _argument(name: str, section: str, entry: "dataclasses.Field[object]", text: str) -> Argument:
+    kind, many, optional = kind_of(entry.type, entry.default)
+    default: Value = list(entry.default) if isinstance(entry.default, tuple) else entry.default  # type: ignore[assignment]
+    return Argument(
+        name, section, kind, default, " ".join(re.sub(r"[`\"]", "", text).replace("%%", "%").split()), many, optional
+    )
+
+
+def _docstring_entries(classes: list[type]) -> dict[str, str]:
+    """Reads what docstrings say of arguments, by name."""
+    entries: dict[str, str] = {}
+    for cls in classes:
+        text = re.sub(r"\s+", " ", inspect.getdoc(cls) or "")
+        pattern = r"((?:\w+, )*\w+) \(([^()]*(?:\([^()]*\)[^()]*)*)\): (.*?)(?= (?:\w+, )*\w+ \(`| Raises:| Source:|$)"
+        for match in re.finditer(pattern, text):
+            for name in match[1].split(", "):
+                entries[name] = match[3].strip()
+    return entries
+
+
+def make_table() -> str:
+    """Gives the text of the table: a line for each argument."""
+    methods = []
+    for name in METHODS:
+        lines = ",\n".join(f"  {json.dumps(as_entry(argument))}" for argument in describe_method(name))
+        methods.append(f"{json.dumps(name)}: [\n{lines}\n]")
+    return "{" + ",\n".join(methods) + "}\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(make_table(), encoding="utf-8")

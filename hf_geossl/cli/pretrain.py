@@ -1,0 +1,258 @@
+"""`geossl pretrain`: trains as a recipe says and leaves a folder that `AutoModel` opens."""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_geossl.cli.arguments import DataArguments, Value
+from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
+from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
+from hf_geossl.methods import METHODS
+
+if TYPE_CHECKING:
+    from hf_geossl.data.evaluation_batches import FirstImages
+    from hf_geossl.data.streams import ImageStream
+    from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+    from hf_geossl.modeling.teacher_student import TeacherStudentModel
+    from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+    from hf_geossl.training.trainer import TeacherStudentTrainer
+    from hf_geossl.views.base import Views
+
+# what a run leaves that was killed before its first checkpoint was whole
+_TRACES = r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
+_RENAMED = {"model_split": "split"}  # arguments of the model -> fields of its configuration of another name
+
+
+def pretrain(argv: Sequence[str]) -> int:
+    """Trains as a recipe says.
+
+    Args:
+        argv (`Sequence[str]`): What follows `geossl pretrain`.
+
+    Returns:
+        `int`: 0 once the model is saved, whatever fails after that; 128 + the number of the signal that stopped the run.
+    """
+    given = parse_pretrain(argv)
+    check_eval_images(given.data)
+    for path in (given.data.dataset, given.data.eval_dataset, given.model_name_or_path):
+        require_if_local(path or "scenes")
+    command = f"geossl pretrain {shlex.join(argv)}"
+    trainer, resume = make_trainer(given, command)
+    if trainer.is_world_process_zero():
+        print(describe_start(trainer, given.data))
+    trainer.train(resume_from_checkpoint=resume)
+    stopped = trainer.parts.preemption.signal
+    if stopped is None:
+        finish(trainer)
+    elif trainer.is_world_process_zero():
+        print(f"stopped at step {trainer.state.global_step}. Go on with:")
+        print(f"  {command} --resume_from_checkpoint true")
+    trainer.end_processes()
+    return 0 if stopped is None else 128 + stopped
+
+
+def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrainer, str | bool | None]":
+    """Makes everything that a run needs.
+
+    Args:
+        given (`Pretraining`): What the run was given.
+        command (`str`): The command, for the model card.
+
+    Returns:
+        `(TeacherStudentTrainer, str | bool | None)`: the trainer, and what to resume from.
+
+    Raises:
+        UsageError, ValueError: If a value is out of its range, or values contradict each other.
+    """
+    from transformers import set_seed
+
+    hide_loading_bars()
+    args = make_training_arguments(given)
+    resume = resume_from(args)
+    set_seed(args.seed)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    stream, held_out = open_stream(given.data, seed), open_held_out(given.data)
+    config = make_config(given)
+    model_class = given.method.load("pretraining")
+    if given.model_name_or_path is None:
+        model = model_class(config)
+    else:
+        model = model_class.from_pretrained(given.model_name_or_path)
+    trainer = given.method.load("trainer")(
+        model=model, args=args, train_dataset=stream, eval_dataset=held_out, views=make_views(given, model)
+    )
+    trainer.command = command
+    return trainer, resume
+
+
+def make_training_arguments(given: Pretraining) -> "TeacherStudentTrainingArguments":
+    """Makes the training arguments; trackers know the run by its folder's name unless the user gave another."""
+    values = dict(given.training)
+    values.setdefault("run_name", Path(str(values.get("output_dir", ""))).name)
+    args: TeacherStudentTrainingArguments = given.method.load("arguments")(**values)
+    return args
+
+
+def make_config(given: Pretraining) -> "GeometricViTConfig":
+    """Makes the configuration that the user has asked for.
+
+    Raises:
+        UsageError: With one line, in the command line's words, if a value is of another type or out of its range.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    values = {_RENAMED.get(name, name): _as_tuple(value) for name, value in given.model.items()}
+    try:
+        config: GeometricViTConfig = given.method.load("config")(**values)
+    except StrictDataclassError as error:
+        message = " ".join(str(error.__cause__ or error).split())
+        for word, name in _RENAMED.items():  # the field, not the same word in a sentence
+            message = re.sub(rf"\b{name}(?=='| must\b)", word, message)
+        raise UsageError(message) from error
+    return config
+
+
+def make_views(given: Pretraining, model: "TeacherStudentModel") -> "Views":
+    """Makes the views; settings that the configuration has too are the model's."""
+    from hf_geossl.cli.describe import shared_settings
+
+    shared = {name: getattr(model.config, name) for name in shared_settings(given.method)}
+    own = {name: _as_tuple(value) for name, value in given.views.items()}
+    views: Views = given.method.load("views")(**own, **shared)
+    return views
+
+
+def _as_tuple(value: Value) -> Value | tuple[Value, ...]:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def open_stream(data: DataArguments, seed: int) -> "ImageStream":
+    """Opens the images to train on."""
+    from hf_geossl.data.streams import load_stream
+
+    return load_stream(
+        data.dataset,
+        data.split,
+        config_name=data.dataset_config,
+        image_column=data.image_column,
+        shuffle_block=data.shuffle_block,
+        seed=seed,
+        skip_broken=data.skip_broken,
+        revision=data.revision,
+        max_broken_share=data.max_broken_share,
+        max_pixels=data.max_pixels,
+    )
+
+
+def check_eval_images(data: DataArguments) -> None:
+    """Refuses to measure on no image."""
+    if data.eval_dataset is not None and data.eval_images < 1:
+        raise UsageError(f"--eval_images must be at least 1, got {data.eval_images}")
+
+
+def open_held_out(data: DataArguments) -> "FirstImages | None":
+    """Opens the images to measure on; what describes the training images is taken for them too, as far as it can be."""
+    from hf_geossl.data.evaluation_batches import FirstImages
+    from hf_geossl.data.streams import load_stream
+
+    if data.eval_dataset is None:
+        return None
+    same = data.eval_dataset == data.dataset
+    read = partial(
+        load_stream,
+        data.eval_dataset,
+        config_name=data.dataset_config if same else None,
+        image_column=data.image_column,
+        shuffle_block=data.shuffle_block,
+        skip_broken=data.skip_broken,
+        revision=data.revision if same else None,
+        max_broken_share=data.max_broken_share,
+        max_pixels=data.max_pixels,
+    )
+    try:
+        stream = read(split=data.eval_split or "validation")
+    except ValueError:
+        if same or data.eval_split is not None:
+            raise
+        stream = read(split="train")  # a plain folder of other images
+    return FirstImages(stream, data.eval_images)
+
+
+def resume_from(args: "TeacherStudentTrainingArguments") -> str | bool | None:
+    """Decides what to resume from.
+
+    Raises:
+        UsageError: If the run would start in a folder that has something in it.
+    """
+    from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+
+    folder, asked = (
+        Path(str(args.output_dir)),
+        {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint),
+    )
+    if asked is True and newest_whole_checkpoint(folder) is None:
+        others = [path.name for path in folder.glob("*") if not re.fullmatch(_TRACES, path.name)]
+        if others:
+            raise UsageError(
+                f"the output folder {args.output_dir} has no whole checkpoint to go on from, and other files "
+                f"({', '.join(sorted(others)[:3])}): choose another --output_dir"
+            )
+        print(f"{folder.name} has no whole checkpoint yet: the run starts from the beginning", file=sys.stderr)
+        return None
+    if not asked and folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(
+            f"the output folder {args.output_dir} is not empty: choose another --output_dir, or go on with the run in it "
+            "by --resume_from_checkpoint true"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_dir {args.output_dir} is a file, not a folder")
+    return asked or None
+
+
+def describe_start(trainer: "TeacherStudentTrainer", data: DataArguments) -> str:
+    """Says in a line what begins."""
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    args = trainer.args
+    return (
+        f"{args.output_dir}: {parameters / 1e6:.1f} M trained parameters, {args.max_steps} steps of "
+        f"{args.global_batch_size} images from {data.dataset}"
+    )
+
+
+def finish(trainer: "TeacherStudentTrainer") -> None:
+    """Saves the model first; then measures it, writes its card again and says where everything is.
+
+    Args:
+        trainer (`TeacherStudentTrainer`): Whose training has ended.
+    """
+    from hf_geossl.training.outputs.attempts import attempt
+
+    trainer.save_model()
+    measured: list[str] = []
+    if trainer.eval_dataset is not None:
+
+        def measure() -> None:
+            measured.append(trainer.describe_evaluation(trainer.evaluate()))
+
+        place = shlex.quote(str(trainer.args.output_dir))
+        if attempt("the evaluation", measure, f"the model is saved; `geossl evaluate {place}` measures its features"):
+            trainer.write_card()
+            if trainer.args.push_to_hub:
+                attempt("the push to the Hub", trainer.push_to_hub, f"`geossl publish {place}` sends the folder")
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(str(trainer.args.output_dir))
+    print(f"\nThe model is in {folder} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
+    print("  from transformers import AutoModel")
+    print(f'  model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)\n')
+    for picture in METHODS[trainer.model.config.model_type].pictures:
+        if (folder / picture.file).is_file():
+            print(f"{picture.caption}: {folder / picture.file}")
+    for line in measured:
+        print(line)
+    if trainer.publisher.publication is not None:
+        print(f"Published: {trainer.publisher.publication.url}")

@@ -1,0 +1,215 @@
+"""What `geossl pretrain` was given: a recipe and a command line, read and shown without importing torch."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hf_geossl.cli.arguments import SECTIONS, START, Argument, DataArguments, Value, method_arguments
+from hf_geossl.cli.recipes import Recipe, read_recipe, recipes
+from hf_geossl.cli.usage import Parser, UsageError
+from hf_geossl.methods import METHODS, Method
+
+HELP = {
+    "-h": True,
+    "--help": True,
+    "--help_all": False,
+    "--help-all": False,
+}  # whether only what is usually set is shown
+USAGE = "geossl pretrain RECIPE_OR_YAML [--key value ...]"
+# what people set: shown by --help, in this order
+SHOWN = {
+    "data": "dataset dataset_config split image_column skip_broken eval_dataset eval_images",
+    "model": "model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
+    "transformation num_prototypes",
+    "views": "global_size local_size num_local global_scale local_scale reference_size focal_size num_focal",
+    "training": "max_steps per_device_train_batch_size gradient_accumulation_steps base_learning_rate learning_rate "
+    "warmup_steps weight_decay teacher_momentum max_grad_norm bf16 fp16 use_cpu torch_compile "
+    "activation_checkpointing gradient_checkpointing dataloader_num_workers seed",
+    "checkpoints and Hub": "output_dir resume_from_checkpoint save_steps save_total_limit logging_steps eval_strategy picture "
+    "report_to push_to_hub hub_model_id",
+}
+# what transformers says of these is about text, or about what is not done here
+CLEARER = {
+    "max_steps": "Optimizer steps of the run.",
+    "per_device_train_batch_size": "Images of a batch on one device.",
+    "gradient_accumulation_steps": "Batches of an optimizer step.",
+    "learning_rate": "Peak of the learning rate, whatever the batch.",
+    "use_cpu": "Train on the CPU where there is a GPU too.",
+    "seed": "Of the weights, the order of the images and all that is random.",
+    "dataloader_num_workers": "Processes that read images and make views.",
+    "resume_from_checkpoint": "A checkpoint to go on from, or true for the newest in output_dir.",
+    "save_steps": "Steps between two checkpoints; below 1 a share of the run.",
+    "save_total_limit": "How many checkpoints are left on the disk.",
+    "eval_strategy": "steps to measure on eval_dataset every eval_steps, or no.",
+    "report_to": "Trackers, such as tensorboard or wandb.",
+    "push_to_hub": "Publish the model when it is saved.",
+    "hub_model_id": "The repository, user/name.",
+}
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a run was given; what was not is left to the defaults of the classes.
+
+    Args:
+        recipe (`str`): Name of the recipe.
+        method (`Method`): The method.
+        model_name_or_path (`str`, *optional*): The checkpoint to start from.
+        data (`DataArguments`): The images.
+        model, views, training (`dict`): Values by name, those of the recipe and of the command line.
+    """
+
+    recipe: str
+    method: Method
+    model_name_or_path: str | None = None
+    data: DataArguments = field(default_factory=DataArguments)
+    model: Mapping[str, Value] = field(default_factory=dict)
+    views: Mapping[str, Value] = field(default_factory=dict)
+    training: Mapping[str, Value] = field(default_factory=dict)
+
+
+def parse_pretrain(argv: Sequence[str]) -> Pretraining:
+    """Reads recipe and command line; what is given on the command line wins.
+
+    Args:
+        argv (`Sequence[str]`): What follows `geossl pretrain`.
+
+    Returns:
+        `Pretraining`: what was given.
+
+    Raises:
+        UsageError: With one line that names the key and the nearest valid one.
+        SystemExit: After help has been printed.
+    """
+    asked = [word for word in argv if word in HELP]
+    if not argv or argv[0] in HELP:
+        method = next(iter(METHODS))
+        print(describe_arguments(method_arguments(method), method, shown=not asked or HELP[asked[0]]))
+        raise SystemExit(0 if argv else 2)
+    if argv[0].startswith("-"):
+        raise UsageError(f"the recipe comes first: geossl pretrain {' or '.join(recipes())}, or a .yaml file")
+    recipe = read_recipe(argv[0])
+    arguments = method_arguments(recipe.method)
+    parser = make_parser(arguments)
+    words = recipe.words(arguments)
+    if asked:
+        values = vars(parser.read(words))
+        print(describe_arguments(arguments, recipe.method, values, recipe, shown=HELP[asked[0]]))
+        raise SystemExit(0)
+    values = {"output_dir": f"geossl-{recipe.name}", **vars(parser.read([*words, *argv[1:]]))}
+    start = values.pop(START.name, None)
+    given = {
+        section: {a.name: values[a.name] for a in arguments if a.section == section and a.name in values}
+        for section in SECTIONS
+    }
+    return Pretraining(
+        recipe.name,
+        METHODS[recipe.method],
+        start,
+        DataArguments(**given["data"]),
+        given["model"],
+        given["views"],
+        given["training"],
+    )
+
+
+def make_parser(arguments: Sequence[Argument]) -> Parser:
+    """Makes the parser of some arguments; its result has those that are given.
+
+    Args:
+        arguments (`Sequence[Argument]`): What can be given.
+
+    Returns:
+        `Parser`: `--key value`, `--key` and `--no_key` for switches, and several values where there may be several.
+    """
+    parser = Parser("pretrain", "", usage=USAGE)
+    for argument in arguments:
+        flag, absent = f"--{argument.name}", argparse.SUPPRESS
+        if argument.many:
+            parser.add_argument(flag, nargs="+", type=argument.read, default=absent, action=_Several)
+        elif argument.kind == "bool":
+            parser.add_argument(flag, nargs="?", const=True, type=argument.read, default=absent)
+        else:
+            parser.add_argument(flag, type=argument.read, default=absent)
+        if argument.default is True:
+            parser.add_argument(f"--no_{argument.name}", dest=argument.name, action="store_false", default=absent)
+    return parser
+
+
+class _Several(argparse.Action):
+    """Takes several values, or `none` alone."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Value] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, None if values == [None] else values)
+
+
+def describe_arguments(
+    arguments: Sequence[Argument],
+    method: str,
+    values: Mapping[str, Value] | None = None,
+    recipe: Recipe | None = None,
+    *,
+    shown: bool = True,
+) -> str:
+    """Writes the help of `geossl pretrain`.
+
+    Args:
+        arguments (`Sequence[Argument]`): All that can be given.
+        method (`str`): The method that they are of.
+        values (`Mapping`, *optional*): Those of a recipe, in the place of the defaults.
+        recipe (`Recipe`, *optional*): The recipe.
+        shown (`bool`): Whether to show only what people usually set.
+
+    Returns:
+        `str`: a line an argument, by section.
+    """
+    defaults = f"the values of {recipe.name}" if recipe else "their defaults"
+    known = {argument.name: argument for argument in arguments}
+    sections = {
+        section: [known.pop(name) for name in names.split() if name in known and not is_deprecated(known[name])]
+        for section, names in SHOWN.items()
+    }
+    lines = [
+        f"usage: {USAGE}",
+        "",
+        f"Recipes: {', '.join(recipes())}.",
+        f"A YAML file of 'key: value' lines, in the sections {', '.join(SECTIONS)} or in none, may hold any argument, and "
+        "'method'.",
+        "What is given on the command line wins. A value of 'none' takes an argument back.",
+        f"Below are the arguments of {method}, with {defaults}; {'--help_all shows all of them' if shown else 'all of them'}.",
+        "'geossl pretrain RECIPE --help' shows those of the recipe's method, with the recipe's values.",
+    ]
+    if not shown:
+        for section in SECTIONS:
+            sections[section] += [argument for argument in known.values() if argument.section == section]
+    for section, entries in sections.items():
+        lines += ["", f"{section}:"]
+        lines += [_line(entry, (values or {}).get(entry.name, entry.default), shown) for entry in entries]
+    return "\n".join(lines)
+
+
+def is_deprecated(argument: Argument) -> bool:
+    """Whether an argument is another name of one that replaces it."""
+    return argument.help.startswith("Deprecated")
+
+
+def _line(argument: Argument, value: Value, short: bool) -> str:
+    text = CLEARER.get(argument.name, argument.help)
+    text = (re.split(r"(?<=[.;])\s", text)[0] if short else text).rstrip(".;")
+    word = {"int": "N", "float": "X", "bool": "true|false"}.get(argument.kind, "WORD")
+    name = f"--{argument.name} {word}{' ...' if argument.many else ''}"
+    default = "" if value in ("", None) else f" (default: {_written(value)})"
+    return f"  {name:38} {text[:1].upper()}{text[1:]}{default}"
+
+
+def _written(value: Value) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_written, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

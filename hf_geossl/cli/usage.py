@@ -1,0 +1,116 @@
+"""What the commands share: arguments that are checked before anything heavy is imported, and errors of one line."""
+
+import argparse
+import difflib
+import re
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message is one line."""
+
+
+def nearest(word: str, valid: Sequence[str], prefix: str = "") -> str:
+    """Ends an error message: with the valid word that is closest to a wrong one, or with some of the valid ones."""
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
+    if close:
+        return f"; did you mean '{prefix}{close[0]}'?"
+    return f"; valid are {', '.join(prefix + name for name in sorted(valid)[:12])}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's arguments, whose errors name the nearest valid word.
+
+    Args:
+        command (`str`): Its name.
+        description (`str`): What it does.
+        usage (`str`, *optional*): The line that shows how it is called.
+    """
+
+    def __init__(self, command: str, description: str, usage: str | None = None) -> None:
+        super().__init__(
+            prog=f"geossl {command}",
+            usage=usage,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
+        )
+
+    def read(self, argv: Sequence[str]) -> Namespace:
+        """Reads a command line; hyphens stand for underscores in names.
+
+        Args:
+            argv (`Sequence[str]`): What follows the command.
+
+        Returns:
+            `argparse.Namespace`: the values.
+
+        Raises:
+            UsageError: With the wrong word and the nearest valid one.
+        """
+        tokens = [re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", token) for token in argv]
+        valid = [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
+        try:
+            options, unknown = self.parse_known_args(tokens)
+        except UsageError:
+            wrong = [token for token in tokens if re.match(r"--\w", token) and _name(token) not in valid]
+            if not wrong:
+                raise
+            unknown = wrong  # says more than what argparse has missed because of it
+        wrong = [token for token in unknown if token.startswith("-")] or unknown
+        if wrong:
+            raise UsageError(f"unknown argument {wrong[0]}{nearest(_name(wrong[0]), valid, '--')}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse has found as a `UsageError`."""
+        choice = re.search(r"^(?:argument )?(.*): invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
+        if choice:
+            valid = [word.strip(" '") for word in choice[3].split(",")]
+            message = f"{choice[1]}: there is no {choice[2]!r}{nearest(choice[2], valid)}"
+        raise UsageError(message.removeprefix("argument "))
+
+
+def _name(token: str) -> str:
+    return token.lstrip("-").partition("=")[0]
+
+
+def require_folder(path: str) -> Path:
+    """Checks that a folder is there.
+
+    Args:
+        path (`str`): The folder that a command is to read.
+
+    Returns:
+        `Path`: the same.
+
+    Raises:
+        UsageError: If it is missing, or a file.
+    """
+    if not Path(path).is_dir():
+        raise UsageError(f"{path} is a file, not a folder" if Path(path).exists() else f"there is no folder {path}")
+    return Path(path)
+
+
+def require_if_local(path: str) -> None:
+    """Checks what can only be a path on this machine; ids of the Hub, patterns and addresses are left to their readers.
+
+    Args:
+        path (`str`): A path, or something else that names a dataset or a model.
+
+    Raises:
+        UsageError: If it can only be a path, and nothing is there.
+    """
+    is_path = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+    if is_path and "://" not in path and not re.search(r"[*?\[]", path) and not Path(path).expanduser().exists():
+        raise UsageError(f"there is no file or folder {path}")
+
+
+def hide_loading_bars() -> None:
+    """Hides the progress bars of transformers' loading and saving, which last no time for models of this size."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,96 @@
+"""What `geossl pretrain` reads of recipe and command line, and its help."""
+
+import re
+
+import pytest
+
+from hf_geossl import GTSATrainingArguments, LOCATrainingArguments
+from hf_geossl.cli.main import main
+from hf_geossl.cli.pretrain_arguments import SHOWN, parse_pretrain
+from hf_geossl.cli.usage import UsageError
+
+
+def _help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", *argv])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_what_people_set_by_section(capsys: pytest.CaptureFixture[str]) -> None:
+    text = _help(capsys, "--help")
+    lines = text.splitlines()
+    assert [line.rstrip(":") for line in lines if re.fullmatch(r"[a-z][\w ]*:", line, re.IGNORECASE)] == [*SHOWN]
+    arguments = [line for line in lines if line.startswith("  --")]
+    assert 35 <= len(arguments) <= 50
+    for piece in (
+        "--teacher_momentum X ",
+        "(default: 0.996)",
+        "--hidden_size N ",
+        "(default: 384)",
+        "--dataset WORD ",
+        "(default: scenes)",
+        "(default: 0.3 1)",
+        "loca_base_imnet1k",
+        "--help_all shows all of them",
+        "'geossl pretrain RECIPE --help' shows those of the recipe's method",
+    ):
+        assert piece in text
+    assert "Deprecated" not in text
+
+
+def test_all_help_shows_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    text = _help(capsys, "--help_all")
+    for name in [*GTSATrainingArguments.__dataclass_fields__, "dataset", "image_column", "hidden_size", "global_size"]:
+        if GTSATrainingArguments.__dataclass_fields__.get(name) is None or (
+            GTSATrainingArguments.__dataclass_fields__[name].init
+        ):
+            assert re.search(rf"^  --{name} ", text, re.MULTILINE), name
+
+
+def test_help_of_a_recipe_shows_its_methods_arguments_and_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    text = _help(capsys, "loca_base_imnet1k", "--help_all")
+    for name, entry in LOCATrainingArguments.__dataclass_fields__.items():
+        assert not entry.init or f"--{name} " in text, name
+    for piece in ("--num_prototypes ", "--focal_size ", "--eval_dataset ", "arguments of loca"):
+        assert piece in text
+    for piece in ("(default: 18765)", "(default: 768)", "(default: ILSVRC/imagenet-1k)"):
+        assert piece in text
+    assert "--rotation_weight" not in text
+    assert text.count("--patch_size ") == 1
+    assert len(_help(capsys, "loca_base_imnet1k", "--help").splitlines()) < 70
+
+
+def test_without_arguments_help_and_status_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain"])
+    assert stop.value.code == 2
+    assert "usage: geossl pretrain RECIPE_OR_YAML" in capsys.readouterr().out
+
+
+def test_the_command_line_wins_and_none_takes_back() -> None:
+    given = parse_pretrain(["quickstart", "--num_local", "3", "--num-local=5", "--base_learning_rate", "none"])
+    assert given.views["num_local"] == 5
+    assert given.training["base_learning_rate"] is None
+    assert given.training["output_dir"] == "geossl-quickstart"
+    assert "weight_decay" not in given.training  # its class knows
+    assert parse_pretrain(["quickstart", "--base_learning_rate", "none", "--base_learning_rate", "0.1"]).training[
+        "base_learning_rate"
+    ] == pytest.approx(0.1)
+
+
+def test_switches_and_several_values() -> None:
+    given = parse_pretrain(["quickstart", "--bf16", "--no_picture", "--num_matches", "3", "4", "--exact-resize", "yes"])
+    assert given.training["bf16"] is True
+    assert given.training["picture"] is False
+    assert given.model["num_matches"] == [3, 4]
+    assert given.views["exact_resize"] is True
+    assert parse_pretrain(["quickstart", "--model_name_or_path", "a/b"]).model_name_or_path == "a/b"
+
+
+def test_a_list_can_be_taken_back() -> None:
+    recipe = ["equicoherent_vicreg_small", "--projector_sizes"]
+    assert parse_pretrain([*recipe, "8", "9"]).model["projector_sizes"] == [8, 9]
+    with pytest.raises(UsageError, match="--projector_sizes needs a value"):
+        parse_pretrain([*recipe, "none"])
+    assert parse_pretrain(["equicoherent_quickstart", "--blur_probability", "none"]).views["blur_probability"] is None

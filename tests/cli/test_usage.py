@@ -1,0 +1,58 @@
+"""Errors of usage: one line, with the nearest valid word."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_geossl.cli.usage import Parser, UsageError, nearest, require_folder, require_if_local
+
+
+def _parser() -> Parser:
+    parser = Parser("test", "A command.")
+    parser.add_argument("kind", choices=["trunk", "head"])
+    parser.add_argument("--batch_size", type=int, default=3)
+    return parser
+
+
+def test_hyphens_stand_for_underscores_and_values_stay() -> None:
+    assert _parser().read(["trunk", "--batch-size", "7"]).batch_size == 7
+    assert _parser().read(["trunk", "--batch-size=-7"]).batch_size == -7
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trunk", "--bach_size", "3"], "unknown argument --bach_size; did you mean '--batch_size'?"),
+        (
+            ["--bach-size=3"],
+            "unknown argument --bach_size=3; did you mean '--batch_size'?",
+        ),  # more than "kind is missing"
+        (["trunk", "--batch", "3"], "unknown argument --batch; did you mean '--batch_size'?"),  # no abbreviations
+        (["trunk", "left"], "unknown argument left; valid are --batch_size, --help"),
+        (["trnk"], "kind: there is no 'trnk'; did you mean 'trunk'?"),
+        ([], "the following arguments are required: kind"),
+        (["trunk", "--batch_size", "many"], "--batch_size: invalid int value: 'many'"),
+    ],
+)
+def test_errors_name_the_nearest_valid_word(argv: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        _parser().read(argv)
+    assert str(error.value) == message
+
+
+def test_where_nothing_is_near_some_valid_words_are_named() -> None:
+    assert nearest("zzz", ["beta", "alpha"]) == "; valid are alpha, beta"
+
+
+def test_paths_must_be_there_and_ids_of_the_hub_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert require_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(UsageError, match="is a file, not a folder"):
+        require_folder(str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="there is no folder nowhere"):
+        require_folder("nowhere")
+    for path in ("user/name", "scenes", "timm:vit_tiny", "hf://datasets/a/b/c.parquet", "a/b/*.tar", str(tmp_path)):
+        require_if_local(path)
+    for path in ("./name", "no/where/at/all", "/no/where", "~/no/where"):
+        with pytest.raises(UsageError, match="there is no file or folder"):
+            require_if_local(path)
