@@ -54,6 +54,9 @@ class OwnTask:
     file: str
     summary: str
     packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Converter:
     """A kind of foreign checkpoint that becomes a model of a method.
 
@@ -241,6 +244,7 @@ METHODS: dict[str, Method] = {
         demo_tabs="hf_geossl.demo.tabs_loca:head_tabs",
         tasks=(
             OwnTask("position", "position_loca", "where a query's patches lie in the reference (LOCA's training head)"),
+        ),
         fixed=("initializer_range",),  # it has its own initialisation
         converters=(
             Converter(
