@@ -1,12 +1,11 @@
-"""Which arguments `geossl pretrain` takes, known without importing torch, transformers or datasets.
+"""Arguments of `geossl pretrain`: what one is, those of the data, and those of transformers.
 
-Arguments of a method's configuration, views and training are listed in `arguments.json`, which is made from the classes
-(`python -m hf_geossl.cli.describe`); those of transformers are read from the text of the file of the version that is installed.
+The latter are read from the text of the file of the installed version, for importing it takes seconds.
 """
 
 import ast
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import get_args
 
 from hf_geossl.cli.usage import UsageError, nearest
 
-TABLE = Path(__file__).with_name("arguments.json")
 SECTIONS = ("data", "model", "views", "training")
 BOOLEANS = {
     word: word in ("true", "yes", "t", "y", "1")
@@ -201,31 +199,3 @@ def _literal(node: ast.expr | None) -> Value:
     except ValueError:
         return ""
     return value
-
-
-def method_arguments(method: str) -> list[Argument]:
-    """Gives all arguments of a method, in the order of the sections.
-
-    Args:
-        method (`str`): Its name. One that the table lacks is described from its classes.
-
-    Returns:
-        `list[Argument]`: each name once.
-    """
-    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
-    if method in table:
-        own = [Argument(**{**entry, "choices": tuple(entry.get("choices", ()))}) for entry in table[method]]
-    else:
-        from hf_geossl.cli.describe import describe_method
-
-        own = describe_method(method)
-    taken = {argument.name for argument in own}
-    theirs = [argument for argument in transformers_arguments() if argument.name not in taken]
-    every = [*data_arguments(), START, *own, *theirs]
-    return sorted(every, key=lambda argument: SECTIONS.index(argument.section))
-
-
-def as_entry(argument: Argument) -> dict[str, Value]:
-    """Gives what differs from an empty `Argument`, for the table."""
-    empty = Argument("", "")
-    return {key: value for key, value in asdict(argument).items() if value != getattr(empty, key)}

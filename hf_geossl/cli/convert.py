@@ -24,6 +24,7 @@ def convert(argv: Sequence[str]) -> int:
     """
     options = _parser().read(argv)
     method, converter = converters()[options.source]
+    weights = _choose_weights(options.weights, converter)
     _check(options, converter)
     from hf_geossl.hub.export import export_model, make_image_processor
 
@@ -36,11 +37,11 @@ def convert(argv: Sequence[str]) -> int:
             **dict(converter.config),
         )
     if converter.chooses:
-        keywords["weights"] = options.weights
+        keywords["weights"] = weights
     model = converter.load()(options.file, **keywords)
     processor = make_image_processor(model.config.image_height_width)
-    if options.weights in ("student", "teacher") and not converter.chooses:
-        export_model(model, options.output, weights=options.weights, image_processor=processor)
+    if weights in ("student", "teacher") and not converter.chooses:
+        export_model(model, options.output, weights=weights, image_processor=processor)
     else:
         model.save_pretrained(options.output)
         processor.save_pretrained(options.output)
@@ -68,17 +69,23 @@ def _parser() -> Parser:
     return parser
 
 
+def _choose_weights(asked: str | None, converter: Converter) -> str | None:
+    if asked is None:
+        return converter.weights[0] if converter.weights else None
+    if not converter.weights:
+        raise UsageError(f"--weights does not apply to {converter.source}")
+    if asked not in converter.weights:
+        raise UsageError(f"--weights must be one of {', '.join(converter.weights)} for {converter.source}, got {asked}")
+    return asked
+
+
 def _check(options: Namespace, converter: Converter) -> None:
-    source, folder = converter.source, Path(options.output)
-    if options.weights is None:
-        options.weights = converter.weights[0] if converter.weights else None
-    elif not converter.weights:
-        raise UsageError(f"--weights does not apply to {source}")
-    elif options.weights not in converter.weights:
-        raise UsageError(f"--weights must be one of {', '.join(converter.weights)} for {source}, got {options.weights}")
     if options.num_attention_heads is not None and not converter.asks_for_heads:
-        raise UsageError(f"--num_attention_heads does not apply to {source}: the file holds the number of heads")
+        raise UsageError(
+            f"--num_attention_heads does not apply to {converter.source}: the file holds the number of heads"
+        )
     if not Path(options.file).is_file():
         raise UsageError(f"there is no file {options.file}")
+    folder = Path(options.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{options.output} exists and is not empty: choose another folder")

@@ -1,14 +1,20 @@
-"""Makes `arguments.json`, the list of each method's arguments, from its classes: `python -m hf_geossl.cli.describe`."""
+"""Lists the arguments of a method: from `arguments.json`, and where that lacks it from its classes.
+
+The table is there so that help and errors need no import of torch and transformers. It is made from the classes by
+`python -m hf_geossl.cli.describe`.
+"""
 
 import dataclasses
 import inspect
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from hf_geossl.cli.arguments import TABLE, Argument, Value, as_entry, kind_of
+from hf_geossl.cli.arguments import SECTIONS, START, Argument, Value, data_arguments, kind_of, transformers_arguments
 from hf_geossl.methods import METHODS, Method
 
+TABLE = Path(__file__).with_name("arguments.json")
 # fields of every configuration that pretraining does not read, or that a method fixes
 NOT_FOR_PRETRAINING = {
     "use_class_token",
@@ -19,6 +25,26 @@ NOT_FOR_PRETRAINING = {
     "semantic_loss_ignore_index",
 }
 RENAMED = {"split": "model_split"}  # fields of a configuration that arguments of the data have the name of
+
+
+def method_arguments(method: str) -> list[Argument]:
+    """Gives all arguments of a method, in the order of the sections.
+
+    Args:
+        method (`str`): Its name. One that the table lacks is described from its classes.
+
+    Returns:
+        `list[Argument]`: each name once.
+    """
+    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+    if method in table:
+        own = [Argument(**{**entry, "choices": tuple(entry.get("choices", ()))}) for entry in table[method]]
+    else:
+        own = describe_method(method)
+    taken = {argument.name for argument in own}
+    theirs = [argument for argument in transformers_arguments() if argument.name not in taken]
+    every = [*data_arguments(), START, *own, *theirs]
+    return sorted(every, key=lambda argument: SECTIONS.index(argument.section))
 
 
 def describe_method(name: str) -> list[Argument]:
@@ -111,11 +137,17 @@ def _docstring_entries(classes: list[type]) -> dict[str, str]:
     return entries
 
 
+def _as_entry(argument: Argument) -> dict[str, Value]:
+    """Gives what differs from an empty `Argument`, for the table."""
+    empty = Argument("", "")
+    return {key: value for key, value in dataclasses.asdict(argument).items() if value != getattr(empty, key)}
+
+
 def make_table() -> str:
     """Gives the text of the table: a line for each argument."""
     methods = []
     for name in METHODS:
-        lines = ",\n".join(f"  {json.dumps(as_entry(argument))}" for argument in describe_method(name))
+        lines = ",\n".join(f"  {json.dumps(_as_entry(argument))}" for argument in describe_method(name))
         methods.append(f"{json.dumps(name)}: [\n{lines}\n]")
     return "{" + ",\n".join(methods) + "}\n"
 

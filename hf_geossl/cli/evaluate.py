@@ -162,6 +162,12 @@ def _parser() -> Parser:
     add("--test_split", default="test", help="What is measured. Default: test.")
     add("--dataset_config", help="Configuration of a dataset on the Hub; of the scenes their mode, topdown or object.")
     add("--dataset_revision", help="Branch, tag or commit of a dataset on the Hub.")
+    _add_columns(parser)
+    return parser
+
+
+def _add_columns(parser: Parser) -> None:
+    add = parser.add_argument
     add("--image_column", default="image", help="Default: %(default)s.")
     add("--label_column", default="label", help="Class of an image. Default: %(default)s.")
     add("--semantic_column", default="annotation", help="Map of classes. Default: %(default)s.")
@@ -169,7 +175,6 @@ def _parser() -> Parser:
     add("--depth_column", default="depth_map", help="Map of depths. Default: %(default)s.")
     add("--depth_scale", type=float, default=1.0, help="Metres a unit of it. Default: %(default)s.")
     add("--objects_column", default="objects", help="Boxes and categories. Default: %(default)s.")
-    return parser
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Setting]]:

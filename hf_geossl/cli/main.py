@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from hf_geossl.cli.usage import UsageError, nearest
+from hf_geossl.version import __version__
 
 COMMANDS = {
     "pretrain": "trains as a recipe says and leaves a folder that `AutoModel` opens.",
@@ -42,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ngeossl COMMAND --help shows its arguments, geossl --version the version.")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        import hf_geossl
-
-        print(f"geossl {hf_geossl.__version__}")
+        print(f"geossl {__version__}")
         return 0
     try:
         return _command(arguments[0])(arguments[1:])

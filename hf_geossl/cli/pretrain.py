@@ -83,9 +83,13 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     else:
         model = model_class.from_pretrained(given.model_name_or_path)
     trainer = given.method.load("trainer")(
-        model=model, args=args, train_dataset=stream, eval_dataset=held_out, views=make_views(given, model)
+        model=model,
+        args=args,
+        train_dataset=stream,
+        eval_dataset=held_out,
+        views=make_views(given, model),
+        command=command,
     )
-    trainer.command = command
     return trainer, resume
 
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hf_geossl.cli.arguments import SECTIONS, START, Argument, DataArguments, Value, method_arguments
+from hf_geossl.cli.arguments import SECTIONS, START, Argument, DataArguments, Value
+from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.recipes import Recipe, read_recipe, recipes
 from hf_geossl.cli.usage import Parser, UsageError
 from hf_geossl.methods import METHODS, Method

@@ -47,6 +47,7 @@ class TeacherStudentTrainer(Trainer):
             whose samples hold an `image`.
         eval_dataset (the same, or `FirstImages`, *optional*): Images to measure the losses on, one pass each time.
         views (`Views`, *optional*): Makes the views of an image; the method's own with its defaults if absent.
+        command (`str`, *optional*): What started the run, for its card.
         **kwargs: As `Trainer`.
 
     Raises:
@@ -76,6 +77,8 @@ class TeacherStudentTrainer(Trainer):
         train_dataset: object = None,
         eval_dataset: object = None,
         views: Views | None = None,
+        *,
+        command: str | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, self.arguments_class):
@@ -100,7 +103,7 @@ class TeacherStudentTrainer(Trainer):
         )
         if model is None:  # model_init has made it
             self.check_views(self.model, self.views)
-        self.command: str | None = None  # what started the run, for its card
+        self.command = command
         self.weights_step: int | None = None  # of the weights, where they are not those of the last step
         self.parts = TrainerParts(args, self.accelerator, self.feed, self.plan, self.probe_features, self._scalars_of)
         self.pictures = self.parts.pictures(self.method)

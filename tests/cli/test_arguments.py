@@ -1,23 +1,19 @@
 """The arguments of `geossl pretrain`: read without importing what they are of, and equal to it."""
 
 import dataclasses
-import json
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_geossl.cli.arguments import (
-    TABLE,
     Argument,
     DataArguments,
     data_arguments,
     kind_of,
-    method_arguments,
     transformers_arguments,
 )
 from hf_geossl.cli.usage import UsageError
 from hf_geossl.data.images import DEFAULT_MAX_PIXELS
-from hf_geossl.methods import METHODS
 
 
 def test_transformers_arguments_are_those_of_the_installed_version() -> None:
@@ -28,7 +24,8 @@ def test_transformers_arguments_are_those_of_the_installed_version() -> None:
     for name, argument in ours.items():
         if argument.default != "":
             assert argument.default == theirs[name].default, name
-        assert argument.help == " ".join(theirs[name].metadata.get("help", "").split()), name
+        if "log_level" not in name:  # whose help is computed
+            assert argument.help == " ".join(theirs[name].metadata.get("help", "").split()), name
 
 
 def test_values_are_read_as_transformers_own_parser_reads_them() -> None:
@@ -109,21 +106,3 @@ def test_kinds_of_annotations() -> None:
 def test_data_arguments_have_the_streams_own_limit() -> None:
     assert DataArguments().max_pixels == DEFAULT_MAX_PIXELS
     assert {argument.name: argument.default for argument in data_arguments()} == vars(DataArguments())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_name_stands_once_and_a_method_wins_over_transformers(method: str) -> None:
-    arguments = method_arguments(method)
-    names = [argument.name for argument in arguments]
-    assert len(set(names)) == len(names)
-    known = {argument.name: argument for argument in arguments}
-    fields = METHODS[method].load("arguments").__dataclass_fields__
-    assert set(fields) - set(names) <= {name for name, entry in fields.items() if not entry.init}
-    assert known["weight_decay"].default == fields["weight_decay"].default != TrainingArguments.weight_decay
-
-
-def test_a_method_that_the_table_lacks_is_described_from_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(json.loads(TABLE.read_text())) == set(METHODS)
-    expected = method_arguments("loca")
-    monkeypatch.setitem(METHODS, "fourth", dataclasses.replace(METHODS["loca"], name="fourth"))
-    assert method_arguments("fourth") == expected

@@ -1,7 +1,12 @@
 """The table of arguments is what the classes say."""
 
-from hf_geossl.cli.arguments import TABLE
-from hf_geossl.cli.describe import describe_method, make_table, shared_settings
+import dataclasses
+import json
+
+import pytest
+from transformers import TrainingArguments
+
+from hf_geossl.cli.describe import TABLE, describe_method, make_table, method_arguments, shared_settings
 from hf_geossl.methods import METHODS
 
 
@@ -33,3 +38,21 @@ def test_help_is_what_the_docstrings_say() -> None:
     assert known["hidden_size"].default == 384
     assert known["global_scale"].many
     assert all(argument.help for argument in known.values()), [a.name for a in known.values() if not a.help]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_name_stands_once_and_a_method_wins_over_transformers(method: str) -> None:
+    arguments = method_arguments(method)
+    names = [argument.name for argument in arguments]
+    assert len(set(names)) == len(names)
+    known = {argument.name: argument for argument in arguments}
+    fields = METHODS[method].load("arguments").__dataclass_fields__
+    assert set(fields) - set(names) <= {name for name, entry in fields.items() if not entry.init}
+    assert known["weight_decay"].default == fields["weight_decay"].default != TrainingArguments.weight_decay
+
+
+def test_a_method_that_the_table_lacks_is_described_from_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(json.loads(TABLE.read_text())) == set(METHODS)
+    expected = method_arguments("loca")
+    monkeypatch.setitem(METHODS, "fourth", dataclasses.replace(METHODS["loca"], name="fourth"))
+    assert method_arguments("fourth") == expected

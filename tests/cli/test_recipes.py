@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_geossl.cli.arguments import method_arguments
+from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.pretrain import make_config, make_training_arguments, make_views
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.recipes import read_recipe, recipes

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_geossl.cli.arguments import method_arguments
+from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.pretrain import make_training_arguments
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
 from hf_geossl.cli.recipes import read_recipe, recipes
