@@ -28,7 +28,7 @@ ROOMS = (
     "cli",
     "hf_geossl",
 )
-METHOD_NAME = re.compile(r"gtsa|loca(?![lt])|equicoherent", re.IGNORECASE)
+METHOD_NAMES = tuple(re.compile(name, re.IGNORECASE) for name in ("gtsa", "loca(?![lt])", "equicoherent"))
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -69,7 +69,50 @@ class House:
     @cached_property
     def imports(self) -> dict[str, set[str]]:
         """The modules of ours that each module imports, wherever the import stands; a package is not its own import."""
-        return {name: self._imported(module) for name, module in self.modules.items()}
+        return {name: self._imported(module) | self._named_in_texts(module) for name, module in self.modules.items()}
+
+    def _named_in_texts(self, module: Module) -> set[str]:
+        """Modules that a module imports by name: `import_module("hf_geossl.x")`, or a reference "hf_geossl.x:Class". The
+        table of methods imports nothing: who asks a row for a class does, see `loaded_from_rows`.
+        """
+        if module.room == "methods":
+            return set()
+        texts = set()
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                texts |= {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+            elif isinstance(node, ast.Constant) and ":" in str(node.value):
+                texts.add(node.value)
+        found = {match for text in texts for match in re.findall(r"^(hf_geossl(?:\.\w+)+\.?)(?::\w+)?$", str(text))}
+        # f"hf_geossl.evaluation.protocols.{name}" is some module of that package, which to its own modules is no import
+        named = {name.rstrip(".") for name in found if not (name.endswith(".") and module.name.startswith(name))}
+        return {name for name in named if name in self.modules and name != module.name}
+
+    @cached_property
+    def loaded_from_rows(self) -> dict[str, set[str]]:
+        """Modules that each module asks the table of methods for: `METHODS[name].load("field")`. These must not lie above
+        it either; but that a module and what a method adds to it know each other is what such a table is for.
+        """
+        found: dict[str, set[str]] = {}
+        for module in self.modules.values():
+            for node in ast.walk(module.tree):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+                    field = node.args[0] if node.args else None
+                    if isinstance(field, ast.Constant):
+                        found.setdefault(module.name, set()).update(self.rows.get(field.value, ()))
+        return found
+
+    @cached_property
+    def rows(self) -> dict[str, set[str]]:
+        """Fields of the table of methods -> the modules that its rows name there."""
+        found: dict[str, set[str]] = {}
+        for node in ast.walk(self.modules["hf_geossl.methods"].tree):
+            if isinstance(node, ast.keyword):
+                for text in ast.walk(node.value):
+                    match = re.fullmatch(r"(hf_geossl[.\w]+):\w+", str(getattr(text, "value", "")))
+                    if match:
+                        found.setdefault(str(node.arg), set()).add(match.group(1))
+        return found
 
     def _imported(self, module: Module) -> set[str]:
         package = module.name if module.path.name == "__init__.py" else module.name.rpartition(".")[0]
@@ -93,7 +136,7 @@ class House:
         return [
             f"{name} imports {other}"
             for name, others in self.imports.items()
-            for other in sorted(others)
+            for other in sorted(others | self.loaded_from_rows.get(name, set()))
             if ROOMS.index(self.modules[name].room) < ROOMS.index(self.modules[other].room)
         ]
 
@@ -178,14 +221,17 @@ class House:
         return sum(len(_parameters(node)) for _, _, node in self.functions())
 
     def method_names(self) -> list[str]:
-        """Names of methods in code (identifiers and texts, not docstrings) outside methods.py and a method's own files."""
+        """Names of methods in code (identifiers and texts, not docstrings) outside methods.py and a method's own files,
+        which have its name in theirs; there the names of the others count.
+        """
         found = []
         for module in self.modules.values():
-            if module.name == "hf_geossl.methods" or METHOD_NAME.search(module.path.name):
+            others = [name for name in METHOD_NAMES if not name.search(module.path.name)]
+            if module.name == "hf_geossl.methods":
                 continue
             docstrings = _docstrings(module.tree)
             for node in ast.walk(module.tree):
-                if id(node) not in docstrings and (word := _method_word(node)):
+                if id(node) not in docstrings and (word := _method_word(node, others)):
                     found.append(f"{module.name}:{getattr(node, 'lineno', 0)} {word}")
         return found
 
@@ -198,46 +244,42 @@ class House:
         found = []
         ours = set().union(*(_own_names(module.tree) for module in self.modules.values()))
         for module in self.modules.values():
-            own = _own_names(module.tree)
+            others = ours - _names_of_classes(module.tree)
             for node in ast.walk(module.tree):
                 if isinstance(node, ast.ImportFrom):
                     inner = node.level or (node.module or "").startswith("hf_geossl")
-                    found += [
-                        f"{module.name}:{node.lineno} import {alias.name}"
-                        for alias in node.names
-                        if inner and _is_private(alias.name)
-                    ]
-                elif (
-                    isinstance(node, ast.Attribute)
-                    and _is_private(node.attr)
-                    and node.attr in ours - own
-                    and not _is_self(node.value)
-                    and not _is_super(node)
-                ):
-                    found.append(f"{module.name}:{node.lineno} .{node.attr}")
+                    names = [alias.name for alias in node.names if inner and _is_private(alias.name)]
+                    found += [f"{module.name}:{node.lineno} import {name}" for name in names]
+                elif isinstance(node, ast.Attribute) and not _is_self(node.value) and not _is_super(node):
+                    if _is_private(node.attr) and node.attr in others:
+                        found.append(f"{module.name}:{node.lineno} .{node.attr}")
+                elif (name := _name_in_text(node)) and _is_private(name) and name in others:
+                    found.append(f"{module.name}:{node.lineno} {name!r}")  # type: ignore[attr-defined]
         return found
 
     def foreign_writes(self) -> list[str]:
-        """Attributes that code sets on objects that are neither `self` nor made by the same function.
+        """Attributes that code sets or deletes (by `=`, `del`, `setattr`, `vars(x)[...]`) on objects that are neither `self`
+        nor made by the same function, or by one around it.
 
         transformers' `TrainerState` and `TrainerControl` (`state`, `control`) are records that trainers and callbacks are
         meant to write: they are how a callback asks for a checkpoint or the end of a run.
         """
         found = []
-        for name, _, node in self.functions():
-            made = _made_here(node)
-            for inner in ast.walk(node):
-                targets: list[ast.expr] = []
-                if isinstance(inner, ast.Assign):
-                    targets = inner.targets
-                elif isinstance(inner, ast.AugAssign | ast.AnnAssign):
-                    targets = [inner.target]
-                for target in targets:
-                    for written in target.elts if isinstance(target, ast.Tuple) else [target]:
-                        if not isinstance(written, ast.Attribute) or ast.unparse(written.value) in _RECORDS:
-                            continue
-                        if not _is_own(written.value, made):
-                            found.append(f"{name}: {ast.unparse(written)}")
+        for module in self.modules.values():
+            for node, made in _with_what_is_made(module.tree, frozenset()):
+                owner: ast.expr | None = None
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+                    owner = node.value
+                elif isinstance(node, ast.Call) and node.args:  # vars(x).pop("name") has arguments too
+                    called = ast.unparse(node.func)
+                    if called in ("setattr", "delattr") or called.endswith(".__setattr__"):
+                        owner = node.args[0]
+                    elif isinstance(node.func, ast.Attribute) and node.func.attr in ("update", "pop", "setdefault"):
+                        owner = _owner_of_dictionary(node.func.value)
+                elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+                    owner = _owner_of_dictionary(node.value)
+                if owner is not None and ast.unparse(owner) not in _RECORDS and not _is_own(owner, made):
+                    found.append(f"{module.name}:{node.lineno} {ast.unparse(node)[:80]}")  # type: ignore[attr-defined]
         return found
 
     def private_overrides(self) -> list[str]:
@@ -254,14 +296,14 @@ class House:
         )
 
     def untested_modules(self) -> list[str]:
-        """Modules whose test is not at the mirrored path."""
+        """Modules whose test is not at the mirrored path, or has no test in it."""
         found = []
         for module in self.modules.values():
             if module.path.stem in ("__init__", "__main__") or not module.tree.body:
                 continue
             relative = module.path.relative_to(self.package)
             test = self.root / "tests" / relative.with_name(f"test_{relative.name}")
-            if not test.is_file():
+            if not test.is_file() or not re.search(r"^ *def test_", test.read_text(), re.MULTILINE):
                 found.append(f"{module.name}: {test.relative_to(self.root)}")
         return found
 
@@ -291,14 +333,14 @@ def _parameters(node: Function) -> list[ast.arg]:
 
 
 def _docstrings(tree: ast.AST) -> set[int]:
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            found.add(id(node.value))
-    return found
+    return {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
 
 
-def _method_word(node: ast.AST) -> str | None:
+def _method_word(node: ast.AST, methods: list[re.Pattern[str]]) -> str | None:
     words: list[str] = []
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         words = [node.value]
@@ -314,7 +356,7 @@ def _method_word(node: ast.AST) -> str | None:
         words = [node.name, node.asname or ""]
     elif isinstance(node, ast.ImportFrom):
         words = [node.module or ""]
-    return next((word[:60] for word in words if METHOD_NAME.search(word)), None)
+    return next((word[:60] for word in words if any(name.search(word) for name in methods)), None)
 
 
 def _code_lines(module: Module) -> set[int]:
@@ -359,29 +401,80 @@ def _own_names(tree: ast.AST) -> set[str]:
     return found
 
 
+def _names_of_classes(tree: ast.AST) -> set[str]:
+    """Private names of a module's classes: methods, attributes of the class, attributes of `self`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                if isinstance(inner, Function):
+                    found.add(inner.name)
+                targets = inner.targets if isinstance(inner, ast.Assign) else [getattr(inner, "target", None)]
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
+            found.add(node.attr)
+    return found
+
+
+def _name_in_text(node: ast.AST) -> str | None:
+    """The attribute that `getattr(x, "name")` and its like, `vars(x)["name"]` or `x.__dict__["name"]` read off another."""
+    text: ast.expr | None = None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
+        if len(node.args) > 1 and not _is_self(node.args[0]):
+            text = node.args[1]
+    elif isinstance(node, ast.Subscript):
+        owner = _owner_of_dictionary(node.value)
+        if owner is not None and not _is_self(owner):
+            text = node.slice
+    return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else None
+
+
+def _owner_of_dictionary(node: ast.expr) -> ast.expr | None:
+    """`x` of `vars(x)` and of `x.__dict__`."""
+    if isinstance(node, ast.Attribute) and node.attr == "__dict__":
+        return node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "vars" and node.args:
+        return node.args[0]
+    return None
+
+
+def _with_what_is_made(node: ast.AST, made: frozenset[str]) -> Iterator[tuple[ast.AST, frozenset[str]]]:
+    """All nodes below one, each with the objects that the functions around it have made."""
+    for child in ast.iter_child_nodes(node):
+        inside = made | _made_here(child) if isinstance(child, Function) else made
+        yield child, inside
+        yield from _with_what_is_made(child, inside)
+
+
+_MAKERS = ("copy", "deepcopy", "replace", "cls", "from_config", "from_pretrained", "__new__")
+
+
 def _made_here(node: Function) -> set[str]:
-    """Names of what a function has made itself: by a call of a class or of `copy`; what it is given is another's."""
+    """What a function has made itself, as it is written (`x`, `self.x`): by a call of a class or of `copy`, or opened by
+    `with`. What a function is given, and what other functions give it, is another's.
+    """
     made = set()
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Call):
+        if isinstance(inner, ast.Assign | ast.AnnAssign) and isinstance(inner.value, ast.Call):
             called = ast.unparse(inner.value.func).rpartition(".")[2]
-            if called[:1].isupper() or called in ("copy", "deepcopy", "replace", "cls", "from_config", "__new__"):
-                for target in inner.targets:
-                    made |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+            if called.lstrip("_")[:1].isupper() or called in _MAKERS:
+                for target in inner.targets if isinstance(inner, ast.Assign) else [inner.target]:
+                    parts = target.elts if isinstance(target, ast.Tuple) else [target]
+                    made |= {ast.unparse(part) for part in parts if isinstance(part, ast.Name | ast.Attribute)}
         elif isinstance(inner, ast.With):
-            for item in inner.items:
-                if isinstance(item.optional_vars, ast.Name):
-                    made.add(item.optional_vars.id)
+            made |= {item.optional_vars.id for item in inner.items if isinstance(item.optional_vars, ast.Name)}
     return made
 
 
-def _is_own(value: ast.expr, made: set[str]) -> bool:
-    root = value
-    while isinstance(root, ast.Attribute | ast.Subscript):
-        if isinstance(root, ast.Attribute) and isinstance(root.value, ast.Name) and root.value.id in ("self", "cls"):
-            return False  # self.part.attribute is the part's
-        root = root.value
-    return isinstance(root, ast.Name) and (root.id in ("self", "cls") or root.id in made)
+def _is_own(value: ast.expr, made: frozenset[str]) -> bool:
+    """Whether something is `self`, or was made by the function, or is a part of what was."""
+    if _is_self(value):
+        return True
+    while isinstance(value, ast.Attribute | ast.Subscript):
+        if ast.unparse(value) in made:
+            return True
+        value = value.value
+    return isinstance(value, ast.Name) and not _is_self(value) and value.id in made
 
 
 MEASURES: dict[str, tuple[Callable[[House], list[str]], int]] = {
