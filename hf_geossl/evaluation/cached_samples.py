@@ -1,4 +1,4 @@
-"""Samples that are read or rendered once and then looked at many times: protocols that transform images need that."""
+"""Samples that are read or rendered once and then used in many passes, as protocols that transform images need."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,18 +15,19 @@ from hf_geossl.evaluation.samples import Samples
 THUMBNAIL_SIDE = 12  # pixels
 
 
-class HeldSamples(Samples):
-    """Samples whose first pass writes what is needed of them to a temporary file that later passes read. Their fingerprint is
-    that of the samples, so that features of either are the same to the cache.
+class CachedSamples(Samples):
+    """Samples whose first pass writes what is needed of them to a temporary file that later passes read.
+
+    Their fingerprint is that of the samples, so that the cache of features does not distinguish them.
 
     Args:
-        samples (`Samples`): What is held.
-        columns (`Sequence[str]`): What is kept of each sample beside `"image"` and `"index"`.
+        samples (`Samples`): The samples.
+        columns (`Sequence[str]`): What is cached of each sample beside `"image"` and `"index"`.
         encoder, options: As in `compute_features`.
     """
 
     def __init__(self, samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions) -> None:
-        super().__init__(samples._rows, samples._told, samples.names, samples._read, samples._indices)
+        super().__init__(samples.rows, samples.description, samples.names, samples.read, samples.indices)
         self._samples, self._columns = samples, ("image", "index", *columns)
         self._encoder, self._options = encoder, replace(options, cache_dir=None)
         self._arrays: dict[str, np.ndarray] | None = None
@@ -40,21 +41,24 @@ class HeldSamples(Samples):
             yield {name: torch.from_numpy(np.array(array[rows])) for name, array in self._arrays.items()}
 
 
-def held_if_rendered(samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions) -> Samples:
-    """Scenes are held, because rendering them is dear; other images are read again in each pass, because a dataset of any size
-    must do: the 1.28 million images of ImageNet would take 190 GB.
+def cache_if_rendered(
+    samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions
+) -> Samples:
+    """Caches scenes, because rendering them is expensive, and leaves other images to be read again in each pass.
+
+    A dataset of any size must do: the 1.28 million images of ImageNet would take 190 GB.
 
     Args:
-        samples, columns, encoder, options: As of `HeldSamples`.
+        samples, columns, encoder, options: As of `CachedSamples`.
 
     Returns:
-        `Samples`: Held or as they came.
+        `Samples`: Cached, or as they were given.
     """
-    return samples if samples.mode is None else HeldSamples(samples, columns, encoder, options)
+    return samples if samples.mode is None else CachedSamples(samples, columns, encoder, options)
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
-    """Tiny copies of images: what a feature that claims to know something has to beat.
+    """Shrinks images to a few pixels: the baseline that a feature has to beat.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8, or float in [0, 1].
@@ -67,7 +71,7 @@ def thumbnails(images: torch.Tensor) -> torch.Tensor:
 
 
 def grey(colours: np.ndarray) -> np.ndarray:
-    """The mean of the channels of `thumbnails`, `(images, 3 * pixels)` -> `(images, pixels)`."""
+    """Returns the mean of the channels of `thumbnails`, `(images, 3 * pixels)` -> `(images, pixels)`."""
     return np.asarray(colours).reshape(len(colours), 3, -1).mean(axis=1)
 
 

@@ -7,7 +7,8 @@ from typing import NoReturn
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
-from hf_geossl.evaluation.samples import CLIP_FOLDERS, SCENES, Columns, Samples, load_samples
+from hf_geossl.data.sources.opening import CLIP_FOLDERS
+from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 

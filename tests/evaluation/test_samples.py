@@ -20,10 +20,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 
+from hf_geossl.data.sources import opening
 from hf_geossl.evaluation import features
-from hf_geossl.evaluation import samples as reading
-from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import linear_sgd, rotation
 from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
@@ -80,7 +80,7 @@ def test_a_limit_takes_images_of_all_classes_of_a_folder(tmp_path: Path) -> None
 
 
 def test_a_limit_takes_images_of_all_classes_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_open", lambda *_: stream(90))
+    monkeypatch.setattr(opening, "hub_rows", lambda *_, **__: stream(90))
     taken = load_samples("user/name", "train", size=16, limit=30)
     labels = [sample["label"] for sample in taken]
     assert len(labels) == 30
@@ -94,7 +94,7 @@ def test_a_limit_takes_images_of_all_classes_of_a_stream(monkeypatch: pytest.Mon
 
 
 def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_open", lambda *_: stream(30, per_class=30))
+    monkeypatch.setattr(opening, "hub_rows", lambda *_, **__: stream(30, per_class=30))
     data, encoder = EvaluationData(dataset="user/name", size=16), load_encoder(small_model())
     told = "must show at least two classes, all 30 of them are of 0"
     with pytest.raises(ValueError, match=told):
@@ -108,10 +108,10 @@ def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     commits, opened = iter("aab"), []
-    monkeypatch.setattr(reading, "_open", lambda *given: opened.append(given) or stream(4))
+    monkeypatch.setattr(opening, "hub_rows", lambda *_, **given: opened.append(given["revision"]) or stream(4))
     given: dict[str, Any] = {"size": 16, "revision": "main", "token": "hf_x"}
     load_samples("user/name", "train", **given)
-    assert opened.pop()[3] == "main"  # offline
+    assert opened.pop() == "main"  # offline
     asked: list[Any] = []
 
     def dataset_info(api: Any, name: str, revision: str | None = None) -> Any:
@@ -121,7 +121,7 @@ def test_datasets_of_the_hub_are_known_by_their_commit(monkeypatch: pytest.Monke
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
     prints = [load_samples("user/name", "train", **given).fingerprint for _ in range(3)]
     assert asked == [("user/name", "main", "hf_x")] * 3
-    assert [row[3] for row in opened] == ["a", "a", "b"]  # what is read is what the fingerprint says
+    assert opened == ["a", "a", "b"]  # what is read is what the fingerprint says
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -141,18 +141,7 @@ def test_a_folder_is_known_by_place_names_sizes_and_times(tmp_path: Path) -> Non
     second = found()
     (folder / "train" / "LICENSE").write_text("free")
     assert len({first, second, found()}) == 3
-    assert str(tmp_path) not in repr(load_samples(str(folder), "train", size=16)._told)
-
-
-@pytest.mark.parametrize(("value", "reduced"), [(256, False), (300, True), (65535, False)])
-def test_classes_above_255_are_refused(value: int, reduced: bool, tmp_path: Path) -> None:
-    classes = np.full((16, 16), value, np.uint16)
-    row = {"image": np.zeros((16, 16, 3), np.uint8), "annotation": Image.fromarray(classes)}
-    reader = reading._Reader(16, Columns(reduce_labels=reduced))
-    with pytest.raises(ValueError, match=f"must hold classes from 0 to 255, .* got {value}"):
-        reader.row(0, row)
-    row["annotation"] = Image.fromarray(np.full((16, 16), 255, np.uint16))
-    assert reader.row(0, row)["semantic"].unique().tolist() == [255]
+    assert str(tmp_path) not in repr(load_samples(str(folder), "train", size=16).description)
 
 
 # ---- broken images, and whole batches ----
@@ -186,7 +175,7 @@ def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCap
 def test_streams_give_whole_batches_and_leave_broken_images_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reading, "_open", lambda *_: stream(23, broken=(3, 11)))
+    monkeypatch.setattr(opening, "hub_rows", lambda *_, **__: stream(23, broken=(3, 11)))
     streamed = load_samples("user/name", "train", size=16)
     endless = streamed.endless_batches(5, seed=0)
     batches = [next(endless) for _ in range(9)]
@@ -198,7 +187,7 @@ def test_streams_give_whole_batches_and_leave_broken_images_out(
     assert sum(len(batch["index"]) for batch in streamed.batches(5)) == len(list(streamed)) == 21
     few = streamed.endless_batches(64, seed=0)
     assert [len(next(few)["index"]) for _ in range(2)] == [21, 21]
-    monkeypatch.setattr(reading, "_open", lambda *_: stream(3, broken=(0, 1, 2)))
+    monkeypatch.setattr(opening, "hub_rows", lambda *_, **__: stream(3, broken=(0, 1, 2)))
     with pytest.raises(ValueError, match="gave no image that can be read .3 are broken"):
         next(load_samples("user/name", "train", size=16).endless_batches(5, seed=0))
 
@@ -223,65 +212,6 @@ def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: py
     assert "image" not in columns
     measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())
     assert "image" in columns  # scenes are rendered once
-
-
-# ---- frames ----
-
-
-def row_of(image: Image.Image, **further: Any) -> dict[str, Any]:
-    return {"image": image, **further}
-
-
-def test_the_middle_is_cut_as_if_the_whole_image_were_scaled() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (37, 90, 3), dtype=np.uint8)
-    image, classes = Image.fromarray(pixels), Image.fromarray(pixels[..., 0] % 7)
-    sample = reading._Reader(32, Columns()).row(0, row_of(image, annotation=classes))
-    height = round(32 * 8 / 7)
-    width = round(90 * height / 37)
-    frame = ((width - 32) // 2, (height - 32) // 2, (width - 32) // 2 + 32, (height - 32) // 2 + 32)
-    whole = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC).crop(frame)).astype(int)
-    assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - whole).max() <= 1
-    nearest = np.asarray(classes.resize((width, height), Image.Resampling.NEAREST).crop(frame))
-    assert np.array_equal(sample["semantic"].numpy(), nearest)
-
-
-def test_a_long_thin_image_is_not_scaled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[int, int]] = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *a, **k: (made.append(size), resize(self, size, *a, **k))[1]
-    )
-    column = np.repeat(np.arange(60_000) % 256, 2).reshape(60_000, 2).astype(np.uint8)
-    sample = reading._Reader(64, Columns()).row(
-        0, row_of(Image.fromarray(column))
-    )  # 36 pixels of each, 2.2 million high
-    assert made == [(64, 64)]
-    middle = sample["image"].float().mean().item()
-    assert abs(middle - 30_000 % 256) < 2
-
-
-@pytest.mark.parametrize("kind", ["annotation", "depth_map"])
-def test_a_map_of_another_frame_is_refused(kind: str) -> None:
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    exif = photo.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    file = BytesIO()
-    photo.save(file, "JPEG", exif=exif)
-    reader = reading._Reader(32, Columns())
-    as_stored, as_seen = Image.new("L", (60, 40), 3), Image.new("L", (40, 60), 3)
-    with pytest.raises(
-        ValueError, match=rf"the map in '{kind}' of image 7 has 60 x 40 pixels, its image 40 x 60.*turn or cut"
-    ):
-        reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_stored})
-    reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_seen})
-    reader.row(7, {"image": {"bytes": file.getvalue(), "path": None}, kind: as_seen.resize((20, 30))})  # coarser
-
-
-def test_classes_must_be_numbered() -> None:
-    with pytest.raises(
-        ValueError, match=r"the column 'label' must hold the numbers of classes, got the text 'cat': number"
-    ):
-        reading._Reader(8, Columns()).row(0, row_of(Image.new("RGB", (8, 8)), label="cat"))
 
 
 def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
@@ -340,7 +270,7 @@ def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
     labelled(4).save_to_disk(tmp_path / "one")
     with pytest.raises(ValueError, match="has one split: save a DatasetDict of train and test"):
         load_samples(str(tmp_path / "one"), "test", size=16)
-    for name in reading.CLIP_FOLDERS:
+    for name in opening.CLIP_FOLDERS:
         (tmp_path / "clips" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match="it holds clips, which only the task propagation reads"):
         load_samples(str(tmp_path / "clips"), "test", size=16)

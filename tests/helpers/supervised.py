@@ -38,7 +38,7 @@ class RenderedData(EvaluationData):
 @lru_cache(maxsize=8)
 def rendered(split: str, size: int, limit: int, mode: str) -> Samples:
     scenes = load_samples("scenes", split, size=size, limit=limit, mode=mode)
-    return Samples(list(scenes), scenes._told, scenes.names, lambda index, row: row, list(range(limit)))
+    return Samples(list(scenes), scenes.description, scenes.names, lambda index, row: row, list(range(limit)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TurnedData(RenderedData):
                 boxes = torch.stack([boxes[:, 1], scenes.size - boxes[:, 2], boxes[:, 3], scenes.size - boxes[:, 0]], 1)
             image = row["image"].rot90(turns, (-2, -1))
             rows.append({**row, "image": image, "boxes": boxes, "angles": row["angles"] + turns * math.pi / 2})
-        return Samples(rows, {**scenes._told, "turned": True}, scenes.names, scenes._read, list(range(len(rows))))
+        return Samples(rows, {**scenes.description, "turned": True}, scenes.names, scenes.read, list(range(len(rows))))
 
 
 @dataclass(frozen=True)

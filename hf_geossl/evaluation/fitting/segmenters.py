@@ -19,7 +19,8 @@ from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
-from hf_geossl.evaluation.samples import IGNORED, Samples
+from hf_geossl.evaluation.sample_reader import IGNORED
+from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import check_settings
 
 SHOWN = 8  # images in a picture

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.samples import IGNORED
+from hf_geossl.evaluation.sample_reader import IGNORED
 
 
 class SegmentationHead(nn.Module, ABC):

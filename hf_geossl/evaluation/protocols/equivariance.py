@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import interval, metric_intervals
-from hf_geossl.evaluation.cached_samples import HeldSamples, grey
+from hf_geossl.evaluation.cached_samples import CachedSamples, grey
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.classifiers import hold_out
@@ -136,7 +136,7 @@ class _Bench:
         self.samples = {}
         for split, limit in ((data.train_split, settings.train_images), (data.test_split, settings.test_images)):
             part = replace(data, limit=min(limit, data.limit or limit))
-            self.samples[split] = HeldSamples(part.samples(split, size=size, mode=mode), [], encoder, options)
+            self.samples[split] = CachedSamples(part.samples(split, size=size, mode=mode), [], encoder, options)
         self.train, self.test = data.train_split, data.test_split
         self.name = self.samples[self.test].name
         self.train_images = 0  # counted when they have been read

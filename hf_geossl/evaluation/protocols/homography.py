@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.cached_samples import held_if_rendered
+from hf_geossl.evaluation.cached_samples import cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import fit, seeded
@@ -71,7 +71,7 @@ def measure_homography(
         ValueError: If patches do not fit into the images.
     """
     side = patch_side(data.size, encoder.patch_size)
-    train, test = data.train, held_if_rendered(data.test, [], encoder, options)
+    train, test = data.train, cache_if_rendered(data.test, [], encoder, options)
     pixels = None  # scenes are rendered once, other images read as they are needed
     if data.is_scenes:
         pixels = compute_features(encoder, train, ["image"], replace(options, cache_dir=None))["image"]

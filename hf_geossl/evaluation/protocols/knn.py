@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_geossl.evaluation.cached_samples import held_if_rendered
+from hf_geossl.evaluation.cached_samples import cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
     accuracy_floors,
@@ -119,7 +119,7 @@ def measure_knn(
     Raises:
         ValueError: If there are no labels, or fewer training images than `main_neighbours`.
     """
-    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (cache_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
 
     features, labels = labelled_features(encoder, train, settings.feature, "label", options)
     queries, truth = labelled_features(encoder, test, settings.feature, "label", options)

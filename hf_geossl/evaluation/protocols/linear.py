@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from hf_geossl.evaluation.cached_samples import held_if_rendered
+from hf_geossl.evaluation.cached_samples import cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
@@ -62,7 +62,7 @@ def measure_linear(
     Raises:
         ValueError: If there are no labels, or of fewer than two classes.
     """
-    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (cache_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
 
     def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, np.ndarray, np.ndarray]:
         features, labels = labelled_features(model, train, column, "label", options)

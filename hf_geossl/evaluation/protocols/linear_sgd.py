@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_geossl.evaluation.cached_samples import THUMBNAILS, held_if_rendered
+from hf_geossl.evaluation.cached_samples import THUMBNAILS, cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.classifiers import (
@@ -144,7 +144,7 @@ def measure_linear_sgd(
     Raises:
         ValueError: If there are no labels.
     """
-    train, test = (held_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (cache_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
     device = encoder.device
 
     def features_of(model: Encoder, samples: Samples, columns: str) -> tuple[np.ndarray, np.ndarray]:

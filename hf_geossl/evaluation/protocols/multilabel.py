@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.cached_samples import held_if_rendered
+from hf_geossl.evaluation.cached_samples import cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import LogisticClassifier, floors, hold_out, labelled_features
 from hf_geossl.evaluation.metrics.multilabel_average_precision import MultilabelAveragePrecision
@@ -33,7 +33,7 @@ def measure_multilabel(
     Raises:
         ValueError: If there are no such labels.
     """
-    train, test = (held_if_rendered(samples, ["multi_label"], encoder, options) for samples in (data.train, data.test))
+    train, test = (cache_if_rendered(samples, ["multi_label"], encoder, options) for samples in (data.train, data.test))
 
     def fit(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, int, list[float | None]]:
         features, labels = labelled_features(model, train, column, "multi_label", options)

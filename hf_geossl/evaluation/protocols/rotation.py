@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.evaluation.cached_samples import held_if_rendered, thumbnails
+from hf_geossl.evaluation.cached_samples import cache_if_rendered, thumbnails
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features
 from hf_geossl.evaluation.fitting.classifiers import (
@@ -68,7 +68,7 @@ def _measure(
 ) -> tuple[TaskResult, dict[str, Any]]:
     """Accuracy on one kind of images, and the details of it."""
     train, test = (
-        held_if_rendered(data.samples(split, mode=mode), [], encoder, options)
+        cache_if_rendered(data.samples(split, mode=mode), [], encoder, options)
         for split in (data.train_split, data.test_split)
     )
 
