@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_tensor
+from transformers import PreTrainedModel
 
 LAYERS = ("ViTLayer", "ViTPatchEmbeddings")  # divided one by one, of student and teacher alike
 _WRAPPED = "_checkpoint_wrapped_module."
@@ -61,12 +62,12 @@ def gather_state(model: nn.Module, wanted: bool) -> dict[str, torch.Tensor]:
     return state
 
 
-def whole_model(model: Any, wanted: bool) -> Any:
+def whole_model(model: PreTrainedModel, wanted: bool) -> Any:
     """A model itself where it is not divided, otherwise a copy as `unsharded_copy`."""
     return unsharded_copy(model, wanted) if is_sharded(model) else model
 
 
-def unsharded_copy(model: Any, wanted: bool) -> Any:
+def unsharded_copy(model: PreTrainedModel, wanted: bool) -> Any:
     """Copies a model that is divided among processes to the CPU of one.
 
     Args:
@@ -80,7 +81,7 @@ def unsharded_copy(model: Any, wanted: bool) -> Any:
     return _copy_with(model, state) if wanted else None
 
 
-def read_unsharded(model: Any, folder: str | Path) -> Any:
+def read_unsharded(model: PreTrainedModel, folder: str | Path) -> Any:
     """Reads a model that is divided among processes from its checkpoint, without asking them.
 
     Args:
@@ -102,7 +103,7 @@ def read_state(folder: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _copy_with(model: Any, state: dict[str, torch.Tensor]) -> Any:
+def _copy_with(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> Any:
     kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         copied = kind(copy.deepcopy(model.config))
@@ -208,7 +209,7 @@ def _names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name.replace(_WRAPPED, "") for name, parameter in model.named_parameters()}
 
 
-def gather_optimizer_state(model: nn.Module, optimizer: Any, wanted: bool) -> dict[str, Any]:
+def gather_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, wanted: bool) -> dict[str, Any]:
     """Gathers the state of an optimizer in a form that does not know how processes divide it.
 
     Args:
@@ -235,7 +236,7 @@ def gather_optimizer_state(model: nn.Module, optimizer: Any, wanted: bool) -> di
     return {"state": state, "param_groups": groups}
 
 
-def load_optimizer_state(model: nn.Module, optimizer: Any, saved: Mapping[str, Any]) -> None:
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Puts back what `gather_optimizer_state` returned, in this or another division.
 
     Args:

@@ -10,12 +10,14 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
 from hf_geossl.training.callbacks import model_of
 from hf_geossl.training.matching import check_model
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.views.base import Views
 from hf_geossl.views.equicoherent import EquiCoherentViews
 
 _LAYER = re.compile(r"equicoherent\.encoder\.layer\.(\d+)\.")
@@ -94,8 +96,8 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
     views: EquiCoherentViews
     quantities: ClassVar[tuple[str, ...]] = ("teacher_entropy", "prediction_diversity")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         if not self.compares_images:
             return
         host = self.model.config.host
@@ -114,15 +116,15 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         """KoLeo's neighbours, VICReg's statistics and SimCLR's contrast are the batch's."""
         return self.model.config.host in ("dinov2", "vicreg", "simclr")
 
-    def default_views(self, model: Any) -> EquiCoherentViews:
+    def default_views(self, model: TeacherStudentModel | None) -> EquiCoherentViews:
         """The host's own views, the second global one transformed as the model says."""
         if model is None:
             return EquiCoherentViews()
         check_model(METHODS[self.method], model)
-        config = model.config
+        config: Any = model.config
         return EquiCoherentViews(config.host, config.transformation, config.num_intermediate, config.patch_size)
 
-    def check_views(self, model: Any, views: Any) -> None:
+    def check_views(self, model: TeacherStudentModel, views: Views) -> None:
         """As `TeacherStudentTrainer.check_views`; views must be of the model's host and reconstruction."""
         super().check_views(model, views)
         for name in ("host", "transformation", "num_intermediate", "patch_size"):

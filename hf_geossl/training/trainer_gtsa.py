@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
 from hf_geossl.training.matching import check_model
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.views.base import Views
 from hf_geossl.views.gtsa import GTSAViews
 
 
@@ -53,28 +55,34 @@ class GTSATrainer(TeacherStudentTrainer):
     args: GTSATrainingArguments
     views: GTSAViews
 
-    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any) -> None:
-        super().__init__(model, args, *positional, **kwargs)
+    def __init__(
+        self,
+        model: TeacherStudentModel | None = None,
+        args: GTSATrainingArguments | None = None,
+        *positional: object,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(model, args, *positional, **kwargs)  # type: ignore[arg-type]
         weights = {name: getattr(self.args, name) for name in ("correspondence_weight", "rotation_weight")}
         self.model.config.update({name: value for name, value in weights.items() if value is not None})
 
-    def default_views(self, model: Any) -> GTSAViews:
+    def default_views(self, model: TeacherStudentModel | None) -> GTSAViews:
         """Two global views of 224 pixels and eight local ones of 96, and what the model reconstructs."""
         if model is None:
             return GTSAViews()
         check_model(METHODS[self.method], model)
-        config = model.config
+        config: Any = model.config
         return GTSAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
             num_intermediate=config.num_intermediate,
         )
 
-    def check_views(self, model: Any, views: Any) -> None:
+    def check_views(self, model: TeacherStudentModel, views: Views) -> None:
         """As `TeacherStudentTrainer.check_views`; views must fit the patches and the reconstruction."""
         super().check_views(model, views)
         for name in ("global_size", "local_size"):
             size, patch_size = getattr(views, name), model.config.patch_size
-            if size % patch_size and not (name == "local_size" and views.num_local == 0):
+            if size % patch_size and not (name == "local_size" and cast(GTSAViews, views).num_local == 0):
                 raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
         check_reconstruction_views(model.config, views)
 

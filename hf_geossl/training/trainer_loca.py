@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_loca import LOCATrainingArguments
 from hf_geossl.training.logs.progress import count_of, describe_stream
 from hf_geossl.training.matching import check_model
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import linear_warmup_cosine
 from hf_geossl.training.trainer import TeacherStudentTrainer
+from hf_geossl.views.base import Views
 from hf_geossl.views.loca import LOCAViews
 
 # matrices with a row for each head in the authors' code, where everything but vectors is decayed
@@ -67,31 +69,30 @@ class LOCATrainer(TeacherStudentTrainer):
     views: LOCAViews
     metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
 
-    def default_views(self, model: Any) -> LOCAViews:
+    def default_views(self, model: TeacherStudentModel | None) -> LOCAViews:
         """A reference and a random query of 224 pixels, nine focal queries of 96, and what the model reconstructs."""
         if model is None:
             return LOCAViews()
         check_model(METHODS[self.method], model)
-        config = model.config
+        config: Any = model.config
         return LOCAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
             num_intermediate=config.num_intermediate,
         )
 
-    def check_views(self, model: Any, views: Any) -> None:
+    def check_views(self, model: TeacherStudentModel, views: Views) -> None:
         """As `TeacherStudentTrainer.check_views`; views must fit positions, patches and reconstruction."""
         super().check_views(model, views)
-        config = model.config
-        side = views.reference_size
+        config: Any = model.config
+        own = cast(LOCAViews, views)
+        side = own.reference_size
         if config.image_height_width != (side, side):
             raise ValueError(
                 f"reference_size of the views must be the model's image_size {config.image_size}, got {side}: "
                 "positions are counted in patches of the reference"
             )
-        if views.patch_size != config.patch_size:
-            raise ValueError(
-                f"patch_size of the views must be the model's, {config.patch_size}, got {views.patch_size}"
-            )
+        if own.patch_size != config.patch_size:
+            raise ValueError(f"patch_size of the views must be the model's, {config.patch_size}, got {own.patch_size}")
         check_reconstruction_views(config, views)
 
     def chance_losses(self) -> dict[str, float]:
