@@ -101,11 +101,11 @@ class TrainerParts:
 
     def find(self, requested: str | bool | None, config: PreTrainedConfig) -> Resumed | None:
         """Finds the checkpoint to resume from; see `Checkpointer.find`."""
-        found = self.checkpointer.find(requested, config.to_dict(), self.settings())
-        if found and found.trainer_state.global_step >= self.args.max_steps:
+        checkpoint = self.checkpointer.find(requested, config.to_dict(), self.settings())
+        if checkpoint and checkpoint.trainer_state.global_step >= self.args.max_steps:
             end = f"the end of the run (max_steps={self.args.max_steps})"
-            logger.warning(f"{found.folder.name} is {end}: nothing to train")
-        return found
+            logger.warning(f"{checkpoint.folder.name} is {end}: nothing to train")
+        return checkpoint
 
     def settings(self) -> dict[str, object]:
         """What a run has to go on with, beside its data."""

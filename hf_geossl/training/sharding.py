@@ -259,13 +259,13 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sav
         )
     for group, entry in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         for index, parameter in enumerate(group["params"], start=place):
-            found = saved["state"].get(names[id(parameter)])
-            if found is not None:
+            entries = saved["state"].get(names[id(parameter)])
+            if entries is not None:
                 state[index] = {
                     key: shard_like(value, parameter)
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape
                     else value
-                    for key, value in found.items()
+                    for key, value in entries.items()
                 }
         groups.append({**entry, "params": list(range(place, place + len(group["params"])))})
         place += len(group["params"])

@@ -1,4 +1,4 @@
-"""How checkpoints are written and found again: whole or absent, also where a disk is full on one of several processes."""
+"""How checkpoints are written and read again: whole or absent, also where a disk is full on one of several processes."""
 
 import json
 import logging
@@ -85,10 +85,10 @@ class Checkpointer:
         """
         if not requested:
             return None
-        found = newest_whole_checkpoint(self.run_dir) if requested is True else Path(requested)
-        if found is None:
+        chosen = newest_whole_checkpoint(self.run_dir) if requested is True else Path(requested)
+        if chosen is None:
             raise CheckpointError("the output folder holds no whole checkpoint: start without resume_from_checkpoint")
-        folder = check_checkpoint(found, dict(config))
+        folder = check_checkpoint(chosen, dict(config))
         world_size = len(list(folder.glob("run_state_*.json")))
         states = [json.loads((folder / f"run_state_{rank}.json").read_text()) for rank in range(world_size)]
         _check_settings(folder.name, states[0], settings)
@@ -204,9 +204,9 @@ def _check_settings(name: str, saved: Mapping, settings: Mapping[str, object]) -
 def _differences(before: object, after: object, path: str = "") -> list[tuple[str, object, object]]:
     """Every place in which two nested values differ, as (path, before, after)."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        found = []
+        differences = []
         for key in sorted({*before, *after}, key=str):
             inner = f"{path}.{key}" if path else str(key)
-            found += _differences(before.get(key), after.get(key), inner)
-        return found
+            differences += _differences(before.get(key), after.get(key), inner)
+        return differences
     return [] if before == after else [(path, before, after)]

@@ -65,7 +65,7 @@ class NonFiniteGuard:
 
         Args:
             received_signal (`int`): The signal that this process has received, or 0.
-            scaled (`bool`): Whether a gradient scaler looks after gradients that are not finite.
+            scaled (`bool`): Whether a gradient scaler handles gradients that are not finite.
 
         Returns:
             `int`: The signal that any of the processes has received, or 0.

@@ -88,18 +88,20 @@ def find_reconstructions(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        found = _reconstruct(model, pairs, targets).float()
+        reconstructed_images = _reconstruct(model, pairs, targets).float()
     finally:
         for module, training in modes:
             module.training = training
-    errors = (found - targets).square().mean(dim=(2, 3, 4)).tolist()
+    errors = (reconstructed_images - targets).square().mean(dim=(2, 3, 4)).tolist()
     mean_image_errors = (targets.mean(dim=0) - targets).square().mean(dim=(2, 3, 4)).tolist()
     std, mean = (source.new_tensor(values)[:, None, None] for values in (views.std, views.mean))
 
     def shown(images: torch.Tensor) -> torch.Tensor:
         return ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
-    firsts, sources, finals, true, reconstructed = map(shown, (pairs[:, 0], source, pairs[:, 1], targets, found))
+    firsts, sources, finals, true, reconstructed = map(
+        shown, (pairs[:, 0], source, pairs[:, 1], targets, reconstructed_images)
+    )
     return [
         ReconstructionRow(
             firsts[image],
@@ -233,7 +235,7 @@ def reconstruction_picture(
     images: Sequence[Image.Image | np.ndarray | torch.Tensor],
     seed: int = 0,
 ) -> Image.Image:
-    """Shows what an EquiCoherent model reconstructs from two views, beside the true images on the way between.
+    """Shows what an EquiCoherent model reconstructs from two views, beside the true intermediate images.
 
     Args:
         model (`EquiCoherentForPreTraining`): The model, with decoders.
@@ -252,7 +254,7 @@ def reconstruction_picture(
     batch = views.collate([views(image, seed=seed + index) for index, image in enumerate(images)])
     rows = find_reconstructions(model, views, batch, seed)
     return draw_reconstructions(
-        rows, views.num_intermediate, views.transformation, "Images on the way from u to v2, and reconstructed"
+        rows, views.num_intermediate, views.transformation, "Intermediate images between u and v2, and reconstructed"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the patch features of some images look like, before and after training."""
+"""Pictures of patch features, before and after training."""
 
 from collections.abc import Sequence
 from typing import ClassVar

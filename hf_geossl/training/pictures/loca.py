@@ -1,4 +1,4 @@
-"""Where the patches of a query are found in its reference, for people (figure 5 of the LOCA paper)."""
+"""Where a model places the patches of a query in its reference, for people (figure 5 of the LOCA paper)."""
 
 import math
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ class PositionRow:
 
     @property
     def right(self) -> int:
-        """How many of these are found exactly."""
-        return sum(true == found for true, found in zip(self.true, self.predicted, strict=True) if true >= 0)
+        """How many of these are placed exactly."""
+        return sum(true == place for true, place in zip(self.true, self.predicted, strict=True) if true >= 0)
 
 
 def color_code(side: int) -> torch.Tensor:
@@ -94,7 +94,7 @@ def find_positions(model: LOCAForPreTraining, views: LOCAViews, batch: dict[str,
     chosen = [counts.index(max(counts)) for counts in covered]
     images = torch.arange(len(chosen))
     training = model.training
-    found = model.eval().predict_positions(references, queries[images, chosen]).argmax(dim=-1).tolist()
+    predicted = model.eval().predict_positions(references, queries[images, chosen]).argmax(dim=-1).tolist()
     model.train(training)
     rows = []
     for image, query in enumerate(chosen):
@@ -104,7 +104,7 @@ def find_positions(model: LOCAForPreTraining, views: LOCAViews, batch: dict[str,
         true = positions[image, query].tolist()
         rows.append(
             PositionRow(
-                batch["reference_crop"][image], crops[image, query], outline, mirrored, true, found[image], grid
+                batch["reference_crop"][image], crops[image, query], outline, mirrored, true, predicted[image], grid
             )
         )
     return rows
@@ -231,7 +231,7 @@ def position_picture(
     images: Sequence[Image.Image | np.ndarray | torch.Tensor],
     seed: int = 0,
 ) -> Image.Image:
-    """Shows where a LOCA model finds the patches of a query in its reference, all of which it may look at.
+    """Shows where a LOCA model finds the patches of a query in its reference, all of whose patches it sees.
 
     Args:
         model (`LOCAForPreTraining`): The model.
