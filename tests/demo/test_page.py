@@ -128,7 +128,10 @@ def test_folders_that_hold_no_model_of_ours_are_refused_in_one_line(tmp_path: Pa
     for place, message in [
         (tmp_path / "nowhere", "there is no folder"),
         (folder("empty"), "no config.json"),
-        (folder("bert", config_json='{"model_type": "bert"}'), "type 'bert', and this library's are gtsa, loca, equicoherent"),
+        (
+            folder("bert", config_json='{"model_type": "bert"}'),
+            "type 'bert', and this library's are gtsa, loca, equicoherent",
+        ),
         (folder("list", config_json="[]"), "no configuration"),
         (folder("broken", config_json="{"), "cannot be read"),
         (folder("weightless", config_json='{"model_type": "gtsa"}'), "cannot be opened"),

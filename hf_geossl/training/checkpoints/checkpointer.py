@@ -190,7 +190,7 @@ def _check_settings(name: str, saved: Mapping, settings: Mapping[str, object]) -
     """Refuses a checkpoint of another format, or of other settings than those of now."""
     if saved.get("format") != FORMAT:
         raise CheckpointError(
-            f"{name} was written by an older version of hf_geossl (format {saved.get('format', 1)}, this one reads "
+            f"{name} was written by another version of hf_geossl (format {saved.get('format', 1)}, this one reads "
             f"{FORMAT}): finish the run with that version, or start a new one from its weights with model_name_or_path"
         )
     now = json.loads(json.dumps(settings))

@@ -1,12 +1,30 @@
 """Files of checkpoints: which are whole, and which a model can go on from."""
 
+import errno
+import io
+import json
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from hf_geossl.training.checkpoints.files import CheckpointError, newest_whole_checkpoint
+from hf_geossl.training.checkpoints.files import (
+    CheckpointError,
+    check_checkpoint,
+    describe_space,
+    is_lack_of_space,
+    is_write_failure,
+    list_checkpoints,
+    newest_whole_checkpoint,
+    publish_checkpoint,
+    why_not_whole,
+)
 from tests.helpers.gtsa_run import make_trainer
 
 
@@ -40,3 +58,149 @@ def test_checkpoint_of_weights_alone_is_not_resumed(images: Any, tmp_path: Path)
     make_trainer(tmp_path, images, save_steps=2, save_only_model=True).train()
     with pytest.raises(CheckpointError, match="checkpoint-2 holds no optimizer.*save_only_model"):
         make_trainer(tmp_path, images).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+# ---- Write failures ----
+
+
+def _failure_of_torch(folder: Path) -> Exception:
+    """What `torch.save` raises where the system refuses to write on."""
+    try:
+        torch.save({"a": torch.zeros(300_000)}, Full(folder / "file"))
+    except Exception as error:
+        return error
+    raise AssertionError("torch.save wrote to a full disk")
+
+
+class Full(io.FileIO):
+    """A file on a disk that is full after the first bytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self.left = 1000
+
+    def write(self, data: Any) -> int:
+        self.left -= len(data)
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_write_failures_and_lack_of_space_are_told_apart(tmp_path: Path) -> None:
+    space = [OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    space.append(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    space.append(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"))
+    space.append(_failure_of_torch(tmp_path))
+    for error in space:
+        assert is_write_failure(error), error
+        assert is_lack_of_space(error), error
+    for error in (PermissionError(errno.EACCES, "Permission denied"), SafetensorError("os error 13")):
+        assert is_write_failure(error)
+        assert not is_lack_of_space(error)
+    for error in (KeyError("x"), RuntimeError("CUDA out of memory"), ValueError("28")):
+        assert not is_write_failure(error)
+
+
+def test_the_message_of_a_full_disk_says_how_much_a_checkpoint_takes(tmp_path: Path) -> None:
+    assert re.fullmatch(r"\d+\.\d MB are free, and no checkpoint has been saved yet", describe_space(tmp_path))
+    _publish(tmp_path, 2, {"model.safetensors": b"x" * 1_200_000, "run_state_0.json": b"{}"})
+    assert describe_space(tmp_path).endswith(" MB are free, checkpoint-2, which is whole, takes 1.2 MB")
+
+
+# ---- Whole or absent ----
+
+
+def _publish(run_dir: Path, step: int, files: dict[str, bytes], world_size: int = 1) -> Path:
+    staged = run_dir / ".staging" / f"checkpoint-{step}"
+    staged.mkdir(parents=True)
+    for name, content in files.items():
+        (staged / name).write_bytes(content)
+    publish_checkpoint(staged, run_dir / f"checkpoint-{step}", world_size)
+    return run_dir / f"checkpoint-{step}"
+
+
+def test_a_published_checkpoint_lists_its_files_and_replaces_one_that_lies_there(tmp_path: Path) -> None:
+    folder = _publish(tmp_path, 2, {"run_state_0.json": b"{}", "old": b"1"})
+    (tmp_path / ".staging-replaced-checkpoint-1").mkdir()  # of a save that was killed between two renames
+    folder = _publish(tmp_path, 2, {"run_state_0.json": b"{}", "new": b"123"})
+    manifest = json.loads((folder / "COMPLETE.json").read_text())
+    assert manifest == {"world_size": 1, "files": {"new": 3, "run_state_0.json": 2}}
+    assert sorted(path.name for path in folder.iterdir()) == ["COMPLETE.json", "new", "run_state_0.json"]
+    assert not list(tmp_path.glob(".staging-replaced-*"))
+    assert why_not_whole(folder) is None
+
+
+def test_weights_are_as_readable_as_the_other_files(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+        (folder / "run_state_0.json").write_text("{}")
+
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    write(staged)
+    os.chmod(staged / "model.safetensors", 0o600)
+    publish_checkpoint(staged, tmp_path / "checkpoint-2", 1)
+    modes = {path.stat().st_mode for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert len(modes) == 1
+
+
+def test_files_of_a_process_that_did_not_arrive_are_named(tmp_path: Path) -> None:
+    message = "checkpoint-3 was not saved: run_state_1.json, run_state_2.json did not arrive from their processes"
+    with pytest.raises(CheckpointError, match=message):
+        _publish(tmp_path, 3, {"run_state_0.json": b"{}"}, world_size=3)
+    assert not (tmp_path / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda folder: (folder / "COMPLETE.json").unlink(), "it has no COMPLETE.json, so it was never finished"),
+        (lambda folder: (folder / "COMPLETE.json").write_text("{"), "its COMPLETE.json is damaged"),
+        (lambda folder: (folder / "COMPLETE.json").write_text("[]"), "its COMPLETE.json is damaged"),
+        (lambda folder: (folder / "weights").unlink(), "weights has no bytes of 4"),
+        (lambda folder: (folder / "weights").write_bytes(b"12345"), "weights has 5 bytes of 4"),
+        (lambda folder: (folder / "more").write_bytes(b"a note of the user"), None),
+    ],
+    ids=["no list", "cut list", "other list", "gone", "longer", "more"],
+)
+def test_what_is_wrong_with_a_checkpoint_is_said(damage: Any, told: str | None, tmp_path: Path) -> None:
+    folder = _publish(tmp_path, 2, {"run_state_0.json": b"{}", "weights": b"1234"})
+    damage(folder)
+    assert why_not_whole(folder) == told
+
+
+def test_the_newest_is_the_one_of_the_most_steps(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        _publish(tmp_path, step, {"run_state_0.json": b"{}"})
+    for stranger in ("checkpoint-x", "checkpoint-", "runs"):
+        (tmp_path / stranger).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-20", "checkpoint-9"]
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        ("{", "checkpoint-2 has no readable config.json"),
+        ('{"model_type": "gtsa", "hidden_size": 48}', "is of another model: hidden_size was 48 and is 32; resume with"),
+        ('{"model_type": "gtsa", "hidden_size": 32, "dtype": "bfloat16", "future": 1}', None),
+    ],
+)
+def test_a_checkpoint_must_be_of_the_model(saved: str, told: str | None, tmp_path: Path) -> None:
+    """Of the fields that both have; versions, names and dtypes are not the model."""
+    files = dict.fromkeys(("run_state_0.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"), b"{}")
+    folder = _publish(tmp_path, 2, {**files, "config.json": saved.encode()})
+    config = {"model_type": "gtsa", "hidden_size": 32, "dtype": "float32"}
+    if told is None:
+        assert check_checkpoint(folder, config) == folder
+        return
+    with pytest.raises(CheckpointError, match=told):
+        check_checkpoint(folder, config)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="there is no checkpoint 'checkpoint-7': give a checkpoint-N folder, or true"
+    ):
+        check_checkpoint(tmp_path / "checkpoint-7", {"model_type": "gtsa"})
