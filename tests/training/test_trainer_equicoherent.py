@@ -578,8 +578,8 @@ def test_run_leaves_a_model_and_a_card(images: Any, tmp_path: Path) -> None:
         f"{last['reconstruction_loss']:.4f}",
         f"{last['koleo_loss']:.4f}",
         "On 8 images of",
-        f"| class loss | {measured['eval_class_loss']:.4f} (knowing nothing: {math.log(32):.4f}) |",
-        f"| reconstruction loss | {measured['eval_reconstruction_loss']:.4f} (knowing nothing: {measured['eval_mean_image_loss']:.4f}) |",
+        f"| class loss | {measured['eval_class_loss']:.4f} (chance level: {math.log(32):.4f}) |",
+        f"| reconstruction loss | {measured['eval_reconstruction_loss']:.4f} (chance level: {measured['eval_mean_image_loss']:.4f}) |",
         f"| host loss | {measured['eval_host_loss']:.4f} |",
     ):
         assert fact in card, fact

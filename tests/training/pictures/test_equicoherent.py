@@ -231,13 +231,14 @@ def test_run_leaves_the_picture_and_a_resumed_one_draws_the_same(images: Any, tm
     views = trainer.views
     batch = views.collate([views(sample["image"], seed=sample["seed"]) for sample in samples])
     rows = find_reconstructions(trainer.model, views, batch)
-    title = "Images on the way from u to v2, and reconstructed after 4 steps (held-out images)"
+    title = "Intermediate images between u and v2, reconstructed after 4 steps (held-out images)"
     expected = draw_reconstructions(rows, 2, "se2", title)
     with Image.open(run / "reconstructions.png") as picture:
         assert np.array_equal(np.array(picture.convert("RGB")), np.array(expected))
     (run / "reconstructions.png").unlink()
     resumed = make_trainer(run, images, picture=True, **settings)  # its eval_dataset is gone, the crops are kept
     resumed.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    resumed.save_model()
     assert (run / "reconstructions.png").read_bytes() == drawn
 
 
@@ -274,5 +275,5 @@ def test_command_line_says_where_the_picture_lies(tmp_path: Path, capsys: pytest
     }  # fmt: skip
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     assert main(["pretrain", str(tmp_path / "small.yaml")]) == 0
-    assert f"Images on the way, reconstructed: {run / 'reconstructions.png'}" in capsys.readouterr().out
+    assert f"Intermediate images, reconstructed: {run / 'reconstructions.png'}" in capsys.readouterr().out
     assert (run / "reconstructions.png").is_file()
