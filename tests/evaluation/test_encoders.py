@@ -1,26 +1,19 @@
-"""What an `Encoder` makes of other people's models: their class token, their normalisation."""
+"""The tokens of an `Encoder`: class tokens, registers, pictures, attention."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
-from transformers import (
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTMAEConfig,
-    ViTMAEModel,
-    ViTModel,
-)
+from PIL import Image
 
+from hf_geossl import GTSAConfig, GTSAModel
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import load_encoder
+from tests.helpers.pixel_encoder import pixel_encoder
 from tests.helpers.supervised import small_model
-
-SIZES: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+from tests.helpers.tiny_models import foreign_model
 
 
 @pytest.mark.parametrize(
@@ -57,119 +50,78 @@ def test_a_register_is_not_taken_for_a_class_token(class_token: bool, registers:
         torch.testing.assert_close(encoder.class_tokens(images, 1), whole[:, prefix:].mean(dim=1))
 
 
-def test_whose_normalisation_is_guessed_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    model = ViTModel(ViTConfig(image_size=32, patch_size=8, **SIZES), add_pooling_layer=False)
-    with caplog.at_level(logging.WARNING, "hf_geossl"):
-        encoder = load_encoder(model)
-    assert encoder.mean == (0.485, 0.456, 0.406)
-    [line] = caplog.messages
-    assert line.startswith("ViTModel was given as an object: images are normalised with ImageNet's mean and deviation")
-    assert "give the folder or Hub id, or an Encoder" in line
-    caplog.clear()
-    load_encoder(encoder)
-    load_encoder(small_model())
-    assert not caplog.messages
-
-
-def moved(model: Any) -> Any:
-    """With norms that do something: fresh ones hardly do."""
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            torch.nn.init.normal_(parameter, 0.5)
-    return model.eval()
-
-
-def test_a_masked_autoencoder_shows_all_patches_in_their_order() -> None:
-    torch.manual_seed(0)
-    model = ViTMAEModel(ViTMAEConfig(image_size=32, patch_size=8, **SIZES)).eval()
-    images = torch.randn(2, 3, 32, 32)
-    first, second = (load_encoder(model).tokens(images) for _ in range(2))
-    assert torch.equal(first.patches, second.patches)
-    model.config.mask_ratio = 0.0
+def test_pictures_are_scaled_normalised_and_encoded() -> None:
+    encoder = load_encoder(small_model())
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 256, (50, 40, 3), dtype=np.uint8)) for _ in range(2)]
+    pictures.append(pictures[0].convert("L"))
+    images = encoder.resize(pictures)
+    assert (images.dtype, tuple(images.shape)) == (torch.uint8, (3, 3, 64, 64))
+    expected = np.asarray(pictures[1].resize((64, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(images[1].permute(1, 2, 0), expected)
+    assert torch.equal(images[2][0], images[2][2])
+    mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
+    torch.testing.assert_close(encoder.normalize(images), (images / 255 - mean) / std)
     with torch.no_grad():
-        found = model(images, noise=torch.arange(16.0).repeat(2, 1))  # the smaller the earlier
-    torch.testing.assert_close(first.patches.flatten(1, 2), found.last_hidden_state[:, 1:])
-    assert load_encoder(model).random_twin().tokens(images).patches.shape == (2, 4, 4, 32)
+        outputs = encoder.module(encoder.normalize(encoder.resize(pictures, (32, 48))))
+    tokens = encoder.encode(pictures, (32, 48))
+    torch.testing.assert_close(tokens.patches.flatten(1, 2), outputs.last_hidden_state[:, 1:])
+    torch.testing.assert_close(tokens.pooled, outputs.pooler_output)
+    assert tokens.patches.shape == (3, 4, 6, 96)
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-def test_a_norm_after_the_average_counts(class_token: bool) -> None:
-    torch.manual_seed(0)
-    model = moved(
-        timm.models.VisionTransformer(
-            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, global_pool="avg",
-            class_token=class_token,
-        )
-    )  # fmt: skip
-    images = torch.randn(2, 3, 32, 32)
-    encoder = load_encoder(model)
-    tokens = encoder.tokens(images)
+def test_configuration_and_trained_size_are_the_models() -> None:
+    encoder = load_encoder(small_model())
+    assert encoder.config is encoder.module.config
+    assert encoder.height_width == (64, 64)
+    fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    wide = load_encoder(GTSAModel(GTSAConfig(image_size=(32, 48), **fields)))
+    assert (wide.height_width, wide.image_size) == ((32, 48), 32)
+    assert load_encoder(foreign_model("timm")).config is None
+    assert load_encoder(foreign_model("transformers")).height_width == (64, 64)
+
+
+def by_hand(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Attention weights of queries and keys `(batch, heads, tokens, width)`, written out."""
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("kind", ["ours", "timm", "transformers"])
+def test_attention_of_the_last_layer_is_that_of_its_queries_and_keys(kind: str) -> None:
+    encoder = load_encoder(small_model() if kind == "ours" else foreign_model(kind))
+    pixel_values = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    block: Any = encoder.blocks[-1]
+    before = encoder.tokens(pixel_values).patches
+    found = encoder.last_attention(pixel_values)
+    states = encoder.hidden_states(pixel_values, [-2])[0]
     with torch.no_grad():
-        torch.testing.assert_close(tokens.pooled, model(images))
-        last = model.fc_norm(model.forward_features(images))
-    torch.testing.assert_close(tokens.patches.flatten(1, 2), last[:, int(class_token) :])
-    expected = last[:, 0] if class_token else last.mean(dim=1)
-    torch.testing.assert_close(encoder.class_tokens(images, 1), expected)
+        if kind == "transformers":
+            attention, normed = block.attention, block.layernorm_before(states)
+            projections = [part for part in attention.modules() if isinstance(part, torch.nn.Linear)][:2]
+            query, key = (part(normed).unflatten(2, (2, -1)).transpose(1, 2) for part in projections)
+        else:
+            normed = block.norm1(states)
+            qkv = (block.attn if kind == "timm" else block.attention).qkv(normed)
+            heads = 2 if kind == "timm" else 3
+            query, key, _ = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        expected = by_hand(query, key)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert found.shape[-1] == (64 // encoder.patch_size) ** 2 + 1  # the class token comes first
+    torch.testing.assert_close(encoder.tokens(pixel_values).patches, before)  # nothing is left changed
 
 
-def test_the_norm_after_the_last_layer_is_found_under_other_names() -> None:
-    torch.manual_seed(0)
-    encoder = load_encoder(moved(SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **SIZES))))
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(encoder.class_tokens(images, 1), encoder.tokens(images).mean)
+def test_attention_of_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="Pixels has an attention whose weights cannot be read"):
+        pixel_encoder(8).last_attention(torch.zeros(1, 3, 16, 16))
 
 
-@pytest.fixture
-def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's models come with fresh weights."""
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **given: create(name, pretrained=False, **given))
-
-
-@pytest.mark.usefixtures("no_download")
-def test_timm_models_of_one_size_are_opened_and_others_refused() -> None:
-    with pytest.raises(TypeError, match="must be a vision transformer of timm or transformers, got ResNet"):
-        load_encoder("timm:resnet18")
-    beit = load_encoder("timm:beit_base_patch16_224")
-    assert beit.tokens(torch.randn(1, 3, 224, 224)).patches.shape == (1, 14, 14, 768)
-    with pytest.raises(
-        ValueError, match=r"was made for images of 224 pixels and does not take 96 x 96 .*image_size 224"
-    ):
-        beit.tokens(torch.randn(1, 3, 96, 96))
-
-
-@pytest.mark.usefixtures("no_download")
-def test_models_without_a_common_way_to_fresh_weights_have_a_random_twin() -> None:
-    cait = load_encoder("timm:cait_xxs24_224")
-    twin = cait.random_twin()
-    assert twin.tokens(torch.randn(1, 3, 224, 224)).patches.shape == (1, 14, 14, 192)
-    weights = [encoder.module.state_dict()["blocks.0.attn.qkv.weight"] for encoder in (cait, twin)]
-    assert not torch.equal(*weights)
-
-
-@pytest.mark.parametrize(
-    ("fields", "white"),
-    [
-        ({"do_normalize": False}, 1.0),
-        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, 1.0),
-        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, 2.0),
-        ({"image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 1 / 127.5}, 1.0),
-        ({"image_mean": [127.5] * 3, "image_std": [127.5] * 3, "do_rescale": False}, 1.0),
-    ],
-)
-def test_images_are_normalised_as_the_processor_says(fields: dict[str, Any], white: float, tmp_path: Path) -> None:
-    ViTModel(ViTConfig(image_size=32, patch_size=8, **SIZES), add_pooling_layer=False).save_pretrained(tmp_path)
-    processor = ViTImageProcessor(size={"height": 32, "width": 32}, **fields)
-    processor.save_pretrained(tmp_path)
-    pixels = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    pixels[..., ::2] = 40
-    found = load_encoder(tmp_path).normalize(pixels)
-    torch.testing.assert_close(found[0, :, 0, 1], torch.full((3,), white))
-    torch.testing.assert_close(
-        found, processor(list(pixels), return_tensors="pt")["pixel_values"], atol=1e-5, rtol=1e-5
-    )
-
-
-def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"the device 'nix' cannot be used here .*choose cpu, cuda or cuda:0"):
-        load_encoder(small_model(), device="nix")
+def test_the_fingerprint_follows_the_weights() -> None:
+    encoder = load_encoder(small_model())
+    first = encoder.fingerprint
+    assert encoder.fingerprint == first == load_encoder(small_model()).fingerprint
+    assert load_encoder(small_model(seed=1)).fingerprint != first
+    other = Encoder(encoder.module, "other", (0.5,) * 3, encoder.std, 64)
+    assert other.fingerprint != first  # another normalisation
+    with torch.no_grad():
+        next(encoder.module.parameters()).mul_(1.01)
+    assert encoder.fingerprint != first

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +23,13 @@ from transformers import ViTConfig, ViTModel
 
 from hf_geossl import GTSAConfig, GTSAModel, evaluate_model
 from hf_geossl.cli.main import main
-from hf_geossl.evaluation.evaluate import as_json, floors_by_metric, write_json
-from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.registry import TASK_FILES, describe_tasks, load_task, make_settings
+from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult, load_protocol
+from hf_geossl.evaluation.registry import TASKS, Task
 from hf_geossl.hub.model_folder import model_files
 from hf_geossl.hub.results import eval_results, load_results, model_index, read_results
 from tests.helpers.golden import ROOT
 
+FAKES = "hf_geossl.evaluation.protocols.fakes"
 TOKEN = "hf_" + "aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY"
 
 
@@ -55,20 +54,19 @@ class Fakes:
 
     def good(self, encoder: Any, data: Any, options: Any, settings: FakeSettings) -> TaskResult:
         self.calls.append("good")
-        result = TaskResult({"score": settings.rate, "nothing": math.nan, "endless": math.inf}, {"score": (0.4, 0.6)})
-        result.intervals["nothing"] = (math.nan, math.nan)
-        result.details = {
+        details = {
             "settings": asdict(settings),
             "curve": np.array([1.0, math.nan]),
             "where": f"{Path.home()}/secret/run",
             "token": TOKEN,
             "floors": {"score": {"random weights": 0.25}},
         }
-        result.pictures = {
+        pictures = {
             "square": lambda: Image.new("RGB", (8, 8), "red"),
             "broken": lambda: Image.new("nonsense", (1, 1)),
         }
-        return result
+        metrics = {"score": settings.rate, "nothing": math.nan, "endless": math.inf}
+        return TaskResult(metrics, {"score": (0.4, 0.6), "nothing": (math.nan, math.nan)}, details, pictures)
 
     def bad(self, encoder: Any, data: Any, options: Any, settings: FakeSettings) -> TaskResult:
         self.calls.append("bad")
@@ -82,25 +80,25 @@ class Fakes:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    fakes, module = Fakes(), ModuleType("hf_geossl.evaluation.fakes")
-    module.TASKS = {  # type: ignore[attr-defined]
-        name: Task(getattr(fakes, name), FakeSettings, f"the task {name}") for name in ("bad", "good", "odd")
+    fakes, module = Fakes(), ModuleType(FAKES)
+    module.PROTOCOLS = {  # type: ignore[attr-defined]
+        name: EvaluationProtocol(getattr(fakes, name), FakeSettings) for name in ("bad", "good", "odd")
     }
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in ("bad", "good", "odd"):
-        monkeypatch.setitem(TASK_FILES, name, "fakes")
+        monkeypatch.setitem(TASKS, name, Task(name, "fakes", f"the task {name}"))
     return fakes
 
 
 @pytest.fixture
 def few_tasks(fakes: Fakes) -> Iterator[None]:
     """There are no tasks but `good` and `position`."""
-    everything = dict(TASK_FILES)
-    for name in set(TASK_FILES) - {"good", "position"}:
-        del TASK_FILES[name]
+    everything = dict(TASKS)
+    for name in set(TASKS) - {"good", "position"}:
+        del TASKS[name]
     yield
-    TASK_FILES.clear()
-    TASK_FILES.update(everything)  # in the order that it had
+    TASKS.clear()
+    TASKS.update(everything)  # in the order that it had
 
 
 def small_model(seed: int = 0, **fields: Any) -> GTSAModel:
@@ -209,18 +207,6 @@ def test_values_that_are_no_number_are_named_and_not_written(quick: Callable[...
     assert [(result.metric, result.value) for result in read_results(results)] == [("score", 0.5)]
 
 
-@pytest.mark.parametrize(
-    "floors",
-    [
-        {"iou": {"random weights": 0.1, "constant": 0.2}},
-        {"random weights": {"iou": 0.1, "images": 7}, "constant": {"iou": 0.2}},
-        {"random weights": 0.1, "constant": 0.2},
-    ],
-)
-def test_floors_have_one_form(floors: Any) -> None:
-    assert floors_by_metric(["iou", "accuracy"], floors) == {"iou": {"random weights": 0.1, "constant": 0.2}}
-
-
 def test_nothing_of_the_machine_is_written(
     fakes: Fakes, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,29 +310,13 @@ def test_results_written_by_hand_are_not_destroyed(quick: Callable[..., Any], fo
         assert (folder / "results.json").read_text() == content
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.json"
-    write_json(path, {"knn": {"accuracy": 0.5, "counts": [1, 2, 3]}})
-    assert '"counts": [1, 2, 3]' in path.read_text()
-    before = path.read_bytes()
-
-    def fail(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_json(path, {"knn": {"accuracy": 0.6}})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 INTERRUPTED = """
 import sys, time
 from types import ModuleType
-from tests.test_evaluate_model import FakeSettings
-from hf_geossl.cli import main
+from tests.evaluation.test_evaluate import FAKES, FakeSettings
+from hf_geossl.cli.main import main
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.registry import TASK_FILES
+from hf_geossl.evaluation.registry import TASKS, Task
 
 def quick(*_):
     return TaskResult({"score": 0.5})
@@ -355,10 +325,10 @@ def slow(*_):
     print("measuring", flush=True)
     time.sleep(60)
 
-module = ModuleType("hf_geossl.evaluation.fakes")
-module.TASKS = {"quick": Task(quick, FakeSettings, ""), "slow": Task(slow, FakeSettings, "")}
+module = ModuleType(FAKES)
+module.PROTOCOLS = {"quick": EvaluationProtocol(quick, FakeSettings), "slow": EvaluationProtocol(slow, FakeSettings)}
 sys.modules[module.__name__] = module
-TASK_FILES.update(quick="fakes", slow="fakes")
+TASKS.update(quick=Task("quick", "fakes", ""), slow=Task("slow", "fakes", ""))
 sys.exit(main(["evaluate", sys.argv[1], "--tasks", "quick,slow", "--limit", "4"]))
 """
 
@@ -479,8 +449,8 @@ def test_numbers_stay_where_measuring_them_again_fails(
     quick: Callable[..., Any], fakes: Fakes, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick()
-    good = load_task("good")
-    monkeypatch.setitem(sys.modules["hf_geossl.evaluation.fakes"].TASKS, "good", replace(good, measure=fakes.bad))
+    good = load_protocol("good")
+    monkeypatch.setitem(sys.modules[FAKES].PROTOCOLS, "good", replace(good, measure=fakes.bad))
     quick(overwrite=True)
     assert strict(folder / "results.json")["good"]["score"] == 0.5
 
@@ -536,8 +506,8 @@ def test_a_task_that_fails_with_new_settings_has_no_numbers_of_old_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert quick()["good"]["score"] == 0.5
-    good = load_task("good")
-    monkeypatch.setitem(sys.modules["hf_geossl.evaluation.fakes"].TASKS, "good", replace(good, measure=fakes.bad))
+    good = load_protocol("good")
+    monkeypatch.setitem(sys.modules[FAKES].PROTOCOLS, "good", replace(good, measure=fakes.bad))
     assert quick()["good"]["score"] == 0.5  # kept, it is of these settings
     with caplog.at_level(logging.WARNING):
         results = quick(settings={"good": {"rate": 0.75}})
@@ -602,42 +572,6 @@ def test_wrong_words_get_one_line(folder: Path, words: list[str], told: str, cap
     assert not (folder / "results.json").exists()
 
 
-def test_settings_are_of_the_kind_that_they_say() -> None:
-    task = Task(lambda *_: TaskResult({}), FakeSettings, "")
-    given = {"steps": 7, "rate": 1, "sizes": [3], "name": "x", "quick": True}
-    settings = make_settings("fake", task, given)
-    assert settings == FakeSettings(steps=7, rate=1.0, sizes=(3,), name="x", quick=True)
-    assert isinstance(settings.rate, float)
-    assert make_settings("fake", task, {"pair": [1, 2], "kinds": ["car"]}) == FakeSettings(
-        pair=(1.0, 2.0), kinds=("car",)
-    )
-    assert make_settings("fake", task, {"name": None}) == FakeSettings()
-    wrong: dict[str, Any] = {
-        "steps": 1.5,
-        "rate": "1",
-        "sizes": ["a"],
-        "name": 3,
-        "quick": 1,
-        "pair": [1],
-        "kinds": "car",
-    }
-    for key, value in wrong.items():
-        with pytest.raises(ValueError, match=f"fake.{key} must be"):
-            make_settings("fake", task, {key: value})
-    with pytest.raises(ValueError, match="fake.steps must be int, such as 3, got True"):
-        make_settings("fake", task, {"steps": True})
-
-
-def test_images_have_the_models_size_in_whole_patches(fakes: Fakes) -> None:
-    encoder_sizes = {}
-    for image_size, patch_size in ((32, 8), (224, 16)):
-        model = small_model(image_size=image_size, patch_size=patch_size)
-        results = evaluate_model(model, ["good"], limit=4, progress=False)
-        encoder_sizes[image_size] = results["about"]["image_size"]
-    assert encoder_sizes == {32: 32, 224: 224}
-    assert evaluate_model(small_model(), ["good"], image_size=48, progress=False)["about"]["image_size"] == 48
-
-
 def test_several_models_go_to_files_of_their_own(
     fakes: Fakes, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -656,23 +590,6 @@ def test_several_models_go_to_files_of_their_own(
     assert "--output must be a folder" in capfd.readouterr().err
 
 
-def test_every_task_is_registered_and_described(capsys: pytest.CaptureFixture[str]) -> None:
-    files = {path.stem for path in (ROOT / "hf_geossl" / "evaluation").glob("*.py")}
-    held = {
-        name: file
-        for file in sorted(files)
-        for name in getattr(import_module(f"hf_geossl.evaluation.{file}"), "TASKS", {})
-    }
-    assert held == TASK_FILES
-    for name in TASK_FILES:
-        task = load_task(name)
-        settings = task.settings()  # every setting has a default
-        assert as_json(asdict(settings)) == json.loads(json.dumps(as_json(asdict(settings))))
-        assert make_settings(name, task, as_json(asdict(settings))) == settings  # what is written can be read again
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--help"])
-    assert stopped.value.code == 0
-    shown = capsys.readouterr().out
-    for name, what in describe_tasks().items():
-        assert f"  {name} " in shown
-        assert what in shown
+def test_an_unknown_keyword_is_named(folder: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'limits'"):
+        evaluate_model(folder, ["knn"], limits=3)  # type: ignore[call-arg]

@@ -1,99 +1,123 @@
-"""What stays in float32 on a GPU: coordinates, heatmaps and scores. Checked by autocast on the CPU."""
+"""Features of images: those of the model, computed once, cached by what they were computed from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from hf_geossl.evaluation import encoders
-from hf_geossl.evaluation.encoders import Encoder, Tokens
+from hf_geossl.evaluation import features
+from hf_geossl.evaluation.features import Transform, compute_features
 from hf_geossl.evaluation.loading import load_encoder
-from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.protocols import detection, fit, homography, keypoints
-from hf_geossl.evaluation.protocols import position_loca as position
-from tests.evaluation.protocols.test_classification import loca
+from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.samples import load_samples
 from tests.helpers.pixel_encoder import pixel_encoder
+from tests.helpers.supervised import small_model
 
-OPTIONS = EvaluationOptions(batch_size=8, bootstrap=0, cache_dir=None, progress=False)
-DETECTION = detection.DetectionSettings(steps=3, batch_size=2, channels=8, head_width=8)
-KEYPOINTS = keypoints.KeypointsSettings(steps=3, images_per_step=2, channels=8)
-HOMOGRAPHY = homography.HomographySettings(steps=3, batch_size=4, channels=8)
-
-
-@contextmanager
-def mixed_precision(device: torch.device) -> Iterator[None]:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        yield
+QUIET = EvaluationOptions(progress=False, cache_dir=None, batch_size=4)
+COLUMNS = ["both", "patches", "class_tokens_2", "label", "index"]
 
 
-def use_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (detection, encoders, fit, homography, keypoints, position):
-        if hasattr(module, "mixed_precision"):
-            monkeypatch.setattr(module, "mixed_precision", mixed_precision)
+def test_features_are_those_of_the_model_image_by_image() -> None:
+    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
+    columns = compute_features(encoder, samples, COLUMNS, QUIET)
+    for row, sample in enumerate(samples):
+        pixel_values = encoder.normalize(sample["image"][None])
+        tokens = encoder.tokens(pixel_values)
+        np.testing.assert_allclose(columns["both"][row], tokens.both[0], atol=1e-5)
+        np.testing.assert_allclose(columns["patches"][row], tokens.patches[0], atol=1e-5)
+        np.testing.assert_allclose(columns["class_tokens_2"][row], encoder.class_tokens(pixel_values, 2)[0], atol=1e-5)
+        assert columns["label"][row] == sample["label"]
+    assert columns["index"].tolist() == list(range(6))
 
 
-@pytest.mark.parametrize(
-    ("measure", "settings", "metric"),
-    [
-        (detection.measure_detection, DETECTION, detection.COCOAveragePrecision),
-        (keypoints.measure_keypoints, KEYPOINTS, keypoints.KeypointAveragePrecision),
-        (homography.measure_homography, HOMOGRAPHY, None),
-    ],
-    ids=["detection", "keypoints", "homography"],
-)
-def test_on_given_tokens_mixed_precision_changes_nothing(
-    measure: Any, settings: Any, metric: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_transform_is_applied_first_and_gives_targets() -> None:
+    flip = Transform(
+        "flipped", lambda batch: (batch["image"].flip(-1), {"shade": batch["image"].float().mean((1, 2, 3))})
+    )
+    encoder, samples = pixel_encoder(8), load_samples(size=16, limit=3)
+    columns = compute_features(encoder, samples, ["patches", "shade"], QUIET, transform=flip)
+    for row, sample in enumerate(samples):
+        expected = encoder.tokens(encoder.normalize(sample["image"].flip(-1)[None])).patches[0]
+        np.testing.assert_allclose(columns["patches"][row], expected, atol=1e-6)
+        assert columns["shade"][row] == pytest.approx(float(sample["image"].float().mean()))
+
+
+def test_cached_columns_are_read_and_only_missing_ones_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    autocast: list[bool] = []
-    found: list[torch.Tensor] = []
+    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
+    options = replace(QUIET, cache_dir=tmp_path)
+    computed: list[list[str]] = []
+    write = features._write_columns
 
-    def tokens(encoder: Encoder, pixel_values: torch.Tensor) -> Tokens:
-        """The pixels of patches in bfloat16, as a trunk gives them under autocast."""
-        autocast.append(torch.is_autocast_enabled("cpu"))
-        patches = (
-            functional.unfold(pixel_values, 8, stride=8).transpose(1, 2).unflatten(1, (pixel_values.shape[-2] // 8, -1))
-        )
-        return Tokens(patches.bfloat16(), None, patches.mean(dim=(1, 2)))
+    def watch(folder: Any, encoder: Any, samples: Any, columns: list[str], *given: Any) -> None:
+        computed.append(list(columns))
+        write(folder, encoder, samples, columns, *given)
 
-    monkeypatch.setattr(Encoder, "tokens", tokens)
-    if metric is not None:
-        add = metric.add
-
-        def watch(self: Any, *, prediction: dict[str, Any], reference: dict[str, Any]) -> None:
-            """`evaluate` adds to this text."""
-            found.extend(torch.as_tensor(value) for value in prediction.values())
-            add(self, prediction=prediction, reference=reference)
-
-        monkeypatch.setattr(metric, "add", watch)
-    encoder, data = pixel_encoder(8), EvaluationData(size=64, limit=8)
-    plain = measure(encoder, data, OPTIONS, settings).metrics
-    places = found.copy()
-    assert not any(autocast)
-    autocast.clear()
-    found.clear()
-    use_bfloat16(monkeypatch)
-    mixed = measure(encoder, data, OPTIONS, settings).metrics
-    assert all(autocast)  # the trunk alone
-    assert str(mixed) == str(plain)
-    assert metric is None or len(places) > 8
-    for one, other in zip(found, places, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
+    monkeypatch.setattr(features, "_write_columns", watch)
+    first = compute_features(encoder, samples, ["both"], options)
+    again = compute_features(encoder, samples, ["both", "label"], options)
+    compute_features(encoder, samples, ["label", "both"], options)
+    assert computed == [["both"], ["label"]]
+    np.testing.assert_array_equal(first["both"], again["both"])
+    # other weights, another size of images, another transform: computed anew
+    compute_features(load_encoder(small_model(seed=1)), samples, ["both"], options)
+    compute_features(encoder, load_samples(size=40, limit=6), ["both"], options)
+    compute_features(encoder, samples, ["both"], options, transform=Transform("same", lambda b: (b["image"], {})))
+    assert computed[2:] == [["both"]] * 3
+    with torch.no_grad():
+        encoder.module.layernorm.bias.add_(1.0)  # type: ignore[union-attr, operator]
+    compute_features(encoder, samples, ["both"], options)
+    assert computed[5:] == [["both"]]
 
 
-def test_positions_are_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, data = load_encoder(loca()), EvaluationData(size=40, limit=8)
-    kinds: list[torch.dtype] = []
-    score = position.score_positions
+def test_a_target_that_the_data_lack_is_named() -> None:
+    with pytest.raises(ValueError, match="the samples have no 'normals', which this task needs"):
+        compute_features(pixel_encoder(8), load_samples(size=16, limit=2), ["normals"], QUIET)
 
-    def watch(logits: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
-        kinds.append(logits.dtype)
-        return score(logits, positions, columns)
 
-    monkeypatch.setattr(position, "score_positions", watch)
-    use_bfloat16(monkeypatch)
-    position.measure_position(encoder, data, OPTIONS, position.PositionSettings(focal_queries=1))
-    assert set(kinds) == {torch.float32}
+@pytest.mark.parametrize("damage", ["short", "empty form", "no form", "no values", "other form"])
+def test_features_of_a_damaged_cache_are_computed_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
+    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
+    first = {
+        name: np.array(array) for name, array in compute_features(encoder, samples, ["both", "label"], options).items()
+    }
+    (column,) = tmp_path.glob("*/both")
+    values, form = column / "values.bin", column / "form.json"
+    if damage == "short":
+        values.write_bytes(values.read_bytes()[:-8])
+    elif damage == "empty form":
+        form.write_text("")
+    elif damage == "other form":
+        form.write_text(json.dumps({"shape": 3}))
+    else:
+        (form if damage == "no form" else values).unlink()
+    with caplog.at_level(logging.WARNING, "hf_geossl"):
+        again = compute_features(encoder, samples, ["both", "label"], options)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    [line] = caplog.messages
+    assert line.startswith("features of the cache are damaged and computed again (both: ")
+    caplog.clear()
+    compute_features(encoder, samples, ["both", "label"], options)
+    assert not caplog.messages
+
+
+def test_what_killed_runs_left_in_the_cache_goes(tmp_path: Path) -> None:
+    old, young = tmp_path / ".part-old", tmp_path / ".part-young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
+    compute_features(load_encoder(small_model()), load_samples(size=32, limit=2), ["both"], options)
+    assert young.is_dir()
+    assert not old.exists()

@@ -1,73 +1,63 @@
-"""Settings that make no sense are refused when they are made, before anything is measured."""
+"""The tasks by name: each is described without its libraries, and its protocol is where the table says."""
 
-import re
-from typing import Any
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import import_module
 
 import pytest
 
-from hf_geossl.evaluation.registry import TASK_FILES, load_task
-
-SETTINGS = {name: load_task(name).settings for name in TASK_FILES}
-NAN = float("nan")
-FEATURE = "feature must be pooled, both, mean or class_tokens_N with N from 1, got"
-TRAINED = ("segmentation_few_shot", "segmentation_finetune", "semantic_fpn", "upernet", "depth_dpt")
-REFUSED: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
-    (("linear", "multilabel", "rotation"), {"c_values": ()}, "c_values must hold at least one value, got none"),
-    (("linear", "rotation"), {"c_values": (1.0, 0.0)}, "c_values must be above 0 and finite, got (1.0, 0.0)"),
-    (
-        ("linear", "rotation", "linear_sgd", "equivariance"),
-        {"held_out": 1.0},
-        "held_out must be between 0 and 1, got 1.0",
-    ),
-    (("linear", "rotation"), {"max_iterations": 0}, "max_iterations must be at least 1, got 0"),
-    (("knn", "linear", "rotation", "equivariance"), {"feature": "patches"}, f"{FEATURE} patches"),
-    (("knn", "linear"), {"feature": "class_tokens_0"}, f"{FEATURE} class_tokens_0"),
-    (("linear_sgd",), {"learning_rates": ()}, "learning_rates must hold at least one value, got none"),
-    (("linear_sgd",), {"epochs": 0}, "epochs must be at least 1, got 0"),
-    (("linear_sgd",), {"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
-    (("linear_sgd",), {"class_token_layers": 0}, "class_token_layers must be at least 1, got 0"),
-    (("segmentation", "depth", "detection", "keypoints", *TRAINED), {"steps": 0}, "steps must be at least 1, got 0"),
-    (("segmentation", "depth", "detection", *TRAINED), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    (
-        ("segmentation", "depth", "detection", *TRAINED),
-        {"learning_rate": NAN},
-        "learning_rate must be above 0 and finite",
-    ),
-    (("segmentation", *TRAINED), {"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
-    (("segmentation", "segmentation_finetune"), {"num_classes": 1}, "num_classes must be at least 2, got 1"),
-    (("keypoints", "detection", *TRAINED), {"layer_decay": 0.0}, "layer_decay must be above 0 and at most 1, got 0.0"),
-    (TRAINED, {"scales": (2.0, 1.0)}, "scales must be the smaller and the larger end of a range, got (2.0, 1.0)"),
-    (TRAINED[:-1], {"crop_size": 32, "window_stride": 48}, "window_stride must be at most crop_size = 32, got 48"),
-    (("segmentation_few_shot",), {"shares": (0.5, 1.5)}, "shares must be above 0 and at most 1, got (0.5, 1.5)"),
-    (("segmentation_few_shot",), {"shares": ()}, "shares must hold at least one value, got none"),
-    (("segmentation_few_shot",), {"subsets": 0}, "subsets must be at least 1, got 0"),
-    (("semantic_fpn",), {"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-    (("upernet",), {"pool_scales": ()}, "pool_scales must hold at least one value, got none"),
-    (("upernet",), {"batch_size": 1}, "batch_size must be at least 2 for the BatchNorm"),
-    (("depth", "depth_dpt"), {"cap": 0.001}, "cap must be above 0.001 metres, got 0.001"),
-    (("depth", "depth_dpt"), {"eval_crop": "kitti"}, "eval_crop must be one of eigen, garg, or None, got 'kitti'"),
-    (("equivariance",), {"penalties": ()}, "penalties must hold at least one value, got none"),
-    (("equivariance",), {"components": -1}, "components must be at least 0, got -1"),
-    (("equivariance",), {"train_images": 1}, "train_images must be at least 2, got 1"),
-    (("position",), {"focal_queries": -1}, "focal_queries must be at least 0, got -1"),
-    (("position",), {"reference_scale": (0.0, 1.0)}, "reference_scale must be above 0 and at most 1, got (0.0, 1.0)"),
-    (("position",), {"visible_tokens": 1.5}, "visible_tokens must be above 0 and at most 1, got 1.5"),
-    (("propagation",), {"smallest_object": -0.1}, "smallest_object must be at least 0 and below 1, got -0.1"),
-    (("orientation", "keypoints"), {"smallest_side": 1.0}, "smallest_side must be at least 0 and below 1, got 1.0"),
-    (("keypoints",), {"margin": 0.5}, "margin must be at least 1, got 0.5"),
-    (("homography",), {"steps": 0}, "steps must be at least 1, got 0"),
-]
+from hf_geossl.cli.main import main
+from hf_geossl.evaluation import registry
+from hf_geossl.evaluation.protocol import load_protocol
+from hf_geossl.evaluation.registry import TASKS, check_tasks, describe_tasks
+from hf_geossl.evaluation.results import as_json
+from hf_geossl.evaluation.settings import make_settings
+from tests.helpers.golden import ROOT
 
 
-@pytest.mark.parametrize(("task", "given", "told"), [(t, given, told) for ts, given, told in REFUSED for t in ts])
-def test_nonsense_is_refused_in_a_sentence(task: str, given: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
-        SETTINGS[task](**given)
+def test_every_task_is_registered_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {path.stem for path in (ROOT / "hf_geossl" / "evaluation" / "protocols").glob("*.py")}
+    modules = {file: import_module(f"hf_geossl.evaluation.protocols.{file}") for file in sorted(files)}
+    held = {name: file for file, module in modules.items() for name in getattr(module, "PROTOCOLS", {})}
+    assert held == {name: task.file for name, task in TASKS.items()}
+    for name in TASKS:
+        kind = load_protocol(name).settings
+        settings = kind()  # every setting has a default
+        assert as_json(asdict(settings)) == json.loads(json.dumps(as_json(asdict(settings))))
+        assert make_settings(name, kind, as_json(asdict(settings))) == settings  # what is written can be read again
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for name, what in describe_tasks().items():
+        assert f"  {name} " in shown
+        assert what in shown
 
 
-@pytest.mark.parametrize("task", TASK_FILES)
-def test_the_defaults_are_accepted_and_lists_of_one(task: str) -> None:
-    settings = SETTINGS[task]
-    settings()
-    if task == "linear":
-        assert settings(c_values=(1.0,), feature="class_tokens_12").feature == "class_tokens_12"
+def test_tasks_are_described_where_a_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "sklearn" else object())
+    lines = describe_tasks()
+    assert lines["knn"].startswith(TASKS["knn"].summary)
+    assert "knn needs scikit-learn, which is missing: pip install 'hf_geossl[eval]'" in lines["knn"]
+    assert lines["segmentation"] == TASKS["segmentation"].summary
+
+
+def test_describing_the_tasks_imports_no_library() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # whoever imports it fails
+        "from hf_geossl.evaluation.registry import describe_tasks; print(len(describe_tasks()))\n"
+        "assert not {'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.stdout.strip() == str(len(TASKS)), run.stderr
+
+
+def test_names_of_tasks_are_checked_and_ordered() -> None:
+    assert check_tasks("depth, knn") == ["knn", "depth"]
+    assert check_tasks(["all"]) == list(TASKS)
+    with pytest.raises(ValueError, match="there is no task 'kn'; did you mean 'knn'"):
+        check_tasks("kn")
+    with pytest.raises(ValueError, match="name at least one task of knn, "):
+        check_tasks([])

@@ -1,12 +1,9 @@
 """Images with truth: which are taken, what is known of them, and what a broken one costs."""
 
 import io
-import json
-import logging
 import os
 import shutil
 import tarfile
-import time
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,46 +271,3 @@ def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
         (tmp_path / "clips" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match="it holds clips, which only the task propagation reads"):
         load_samples(str(tmp_path / "clips"), "test", size=16)
-
-
-# ---- a cache that was damaged ----
-
-
-@pytest.mark.parametrize("damage", ["short", "empty form", "no form", "no values", "other form"])
-def test_features_of_a_damaged_cache_are_computed_again(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
-    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
-    first = {
-        name: np.array(array) for name, array in compute_features(encoder, samples, ["both", "label"], options).items()
-    }
-    (column,) = tmp_path.glob("*/both")
-    values, form = column / "values.bin", column / "form.json"
-    if damage == "short":
-        values.write_bytes(values.read_bytes()[:-8])
-    elif damage == "empty form":
-        form.write_text("")
-    elif damage == "other form":
-        form.write_text(json.dumps({"shape": 3}))
-    else:
-        (form if damage == "no form" else values).unlink()
-    with caplog.at_level(logging.WARNING, "hf_geossl"):
-        again = compute_features(encoder, samples, ["both", "label"], options)
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    [line] = caplog.messages
-    assert line.startswith("features of the cache are damaged and computed again (both: ")
-    caplog.clear()
-    compute_features(encoder, samples, ["both", "label"], options)
-    assert not caplog.messages
-
-
-def test_what_killed_runs_left_in_the_cache_goes(tmp_path: Path) -> None:
-    old, young = tmp_path / ".part-old", tmp_path / ".part-young"
-    for folder in (old, young):
-        folder.mkdir()
-    os.utime(old, (time.time() - 3 * 86400,) * 2)
-    options = EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0)
-    compute_features(load_encoder(small_model()), load_samples(size=32, limit=2), ["both"], options)
-    assert young.is_dir()
-    assert not old.exists()

@@ -9,10 +9,9 @@ import pytest
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import load_encoder
-from hf_geossl.evaluation.evaluate import floors_by_metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
-from hf_geossl.evaluation.registry import load_task
+from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult, load_protocol
+from hf_geossl.evaluation.results import floors_by_metric
 from tests.helpers.supervised import (
     RenderedData,
     SingleThings,
@@ -50,7 +49,7 @@ END_TO_END: dict[str, dict[str, Any]] = {
 
 
 def measure(name: str, encoder: Encoder, data: EvaluationData, **settings: Any) -> TaskResult:
-    task = load_task(name)
+    task = load_protocol(name)
     result = task.measure(encoder, data, OPTIONS, task.settings(**settings))
     print(name, result.metrics, result.details.get("floors"))
     return result

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from hf_geossl.evaluation.loading import load_encoder
-from hf_geossl.evaluation.evaluate import floors_by_metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.registry import load_task
+from hf_geossl.evaluation.protocol import load_protocol
+from hf_geossl.evaluation.results import floors_by_metric
 from tests.helpers.supervised import RenderedData, small_model
 
 OPTIONS = EvaluationOptions(batch_size=8, seed=5, bootstrap=0, cache_dir=None, progress=False)
@@ -27,7 +27,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", TASKS)
 def test_the_floor_is_what_the_random_twin_is_measured_at(name: str) -> None:
     given, metric = TASKS[name]
-    task = load_task(name)
+    task = load_protocol(name)
     sizes = {} if name == "keypoints" else {"batch_size": 4}
     settings = task.settings(**{"steps": 8, "warmup_steps": 1, **sizes, **given})
     data: Any = EvaluationData(size=64, limit=8) if name in ("detection", "keypoints") else RenderedData(limit=8)

@@ -1,0 +1,34 @@
+"""Mask R-CNN over patches: anchors and pools at their exact positions."""
+
+import torch
+from torchvision.models.detection.image_list import ImageList
+
+from hf_geossl.evaluation.heads.detection import PatchAnchors, build_detector
+from tests.helpers.tiny_models import timm_encoder
+
+
+def test_anchors_and_pools_lie_where_patches_of_14_pixels_do() -> None:
+    encoder = timm_encoder(14, 98)
+    detector = build_detector(encoder, 98, 3, masks=True, channels=8, head_width=8, regions=64, proposals=300).eval()
+    images = torch.zeros(1, 3, 98, 98)
+    maps = detector.backbone(images)
+    anchors = PatchAnchors(14, 98)(ImageList(images, [(98, 98)]), list(maps.values()))[0]
+    middles, sizes = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
+    assert len(anchors) == 3 * (28**2 + 14**2 + 7**2 + 4**2 + 2**2)
+    # the finest map has four positions a patch, of 3.5 pixels
+    torch.testing.assert_close(middles[: 3 * 28 : 3, 0], torch.arange(28) * 3.5 + 1.75)
+    torch.testing.assert_close(middles[3 * 28 * 27 :: 3 * 28, 1][:1], torch.tensor([27 * 3.5 + 1.75]))
+    torch.testing.assert_close(sizes[:3].prod(dim=1), torch.full((3,), (98 / 32) ** 2))
+    torch.testing.assert_close(sizes[:3, 1] / sizes[:3, 0], torch.tensor([0.5, 1.0, 2.0]))
+    # a region is pooled from the place that it covers: maps that hold their own x
+    coordinates = {
+        str(level): ((torch.arange(side) + 0.5) * 98 / side).expand(1, 1, side, side)
+        for level, side in enumerate((28, 14, 7))
+    }
+    coordinates["3"] = ((torch.arange(4) + 0.5) * 28).expand(1, 1, 4, 4)
+    for box in ([60.0, 20.0, 74.0, 34.0], [20.0, 20.0, 76.0, 76.0]):
+        pooled = detector.roi_heads.box_roi_pool(coordinates, [torch.tensor([box])], [(98, 98)])
+        width = box[2] - box[0]
+        expected = box[0] + (torch.arange(7) + 0.5) / 7 * width
+        torch.testing.assert_close(pooled[0, 0, 3], expected, atol=2.0, rtol=0)
+        assert pooled[0, 0, 3].diff().min() > 0
