@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 VERSION = runpy.run_path(str(Path(__file__).with_name("hf_geossl") / "version.py"))["__version__"]
 
 EVAL = [
-    "evaluate>=0.4.6",
+    "evaluate>=0.4.6,<1",
     "faster-coco-eval>=1.8",
     "matplotlib>=3.9",
     "scikit-learn>=1.5",
@@ -47,13 +47,14 @@ setup(
             "hub/*.jinja",
         ]
     },
+    # private names of a library are used: then it has a bound above, at its next major version
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.11,<3",
         "torchvision>=0.26",
-        "transformers>=5.17",
-        "huggingface_hub>=1.31",
-        "datasets>=5.2",
-        "accelerate>=1.10",
+        "transformers>=5.17,<6",
+        "huggingface_hub>=1.31,<3",
+        "datasets>=5.2,<6",
+        "accelerate>=1.10,<2",
         "numpy>=2.0",  # as pyarrow, which datasets brings, asks for
         "pillow>=10.1",
         "pyyaml>=6",

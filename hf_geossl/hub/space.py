@@ -20,16 +20,16 @@ PYTHON_VERSION = "3.11"
 # with the lower bounds of setup.py (a test compares), which an editable installation may have forgotten
 REQUIREMENTS = (
     f"gradio>={GRADIO_VERSION},<7",
-    "huggingface_hub>=1.31",
+    "huggingface_hub>=1.31,<3",
     "jinja2>=3.1",
     "msgpack>=1.0.5",
-    "numpy>=1.26",
+    "numpy>=2.0",
     "pillow>=10.1",
     "pyyaml>=6",
     "tenacity>=8.2",
-    "torch>=2.11",
+    "torch>=2.11,<3",
     "torchvision>=0.26",
-    "transformers>=5.17",
+    "transformers>=5.17,<6",
     "wrapt>=1.17",
 )
 _SOURCES = (".py", ".pyi", ".typed", ".yaml", ".jinja")

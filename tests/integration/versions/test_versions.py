@@ -1,6 +1,6 @@
 """From images to a published model that anyone opens, by the commands: what .ci/run does with the lowest versions too.
 
-`pytest -m versions` in an environment with other versions of the libraries; see tests/helpers/lowest_versions.py.
+This folder can be run in an environment with other versions of the libraries, see tests/helpers/lowest_versions.py.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from tests.helpers.compare_runs import HEADS, METHOD_OF, RECIPE_FLAGS, VIEWS, ma
 from tests.helpers.golden import ROOT
 from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 
-pytestmark = [pytest.mark.versions, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 RECIPES = {"gtsa": "gtsa_small_coco", "loca": "loca_small_imnet1k", "equicoherent": "equicoherent_ibot_small"}
 COMMANDS = """

@@ -57,7 +57,6 @@ def differences(ours: inspect.Signature, theirs: inspect.Signature) -> list[str]
     return found
 
 
-@pytest.mark.versions
 @pytest.mark.parametrize(("cls", "name"), list(_overrides()), ids=lambda value: getattr(value, "__name__", value))
 def test_overridden_methods_take_what_transformers_gives(cls: type, name: str) -> None:
     ours, theirs = (inspect.signature(getattr(owner, name)) for owner in (cls, Trainer))
@@ -114,7 +113,6 @@ def _names_given(cls: type) -> set[str]:
     }
 
 
-@pytest.mark.versions
 def test_private_names_that_are_read_exist_in_the_installed_versions() -> None:
     """Not all versions of a library have them: a run on transformers 5.17 once died at its end of a name of 5.24's."""
     import accelerate.accelerator
