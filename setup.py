@@ -13,17 +13,17 @@ EVAL = [
     "matplotlib>=3.9",
     "scikit-learn>=1.5",
     "scipy>=1.13",
-    "torchmetrics>=1.9",
 ]
 TEST = [
     *EVAL,
     "lightly>=1.6",
-    "pycocotools>=2.0.11",  # what the metrics are compared with
+    "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",
     "pytest-xdist>=3.6",
     "scikit-image>=0.22",
     "timm>=1.0",
     "torchdata>=0.11",
+    "torchmetrics>=1.9",
 ]
 SPACE = ["gradio>=6.31,<7"]  # wants Pillow < 13, which rounds otherwise than the golden pixels: not among the tests
 

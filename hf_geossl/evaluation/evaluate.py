@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from PIL import Image
@@ -42,6 +42,9 @@ from hf_geossl.evaluation.settings import make_settings
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.run_record import is_hub_id, weights_digest
 from hf_geossl.training.pictures.base import save_picture
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +131,7 @@ def _choose(
     """Protocols and their settings by task, and in a sentence each which cannot be imported."""
     names = check_tasks(tasks)
     if unknown := set(settings) - set(names):
-        raise ValueError(f"settings are given for {', '.join(sorted(unknown))}, which is not among the tasks asked for")
+        raise ValueError(f"settings are given for {', '.join(sorted(unknown))}, which is not among the tasks")
     chosen: dict[str, tuple[EvaluationProtocol, Any]] = {}
     failed: dict[str, str] = {}
     for name in names:
@@ -168,11 +171,11 @@ class _Run:
     results: dict[str, Any]
     failed: dict[str, str] = field(default_factory=dict)
 
-    def measure(self, name: str, protocol: EvaluationProtocol, settings: Any, overwrite: bool) -> None:
+    def measure(self, name: str, protocol: EvaluationProtocol, settings: "DataclassInstance", overwrite: bool) -> None:
         """Measures a task, unless that has been done, and writes what came out."""
         plain, model = as_json(dataclasses.asdict(settings)), self.encoder.name
         if not overwrite and self.results.get(name, {}).get("settings") == plain:
-            _say(self.options.progress, f"{model}, {name}: kept, measured before")
+            _say(self.options.progress, f"{model}, {name}: has been measured before")
             return
         start = time.monotonic()
         try:

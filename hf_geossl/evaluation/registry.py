@@ -1,4 +1,4 @@
-"""The tasks by name, with what can be said of each without importing it: only the standard library is needed here."""
+"""The tasks by name, with a description of each that needs no import: only the standard library is needed here."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ _MODULES = {_SKLEARN: "sklearn", _COCO: "faster_coco_eval"}
 
 @dataclass(frozen=True)
 class Task:
-    """A protocol that can be asked for by name.
+    """A task of evaluation, which a protocol measures.
 
     Args:
         name (`str`): Its name.

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,10 +76,9 @@ class Trunk(ABC):
     def fresh_module(self) -> nn.Module:
         """The same architecture with fresh weights, drawn from torch's global generator."""
 
-    def module_with_shared_weights(self) -> nn.Module:
-        """A copy of the module whose settings may be changed, with the very same weights."""
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+    def shared_weights(self) -> dict[int, torch.Tensor]:
+        """For `copy.deepcopy` as its `memo`: the copy of the module, whose settings may be changed, has the very same weights."""
+        return {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
 
 
 class TransformersTrunk(Trunk):
@@ -125,7 +124,7 @@ class TransformersTrunk(Trunk):
 
     def attention(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Trunk`."""
-        module: Any = self.module_with_shared_weights()
+        module: Any = copy.deepcopy(self.module, self.shared_weights())
         module.set_attn_implementation("eager")  # the only one that returns its weights
         weights: list[torch.Tensor] = []
 
@@ -188,14 +187,14 @@ class TimmTrunk(Trunk):
 
     def attention(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Trunk`."""
-        module: Any = self.module_with_shared_weights()
-        attention: Any = getattr(module.blocks[-1], "attn", None)
+        module = copy.deepcopy(self.module, self.shared_weights())
+        attention: Any = getattr(TimmTrunk(module).blocks[-1], "attn", None)
         if not hasattr(attention, "fused_attn") or not hasattr(attention, "attn_drop"):
             raise TypeError(f"{type(self.module).__name__} has an attention whose weights cannot be read")
-        module.blocks[-1].attn.fused_attn = False
+        module.blocks[-1].attn.fused_attn = False  # type: ignore[index, union-attr]
         weights: list[torch.Tensor] = []
         attention.attn_drop.register_forward_pre_hook(lambda part, inputs: weights.append(inputs[0]))
-        module.forward_features(pixel_values)
+        _method(module, "forward_features")(pixel_values)
         return weights[0]
 
     def fresh_module(self) -> nn.Module:
@@ -221,5 +220,5 @@ def _method(module: nn.Module, name: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def _side(size: Any) -> int:
-    return int(size if isinstance(size, int) else size[0])
+def _side(size: int | Sequence[int]) -> int:
+    return size if isinstance(size, int) else int(size[0])

@@ -52,7 +52,7 @@ Args:
     predictions: One dictionary an image: `boxes` of shape `(objects, 4)` in pixels, `scores` and `labels` of shape
         `(objects,)`, and for masks `masks` of shape `(objects, height, width)`, True in the object.
     references: One dictionary an image: `boxes`, `labels` and `masks` as above, and if known `iscrowd` of shape `(objects,)`
-        (1 for a crowd, which is neither to be found nor wrong to find).
+        (1 for a crowd, which counts neither as missed nor as a false positive).
 
 Returns:
     `box_ap`, `box_ap50`, `box_ap75`, and `mask_ap`, `mask_ap50`, `mask_ap75` for masks, in 0..1, NaN where the references

@@ -50,7 +50,7 @@ Returns:
     )
 
     def __init__(
-        self, inner_frames_only: bool = True, tolerance: float = 0.008, ignore_index: int = 255, **kwargs: Any
+        self, inner_frames_only: bool = True, tolerance: float = 0.008, ignore_index: int = 255, **kwargs: object
     ) -> None:
         super().__init__(**kwargs)
         if tolerance < 0:

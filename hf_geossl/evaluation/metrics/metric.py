@@ -129,7 +129,7 @@ class Metric(evaluate.Metric, ABC):
         """
         unknown = sorted(set(inputs) - set(self.image_features))
         if unknown:
-            raise ValueError(f"{self.name} knows no input {unknown[0]!r}; it takes {', '.join(self.image_features)}")
+            raise ValueError(f"{self.name} has no input {unknown[0]!r}; it takes {', '.join(self.image_features)}")
         missing = [name for name, value in (("predictions", predictions), ("references", references)) if value is None]
         if missing:
             raise ValueError(f"{self.name} needs predictions and references, {missing[0]} did not come")

@@ -17,8 +17,8 @@ from .metric import Features, Integer, Metric, Number, mean_of_known, nested
 class MultilabelAveragePrecision(Metric):
     """Mean average precision over classes, by scikit-learn.
 
-    Scores are stored until `compute`, `16 * classes` bytes an image. (torchmetrics' class of that name puts a batch through a sigmoid or not by the batch's own range, which mixes up the
-    order between batches of logits.)
+    Scores are stored until `compute`, `16 * classes` bytes an image. (torchmetrics' class of that name puts a batch through a
+    sigmoid or not by the batch's own range, which mixes up the order between batches of logits.)
 
     Args:
         num_classes (`int`): 1 or more.

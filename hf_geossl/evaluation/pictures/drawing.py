@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 from PIL import Image
 
-# Okabe and Ito's colours (Color Universal Design, 2008), which people with any colour vision tell apart
+# Okabe and Ito's colours (Color Universal Design, 2008), which people with any colour vision can distinguish
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
 LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
@@ -33,7 +33,7 @@ def area_colours(count: int) -> np.ndarray:
         count (`int`): How many.
 
     Returns:
-        `numpy.ndarray` of shape `(count, 3)`: In [0, 1], no two alike. The first seven are told apart with any colour
+        `numpy.ndarray` of shape `(count, 3)`: In [0, 1], no two alike. The first seven can be distinguished with any colour
         vision, the next fourteen are darker and lighter kinds of them.
     """
     base = np.array([to_rgb(colour) for colour in AREAS])

@@ -68,8 +68,8 @@ def measure_linear(
         features, labels = labelled_features(model, train, column, "label", options)
         queries, truth = labelled_features(model, test, column, "label", options)
         num_classes, _ = count_classes(train, labels, truth)
-        held = hold_out(len(labels), settings.held_out, options.seed)
-        probe = LogisticClassifier(features, labels, held, settings.c_values, num_classes, settings.max_iterations)
+        held_out = hold_out(len(labels), settings.held_out, options.seed)
+        probe = LogisticClassifier(features, labels, held_out, settings.c_values, num_classes, settings.max_iterations)
         return probe, probe.scores(queries), labels, truth
 
     probe, scores, labels, truth = fit(encoder, settings.feature)

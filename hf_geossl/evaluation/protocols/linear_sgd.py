@@ -157,10 +157,10 @@ def measure_linear_sgd(
         features, labels = features_of(model, train, columns)
         queries, truth = features_of(model, test, columns)
         num_classes, _ = count_classes(train, labels, truth)
-        held = hold_out(len(labels), settings.held_out, options.seed)
+        held_out = hold_out(len(labels), settings.held_out, options.seed)
         rows, rates = np.arange(len(labels)), settings.learning_rates
-        heads = train_heads(features, labels, rows[~held], rates, num_classes, settings, options, device)
-        right = [accuracy_of(score(head, features[held], device), labels[held]) for head in heads]
+        heads = train_heads(features, labels, rows[~held_out], rates, num_classes, settings, options, device)
+        right = [accuracy_of(score(head, features[held_out], device), labels[held_out]) for head in heads]
         best = rates[int(np.argmax(right))]
         [head] = train_heads(features, labels, rows, (best,), num_classes, settings, options, device)
         return score(head, queries, device), labels, truth, dict(zip(rates, right, strict=True))

@@ -38,14 +38,16 @@ def measure_multilabel(
     def fit(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, int, list[float | None]]:
         features, labels = labelled_features(model, train, column, "multi_label", options)
         queries, truth = labelled_features(model, test, column, "multi_label", options)
-        held = hold_out(len(labels), settings.held_out, options.seed)
+        held_out = hold_out(len(labels), settings.held_out, options.seed)
         scores = np.zeros(truth.shape)
         chosen: list[float | None] = []
         for index in range(labels.shape[1]):
-            if len(np.unique(labels[~held, index])) < 2:  # nothing to learn: all images score alike
+            if len(np.unique(labels[~held_out, index])) < 2:  # nothing to learn: all images score alike
                 chosen.append(None)
                 continue
-            probe = LogisticClassifier(features, labels[:, index], held, settings.c_values, 2, settings.max_iterations)
+            probe = LogisticClassifier(
+                features, labels[:, index], held_out, settings.c_values, 2, settings.max_iterations
+            )
             scores[:, index] = probe.scores(queries)[:, 1]
             chosen.append(probe.c)
         return scores, np.asarray(truth), len(labels), chosen

@@ -39,7 +39,7 @@ class PropagationSettings:
         context_frames (`int`): Frames before the present one that labels come from, beside the first.
         top_k (`int`): Most similar patches whose labels are averaged.
         temperature (`float`): Of the softmax over cosine similarities.
-        radius (`int`, *optional*): Patches, along each axis, within which a patch looks for others. By default 12 for data on
+        radius (`int`, *optional*): Patches, along each axis, within which a patch is compared with others. By default 12 for data on
             the disk, as published at 480 pixels for patches of 8 and of 16 alike (DINO, iBOT); for scenes, which are small,
             a fifth of the grid's shorter side, as 12 is of 60.
         semantic (`bool`): Masks hold classes, and their mean IoU is measured, not J and F of objects.

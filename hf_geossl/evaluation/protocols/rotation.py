@@ -75,9 +75,9 @@ def _measure(
     def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, int]:
         features = _all_turns(model, train, column, options)
         images = len(features) // 4
-        held = np.tile(hold_out(images, settings.held_out, options.seed), 4)
+        held_out = np.tile(hold_out(images, settings.held_out, options.seed), 4)
         labels = np.repeat(np.arange(4), images)
-        probe = LogisticClassifier(features, labels, held, settings.c_values, 4, settings.max_iterations)
+        probe = LogisticClassifier(features, labels, held_out, settings.c_values, 4, settings.max_iterations)
         return probe, probe.scores(_all_turns(model, test, column, options)), images
 
     probe, scores, images = fit(encoder, settings.feature)

@@ -134,7 +134,7 @@ def test_inputs_that_are_missing_or_unknown_are_named() -> None:
     metric = DepthErrors()
     with pytest.raises(ValueError, match="depth_errors needs predictions and references, references did not come"):
         metric.add_batch(predictions=np.ones((1, 2, 2)))
-    with pytest.raises(ValueError, match="knows no input 'mask'; it takes predictions, references, valid"):
+    with pytest.raises(ValueError, match="has no input 'mask'; it takes predictions, references, valid"):
         metric.compute(predictions=np.ones((1, 2, 2)), references=np.ones((1, 2, 2)), mask=1)
     mixed = Accuracy(num_classes=2)
     mixed.add_batch(predictions=[0, 1], references=[0, 1])
