@@ -40,6 +40,7 @@ setup(
     package_data={
         "hf_geossl": [
             "__init__.pyi",
+            "conversion/__init__.pyi",
             "py.typed",
             "training/accelerate/*.yaml",
             "training/recipes/*.yaml",

@@ -186,17 +186,17 @@ METHODS: dict[str, Method] = {
         fixed=("correspondence_weight", "rotation_weight"),
         converters=(
             Converter(
-                "gtsa", "hf_geossl.conversion.foreign:convert_gtsa_checkpoint", weights=("full", "student", "teacher")
+                "gtsa", "hf_geossl.conversion.gtsa:convert_gtsa_checkpoint", weights=("full", "student", "teacher")
             ),
             Converter(
                 "dino",
-                "hf_geossl.conversion.foreign:convert_dino_checkpoint",
+                "hf_geossl.conversion.dino:convert_dino_checkpoint",
                 weights=("teacher", "student"),
                 chooses=True,
             ),
             Converter(
                 "timm",
-                "hf_geossl.conversion.foreign:convert_timm_checkpoint",
+                "hf_geossl.conversion.timm:convert_timm_checkpoint",
                 config=(("position_interpolation_offset", 0.0),),  # timm resamples positions to the exact size
             ),
         ),
@@ -297,6 +297,9 @@ METHODS: dict[str, Method] = {
         demo_tabs="hf_geossl.demo.tabs_equicoherent:head_tabs",
     ),
 }
+
+# whose trunk plain ViTs from elsewhere become, such as DINO's and timm's: it has a class token and resamples positions as DINO does
+PLAIN_VIT = "gtsa"
 
 
 def run_pictures() -> dict[str, Picture]:

@@ -1,17 +1,22 @@
-"""Foreign weights in, without executing anything that they carry, and out again."""
+"""Foreign weights in, without executing anything that they carry, and out again.
 
-from hf_geossl.conversion.foreign import (
-    convert_dino_checkpoint,
-    convert_gtsa_checkpoint,
-    convert_timm_checkpoint,
-    to_timm,
-)
-from hf_geossl.conversion.loca import convert_loca_checkpoint
+The names are in `__init__.pyi`; each is imported when it is first used. `CONVERTERS` says for each source of checkpoints which
+function reads it, `"module:function"`, as the rows of `methods.py` have them.
+"""
 
-__all__ = [
-    "convert_dino_checkpoint",
-    "convert_gtsa_checkpoint",
-    "convert_loca_checkpoint",
-    "convert_timm_checkpoint",
-    "to_timm",
-]
+from importlib import import_module
+
+from hf_geossl.methods import METHODS
+
+CONVERTERS: dict[str, str] = {
+    converter.source: converter.function for method in METHODS.values() for converter in method.converters
+}
+_PLACES = {reference.partition(":")[2]: reference.partition(":")[0] for reference in CONVERTERS.values()}
+_PLACES["to_timm"] = "hf_geossl.conversion.timm"
+__all__ = ["CONVERTERS", *_PLACES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

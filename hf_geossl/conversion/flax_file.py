@@ -1,4 +1,4 @@
-"""Flax checkpoints (one msgpack file) without jax or flax, holding nothing in memory that is not asked for."""
+"""Flax checkpoints (one msgpack file) without jax or flax, with nothing in memory but the arrays that are read."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ _MAXIMUM_DIMENSIONS = 32
 
 @dataclass(frozen=True)
 class FlaxArray:
-    """Where an array lies in a `FlaxFile`.
+    """The place of an array in a `FlaxFile`.
 
     Args:
         shape (`tuple[int, ...]`): Its shape, without empty dimensions.
@@ -44,7 +44,7 @@ class FlaxArray:
             raise ValueError(f"its {count} values do not fill its shape")
 
 
-def _refuse(container: Any) -> NoReturn:
+def _refuse(container: object) -> NoReturn:
     raise ValueError("a map or list stands where a single value belongs")
 
 
@@ -59,7 +59,7 @@ _LIMITS: dict[str, Any] = {
 
 
 def _describe(code: int, data: bytes) -> FlaxArray:
-    """The library's hook for extension types: an array whose first byte is counted from its end, where its values end."""
+    """Describes an extension type, as the library's hook: an array whose first byte is counted from its end, where its values end."""
     if code not in (_ARRAY, _SCALAR):
         raise ValueError(f"extension type {code}, expected an array")
     unpacker = msgpack.Unpacker(BytesIO(data), raw=True, **_LIMITS)  # raw: old writers say text for bytes
@@ -102,7 +102,7 @@ def _join_chunks(found: dict[str, Any], path: str) -> FlaxArray:
 class FlaxFile:
     """A checkpoint that `flax.training.checkpoints.save_checkpoint` or `flax.serialization.to_bytes` wrote, open for reading.
 
-    Opening it reads once through the file, array by array and keeping none, so that gigabytes of optimizer state cost
+    Opening it reads once through the file, array by array and storing none, so that gigabytes of optimizer state cost
     no memory. The `msgpack` package parses. Close it, or use it in a `with` statement.
 
     Args:
@@ -139,18 +139,18 @@ class FlaxFile:
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
-        """Makes one sentence of what the library, or a check here, finds wrong."""
+        """Makes one sentence of an error of the library or of a check here."""
         try:
             yield
         except (ValueError, msgpack.UnpackException) as error:
             reason = str(error).rstrip(".") or type(error).__name__
             raise ValueError(f"{self.name} is damaged or no Flax msgpack file, in {path}: {reason}") from error
 
-    def _unpacker(self, start: int) -> Any:
+    def _unpacker(self, start: int) -> msgpack.Unpacker:
         self._file.seek(start)
         return msgpack.Unpacker(self._file, ext_hook=_describe, **_LIMITS)
 
-    def _name(self, unpacker: Any, path: str) -> str:
+    def _name(self, unpacker: msgpack.Unpacker, path: str) -> str:
         with self._reading(path):
             name = unpacker.unpack()
             if not isinstance(name, str) or not name.isprintable() or len(name) > _MAXIMUM_PATH:
@@ -158,7 +158,7 @@ class FlaxFile:
         return name
 
     def _index(self) -> dict[str, int]:
-        """Where each value of the map at the top begins."""
+        """Finds where each value of the map at the top begins."""
         unpacker, entries = self._unpacker(0), dict[str, int]()
         with self._reading("the map at its top"):
             if (count := unpacker.read_map_header()) > _MAXIMUM_ENTRIES:
@@ -178,7 +178,7 @@ class FlaxFile:
         return list(self._top)
 
     def tree(self, key: str) -> dict[str, FlaxArray]:
-        """The arrays below a name at the top of the file; their values are not kept.
+        """The arrays below a name at the top of the file; their values are not read.
 
         Args:
             key (`str`): One of `keys`, such as `"params"`.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.initialization import no_init_weights
@@ -25,7 +25,7 @@ _PROTOTYPES = f"{_HEAD}/prototypes/kernel"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an array of the file goes.
+    """The parameter, or the rows of it, that an array of the file fills.
 
     Args:
         shape (`tuple[int, ...]`): Its shape in the file.
@@ -50,8 +50,10 @@ def _dense(path: str, name: str, inputs: int, outputs: int) -> dict[str, _Place]
     }
 
 
-def _attention(path: str, name: str, projections: Mapping[str, tuple[str, ...]], config: LOCAConfig) -> dict[str, Any]:
-    """Of `projections`, our linear layers with the authors' projections that each holds the rows of."""
+def _attention(
+    path: str, name: str, projections: Mapping[str, tuple[str, ...]], config: LOCAConfig
+) -> dict[str, _Place]:
+    """Lists the arrays of an attention layer; `projections` are our linear layers with the authors' that each joins."""
     size, heads = config.hidden_size, config.num_attention_heads
     path, name = f"{path}/MultiHeadDotProductAttention_0", f"{name}.attention"
     places = {
@@ -67,7 +69,7 @@ def _attention(path: str, name: str, projections: Mapping[str, tuple[str, ...]],
 
 
 def _layout(config: LOCAConfig) -> dict[str, _Place]:
-    """Every array that a tree of this configuration has, by its path; the one table of names and shapes."""
+    """Lists every array that a tree of this configuration has, by its path; the one table of names and shapes."""
     size, patch_size = config.hidden_size, config.patch_size
     height, width = (side // patch_size for side in config.image_height_width)
     mlp_size = config.intermediate_size or 4 * size
@@ -104,7 +106,7 @@ def _layout(config: LOCAConfig) -> dict[str, _Place]:
 
 
 def _tree(file: FlaxFile, tree: str) -> dict[str, FlaxArray]:
-    """The arrays of a tree; of a head without prototypes none, as it was not trained."""
+    """Lists the arrays of a tree; none of a head without prototypes, which was not trained."""
     arrays = file.tree(tree)
     if _PROTOTYPES in arrays:
         return arrays
@@ -117,7 +119,7 @@ def _list(keys: Iterable[str]) -> str:
 
 
 def _fields(arrays: Mapping[str, FlaxArray], tree: str, name: str) -> dict[str, Any]:
-    """What the shapes of a tree tell of the configuration."""
+    """Derives fields of the configuration from the shapes of a tree."""
     dimensions = {_PATCHES: 4, _POSITIONS: 4, _QUERY: 3, _MLP: 2}
     has_head = _PROTOTYPES in arrays
     if has_head:
@@ -157,20 +159,22 @@ def _fields(arrays: Mapping[str, FlaxArray], tree: str, name: str) -> dict[str, 
 
 
 def _configuration(config: LOCAConfig | None, fields: dict[str, Any], name: str) -> LOCAConfig:
-    """The configuration of the file: a copy of the given one, if that does not contradict what shapes tell."""
+    """Makes the configuration of the file: a copy of the given one, if that does not contradict the shapes."""
     if config is None:
         return LOCAConfig(**fields)
-    told = dict(fields)
-    if not told["use_cluster_loss"] and not config.has_cluster_head:
-        del told["use_cluster_loss"]  # location_target="self" has no cluster head whatever use_cluster_loss says
-    elif told["use_cluster_loss"] and config.location_target != "reference":
-        told["location_target"] = "reference"
-    given = {field: getattr(config, field) for field in told}
-    for sizes in (given, told):
+    expected = dict(fields)
+    if not expected["use_cluster_loss"] and not config.has_cluster_head:
+        del expected["use_cluster_loss"]  # location_target="self" has no cluster head whatever use_cluster_loss says
+    elif expected["use_cluster_loss"] and config.location_target != "reference":
+        expected["location_target"] = "reference"
+    given = {field: getattr(config, field) for field in expected}
+    for sizes in (given, expected):
         size = sizes["image_size"]
         sizes["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
     if other := [
-        f"{field}={given[field]!r} (the file says {told[field]!r})" for field in told if given[field] != told[field]
+        f"{field}={given[field]!r} (the file says {expected[field]!r})"
+        for field in expected
+        if given[field] != expected[field]
     ]:
         raise ValueError(f"config does not fit {name}: it has {', '.join(other)}; correct it or leave config out")
     return copy.deepcopy(config)
@@ -207,17 +211,17 @@ def _fill(parameter: torch.Tensor, place: _Place, values: torch.Tensor) -> None:
 
 
 def convert_loca_checkpoint(
-    path: str | Path, weights: str = "params", config: LOCAConfig | None = None
+    path: str | Path, weights: Literal["params", "ema_params"] = "params", config: LOCAConfig | None = None
 ) -> LOCAForPreTraining:
     """Reads a checkpoint of the LOCA authors' Flax program; neither jax nor flax is needed, and nothing is unpickled.
 
-    The optimizer state is skipped and arrays are read one by one, so that memory holds little more than the
+    The optimizer state is skipped and arrays are read one by one, so that memory has to fit little more than the
     finished model, however large the file is.
 
     Args:
         path (`str` or `Path`): A Flax msgpack file, such as `loca_vbase_imnet1k`.
         weights (`"params"` or `"ema_params"`): What the student gets; the teacher always gets `ema_params`.
-        config (`LOCAConfig`, *optional*): What shapes cannot tell, such as `drop_path_rate`. It is not changed.
+        config (`LOCAConfig`, *optional*): What shapes do not say, such as `drop_path_rate`. It is not changed.
 
     Returns:
         `LOCAForPreTraining` in eval mode, float32. A file without prototypes gives `use_cluster_loss=False`.

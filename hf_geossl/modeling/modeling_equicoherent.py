@@ -2,8 +2,6 @@
 
 from typing import ClassVar
 
-import torch
-
 from .configuration_equicoherent import EquiCoherentConfig
 from .modeling_vit import GeometricViTPreTrainedModel
 from .modeling_vit_heads import (
@@ -19,6 +17,7 @@ class EquiCoherentPreTrainedModel(GeometricViTPreTrainedModel):
 
     config: EquiCoherentConfig
     base_model_prefix = "equicoherent"
+    pools_class_token = True
     auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_equicoherent.EquiCoherentConfig",
         "AutoModel": "modeling_equicoherent.EquiCoherentModel",
@@ -30,10 +29,6 @@ class EquiCoherentPreTrainedModel(GeometricViTPreTrainedModel):
 
 class EquiCoherentModel(EquiCoherentPreTrainedModel, ViTTrunkModel):
     """The plain ViT trunk; its `pooler_output` is the class token."""
-
-    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The class token `(batch, hidden_size)`, which stands for an image."""
-        return tokens[:, 0]
 
 
 class EquiCoherentBackbone(EquiCoherentPreTrainedModel, ViTTrunkBackbone):

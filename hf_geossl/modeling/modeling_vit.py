@@ -291,6 +291,7 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": ViTLayer, "attentions": ViTAttention}
     _input_embed_layer = "patch_embeddings"
     auto_map: ClassVar[dict[str, str]] = {}
+    pools_class_token: ClassVar[bool] = False  # whether `pooler_output` is the class token, not the mean patch token
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

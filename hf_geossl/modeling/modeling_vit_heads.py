@@ -3,7 +3,7 @@
 A method's classes inherit from these and from its own base, which gives configuration, prefix and initialisation.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from .modeling_vit import GeometricViTPreTrainedModel, ViTEmbeddings, ViTEncoder
 class ViTTrunkModel(GeometricViTPreTrainedModel):
     """The trunk with its final norm."""
 
-    encoder_class: type[ViTEncoder] = ViTEncoder  # a method with its own initialisation has its own: see LOCAEncoder
+    encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder  # a method with an initialisation of its own has another
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
@@ -73,14 +73,14 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
         return outputs.last_hidden_state[:, self.embeddings.num_prefix_tokens :]
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The feature `(batch, hidden_size)` that stands for an image: the mean of the patch tokens."""
-        return tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1)
+        """Gives the feature `(batch, hidden_size)` of an image: the class token, or the mean of the patch tokens."""
+        return tokens[:, 0] if self.pools_class_token else tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1)
 
 
 class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
     """Feature maps of chosen layers, for UperNet, DPT, Mask2Former and others that take a `backbone_config`."""
 
-    encoder_class: type[ViTEncoder] = ViTEncoder
+    encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,40 @@
+"""Checkpoints of the DINO authors' program in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from hf_geossl.conversion.checkpoint_file import part_of, read_torch_file, tensors_of
+from hf_geossl.conversion.plain_vit import convert_plain_vit
+from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
+
+
+def convert_dino_checkpoint(
+    path: str | Path,
+    weights: Literal["teacher", "student"] = "teacher",
+    config: GeometricViTConfig | None = None,
+) -> ViTTrunkModel:
+    """Takes over a ViT of the DINO authors' program.
+
+    Args:
+        path (`str` or `Path`): A backbone file (`dino_deitsmall16_pretrain.pth`) or a full training checkpoint.
+        weights (`"teacher"` or `"student"`): Which network of a full checkpoint; the published ones are teachers.
+        config (`GeometricViTConfig`, *optional*): What shapes do not say; by default one head for each 64 channels.
+
+    Returns:
+        `ViTTrunkModel` in eval mode, of the method that takes over plain ViTs: `last_hidden_state` equals DINO's
+        normalised tokens at every image size (it resamples positions as DINO does).
+
+    Raises:
+        FileNotFoundError, ValueError: As the converters of full checkpoints; also for another `weights`.
+    """
+    if weights not in ("teacher", "student"):
+        raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
+    name = Path(path).name
+    content = read_torch_file(path)
+    state = tensors_of(content[weights] if isinstance(content.get(weights), Mapping) else content, name)
+    if any(key.startswith("backbone.") for key in state):
+        state = part_of(state, "backbone.")
+    state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    return convert_plain_vit(state, name, config, offset=0.1)

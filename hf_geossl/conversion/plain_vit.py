@@ -1,0 +1,114 @@
+"""Weights of a plain ViT with class token, under the names that timm, DINO and others give them, as a trunk of this library."""
+
+import re
+from typing import Any, cast
+
+from hf_geossl.conversion.checkpoint_file import State, load_strictly
+from hf_geossl.methods import METHODS, PLAIN_VIT
+from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
+
+HEAD_WIDTH = 64  # of all published ViTs
+_KEYS = (
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.projection."),
+    (r"^blocks\.(\d+)\.attn\.", r"encoder.layer.\1.attention."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+    (r"^norm\.", "layernorm."),
+)
+
+
+def rename_trunk(state: State) -> State:
+    """Gives a ViT's weights the names that they have in a trunk, in float32."""
+    renamed = {}
+    for key, value in state.items():
+        name = key
+        for pattern, replacement in _KEYS:
+            name, count = re.subn(pattern, replacement, name)
+            if count:
+                break
+        renamed[name] = value.float()
+    return renamed
+
+
+def trunk_config(
+    state: State, name: str, config: GeometricViTConfig | None = None, **defaults: object
+) -> GeometricViTConfig:
+    """Makes the configuration of a trunk from the shapes of its weights.
+
+    Args:
+        state (`dict[str, torch.Tensor]`): The weights, under their foreign names.
+        name (`str`): The file's name, for messages.
+        config (`GeometricViTConfig`, *optional*): What shapes do not say; where both say something, the shapes win. It
+            is not changed.
+        **defaults: Fields where there is no `config`, beside heads of 64 channels.
+
+    Returns:
+        `GeometricViTConfig` of the method that takes over plain ViTs.
+
+    Raises:
+        ValueError: If the weights are not a plain ViT's, or the number of heads is neither given nor to be derived.
+    """
+    config_class: type[GeometricViTConfig] = METHODS[PLAIN_VIT].load("config")
+    dimensions = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
+    dimensions["blocks.0.mlp.fc1.weight"] = 2
+    missing = [key for key in dimensions if key not in state]
+    if missing:
+        raise ValueError(f"{name} is no plain ViT checkpoint: it lacks {', '.join(missing)}; is it another method's?")
+    for key, expected in dimensions.items():
+        if state[key].ndim != expected or not state[key].numel():
+            raise ValueError(f"{name}: {key} must have {expected} dimensions, got shape {tuple(state[key].shape)}")
+    hidden_size, num_channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
+    if config is None:
+        if hidden_size % HEAD_WIDTH:
+            raise ValueError(
+                f"{name} is {hidden_size} wide, which is no multiple of {HEAD_WIDTH}, so the number of heads cannot be "
+                f"derived; give config={config_class.__name__}(hidden_size=..., num_attention_heads=...) (geossl convert: "
+                "--num_attention_heads)"
+            )
+        heads = hidden_size // HEAD_WIDTH
+        config = config_class(hidden_size=hidden_size, num_attention_heads=heads, **cast(dict[str, Any], defaults))
+    positions = state["pos_embed"].shape[1] - 1
+    height, width = (side // patch_size for side in config.image_height_width)
+    if height * width != positions:
+        height = width = round(positions**0.5)
+    if height * width != positions or positions < 1 or patch_size != patch_width:
+        raise ValueError(
+            f"{name} has {positions} positions for patches of {patch_size} x {patch_width}, which is no square grid; "
+            "give a config with its image_size"
+        )
+    depth = len({match.group(1) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))})
+    given = config.to_dict()
+    if config.num_hidden_layers != depth:  # its stages are not those of this model
+        given = {key: value for key, value in given.items() if key not in ("out_features", "out_indices")}
+    given |= {
+        "hidden_size": hidden_size,
+        "num_channels": num_channels,
+        "patch_size": patch_size,
+        "image_size": height * patch_size if height == width else (height * patch_size, width * patch_size),
+        "num_hidden_layers": depth,
+        "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+    }
+    return config_class(**given)
+
+
+def convert_plain_vit(state: State, name: str, config: GeometricViTConfig | None, offset: float) -> ViTTrunkModel:
+    """Makes a trunk of a plain ViT's weights.
+
+    Args:
+        state, name, config: As in `trunk_config`.
+        offset (`float`): Without `config`: `position_interpolation_offset`.
+
+    Returns:
+        `ViTTrunkModel` in eval mode, float32.
+
+    Raises:
+        ValueError: As `trunk_config`; also if a weight is missing, unknown or of another shape.
+    """
+    converted = trunk_config(state, name, config, position_interpolation_offset=offset, drop_path_rate=0.0)
+    model: ViTTrunkModel = METHODS[PLAIN_VIT].load("model")(converted)
+    load_strictly(model, rename_trunk(state), name)
+    return model.eval()
