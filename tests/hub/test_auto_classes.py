@@ -361,3 +361,59 @@ def test_new_models_from_a_configuration(method: Method) -> None:
     for auto, kind in CLASSES.items():
         model = getattr(transformers, auto).from_config(method.config(num_hidden_layers=3))
         assert type(model) is method.kind(kind)
+
+
+ORDERS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+order, folders = sys.argv[1], sys.argv[2:]
+if order == "before":
+    import hf_geossl
+    assert "torch" not in sys.modules
+elif order == "after":
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
+    import hf_geossl
+elif order == "between":  # the modules of Auto classes one by one
+    from transformers import AutoConfig
+    import hf_geossl
+    from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
+elif order == "unpickled":
+    import pickle
+    import hf_geossl
+    code = "import hf_geossl, pickle, sys; sys.stdout.buffer.write(pickle.dumps(hf_geossl.GTSAConfig(num_hidden_layers=1)))"
+    import subprocess
+    config = pickle.loads(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+    from transformers import AutoModel
+    assert type(AutoModel.from_config(config)).__module__ == "hf_geossl.modeling.modeling_gtsa"
+
+
+def open_folder(folder):
+    import hf_geossl
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
+
+    return [
+        type(AutoConfig.from_pretrained(folder)).__module__,
+        type(AutoModel.from_pretrained(folder)).__module__,
+        type(AutoModelForPreTraining.from_pretrained(folder)).__module__,
+        type(hf_geossl.load_backbone(folder)).__module__,
+        type(AutoImageProcessor.from_pretrained(folder)).__name__,
+        type(pipeline("image-feature-extraction", model=folder).model).__module__,
+    ]
+
+
+with ThreadPoolExecutor(len(folders) if order == "threads" else 1) as executor:
+    for found in executor.map(open_folder, folders):
+        assert all(name.startswith(("hf_geossl.modeling.", "ViTImageProcessor")) for name in found), found
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after", "between", "unpickled", "threads"])
+def test_registration_is_there_in_every_order_of_imports(order: str, all_folders: Path) -> None:
+    """In fresh processes: the package before transformers, after it, in between, in a worker's, and from threads."""
+    folders = [str(all_folders / name / "pretraining") for name in METHODS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", ORDERS, order, *folders], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
