@@ -365,6 +365,7 @@ def test_new_models_from_a_configuration(method: Method) -> None:
 
 ORDERS = """
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 order, folders = sys.argv[1], sys.argv[2:]
@@ -386,9 +387,14 @@ elif order == "unpickled":
     config = pickle.loads(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
     from transformers import AutoModel
     assert type(AutoModel.from_config(config)).__module__ == "hf_geossl.modeling.modeling_gtsa"
+elif order == "threads":  # transformers itself cannot be imported by several threads at once, its Auto classes can
+    import transformers
+    import hf_geossl
+started = threading.Barrier(len(folders) if order == "threads" else 1)
 
 
 def open_folder(folder):
+    started.wait(60)
     import hf_geossl
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
 
