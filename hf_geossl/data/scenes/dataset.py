@@ -8,37 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from hf_geossl.data.scenes.description import SCENE_CLASSES, SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES
-from hf_geossl.data.scenes.render import LARGEST_SIZE, SMALLEST_SIZE, render
-from hf_geossl.data.scenes.sampling import COUNT_LIMIT, check_mode, check_split, sample_scene
+from hf_geossl.data.scenes.arguments import check_count, check_mode, check_size, label_names
+from hf_geossl.data.scenes.description import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES
+from hf_geossl.data.scenes.render import render
+from hf_geossl.data.scenes.sampling import sample_scene
 
 if TYPE_CHECKING:
     import datasets
-
-DEFAULT_COUNTS = {"train": 40_000, "validation": 4_000, "test": 4_000}
-
-
-def check_count(split: str, count: int | None) -> int:
-    """The number of scenes asked for, or the split's default; raises `ValueError` unless it is 1 to 2**31 - 1."""
-    check_split(split)
-    count = DEFAULT_COUNTS[split] if count is None else operator.index(count)
-    if not 1 <= count <= COUNT_LIMIT:
-        raise ValueError(f"count must be from 1 to {COUNT_LIMIT}, got {count}")
-    return count
-
-
-def check_size(size: int) -> int:
-    """The image size as an `int`; raises `ValueError` unless it can be rendered."""
-    size = operator.index(size)
-    if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE} pixels, got {size}")
-    return size
-
-
-def label_names(mode: str) -> tuple[str, ...]:
-    """Names of the values of `label`: scene classes, or thing classes with `mode="object"`."""
-    check_mode(mode)
-    return THING_CLASSES if mode == "object" else SCENE_CLASSES
 
 
 class SceneDataset:
@@ -66,7 +42,7 @@ class SceneDataset:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One scene.
+        """Renders one scene.
 
         Args:
             index (`int`): 0 to `len(self)` - 1, or negative from the end.
@@ -105,7 +81,7 @@ class SceneDataset:
 
     @property
     def features(self) -> dict[str, Any]:
-        """What a row holds, in plain Python: "version", and for each key its kind, shape and class names."""
+        """The columns in plain Python: "version", and for each key its kind, shape and class names."""
         square = (self.size, self.size)
         return {
             "version": SCENES_VERSION,
@@ -128,7 +104,7 @@ class SceneDataset:
         }
 
     def to_dataset(self) -> datasets.Dataset:
-        """The rows as a `datasets.Dataset` with typed features, rendered one at a time into its cache folder.
+        """Makes a `datasets.Dataset` of the rows, with typed features, rendered one at a time into its cache folder.
 
         Returns:
             `datasets.Dataset`: "image", "semantic" and "instance" as `Image`, "depth" as `Array2D`, "label" as `ClassLabel`,
@@ -142,13 +118,13 @@ class SceneDataset:
 def load_scenes(
     split: str = "train", size: int = 96, count: int | None = None, *, mode: str = "scene", seed: int = 0
 ) -> SceneDataset:
-    """The scenes of a split as a map-style dataset with exact truth.
+    """Opens the scenes of a split as a map-style dataset with exact truth.
 
     Args:
         split (`str`, *optional*, defaults to `"train"`): "train", "validation" or "test".
         size (`int`, *optional*, defaults to 96): side of the square images in pixels; a scene is the same at every size.
         count (`int`, *optional*): number of scenes, up to 2**31 - 1; 40,000 / 4,000 / 4,000 if not given.
-        mode (`str`, *optional*, defaults to `"scene"`): "scene" (from the side), "topdown" (from above) or "object" (one large thing).
+        mode (`str`, *optional*, defaults to `"scene"`): "scene" (from the side), "topdown" (from above) or "object" (one large object).
         seed (`int`, *optional*, defaults to 0): another seed is another draw of the whole dataset.
 
     Returns:

@@ -31,11 +31,13 @@ CAMERA_HEIGHT = 1.7
 NEAREST = 0.8  # metres; what comes nearer is behind the camera's near plane and is not drawn
 
 Color = tuple[float, float, float]
+Coordinates = float | npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Inside = bool | npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """What a region looks like.
+    """The appearance of a region.
 
     Attributes:
         stuff (`int`): index into `STUFF_CLASSES`.
@@ -61,9 +63,9 @@ class Band:
     """A winding strip of the ground (road, river), or all that lies beyond a shore line when `half_width` is infinite.
 
     Attributes:
-        surface (`Surface`): its look.
+        surface (`Surface`): its appearance.
         normal (`tuple[float, float]`): unit vector across the strip in ground coordinates.
-        offset (`float`): distance of the middle line (of the shore) from the origin, along `normal`, metres.
+        offset (`float`): distance of the center line (of the shore) from the origin, along `normal`, metres.
         half_width (`float`): metres; `math.inf` for everything beyond the line.
         swing (`float`): amplitude of the winding, metres.
         period (`float`): length of one winding, metres.
@@ -78,7 +80,7 @@ class Band:
     period: float
     phase: float
 
-    def contains(self, p: Any, q: Any) -> Any:
+    def contains(self, p: Coordinates, q: Coordinates) -> Inside:
         """Whether ground points lie in the strip; numbers or arrays of one shape."""
         across = self.normal[0] * p + self.normal[1] * q - self.offset
         along = (self.normal[0] * q - self.normal[1] * p) * (1 / self.period) + self.phase
@@ -95,7 +97,7 @@ class Patch:
     """A pond (ellipse) or a field (rectangle) on the ground.
 
     Attributes:
-        surface (`Surface`): its look.
+        surface (`Surface`): its appearance.
         center (`tuple[float, float]`): ground coordinates, metres.
         radii (`tuple[float, float]`): half sides along its own axes, metres.
         turn (`float`): rotation of its axes, radians.
@@ -108,12 +110,12 @@ class Patch:
     turn: float
     rectangular: bool
 
-    def contains(self, p: Any, q: Any) -> Any:
+    def contains(self, p: Coordinates, q: Coordinates) -> Inside:
         """Whether ground points lie in the patch; numbers or arrays of one shape."""
         cosine, sine = math.cos(self.turn), math.sin(self.turn)
         p, q = p - self.center[0], q - self.center[1]
-        a = (cosine * p + sine * q) * (1 / self.radii[0])
-        b = (cosine * q - sine * p) * (1 / self.radii[1])
+        a: Any = (cosine * p + sine * q) * (1 / self.radii[0])
+        b: Any = (cosine * q - sine * p) * (1 / self.radii[1])
         if self.rectangular:
             return np.maximum(abs(a), abs(b)) < 1
         return a * a + b * b < 1
@@ -202,7 +204,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A whole scene; `render` draws it.
+    """A scene; `render` draws it.
 
     Attributes:
         mode (`str`): one of `MODES`.

@@ -1,4 +1,4 @@
-"""`mode="object"`: the object-centric twin. One thing on 35 to 70 % of the area before a plain backdrop.
+"""`mode="object"`: the object-centric twin. One object on 35 to 70 % of the area before a plain backdrop.
 
 Slender things are made stouter, and where that is not enough they are cut off at the frame.
 """
@@ -61,8 +61,8 @@ def _sample_subject(rng: np.random.Generator, name: str) -> Thing:
             angle = 0.0 if name in UPRIGHT else float(rng.normal(0, TILT_DEVIATION))
         shift = rng.uniform(-0.03, 0.03, 2)
         fitting = _fitting_zoom(thing, angle)
-        whole = _coverage(_posed(thing, angle, shift, fitting))
-        target = _LOWEST + (min(max(1.3 * whole, _LOWEST), _HIGHEST) - _LOWEST) * float(rng.random())
+        full = _coverage(_posed(thing, angle, shift, fitting))
+        target = _LOWEST + (min(max(1.3 * full, _LOWEST), _HIGHEST) - _LOWEST) * float(rng.random())
         low, high = 0.2 * fitting, _CLOSEST * fitting
         for _ in range(_STEPS):  # bisection: the covered area grows with the zoom
             middle = math.sqrt(low * high)

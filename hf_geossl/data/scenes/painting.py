@@ -1,6 +1,6 @@
 """The camera, and the painting of a scene into one buffer of material numbers, far to near.
 
-Painting whole polygons in the order of their depth makes occlusion, masks and boxes exact. What a material looks like is looked up later,
+Painting entire polygons in the order of their depth makes occlusion, masks and boxes exact. What a material looks like is looked up later,
 for all pixels at once (`render`).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from hf_geossl.data.scenes.description import CAMERA_HEIGHT, NEAREST, STUFF_CLAS
 FIRST_GROUND = 1
 
 _SKY_SHADE = 0.25  # the zenith is darker than the horizon by this share
+Numbers = TypeVar("Numbers", float, npt.NDArray[np.float64])
 _RING = np.stack([np.cos(np.arange(14) * (2 * np.pi / 14)), np.sin(np.arange(14) * (2 * np.pi / 14))], axis=1)
 
 
@@ -36,7 +37,7 @@ class Placed(NamedTuple):
 
 @dataclass(slots=True)
 class Materials:
-    """The table the pixels look into: one row for each differently coloured part.
+    """The table of looks that the pixels index: one row for each differently coloured part.
 
     Attributes:
         rows (`list[tuple[float, ...]]`): 14 numbers: column, row of the texel as affine maps of the plane (a p + b q + c: 0-2 and 3-5),
@@ -54,6 +55,7 @@ class Materials:
     depths: list[float]
 
     def add(self, row: tuple[float, ...], tile: int, semantic: int, instance: int, depth: float) -> int:
+        """Appends a material; returns its number."""
         self.rows.append(row)
         self.tiles.append(tile)
         self.classes.append(semantic)
@@ -71,7 +73,7 @@ class View:
         self.center_x = 0.5 + scene.pan[0] * t
         self.center_y = scene.horizon + scene.pan[1] * t
         self.camera_height = CAMERA_HEIGHT if scene.mode == "scene" else 0.0
-        # The ground begins at the first row of pixels whose middle lies below the horizon.
+        # The ground begins at the first row of pixels whose center lies below the horizon.
         self.first_ground_row = size
         if scene.ground is not None:
             self.first_ground_row = 0 if self.plan else min(size, max(0, math.floor(self.center_y * size - 0.5) + 1))
@@ -91,12 +93,12 @@ class View:
         depth = thing.z + second
         return Placed(thing, thing.x + first, thing.y, angle, depth, depth)
 
-    def project(self, x: Any, y: Any, distance: float) -> tuple[Any, Any]:
-        """Image coordinates (units of the image width) of world x, y at a distance."""
+    def project(self, x: Numbers, y: Numbers, distance: float) -> tuple[Numbers, Numbers]:
+        """Projects world x, y at a distance to image coordinates (units of the image width)."""
         return self.center_x + x / distance, self.center_y + (self.camera_height - y) / distance
 
-    def flat(self, px: Any, py: Any) -> list[float]:
-        """Corner list for Pillow, whose coordinates count from the middle of the first pixel."""
+    def flat(self, px: npt.NDArray[np.float64], py: npt.NDArray[np.float64]) -> list[float]:
+        """Returns the corners as Pillow takes them, whose coordinates count from the center of the first pixel."""
         corners = np.empty((len(px), 2))
         corners[:, 0], corners[:, 1] = px, py
         return (corners * self.size - 0.5).ravel().tolist()
@@ -166,8 +168,8 @@ def _paint_thing(view: View, draw: ImageDraw.ImageDraw, materials: Materials, pl
     light = view.scene.light
     reach = max(right - left, top - bottom) / distance
     slope = (light.direction[0] * light.shading / reach, light.direction[1] * light.shading / reach)
-    middle_x, middle_y = middle_of(view, placed)
-    shade = (slope[0], slope[1], 1 - light.shading / 2 - slope[0] * middle_x - slope[1] * middle_y)
+    center_x, center_y = center_of(view, placed)
+    shade = (slope[0], slope[1], 1 - light.shading / 2 - slope[0] * center_x - slope[1] * center_y)
     row = (u[0], u[1], u[2] + thing.offset[0], v[0], v[1], v[2] + thing.offset[1], thing.contrast, *shade)
     semantic = len(STUFF_CLASSES) + thing.category
     for polygon, color in zip(thing.polygons, thing.colors, strict=True):
@@ -179,8 +181,8 @@ def _paint_thing(view: View, draw: ImageDraw.ImageDraw, materials: Materials, pl
         draw.polygon(view.flat(px, py), fill=material)
 
 
-def middle_of(view: View, placed: Placed) -> tuple[float, float]:
-    """Image coordinates of the middle of the thing's extent."""
+def center_of(view: View, placed: Placed) -> tuple[float, float]:
+    """Returns the image coordinates of the center of the thing's extent."""
     thing, x, y, angle, _, distance = placed
     left, bottom, right, top = thing.extent
     local_x, local_y = (left + right) / 2 * (-1 if thing.mirror else 1), (bottom + top) / 2

@@ -1,7 +1,7 @@
 """Draws a scene's description: image and exact truth, at any size and time.
 
 Everything is painted far to near into one buffer of material numbers (Pillow fills the polygons), so that occlusion, masks and boxes are
-exact. Colour is then found for all pixels at once: each material has an affine map from the plane to the texels of its tile, and the plane
+exact. Colour is then computed for all pixels at once: each material has an affine map from the plane to the texels of its tile, and the plane
 is the image, or, on the ground, the world behind the pixel.
 """
 
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_geossl.data.scenes.arguments import check_size
 from hf_geossl.data.scenes.description import CAMERA_HEIGHT, FARTHEST, THING_CLASSES, Light, Scene
-from hf_geossl.data.scenes.painting import FIRST_GROUND, Materials, View, middle_of, paint_scene
+from hf_geossl.data.scenes.painting import FIRST_GROUND, Materials, View, center_of, paint_scene
 from hf_geossl.data.scenes.textures import LEVEL_OFFSETS, MIP_LEVELS, TILE_SIZE, TILE_STRIDE, texture_bank
-
-SMALLEST_SIZE, LARGEST_SIZE = 8, 4096
 
 Float = npt.NDArray[np.float32]
 _LEVEL_OFFSETS = LEVEL_OFFSETS[:MIP_LEVELS].astype(np.int32)
@@ -37,7 +36,7 @@ class RenderedScene:
         multi_label (`numpy.ndarray` of shape `(10,)`, uint8): 1 for each of `THING_CLASSES` of which a pixel is visible.
         objects (`list[dict]`): the visible things, by id: "id", "category" (index into `THING_CLASSES`), "bbox" (x1, y1, x2, y2 in
             pixels, the last two exclusive) and "area" (pixels) of the visible part, "angle" (radians in [-pi, pi), counter-clockwise from
-            upright or, from above, from up in the image), "mirror", "center" (x, y in pixels of the middle of the whole thing, hidden or
+            upright or, from above, from up in the image), "mirror", "center" (x, y in pixels of the center of the entire thing, hidden or
             cut off parts included), "depth" (metres).
     """
 
@@ -64,8 +63,7 @@ def render(scene: Scene, size: int = 96, t: float = 0.0) -> RenderedScene:
     Raises:
         ValueError: if `size` is out of range or `t` not finite.
     """
-    if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE} pixels, got {size}")
+    size = check_size(size)
     if not math.isfinite(t):
         raise ValueError(f"t must be a finite number of seconds, got {t}")
     view = View(scene, size, t)
@@ -96,7 +94,7 @@ def render(scene: Scene, size: int = 96, t: float = 0.0) -> RenderedScene:
 
 
 def _line(size: int) -> Float:
-    """Middles of the pixels along one side, in image widths."""
+    """Centers of the pixels along one side, in image widths."""
     return ((np.arange(size) + 0.5) / size).astype(np.float32)
 
 
@@ -229,7 +227,7 @@ def _measure(view: View, instance: npt.NDArray[np.uint8]) -> list[dict[str, Any]
         if not areas[thing.id]:
             continue
         across, down = in_column[thing.id], in_row[thing.id]
-        x, y = middle_of(view, placed)
+        x, y = center_of(view, placed)
         objects.append(
             {
                 "id": thing.id,

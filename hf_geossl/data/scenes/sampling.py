@@ -6,26 +6,13 @@ import operator
 
 import numpy as np
 
+from hf_geossl.data.scenes.arguments import COUNT_LIMIT, check_mode, check_split
 from hf_geossl.data.scenes.description import MODES, SPLITS, Scene
 from hf_geossl.data.scenes.objectview import sample_object
 from hf_geossl.data.scenes.sideview import sample_sideview
 from hf_geossl.data.scenes.topdown import sample_topdown
 
-COUNT_LIMIT = 2**31 - 1
-
 _SAMPLERS = {"scene": sample_sideview, "topdown": sample_topdown, "object": sample_object}
-
-
-def check_split(split: str) -> None:
-    """Raises `ValueError` unless `split` is one of `SPLITS`."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}, got {split!r}")
-
-
-def check_mode(mode: str) -> None:
-    """Raises `ValueError` unless `mode` is one of `MODES`."""
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
 
 
 def sample_scene(split: str, index: int, *, mode: str = "scene", seed: int = 0) -> Scene:
@@ -34,7 +21,7 @@ def sample_scene(split: str, index: int, *, mode: str = "scene", seed: int = 0) 
     Args:
         split (`str`): "train", "validation" or "test".
         index (`int`): number of the scene in its split, 0 to 2**31 - 2.
-        mode (`str`, *optional*, defaults to `"scene"`): "scene" (seen from the side), "topdown" (seen from above) or "object" (one thing).
+        mode (`str`, *optional*, defaults to `"scene"`): "scene" (seen from the side), "topdown" (seen from above) or "object" (one large object).
         seed (`int`, *optional*, defaults to 0): another seed is another draw of the whole dataset; not negative.
 
     Returns:

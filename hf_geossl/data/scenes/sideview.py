@@ -96,7 +96,7 @@ def sample_sideview(rng: np.random.Generator, split: str, index: int, seed: int)
 
 
 def _sample_regions(rng: np.random.Generator, backdrop: str, strip: str) -> tuple[Region, ...]:
-    """The strip and the sea, which lies over it."""
+    """Draws the strip and the sea, which covers it."""
     regions: list[Region] = []
     texture_turn = float(rng.uniform(0, 2 * math.pi))
     if strip != "none":
@@ -169,8 +169,8 @@ def _hills(rng: np.random.Generator, reach: float, height: float, island: bool) 
             y += rng.uniform(0.2, 1.0) * np.sin(x / reach * rng.uniform(4, 22) + rng.uniform(0, 2 * np.pi))
         y = height * (1.15 - 0.45 * ridge) * np.clip(0.55 + 0.22 * y, 0.05, None)
         if island:
-            middle, breadth = rng.uniform(-0.3, 0.3) * reach, rng.uniform(0.15, 0.4) * reach
-            y *= np.clip(1.3 - ((x - middle) / breadth) ** 2, 0.0, 1.0)
+            center, breadth = rng.uniform(-0.3, 0.3) * reach, rng.uniform(0.15, 0.4) * reach
+            y *= np.clip(1.3 - ((x - center) / breadth) ** 2, 0.0, 1.0)
         polygons.append(np.concatenate([np.stack([x, y], 1), [[reach, 0.0], [-reach, 0.0]]]))
     return polygons, [1.15, 0.85]
 
@@ -223,7 +223,7 @@ def _place_things(
             candidate = _pose(rng, thing, category, horizon, limit)
             if _fits(candidate, category, regions, placed):
                 speed, spin = sample_speed(rng, category), sample_spin(rng, category)
-                heading = -1.0 if candidate.mirror else 1.0  # it moves the way it looks
+                heading = -1.0 if candidate.mirror else 1.0  # it moves in the direction that it faces
                 candidate = replace(
                     candidate, id=len(placed) + 1, velocity=(heading * speed, 0.15 * speed * float(rng.normal()), spin)
                 )

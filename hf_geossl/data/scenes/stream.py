@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 from PIL import Image
 
+from hf_geossl.data.scenes.arguments import label_names
 from hf_geossl.data.scenes.configurations import parse_config_name, shard_ranges
-from hf_geossl.data.scenes.dataset import SceneDataset, label_names
 from hf_geossl.data.scenes.description import SCENES_VERSION, THING_CLASSES
 
 
+class SceneRows(Protocol):
+    """A `SceneDataset`, as far as it is needed here."""
+
+    mode: str
+    size: int
+    split: str
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
 def scene_features(mode: str, size: int) -> datasets.Features:
-    """Typed features of the rows of a scene dataset; see `RenderedScene` for the meaning of each."""
+    """Returns the typed features of the rows of a scene dataset; see `RenderedScene` for the meaning of each."""
     floats = datasets.Value("float32")
     return datasets.Features(
         {
@@ -40,19 +50,19 @@ def scene_features(mode: str, size: int) -> datasets.Features:
     )
 
 
-def build_dataset(scenes: SceneDataset) -> datasets.Dataset:
-    """A `datasets.Dataset` of the rows of `scenes`, with the class maps as grey images; see `SceneDataset.to_dataset`."""
+def build_dataset(scenes: SceneRows) -> datasets.Dataset:
+    """Makes a `datasets.Dataset` of the rows of `scenes`, with the class maps as grey images; see `SceneDataset.to_dataset`."""
     dataset = datasets.Dataset.from_generator(
         _rows,
         features=scene_features(scenes.mode, scenes.size),
         gen_kwargs={"scenes": scenes, "version": SCENES_VERSION},  # the version is part of the cache's fingerprint
         split=datasets.Split(scenes.split),
     )
-    dataset.info.version = datasets.Version(SCENES_VERSION)
+    dataset.info.update(datasets.DatasetInfo(version=datasets.Version(SCENES_VERSION)))
     return dataset
 
 
-def _rows(scenes: SceneDataset, version: str) -> Iterator[dict[str, Any]]:
+def _rows(scenes: SceneRows, version: str) -> Iterator[dict[str, Any]]:
     for row in scenes:
         yield {**row, "semantic": Image.fromarray(row["semantic"]), "instance": Image.fromarray(row["instance"])}
 
@@ -60,7 +70,7 @@ def _rows(scenes: SceneDataset, version: str) -> Iterator[dict[str, Any]]:
 def stream_scenes(
     split: str = "train", *, config_name: str | None = None, num_shards: int = 64, count: int | None = None
 ) -> datasets.IterableDataset:
-    """A stream of light rows `{"index": int}`; `scene_image` renders a row when its turn comes, so that skipping costs nothing.
+    """Streams light rows `{"index": int}`, which `scene_image` renders when they are needed: skipping costs nothing.
 
     Args:
         split (`str`, *optional*, defaults to `"train"`): "train", "validation" or "test".
