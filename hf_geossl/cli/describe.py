@@ -107,10 +107,10 @@ def _view_arguments(method: Method) -> Iterator[Argument]:
 def _training_arguments(method: Method) -> Iterator[Argument]:
     arguments = method.load("arguments")
     bases = [base for base in arguments.__mro__ if not base.__module__.startswith("transformers")]
-    own = _declared(bases)
+    own, texts = _declared(bases), _docstring_entries(list(reversed(bases)))
     for entry in dataclasses.fields(arguments):
         if entry.name in own:
-            yield _argument(entry.name, "training", entry, entry.metadata.get("help", ""))
+            yield _argument(entry.name, "training", entry, texts.get(entry.name, ""))
 
 
 def _declared(classes: list[type]) -> set[str]:

@@ -3,7 +3,8 @@
 import copy
 import math
 from collections.abc import Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from transformers import TrainingArguments
@@ -17,10 +18,20 @@ _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 class TeacherStudentTrainingArguments(TrainingArguments):
     """`TrainingArguments` for teacher-student pretraining on streams.
 
-    Defaults that differ from transformers': AdamW with weight decay 0.04, warm-up over a tenth of the run and a cosine (`lr_scheduler_type="cosine"`, which here ends at
-    `min_learning_rate`; any other type is transformers' own), clipping at 3, a log line every 10 steps.
+    Defaults that differ from transformers': AdamW with weight decay 0.04, warm-up over a tenth of the run and a cosine,
+    clipping at 3, a log line every 10 steps.
 
     Args:
+        output_dir (`str`): Folder of the run: checkpoints and the model.
+        weight_decay (`float`): Weight decay at the first step.
+        warmup_steps (`float`): Steps of linear warm-up; below 1 a share of the run.
+        lr_scheduler_type (`str`): `"cosine"` is warm-up and a cosine to `min_learning_rate`; others are transformers' own.
+        max_grad_norm (`float`): Norm that gradients are clipped to; 0 turns it off.
+        logging_steps (`float`): Steps between two log lines; below 1 a share of the run.
+        remove_unused_columns (`bool`): Must stay off: views have keys of their own.
+        logging_nan_inf_filter (`bool`): Off: steps that are not finite are left out and counted.
+        ignore_data_skip (`bool`): Must stay on: a checkpoint holds the position of the stream.
+        ddp_find_unused_parameters (`bool`): Off: every trained parameter gets a gradient in every step.
         base_learning_rate (`float` or `None`): Learning rate for a global batch of 256; the peak is this times the
             global batch / 256. None uses `learning_rate` as it is, and so does a `learning_rate` given without this.
         min_learning_rate (`float` or `None`): Learning rate that the cosine ends at; None is 1 % of the peak.
@@ -42,58 +53,26 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         ValueError: If a value is out of its range.
     """
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run: checkpoints and the model."})
-    weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the first step."})
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "Steps of linear warm-up; below 1 it is a share of the run."}
-    )
-    lr_scheduler_type: str = field(
-        default="cosine",
-        metadata={"help": "'cosine' is warm-up and cosine to min_learning_rate; others are transformers' own."},
-    )
-    max_grad_norm: float = field(default=3.0, metadata={"help": "Norm that gradients are clipped to; 0 turns it off."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines; below 1 a share."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: views have keys of their own."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Off: steps that are not finite are left out and counted."}
-    )
-    ignore_data_skip: bool = field(
-        default=True, metadata={"help": "Must stay on: a checkpoint holds the position of the stream."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Off: every trained parameter gets a gradient in every step."}
-    )
-    base_learning_rate: float | None = field(
-        default=5e-4,
-        metadata={"help": "Learning rate for a global batch of 256, scaled linearly; 'none' uses learning_rate."},
-    )
-    min_learning_rate: float | None = field(
-        default=1e-6, metadata={"help": "Learning rate that the cosine ends at; 'none' is 1 %% of the peak."}
-    )
-    weight_decay_end: float | None = field(
-        default=0.4, metadata={"help": "Weight decay at the end of the run; 'none' keeps it constant."}
-    )
-    teacher_momentum: float = field(default=0.996, metadata={"help": "Teacher momentum at the first step."})
-    teacher_momentum_end: float = field(default=1.0, metadata={"help": "Teacher momentum at the end of the run."})
-    clip_mode: str = field(
-        default="tensor",
-        metadata={"help": "'tensor' clips each parameter tensor by itself, 'global' all together."},
-    )
-    num_streams: int | None = field(
-        default=None, metadata={"help": "Logical streams of the data; by default one for each worker."}
-    )
-    probe_every_steps: int = field(
-        default=50, metadata={"help": "Steps between two measurements of the spread of features; 0 is never."}
-    )
-    max_nonfinite_steps: int = field(
-        default=3,
-        metadata={
-            "help": "Steps in a row whose loss or gradient is not finite before the run stops; fewer are left out."
-        },
-    )
-    picture: bool = field(default=True, metadata={"help": "Make pictures of what is learned, at the end of the run."})
+    output_dir: str | None = None
+    weight_decay: float = 0.04
+    warmup_steps: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    max_grad_norm: float = 3.0
+    logging_steps: float = 10
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
+    ignore_data_skip: bool = True
+    ddp_find_unused_parameters: bool | None = False
+    base_learning_rate: float | None = 5e-4
+    min_learning_rate: float | None = 1e-6
+    weight_decay_end: float | None = 0.4
+    teacher_momentum: float = 0.996
+    teacher_momentum_end: float = 1.0
+    clip_mode: str = "tensor"
+    num_streams: int | None = None
+    probe_every_steps: int = 50
+    max_nonfinite_steps: int = 3
+    picture: bool = True
 
     def __post_init__(self) -> None:
         for name in ("teacher_momentum", "teacher_momentum_end"):
@@ -137,6 +116,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             ValueError: If the length of the run is not known.
         """
         args = copy.copy(self)
+        args.run_name = self.run_name or Path(self.output_dir or ".").absolute().name  # what trackers call it
         args.hub_token = None  # checkpoints hold the arguments
         if args.base_learning_rate is not None:
             args.learning_rate = args.scaled_learning_rate

@@ -1,7 +1,7 @@
 """Training arguments of EquiCoherent and its hosts (arXiv 2503.18753)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 
@@ -23,25 +23,12 @@ class EquiCoherentTrainingArguments(TeacherStudentTrainingArguments):
         patch_embed_learning_rate (`float`): Learning rate of the patch embedding, as a share of what it would be.
     """
 
-    learning_rate_scaling: str = field(
-        default="linear",
-        metadata={"help": "'linear' (base_learning_rate is for a batch of 256) or 'sqrt' (for 1024, DINOv2's)."},
-    )
-    teacher_temperature_start: float = field(
-        default=0.04, metadata={"help": "Teacher temperature at the first step; the model's after the warm-up."}
-    )
-    teacher_temperature_warmup: float = field(
-        default=0.3, metadata={"help": "Steps of the teacher temperature's warm-up; below 1 a share of the run."}
-    )
-    freeze_last_layer: float = field(
-        default=0.05, metadata={"help": "Steps in which the prototypes stay; below 1 a share of the run."}
-    )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of a layer as a share of that of the next one."}
-    )
-    patch_embed_learning_rate: float = field(
-        default=1.0, metadata={"help": "Learning rate of the patch embedding, as a share of what it would be."}
-    )
+    learning_rate_scaling: str = "linear"
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_warmup: float = 0.3
+    freeze_last_layer: float = 0.05
+    layer_decay: float = 1.0
+    patch_embed_learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.learning_rate_scaling not in ("linear", "sqrt"):

@@ -1,6 +1,6 @@
 """Training arguments of GTSA (arXiv 2304.08014)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 
@@ -16,15 +16,9 @@ class GTSATrainingArguments(TeacherStudentTrainingArguments):
         rotation_weight (`float` or `None`): Weight of the rotation loss; None takes the model's.
     """
 
-    correspondence_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the patch-correspondence loss; the model's by default (0.5)."}
-    )
-    correspondence_start: float = field(
-        default=0.11, metadata={"help": "Step from which the correspondence loss counts; below 1 a share of the run."}
-    )
-    rotation_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the rotation loss; the model's by default (0.5)."}
-    )
+    correspondence_weight: float | None = None
+    correspondence_start: float = 0.11
+    rotation_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.correspondence_start < 0:
