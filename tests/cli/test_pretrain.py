@@ -309,7 +309,7 @@ def test_loca_on_photographs_is_measured_on_held_out_ones(tmp_path: Path, capsys
     assert line is not None, out[-500:]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "On 9 images of jpeg (validation) after step 4" in card
-    accuracy = re.search(r"\| location accuracy \| ([\d.]+) \(knowing nothing: 0.0625\) \|", card)
+    accuracy = re.search(r"\| location accuracy \| ([\d.]+) \(chance level: 0.0625\) \|", card)
     assert accuracy is not None
     assert 100 * float(accuracy.group(1)) == pytest.approx(float(line.group(1)), abs=0.06)
     assert f"Where queries are found: {tmp_path / 'run' / 'positions.png'}" in out
@@ -341,7 +341,7 @@ def test_gtsa_prints_its_losses_on_held_out_images(
     parts = r"loss (\S+), crop (\S+), correspondence (\S+), rotation (\S+)"
     found = re.search(rf"losses on 8 held-out images of others \(train\): {parts}", capsys.readouterr().out)
     card = (tmp_path / "run" / "README.md").read_text()
-    rotation = re.search(r"\| rotation loss \| ([\d.]+) \(knowing nothing: 1.3863\) \|", card)
+    rotation = re.search(r"\| rotation loss \| ([\d.]+) \(chance level: 1.3863\) \|", card)
     assert found is not None
     assert rotation is not None
     assert float(rotation.group(1)) == pytest.approx(float(found.group(4)), abs=6e-4)
