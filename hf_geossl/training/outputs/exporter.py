@@ -1,5 +1,6 @@
 """What a run leaves behind: the trunk first, then its record, its pictures and its card."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -66,11 +67,16 @@ class Exporter:
             step (`int`): The step.
         """
         folder = self.publisher.step_folder(step)
-        if folder is not None:
-            # the other processes are not here, so a divided model is read from its checkpoint
-            self.write_weights(read_unsharded(model, checkpoint) if is_sharded(model) else model, folder)
-            self.write_card(folder)
-            self.publisher.push_step(folder, checkpoint, step)
+        if folder is not None and not attempt(
+            f"the push of step {step}", self._push_step, "the run goes on", model, folder, checkpoint, step
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _push_step(self, model: TeacherStudentModel, folder: Path, checkpoint: Path, step: int) -> None:
+        # the other processes are not here, so a divided model is read from its checkpoint
+        self.write_weights(read_unsharded(model, checkpoint) if is_sharded(model) else model, folder)
+        self.write_card(folder)
+        self.publisher.push_step(folder, checkpoint, step)
 
     def write_weights(self, model: TeacherStudentModel, folder: Path, weights: str | None = None) -> None:
         """Writes the trunk, its code and the image processor.
@@ -89,7 +95,12 @@ class Exporter:
 
     def write_card(self, folder: Path) -> None:
         """Writes the record of the run and the model card of a folder with weights; what fails is a warning."""
-        attempt("the record of the run", self._write_record, "the model works without it", folder)
+        attempt(
+            "the record of the run",
+            self._write_record,
+            "the model works without it; resume the finished run to write it again",
+            folder,
+        )
         attempt("the model card", write_card, f"`geossl card {folder.name}` makes it again", folder)
 
     def write_arguments(self, folder: Path) -> None:

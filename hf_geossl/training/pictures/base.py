@@ -118,7 +118,14 @@ class PictureBook:
     def draw(self, model: TeacherStudentModel, step: int) -> None:
         """Draws all pictures into the folder of the run; see `RunPicture.draw`."""
         for picture in self.pictures:
-            attempt(picture.file, _draw, "the model is saved without it", picture, model, step)
+            attempt(
+                picture.file,
+                _draw,
+                "the model is saved without it; resume the finished run to draw it again",
+                picture,
+                model,
+                step,
+            )
 
 
 def _draw(picture: RunPicture, model: TeacherStudentModel, step: int) -> None:
