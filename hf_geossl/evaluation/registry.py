@@ -14,9 +14,10 @@ ABOUT, FAILED = "about", "failed"  # entries of results beside the tasks
 SCENES = "scenes"  # the name of the embedded dataset
 TIMM = "timm:"  # what names of timm's models begin with
 
-# packages of the extra `eval`, and the modules that some of them are imported as
-_EVALUATE, _SKLEARN, _COCO, _SCIPY = "evaluate", "scikit-learn", "faster-coco-eval", "scipy"
-_MODULES = {_SKLEARN: "sklearn", _COCO: "faster_coco_eval"}
+# packages of the extra `eval` that tasks need, and the modules that some of them are imported as
+_BASE = ("evaluate",)
+_LINEAR, _VIDEO, _COCO = (*_BASE, "scikit-learn"), (*_BASE, "scipy"), (*_BASE, "faster-coco-eval")
+_MODULES = {"scikit-learn": "sklearn", "faster-coco-eval": "faster_coco_eval"}
 
 
 @dataclass(frozen=True)
@@ -44,101 +45,47 @@ class Task:
         return None
 
 
+def _table(*rows: tuple[str, str, tuple[str, ...], str]) -> dict[str, Task]:
+    return {name: Task(name, file, summary, packages) for name, file, packages, summary in rows}
+
+
 # in the order of reports
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "knn",
-            "knn",
-            "class of an image by its nearest neighbours (k = 10, 20, 100, 200)",
-            (_EVALUATE, _SKLEARN),
-        ),
-        Task("linear", "linear", "class of an image by logistic regression", (_EVALUATE, _SKLEARN)),
-        Task(
-            "linear_sgd",
-            "linear_sgd",
-            "class of an image by a linear layer, trained as DINO and iBOT do",
-            (_EVALUATE, _SKLEARN),
-        ),
-        Task("multilabel", "multilabel", "objects in an image by one logistic regression each", (_EVALUATE, _SKLEARN)),
-        Task("rotation", "rotation", "by which quarter turn an image is turned, linear probe", (_EVALUATE, _SKLEARN)),
-        *(Task(own.name, own.file, own.summary, own.packages) for method in METHODS.values() for own in method.tasks),
-        Task(
-            "equivariance",
-            "equivariance",
-            "what was done to an image (rotation, translation, colour, blur), regressed on frozen features of both images",
-            (_EVALUATE, _SKLEARN),
-        ),
-        Task(
-            "orientation",
-            "orientation",
-            "angle of kites from the tokens in their boxes: mean error in degrees",
-            (_SKLEARN,),
-        ),
-        Task(
-            "segmentation",
-            "segmentation",
-            "semantic segmentation, linear map of frozen patch tokens (mean IoU)",
-            (_EVALUATE,),
-        ),
-        Task(
-            "segmentation_few_shot",
-            "segmentation_finetune",
-            "semantic segmentation, fine-tuned end to end on 1/32, 1/8 and all of the images (mean IoU)",
-            (_EVALUATE,),
-        ),
-        Task(
-            "segmentation_finetune",
-            "segmentation_finetune",
-            "semantic segmentation, linear decoder fine-tuned end to end (mean IoU)",
-            (_EVALUATE,),
-        ),
-        Task(
-            "semantic_fpn",
-            "semantic_fpn",
-            "semantic segmentation, Semantic FPN trained end to end (mean IoU)",
-            (_EVALUATE,),
-        ),
-        Task(
-            "upernet",
-            "upernet",
-            "semantic segmentation, UPerNet with a rescale neck trained end to end (mean IoU)",
-            (_EVALUATE,),
-        ),
-        Task(
-            "depth",
-            "depth",
-            "depth, linear map of frozen patch tokens to log metres (AbsRel, RMSE, delta1)",
-            (_EVALUATE,),
-        ),
-        Task("depth_dpt", "depth_dpt", "depth, DPT trained end to end (AbsRel, RMSE, delta1)", (_EVALUATE,)),
-        Task(
-            "detection",
-            "detection",
-            "boxes and masks of objects, Mask R-CNN end to end: COCO average precision",
-            (_EVALUATE, _COCO),
-        ),
-        Task(
-            "homography",
-            "homography",
-            "displacement of four corners between two patches: mean corner error",
-            (_EVALUATE,),
-        ),
-        Task(
-            "propagation",
-            "propagation",
-            "label propagation in clips without training: J, F and their mean",
-            (_EVALUATE, _SCIPY),
-        ),
-        Task(
-            "keypoints",
-            "keypoints",
-            "keypoints by heatmaps in true boxes, end to end: OKS AP and PCK",
-            (_EVALUATE, _COCO),
-        ),
-    )
-}
+TASKS: dict[str, Task] = _table(
+    ("knn", "knn", _LINEAR, "class of an image by its nearest neighbours (k = 10, 20, 100, 200)"),
+    ("linear", "linear", _LINEAR, "class of an image by logistic regression"),
+    ("linear_sgd", "linear_sgd", _LINEAR, "class of an image by a linear layer, trained as DINO and iBOT do"),
+    ("multilabel", "multilabel", _LINEAR, "objects in an image by one logistic regression each"),
+    ("rotation", "rotation", _LINEAR, "by which quarter turn an image is turned, linear probe"),
+    *((own.name, own.file, own.packages, own.summary) for method in METHODS.values() for own in method.tasks),
+    (
+        "equivariance",
+        "equivariance",
+        _LINEAR,
+        "rotation, translation, colour change and blur by features of both images",
+    ),
+    ("orientation", "orientation", _LINEAR, "angle of kites from the tokens in their boxes: mean error in degrees"),
+    ("segmentation", "segmentation", _BASE, "semantic segmentation, linear map of frozen patch tokens (mean IoU)"),
+    (
+        "segmentation_few_shot",
+        "segmentation_finetune",
+        _BASE,
+        "semantic segmentation, fine-tuned on 1/32, 1/8 and all images (mean IoU)",
+    ),
+    (
+        "segmentation_finetune",
+        "segmentation_finetune",
+        _BASE,
+        "semantic segmentation, linear decoder fine-tuned end to end (mean IoU)",
+    ),
+    ("semantic_fpn", "semantic_fpn", _BASE, "semantic segmentation, Semantic FPN trained end to end (mean IoU)"),
+    ("upernet", "upernet", _BASE, "semantic segmentation, UPerNet with a rescale neck, end to end (mean IoU)"),
+    ("depth", "depth", _BASE, "depth, linear map of frozen patch tokens to log metres (AbsRel, RMSE, delta1)"),
+    ("depth_dpt", "depth_dpt", _BASE, "depth, DPT trained end to end (AbsRel, RMSE, delta1)"),
+    ("detection", "detection", _COCO, "boxes and masks of objects, Mask R-CNN end to end: COCO average precision"),
+    ("homography", "homography", _BASE, "displacement of four corners between two patches: mean corner error"),
+    ("propagation", "propagation", _VIDEO, "label propagation in clips without training: J, F and their mean"),
+    ("keypoints", "keypoints", _COCO, "keypoints by heatmaps in true boxes, end to end: OKS AP and PCK"),
+)
 
 
 def missing_package(task: str, module: str | None) -> str:

@@ -82,8 +82,9 @@ def test_points_of_an_uncovered_upright_thing_lie_on_the_edges_of_its_mask() -> 
 
 
 def test_keypoints_of_a_dataset_follow_the_cut(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (coco_folder(tmp_path) / "test/metadata.jsonl").read_text().splitlines()]
-    for sample, row in zip(load_samples(str(coco_folder(tmp_path)), "test", size=56), rows, strict=True):
+    folder = coco_folder(tmp_path)
+    rows = [json.loads(line) for line in (folder / "test/metadata.jsonl").read_text().splitlines()]
+    for sample, row in zip(load_samples(str(folder), "test", size=56), rows, strict=True):
         points = sample["keypoints"]
         assert points.shape[0] == len(row["objects"]["bbox"])
         if not len(points):
