@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.heads.homography import patch_side
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.protocol import TaskResult, load_protocol
 from hf_geossl.evaluation.protocols import homography
 from hf_geossl.evaluation.protocols.transformations import SampledTransform, center_crop, larger_size, target_ranges
 from hf_geossl.evaluation.samples import Samples, load_samples
@@ -263,3 +265,12 @@ def locating_encoder(seed: int = 0, *, images: int = 128, steps: int = 400) -> E
         torch.manual_seed(seed)
         train_with_labels(model, nn.ModuleList(), compute_loss, steps, 3e-3)
     return load_encoder(model)
+
+
+def measure_quietly(name: str, encoder: Encoder, data: EvaluationData, **settings: Any) -> TaskResult:
+    """The result of a task without intervals and cache, printed for whoever reads a failure."""
+    protocol = load_protocol(name)
+    options = EvaluationOptions(bootstrap=0, cache_dir=None, progress=False)
+    result = protocol.measure(encoder, data, options, protocol.settings(**settings))
+    print(name, result.metrics, result.details.get("floors"))
+    return result

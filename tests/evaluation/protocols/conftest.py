@@ -8,7 +8,13 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.protocol import TaskResult
 from hf_geossl.evaluation.protocols import knn, linear, linear_sgd, multilabel, rotation
-from tests.helpers.supervised import RenderedData
+from tests.helpers.supervised import (
+    RenderedData,
+    comparing_encoder,
+    locating_encoder,
+    matching_encoder,
+    turned_encoder,
+)
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
 
@@ -30,3 +36,23 @@ def measured(supervised: Encoder, tmp_path_factory: pytest.TempPathFactory) -> d
         "linear_sgd": linear_sgd.measure_linear_sgd(supervised, data, options, sgd),
         "rotation": rotation.measure_rotation(supervised, data, options, turns),
     }
+
+
+@pytest.fixture(scope="session")
+def turned() -> Encoder:
+    return turned_encoder()
+
+
+@pytest.fixture(scope="session")
+def comparing() -> Encoder:
+    return comparing_encoder()
+
+
+@pytest.fixture(scope="session")
+def locating() -> Encoder:
+    return locating_encoder()
+
+
+@pytest.fixture(scope="session")
+def matching(supervised: Encoder) -> Encoder:
+    return matching_encoder(supervised)

@@ -13,6 +13,10 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols.orientation import OrientationSettings, angular_errors, measure_orientation
 from tests.helpers.pixel_encoder import Pixels, pixel_encoder
+from tests.helpers.supervised import (
+    TurnedData,
+    measure_quietly,
+)
 
 OPTIONS = EvaluationOptions(batch_size=16, bootstrap=20, cache_dir=None, progress=False)
 
@@ -88,3 +92,14 @@ def test_angles_that_are_in_the_tokens_are_read_and_others_are_not() -> None:
     with pytest.raises(ValueError, match="needs the angles of objects"):
         measure_orientation(encoder, EvaluationData(dataset="somewhere"), OPTIONS, OrientationSettings())
     assert SEMANTIC_CLASSES[-1] == "kite"
+
+
+UPRIGHT = ("car", "house", "tree", "person", "boat", "animal")
+
+
+def test_turned_things_point_where_the_tokens_in_their_boxes_say(turned: Encoder) -> None:
+    result = measure_quietly("orientation", turned, TurnedData(size=32, limit=150), categories=UPRIGHT)
+    floors = {name: values["angular_error"] for name, values in result.details["floors"].items()}
+    assert floors["mean_direction"] == pytest.approx(90, abs=12)
+    assert 65 < floors["random_weights"] < 95
+    assert result.metrics["angular_error"] < floors["random_weights"] - 10  # 48.5, 49.0 under 68.7

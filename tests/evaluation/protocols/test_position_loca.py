@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.protocols import position_loca as position
-from tests.helpers.supervised import RenderedData, small_model
+from tests.helpers.supervised import (
+    RenderedData,
+    locating_model,
+    measure_quietly,
+    small_model,
+)
 from tests.helpers.tiny_models import tiny_loca
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
@@ -93,3 +99,12 @@ def test_predicted_positions_are_those_of_the_training_step() -> None:
 def test_position_needs_the_training_head() -> None:
     with pytest.raises(ValueError, match="position needs the training head of a LOCAForPreTraining"):
         position.measure_position(load_encoder(small_model()), RenderedData(), QUIET, position.PositionSettings())
+
+
+def test_positions_are_found_by_who_learned_locas_loss(locating: Encoder) -> None:
+    data = RenderedData(limit=60)
+    result = measure_quietly("position", locating, data, focal_queries=3)
+    random = measure_quietly("position", load_encoder(locating_model(1)), data, focal_queries=3)
+    for metric in ("position_accuracy", "position_accuracy_masked"):
+        assert random.metrics[metric] == pytest.approx(1 / 16, abs=0.03)
+        assert result.metrics[metric] > random.metrics[metric] + 0.06  # .18, .19 over .07

@@ -3,13 +3,19 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import TaskResult
 from hf_geossl.evaluation.protocols import rotation
-from tests.helpers.supervised import small_model
+from tests.helpers.supervised import (
+    RenderedData,
+    measure_quietly,
+    small_model,
+)
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
 
@@ -47,3 +53,13 @@ def test_quarter_turns_are_exact() -> None:
         found, further = rotation.turned(turns).apply({"image": images})
         np.testing.assert_array_equal(found[1].permute(1, 2, 0), np.rot90(images[1].permute(1, 2, 0).numpy(), turns))
         assert further["thumbnail"].shape == (2, 3 * 144)
+
+
+def test_quarter_turns_are_told_by_who_learned_them(turned: Encoder) -> None:
+    result = measure_quietly("rotation", turned, RenderedData(size=32, limit=150), c_values=(1e-3, 1e-2))
+    floors = result.details["floors"]
+    assert floors["accuracy"]["random weights"] < 0.55  # the sky is bright
+    assert result.metrics["accuracy"] > floors["accuracy"]["random weights"] + 0.13  # .76, .75 over .49
+    # from above there is nothing to see
+    assert floors["accuracy_topdown"]["random weights"] == pytest.approx(0.25, abs=0.08)
+    assert result.metrics["accuracy_topdown"] == pytest.approx(0.25, abs=0.08)
