@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForPreTraining
+from transformers import AutoModel, AutoModelForPreTraining, PreTrainedConfig, PreTrainedModel
 
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.hub.run_folder import find_model, first_line, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
-_KEPT = 32  # pictures whose tokens are kept
+_CACHED = 32  # pictures whose tokens are cached
 
 
 @dataclass
@@ -29,28 +30,41 @@ class DemoModel:
         source (`str`): Where the weights come from, in words.
     """
 
-    trunk: Any
+    trunk: Any  # attributes of modules are of no type that a checker knows
     whole: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
-    _lock: Any = field(default_factory=Lock, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
     _tokens: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=OrderedDict, repr=False)
 
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(self.trunk, self.name, self.mean, self.std, max(self.trunk.config.image_height_width))
+
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The model's configuration."""
         return self.trunk.config
 
     @property
     def method(self) -> str:
-        """`"gtsa"`, `"loca"` or `"equicoherent"`."""
+        """Its `model_type`."""
         return self.config.model_type
 
     @property
     def name(self) -> str:
         """The method as its paper writes it."""
         return METHODS[self.method].title
+
+    @property
+    def pooled(self) -> str:
+        """What stands for a picture, in words."""
+        return METHODS[self.method].pooled
+
+    @property
+    def pools_class_token(self) -> bool:
+        """Whether the class token stands for a picture, and is trained to."""
+        return self.pooled == "the class token"
 
     def size(self, finer: bool = False) -> tuple[int, int]:
         """Height and width in pixels of what the model sees: as in training, or twice that."""
@@ -71,7 +85,7 @@ class DemoModel:
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(..., 3, height, width)` in [0, 1] as the model wants them."""
-        return (images - images.new_tensor(self.mean)[:, None, None]) / images.new_tensor(self.std)[:, None, None]
+        return self.encoder.normalize(images)
 
     def pixels(self, pictures: list[Image.Image], size: tuple[int, int] | None = None) -> torch.Tensor:
         """Normalised pictures `(pictures, 3, height, width)`."""
@@ -94,52 +108,36 @@ class DemoModel:
             if key in self._tokens:
                 self._tokens.move_to_end(key)
                 return self._tokens[key]
-            outputs = self.trunk(self.pixels([picture], self.size(finer)))
-            tokens = self.trunk.patch_tokens(outputs)[0].unflatten(0, self.grid(finer))
-            self._tokens[key] = tokens, outputs.pooler_output[0]
-            while len(self._tokens) > _KEPT:
+            tokens = self.encoder.tokens(self.pixels([picture], self.size(finer)))
+            self._tokens[key] = tokens.patches[0], tokens.pooled[0]
+            while len(self._tokens) > _CACHED:
                 self._tokens.popitem(last=False)
             return self._tokens[key]
 
     @torch.no_grad()
     def last_attention(self, picture: Image.Image, finer: bool = False) -> torch.Tensor:
         """The last layer's attention for a picture, `(heads, tokens, tokens)`: who looks (rows) at whom (columns)."""
-        kept: list[torch.Tensor] = []
+        weights: list[torch.Tensor] = []
         attention = self.trunk.encoder.layer[-1].attention
         with self._lock:
-            hook = attention.register_forward_hook(lambda module, inputs, outputs: kept.append(outputs[1]))
+            hook = attention.register_forward_hook(lambda module, inputs, outputs: weights.append(outputs[1]))
             try:
                 self.trunk(self.pixels([picture], self.size(finer)))
             finally:
                 hook.remove()
-        return kept[0][0]
+        return weights[0][0]
 
     def why_no_head(self) -> str | None:
         """One sentence on what this model cannot show and why; None where nothing is missing."""
-        config, whole = self.config, self.whole
-        if whole is None:
-            missing = {
-                "gtsa": "predicting quarter turns takes the rotation head",
-                "loca": "placing a box takes the position head",
-                "equicoherent": "reconstructing the way of a transformation takes the decoders",
-            }[self.method]
-            return (
-                f"This folder holds the trunk alone, so one tab is missing: {missing} of the whole pretraining model, "
-                "which a run keeps in its checkpoint folders."
-            )
-        if self.method == "equicoherent" and whole.reconstruction is None:
-            return (
-                "This model was pretrained without decoders (its host's loss alone), so there is no tab with "
-                "reconstructions."
-            )
-        height, width = self.size()
-        if self.method == "gtsa" and height != width:
-            return f"The model sees {width} x {height} pixels, which no quarter turn leaves so: that tab is missing."
-        if self.method == "loca" and config.location_target == "self":
-            return "This model was trained to place patches in their own view, not in another: no box can be placed."
-        if self.method == "loca" and height != width:
-            return f"Boxes are placed in square pictures, and this model sees {width} x {height} pixels: no box can be placed."
-        return None
+        method = METHODS[self.method]
+        if self.whole is not None:
+            return method.load("demo_limits")(self) if method.demo_limits else None
+        if not method.head_needs:
+            return None
+        return (
+            f"This folder holds the trunk alone, so one tab is missing: {method.head_needs} of the whole pretraining model, "
+            "which a run keeps in its checkpoint folders."
+        )
 
 
 def open_model(folder: Path) -> DemoModel:
@@ -163,19 +161,19 @@ def open_model(folder: Path) -> DemoModel:
     mean, std = _normalization(folder)
     if auto_class is AutoModel:
         return DemoModel(model, None, mean, std, f"the trunk{place}")
-    taught = model.teacher is not None
-    trunk = getattr(model.teacher, model.base_model_prefix) if taught else model.base_model
-    return DemoModel(trunk, model, mean, std, f"the {'teacher' if taught else 'student'}{place}")
+    has_teacher = model.teacher is not None
+    trunk = getattr(model.teacher, model.base_model_prefix) if has_teacher else model.base_model
+    return DemoModel(trunk, model, mean, std, f"the {'teacher' if has_teacher else 'student'}{place}")
 
 
-def _load(auto_class: Any, folder: Path) -> Any:
+def _load(auto_class: type[AutoModel] | type[AutoModelForPreTraining], folder: Path) -> PreTrainedModel:
     try:
         model, info = auto_class.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation="eager",  # the one that tells its weights
+            attn_implementation="eager",  # the one that returns its weights
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and huggingface_hub raise a dozen kinds

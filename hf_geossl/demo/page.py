@@ -16,8 +16,8 @@ from hf_geossl.demo.assets import STRIP_SCRIPT, STYLE
 from hf_geossl.demo.loading import DemoModel, open_model
 from hf_geossl.demo.markup import strip
 from hf_geossl.demo.pictures import MAX_BYTES, UploadError, fit_picture, read_upload, sample_pictures
-from hf_geossl.demo.tabs import Chosen, Tab, attention_tab, correspondence_tab, features_tab, neighbours_tab
-from hf_geossl.demo.tabs_heads import head_tabs
+from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, attention_tab, correspondence_tab, features_tab, neighbours_tab
+from hf_geossl.methods import METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The page with everything that happens on it."""
-        makers = [
+        makers: list[TabMaker] = [
             ("Features", partial(features_tab, self.model)),
             ("Correspondence", partial(correspondence_tab, self.model)),
-            *head_tabs(self.model, self.samples),
+            *self._head_tabs(),
             ("Attention", partial(attention_tab, self.model)),
             ("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)),
         ]
@@ -111,6 +111,13 @@ class Page:
             for chooser in choosers:
                 self._wire_chooser(*chooser)
         return demo
+
+    def _head_tabs(self) -> list[TabMaker]:
+        """What makes the tabs of the heads; none for a trunk alone."""
+        method = METHODS[self.model.method]
+        if self.model.whole is None or not method.demo_tabs:
+            return []
+        return method.load("demo_tabs")(self.model, self.samples)
 
     def _about(self) -> str:
         model = self.model

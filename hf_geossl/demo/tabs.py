@@ -53,13 +53,16 @@ class Tab:
     """
 
     name: str
-    show: Callable[..., list[Any]]
+    show: Callable[..., list[str]]
     outputs: list[Any]
     inputs: list[Any] = field(default_factory=list)
     picked: Any = None
     pick_sets: Any = None
     boxed: Any = None
     box: Any = None
+
+
+TabMaker = tuple[str, Callable[[], Tab]]  # a title, and what makes the tab inside of it
 
 
 def picture_area() -> Any:
@@ -84,7 +87,7 @@ def features_tab(model: DemoModel) -> Tab:
     gr.Markdown("### Both together: colours can be compared")
     together = plain_area()
 
-    def show(chosen: Chosen) -> list[Any]:
+    def show(chosen: Chosen) -> list[str]:
         pictures = {"A": chosen.first, "B": chosen.second}
         both = feature_colors(model, list(pictures.values()), chosen.finer)
         first, joint = [], []
@@ -109,7 +112,7 @@ def correspondence_tab(model: DemoModel) -> Tab:
     )
     area, text = picture_area(), plain_area()
 
-    def show(chosen: Chosen) -> list[Any]:
+    def show(chosen: Chosen) -> list[str]:
         grid = model.grid(chosen.finer)
         cell = cell_at(chosen.place, grid)
         match = find_match(model, chosen.first, chosen.second, cell, chosen.finer)
@@ -143,21 +146,21 @@ def _apart(one: tuple[int, int], other: tuple[int, int]) -> str:
 def attention_tab(model: DemoModel) -> Tab:
     """What the last layer's class token or a clicked patch looks at."""
     class_token = model.config.use_class_token
-    note = "This model has no class token." if not class_token else ""
-    if class_token and model.method == "gtsa":
-        note = "GTSA does not train its class token directly, so a patch tells more."
+    note = "" if class_token else "This model has no class token."
+    if class_token and not model.pools_class_token:
+        note = f"{model.name} does not train its class token directly, so a patch tells more."
     gr.Markdown(
         "How much one token of the last layer looks at each patch of picture A: yellow is most, dark blue is least. **Click "
         f"a patch** to see what that patch looks at. {note} Attention shows where a head takes its values from, not why."
     )
     starts = [("the clicked patch", "patch"), *([("the class token", "class")] if class_token else [])]
-    first = "class" if class_token and model.method == "equicoherent" else "patch"
+    first = "class" if class_token and model.pools_class_token else "patch"
     start = gr.Radio(starts, value=first, label="Who looks", visible=class_token)
     heads = [("mean of all", -1), *((str(head + 1), head) for head in range(model.config.num_attention_heads))]
     head = gr.Radio(heads, value=-1, label="Head")
     area, text = picture_area(), plain_area()
 
-    def show(chosen: Chosen, start: str, head: int) -> list[Any]:
+    def show(chosen: Chosen, start: str, head: int) -> list[str]:
         grid = model.grid(chosen.finer)
         cell = cell_at(chosen.place, grid) if start == "patch" else None
         if not -1 <= int(head) < model.config.num_attention_heads:
@@ -186,9 +189,8 @@ def attention_tab(model: DemoModel) -> Tab:
 
 def neighbours_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
     """The sample pictures nearest to picture A, and the patches nearest to a clicked one."""
-    pooled = "the class token" if model.method == "equicoherent" else "the mean of all patches"
     gr.Markdown(
-        f"What among the sample pictures is nearest to picture A by the cosine of features (of {pooled} for pictures), and "
+        f"What among the sample pictures is nearest to picture A by the cosine of features (for a picture {model.pooled}), and "
         "**nearest to the patch that you click**: the best patch of each picture, nearest first. There are few samples: "
         "the nearest of them need not be near."
     )
@@ -197,7 +199,7 @@ def neighbours_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
     gr.Markdown("### Patches like the clicked one")
     area = picture_area()
 
-    def show(chosen: Chosen) -> list[Any]:
+    def show(chosen: Chosen) -> list[str]:
         grid = model.grid(chosen.finer)
         cell = cell_at(chosen.place, grid)
         near = nearest_pictures(model, chosen.first, samples, chosen.finer)[:_NEAREST]
