@@ -11,29 +11,9 @@ from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.pictures.base import Batch, RunPicture
+from hf_geossl.training.pictures.colors import principal_components
 
 IMAGES, SIDE, GAP = 6, 168, 6
-
-
-def principal_components(tokens: torch.Tensor) -> torch.Tensor:
-    """Colours patch tokens by their first three principal components, over all images together.
-
-    Args:
-        tokens (`torch.Tensor` of shape `(images, rows, columns, channels)`): Patch features, at least 3 channels.
-
-    Returns:
-        `torch.Tensor` of shape `(images, rows, columns, 3)`: In [0, 1]; each component from its 2nd to its 98th
-        percentile. The sign of a component is arbitrary and fixed so that most of its weights are positive.
-    """
-    flat = tokens.double().flatten(0, 2)
-    flat = flat - flat.mean(dim=0)
-    _, vectors = torch.linalg.eigh(flat.T @ flat)
-    vectors = vectors[:, -3:].flip(-1)
-    vectors = vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)
-    components = flat @ vectors
-    low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
-    colours = ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return colours.view(*tokens.shape[:3], 3).float()
 
 
 @torch.no_grad()

@@ -12,12 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.pictures.base import CropsPicture
+from hf_geossl.training.pictures.colors import color_code
 from hf_geossl.views.loca import LOCAViews
 
 ROWS, PANEL, SPACE, LINE = 6, 252, 10, 24
 _TITLES = ("reference, query outlined", "query, its patches coloured", "true positions", "predicted positions")
-# the corners of the colour code: top left, top right, bottom left, bottom right
-_CORNERS = torch.tensor([[[235, 64, 52], [250, 204, 40]], [[52, 84, 224], [40, 190, 120]]], dtype=torch.float32)
 
 
 @dataclass
@@ -50,20 +49,6 @@ class PositionRow:
     def right(self) -> int:
         """How many of these are placed exactly."""
         return sum(true == place for true, place in zip(self.true, self.predicted, strict=True) if true >= 0)
-
-
-def color_code(side: int) -> torch.Tensor:
-    """Colours of a square of patches, by row and column.
-
-    Args:
-        side (`int`): Patches along a side.
-
-    Returns:
-        `torch.Tensor` of shape `(side, side, 3)`: uint8; red, yellow, blue and green at the corners.
-    """
-    corners = _CORNERS.permute(2, 0, 1)[None]
-    spread = torch.nn.functional.interpolate(corners, (side, side), mode="bilinear", align_corners=True)
-    return spread[0].permute(1, 2, 0).round().to(torch.uint8)
 
 
 @torch.no_grad()
