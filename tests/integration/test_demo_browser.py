@@ -259,7 +259,7 @@ def test_slider_goes_along_the_path(browser: Any, addresses: dict[str, str]) -> 
     visit = Visit(browser, addresses["equicoherent"], DESKTOP)
     visit.open("Transformation path")
     visit.wait(lambda: "at 1/3 of the way" in visit.html())
-    point = visit.page.get_by_role("slider", name="Point on the way").first
+    point = visit.page.get_by_role("slider", name="Point of the path").first
     images = {1: visit.image(3)}
     assert "Mean squared error of the reconstruction" in visit.html()
     for step, words in [(2, "at 2/3 of the way"), (3, "where it ends (v2)"), (0, "where the way begins (u)")]:
