@@ -262,7 +262,7 @@ def test_slider_goes_along_the_path(browser: Any, addresses: dict[str, str]) -> 
     point = visit.page.get_by_role("slider", name="Point of the path").first
     images = {1: visit.image(3)}
     assert "Mean squared error of the reconstruction" in visit.html()
-    for step, words in [(2, "at 2/3 of the way"), (3, "where it ends (v2)"), (0, "where the way begins (u)")]:
+    for step, words in [(2, "at 2/3 of the way"), (3, "where it ends (v2)"), (0, "where the path begins (u)")]:
         point.fill(str(step))
         visit.wait(lambda: words in visit.html())  # noqa: B023
         images[step] = visit.image(3)
