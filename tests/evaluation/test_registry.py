@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 
 from hf_geossl.cli.main import main
+from hf_geossl.data.sources import opening
 from hf_geossl.evaluation import registry
 from hf_geossl.evaluation.protocol import load_protocol
 from hf_geossl.evaluation.registry import TASKS, check_tasks, describe_tasks
@@ -61,3 +62,7 @@ def test_names_of_tasks_are_checked_and_ordered() -> None:
         check_tasks("kn")
     with pytest.raises(ValueError, match="name at least one task of knn, "):
         check_tasks([])
+
+
+def test_the_name_of_the_scenes_is_that_of_the_data() -> None:
+    assert registry.SCENES == opening.SCENES

@@ -17,7 +17,7 @@ _KINDS = {"box": "bbox", "mask": "segm"}  # and their names in COCO
 _FIELDS = {"box": "boxes", "mask": "masks"}
 
 
-class COCOAveragePrecision(Metric):
+class COCOAveragePrecision(Metric[list[Row]]):
     """COCO's AP, AP50 and AP75, by faster-coco-eval.
 
     Masks are stored run-length encoded. (torchmetrics' wrapper rounds the IoU thresholds to float32 and, for masks alone, does
@@ -82,7 +82,7 @@ Returns:
             rows.append(row)
         return rows
 
-    def summarize(self, total: Sequence[Row]) -> dict[str, float]:
+    def summarize(self, total: list[Row]) -> dict[str, float]:
         """See `Metric`."""
         values: dict[str, float] = {}
         for kind in self.kinds:

@@ -9,7 +9,6 @@ F = 1 in that frame.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from .inputs import check_shape, pairs, to_array
 from .metric import Features, Integer, Metric, nested
 
 
-class JAndF(Metric):
+class JAndF(Metric[list[np.ndarray]]):
     """J, F and their mean.
 
     Args:
@@ -61,13 +60,13 @@ Returns:
         """J and F of each video's objects, `(objects, 2)`."""
         return [self._objects(*video) for video in pairs(predictions, references)]
 
-    def summarize(self, total: Sequence[np.ndarray]) -> dict[str, float]:
+    def summarize(self, total: list[np.ndarray]) -> dict[str, float]:
         """See `Metric`."""
         objects = np.concatenate(total)
         j, f = objects.mean(axis=0).tolist() if len(objects) else (float("nan"), float("nan"))
         return {"j_and_f_mean": (j + f) / 2, "j_mean": j, "f_mean": f}
 
-    def details(self, total: Sequence[np.ndarray]) -> dict[str, Any]:
+    def details(self, total: list[np.ndarray]) -> dict[str, Any]:
         """See `Metric`."""
         j, f = np.concatenate(total).T
         return {"j_per_object": j.tolist(), "f_per_object": f.tolist()}

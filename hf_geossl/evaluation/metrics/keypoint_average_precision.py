@@ -3,7 +3,6 @@
 That is over object keypoint similarity (OKS) thresholds .50 to .95, with 20 detections an image.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +18,7 @@ COCO_SIGMAS = (
 )
 
 
-class KeypointAveragePrecision(Metric):
+class KeypointAveragePrecision(Metric[list[Row]]):
     """OKS AP, AP50 and AP75, by faster-coco-eval.
 
     Args:
@@ -66,7 +65,7 @@ Returns:
         """People of each image as COCO writes them: predicted, true."""
         return [(self._predicted(people), self._true(truth)) for people, truth in pairs(predictions, references)]
 
-    def summarize(self, total: Sequence[Row]) -> dict[str, float]:
+    def summarize(self, total: list[Row]) -> dict[str, float]:
         """See `Metric`."""
         values = average_precisions(total, "keypoints", kpt_oks_sigmas=self.sigmas.tolist())
         return dict(zip(("keypoint_ap", "keypoint_ap50", "keypoint_ap75"), values, strict=True))

@@ -8,12 +8,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 
 import datasets
 import evaluate
 import numpy as np
 
+Rows = TypeVar("Rows")  # of images: an array, or a list with an entry an image
 Number = datasets.Value("float64")
 Integer = datasets.Value("int64")
 Boolean = datasets.Value("bool")
@@ -33,7 +34,7 @@ def nested(value: Feature, axes: int) -> Feature:
     return value
 
 
-class Metric(evaluate.Metric, ABC):
+class Metric(evaluate.Metric, ABC, Generic[Rows]):
     """A metric that takes each batch in at once.
 
     (`evaluate`'s own class writes every batch to an Arrow table until the end, which segmentation maps would fill with
@@ -55,7 +56,7 @@ class Metric(evaluate.Metric, ABC):
     image_features: ClassVar[Features]
     inputs: ClassVar[str]
     source: ClassVar[str] = ""
-    state: Any
+    state: Rows | None
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -77,7 +78,7 @@ class Metric(evaluate.Metric, ABC):
         )
 
     @abstractmethod
-    def rows_of(self, *args: Any, **inputs: Any) -> Any:
+    def rows_of(self, *args: Any, **inputs: Any) -> Rows:
         """What each image of a batch contributes, a list with an entry an image; a function of the arguments alone.
 
         Args:
@@ -88,26 +89,26 @@ class Metric(evaluate.Metric, ABC):
         """
 
     @abstractmethod
-    def summarize(self, total: Any) -> dict[str, float]:
+    def summarize(self, total: Rows) -> dict[str, float]:
         """The metric's numbers of contributions taken together, see `total`."""
 
-    def details(self, total: Any) -> dict[str, Any]:
+    def details(self, total: Rows) -> dict[str, Any]:
         """Further results that are no single numbers, such as lists of numbers by class."""
         return {}
 
-    def total(self, rows: Any) -> Any:
+    def total(self, rows: Rows) -> Rows:
         """The contributions of images taken together: here all of them."""
         return rows
 
-    def join(self, parts: Sequence[Any]) -> Any:
+    def join(self, parts: Sequence[Rows]) -> Rows:
         """The rows of several batches as those of one."""
-        return list(chain.from_iterable(parts))
+        return cast(Rows, list(chain.from_iterable(cast(Sequence[list[object]], parts))))
 
-    def numbers_of(self, rows: Any) -> dict[str, float]:
+    def numbers_of(self, rows: Rows) -> dict[str, float]:
         """The metric's numbers of rows."""
         return self.summarize(self.total(rows))
 
-    def absorb(self, rows: Any) -> None:
+    def absorb(self, rows: Rows) -> None:
         """Adds the rows of a batch to the state."""
         self.state = rows if self.state is None else self.join([self.state, rows])
 
@@ -170,7 +171,7 @@ class Metric(evaluate.Metric, ABC):
         """
         if predictions is not None or references is not None or inputs:
             self.add_batch(predictions=predictions, references=references, **inputs)
-        if self.batches == 0:
+        if self.state is None:
             raise ValueError(f"{self.name} has nothing to compute; give predictions and references, or add_batch first")
         result = {**self.summarize(self.state), **self.details(self.state)}
         self.reset()
@@ -180,7 +181,7 @@ class Metric(evaluate.Metric, ABC):
         return self.batches
 
 
-class SummedMetric(Metric):
+class SummedMetric(Metric[np.ndarray]):
     """A metric whose contributions add up: `rows_of` returns an array of shape `(images, k)`, whose sum alone is stored.
 
     Attributes:

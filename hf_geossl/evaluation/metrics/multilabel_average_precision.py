@@ -4,7 +4,6 @@ That is the area under each class's precision-recall curve (without interpolatio
 positive reference.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from .inputs import to_floats, to_integers
 from .metric import Features, Integer, Metric, Number, mean_of_known, nested
 
 
-class MultilabelAveragePrecision(Metric):
+class MultilabelAveragePrecision(Metric[list[np.ndarray]]):
     """Mean average precision over classes, by scikit-learn.
 
     Scores are stored until `compute`, `16 * classes` bytes an image. (torchmetrics' class of that name puts a batch through a
@@ -52,15 +51,15 @@ Returns:
         truth = to_integers("references", references, scores.shape, stop=2)
         return list(np.stack([scores, truth], axis=1))
 
-    def summarize(self, total: Sequence[np.ndarray]) -> dict[str, float]:
+    def summarize(self, total: list[np.ndarray]) -> dict[str, float]:
         """See `Metric`."""
         return {"mean_average_precision": mean_of_known(self._per_class(total))}
 
-    def details(self, total: Sequence[np.ndarray]) -> dict[str, Any]:
+    def details(self, total: list[np.ndarray]) -> dict[str, Any]:
         """See `Metric`."""
         return {"average_precision_per_class": self._per_class(total).tolist()}
 
-    def _per_class(self, total: Sequence[np.ndarray]) -> np.ndarray:
+    def _per_class(self, total: list[np.ndarray]) -> np.ndarray:
         scores, truth = np.stack(total, axis=1)
         precisions = [
             average_precision_score(t, s) if t.any() else np.nan for t, s in zip(truth.T, scores.T, strict=True)

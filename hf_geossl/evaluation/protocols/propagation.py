@@ -17,6 +17,7 @@ from hf_geossl.evaluation.clips import Clip, folder_clips, scene_clips
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.metrics.j_and_f import JAndF
 from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
+from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
@@ -215,7 +216,7 @@ def measure_propagation(
         settings = replace(settings, radius=max(1, round(rows * SCENE_RADIUS)))
     readers = _readers(encoder, data, settings)
     contenders = {"": encoder, "random_weights": encoder.random_twin(options.seed)}
-    metric: MeanIoU | JAndF = JAndF(ignore_index=IGNORED)
+    metric: Metric[Any] = JAndF(ignore_index=IGNORED)
     if settings.semantic:
         metric = MeanIoU(len(SEMANTIC_CLASSES) if data.is_scenes else IGNORED, IGNORED)
     parts: dict[str, list[Any]] = {}
@@ -284,7 +285,7 @@ def _reference_masks(clip: Clip, patch_size: int) -> dict[str, np.ndarray]:
     }
 
 
-def _row_of(metric: MeanIoU | JAndF, predicted: np.ndarray, clip: Clip) -> Any:
+def _row_of(metric: Metric[Any], predicted: np.ndarray, clip: Clip) -> Any:
     """What a clip contributes to the metric: one row. The first frame, which is given, is left out."""
     if isinstance(metric, JAndF):
         return metric.rows_of([predicted], [clip.masks])
