@@ -42,6 +42,7 @@ setup(
             "__init__.pyi",
             "conversion/__init__.pyi",
             "py.typed",
+            "cli/*.json",
             "training/accelerate/*.yaml",
             "training/recipes/*.yaml",
             "evaluation/*.jinja",

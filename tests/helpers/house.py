@@ -477,6 +477,7 @@ def _is_own(value: ast.expr, made: frozenset[str]) -> bool:
     return isinstance(value, ast.Name) and not _is_self(value) and value.id in made
 
 
+ANY_SHARE = 0.03  # of all parameters may be `Any`
 MEASURES: dict[str, tuple[Callable[[House], list[str]], int]] = {
     "import circles": (House.circles, 0),
     "arrows up": (House.arrows_up, 0),
