@@ -108,7 +108,9 @@ class Encoder:
         state = sorted(self.module.state_dict().items())
         # hashing is slow, so it is done again only where a weight has changed, which its sum shows
         sums = torch.stack([tensor.double().sum() for _, tensor in state]).tolist()
-        versions: list[object] = [(*key, total) for key, total in zip(_keys(state), sums, strict=True)]
+        versions: list[object] = [
+            (name, tensor.data_ptr(), total) for (name, tensor), total in zip(state, sums, strict=True)
+        ]
         if self._hashed is None or self._hashed[0] != versions:
             digest = hashlib.sha256(repr((self._trunk.architecture, self.mean, self.std)).encode())
             for name, tensor in state:
@@ -268,7 +270,3 @@ class Encoder:
             )
         patches = states[:, prefix:].unflatten(1, (rows, columns))
         return patches, states[:, 0] if prefix and self._trunk.has_class_token else None
-
-
-def _keys(state: Sequence[tuple[str, torch.Tensor]]) -> list[tuple[str, int]]:
-    return [(name, tensor.data_ptr()) for name, tensor in state]
