@@ -1,12 +1,16 @@
 """Confidence intervals: against scipy, against computing anew, and by how often they hold the truth."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import accuracy_score, jaccard_score, r2_score
 
 from hf_geossl.evaluation import bootstrap
-from hf_geossl.evaluation.bootstrap import interval, interval_by_rows
-from hf_geossl.evaluation.metrics import accuracy, mean_iou, r2
+from hf_geossl.evaluation.bootstrap import interval, interval_by_rows, metric_intervals
+from hf_geossl.evaluation.metrics import R2, Accuracy, MeanIoU
+from hf_geossl.evaluation.metrics.metric import Metric
 
 
 def _mean(sums: np.ndarray) -> dict[str, float]:
@@ -45,38 +49,62 @@ def test_sums_and_rows_agree() -> None:
     targets = generator.normal(size=(50, 2))
     guess = targets + generator.normal(size=(50, 2))
     maps, true_maps = generator.integers(0, 3, (50, 4, 4)), generator.integers(0, 3, (50, 4, 4))
-    by_sums = [
-        interval(accuracy.summarize, accuracy.sums_of(scores, truth, num_classes=6), repeats=40),
-        interval(r2.summarize, r2.sums_of(guess, targets), repeats=40),
-        interval(mean_iou.summarize, mean_iou.sums_of(maps, true_maps, num_classes=3), repeats=40),
+    # (metric, its inputs, the same numbers of drawn images by scikit-learn)
+    cases: list[tuple[Metric[np.ndarray], np.ndarray, np.ndarray, dict[str, Callable[..., float]]]] = [
+        (Accuracy(num_classes=6), scores, truth, {"accuracy": lambda p, r: accuracy_score(r, p.argmax(axis=1))}),
+        (
+            R2(),
+            guess,
+            targets,
+            {
+                "r2": lambda p, r: r2_score(r, p, multioutput="uniform_average"),
+                "r2_variance_weighted": lambda p, r: r2_score(r, p, multioutput="variance_weighted"),
+            },
+        ),
+        (
+            MeanIoU(num_classes=3),
+            maps,
+            true_maps,
+            {
+                "mean_iou": lambda p, r: jaccard_score(r.ravel(), p.ravel(), average="macro"),
+                "pixel_accuracy": lambda p, r: accuracy_score(r.ravel(), p.ravel()),
+            },
+        ),
     ]
+    for metric, predictions, references, peers in cases:
+        sums = metric_intervals(metric, metric.rows_of(predictions, references), repeats=40, seed=0)
 
-    def of_metric(metric, predictions, references):  # type: ignore[no-untyped-def]
-        def compute(rows: np.ndarray) -> dict[str, float]:
-            result = metric.compute(predictions=predictions[rows], references=references[rows])
-            return {name: value for name, value in result.items() if isinstance(value, float)}
+        def compute(
+            rows: np.ndarray,
+            predictions: np.ndarray = predictions,
+            references: np.ndarray = references,
+            peers: dict[str, Callable[..., float]] = peers,
+        ) -> dict[str, float]:
+            return {name: float(peer(predictions[rows], references[rows])) for name, peer in peers.items()}
 
-        return interval_by_rows(compute, 50, repeats=40)
-
-    by_rows = [
-        of_metric(accuracy.Accuracy(num_classes=6), scores, truth),
-        of_metric(r2.R2(), guess, targets),
-        of_metric(mean_iou.MeanIoU(num_classes=3), maps, true_maps),
-    ]
-    for sums, rows in zip(by_sums, by_rows, strict=True):
-        assert set(sums) == set(rows)
-        for name, ends in rows.items():
+        for name, ends in interval_by_rows(compute, 50, repeats=40).items():
             assert sums[name] == pytest.approx(ends, rel=1e-5), name
             assert ends[0] < ends[1]
+    assert metric_intervals(R2(), np.ones((3, 4)), repeats=0, seed=0) == {}
+
+
+def test_rows_that_do_not_add_up_are_drawn_whole() -> None:
+    class Median:
+        def summarize(self, total: list[float]) -> dict[str, float]:
+            return {"median": float(np.median(total))}
+
+    values = np.random.default_rng(6).normal(size=21)
+    expected = interval_by_rows(lambda rows: {"median": float(np.median(values[rows]))}, 21, repeats=30, seed=2)
+    assert metric_intervals(Median(), values.tolist(), repeats=30, seed=2) == expected
 
 
 def test_seed_decides_and_blocks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = np.random.default_rng(4).integers(0, 50, size=(30, 16)).astype(np.int32)
-    first = interval(mean_iou.summarize, sums, repeats=100)
-    assert interval(mean_iou.summarize, sums, repeats=100) == first
-    assert interval(mean_iou.summarize, sums, repeats=100, seed=1) != first
+    first = interval(MeanIoU(num_classes=4).summarize, sums, repeats=100)
+    assert interval(MeanIoU(num_classes=4).summarize, sums, repeats=100) == first
+    assert interval(MeanIoU(num_classes=4).summarize, sums, repeats=100, seed=1) != first
     monkeypatch.setattr(bootstrap, "_BLOCK", 64)  # two repeats, two columns at a time
-    assert interval(mean_iou.summarize, sums, repeats=100) == first
+    assert interval(MeanIoU(num_classes=4).summarize, sums, repeats=100) == first
 
 
 def test_wider_levels_hold_narrower_ones() -> None:
@@ -98,7 +126,7 @@ def test_numbers_that_are_not_defined_in_a_repeat_are_left_out() -> None:
     assert np.isnan(result["never"]).all()
     assert result["three"] == (3.0, 3.0)
     sums = np.array([[2, 0, 5, 0], [0, 5, 0, 5]], dtype=np.uint8)  # each class in one image alone
-    ends = interval(accuracy.summarize, sums, repeats=50)
+    ends = interval(Accuracy(num_classes=2).summarize, sums, repeats=50)
     assert set(ends) == {"accuracy", "mean_per_class_accuracy"}
     assert np.isfinite(list(ends.values())).all()
 
