@@ -26,8 +26,8 @@ def _global_state() -> dict[str, Any]:
     logger = logging.getLogger("hf_geossl")
     return {
         "working folder": os.getcwd(),
-        # scikit-learn's import sets KMP_..., pytest its own
-        "environment": {k: v for k, v in os.environ.items() if not k.startswith(("KMP_", "PYTEST_"))},
+        # scikit-learn's import sets KMP_..., torch's compiler TORCHINDUCTOR_..., pytest its own
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith(("KMP_", "TORCHINDUCTOR_", "PYTEST_"))},
         "level of hf_geossl's logger": (logger.level, logger.propagate, logger.disabled, logging.root.manager.disable),
         "verbosity of transformers": transformers.logging.get_verbosity(),
         "signal handlers": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
