@@ -20,6 +20,8 @@ from tests.helpers import chaos_run
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
+pytestmark = pytest.mark.slow
+
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.helpers.chaos_run"])  # a start costs a fork instead of seconds of imports
 SAVE = 3

@@ -20,6 +20,8 @@ from tests.helpers.distributed_run import IN_MICRO_BATCHES, RUNS, SAVED, STEPS
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATIONS = Path(hf_geossl.__file__).parent / "training" / "accelerate"
 TOLERANCE = 1e-5
 

@@ -27,6 +27,8 @@ from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images() -> list[dict[str, np.ndarray]]:

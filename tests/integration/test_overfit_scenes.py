@@ -15,6 +15,8 @@ from hf_geossl import (
     load_stream,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "hidden_size": 64,
     "num_hidden_layers": 3,

@@ -13,6 +13,8 @@ from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--image_size",
     "32",

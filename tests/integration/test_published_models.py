@@ -18,6 +18,8 @@ from tests.helpers.golden import ROOT
 from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 from tests.helpers.methods import METHODS, Method, randomise
 
+pytestmark = pytest.mark.slow
+
 SIDES = ("installed", "remote")
 READER = """
 import json, sys

@@ -25,6 +25,8 @@ from tests.helpers.gtsa_run import make_trainer
 from tests.helpers.hub_server import HubServer
 from tests.helpers.photographs import pieces
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------------ broken images
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, os, signal, sys
 import torch
