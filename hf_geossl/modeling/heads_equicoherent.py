@@ -1,17 +1,19 @@
-"""What EquiCoherent trains beside trunk and decoders: the split of the features, and the hosts' heads."""
+"""What EquiCoherent's pretraining has beside trunk and decoders: split, hosts' heads, teacher, checks of views."""
 
 import itertools
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .configuration_equicoherent import EquiCoherentConfig
-from .objectives import mean_over_processes
+from .modeling_equicoherent import EquiCoherentModel
+from .objectives import is_distributed, mean_over_processes
 
 
 class SplitHead(nn.Linear):
-    """A linear layer whose last channels are for the decoders (z_equi), the others for the host's head (z_inv).
+    """A linear layer whose last channels go to the decoders (z_equi), the others to the host's head (z_inv).
 
     Args:
         in_features (`int`): Width of the tokens.
@@ -69,7 +71,7 @@ class PrototypeHead(nn.Module):
 
 
 class GlobalBatchNorm(nn.Module):
-    """Batch normalisation by the batch of all processes, always; it keeps no running statistics."""
+    """Batch normalisation by the batch of all processes, always; without running statistics."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -105,3 +107,86 @@ class Projector(nn.Module):
             projected = layer(features)
             features = F.relu(norm(projected)).to(projected.dtype)  # the norm gives float32
         return last(features)
+
+
+def make_heads(config: EquiCoherentConfig) -> dict[str, nn.Module]:
+    """Makes the split and the host's heads, by the names that student and teacher have them under."""
+    inputs, patch_features = config.hidden_size, cast(int, config.patch_features)
+    heads: dict[str, nn.Module] = {}
+    if config.split == "feature":
+        equivariant_features = cast(int, config.equivariant_features)
+        heads["split_head"] = SplitHead(inputs, patch_features, equivariant_features)
+        inputs = patch_features - equivariant_features
+    if not config.has_teacher:
+        return {**heads, "head": Projector(inputs, config.projector_sizes)}
+    outputs = patch_features if config.split == "logits" else cast(int, config.num_prototypes)
+    heads["head"] = PrototypeHead(inputs, outputs, config)
+    if config.masks and not config.shared_head:
+        heads["patch_head"] = PrototypeHead(inputs, outputs, config)
+    return heads
+
+
+class EquiCoherentTeacher(nn.Module):
+    """The momentum copy of trunk, split and heads, without stochastic depth; it gets no gradient."""
+
+    equicoherent: EquiCoherentModel
+    split_head: SplitHead
+    head: PrototypeHead
+    patch_head: PrototypeHead
+
+    def __init__(self, config: EquiCoherentConfig) -> None:
+        super().__init__()
+        self.equicoherent = EquiCoherentModel(config)
+        self.equicoherent.disable_drop_path()
+        for name, head in make_heads(config).items():
+            self.add_module(name, head)
+        self.requires_grad_(False)
+
+
+def check_views(
+    config: EquiCoherentConfig,
+    global_pixel_values: torch.Tensor,
+    local_pixel_values: torch.Tensor | None,
+    bool_masked_pos: torch.Tensor | None,
+) -> None:
+    """Refuses views that do not fit together or are too few for the host.
+
+    Args:
+        config (`EquiCoherentConfig`): Of the model.
+        global_pixel_values, local_pixel_values, bool_masked_pos (`torch.Tensor`): As `forward` of
+            `EquiCoherentForPreTraining` takes them.
+
+    Raises:
+        ValueError: If a shape is wrong, or the batch is too small.
+    """
+    if global_pixel_values.ndim != 5 or global_pixel_values.shape[1] != 2:
+        raise ValueError(
+            "global_pixel_values must have shape (batch, 2, channels, height, width), the second view transformed, "
+            f"got {tuple(global_pixel_values.shape)}; make two global views an image and stack them"
+        )
+    if (host := config.host) in ("dinov2", "vicreg", "simclr"):
+        of_all = host != "dinov2" and is_distributed()
+        images = len(global_pixel_values) * (torch.distributed.get_world_size() if of_all else 1)
+        if images < 2:
+            raise ValueError(
+                f"global_pixel_values must hold at least 2 images for the host {host!r}, which compares the images of "
+                f"a batch{' on each process' if host == 'dinov2' else ''}, got {images}; give larger batches"
+            )
+    if local_pixel_values is not None:
+        if not config.has_teacher:
+            raise ValueError(
+                f"host {config.host!r} compares two global views and takes no local ones; got "
+                f"local_pixel_values of shape {tuple(local_pixel_values.shape)}, make them with num_local=0"
+            )
+        if local_pixel_values.ndim != 5 or len(local_pixel_values) != len(global_pixel_values):
+            raise ValueError(
+                f"local_pixel_values must have shape ({len(global_pixel_values)}, views, channels, height, width), "
+                f"got {tuple(local_pixel_values.shape)}; stack the local views of each image"
+            )
+    if bool_masked_pos is not None:
+        patches = global_pixel_values[0, 0, 0].numel() // config.patch_size**2
+        if bool_masked_pos.shape != (len(global_pixel_values), 2, patches):
+            raise ValueError(
+                f"bool_masked_pos must have shape {(len(global_pixel_values), 2, patches)}, "
+                f"got {tuple(bool_masked_pos.shape)}; mask the patches of both global views at their size"
+            )

@@ -1,4 +1,6 @@
-"""What LOCA trains beside the trunk: the cluster head, and the cross-attention that looks at the reference."""
+"""What LOCA's pretraining has beside the trunk: cluster head, cross-attention to the reference, teacher, checks of views."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from .configuration_loca import LOCAConfig
+from .modeling_loca import LOCAModel
 from .modeling_vit import ViTAttentionBase, ViTMLP
 
 
@@ -53,7 +56,7 @@ class LOCACrossAttention(ViTAttentionBase):
 
 
 class LOCACrossAttentionBlock(nn.Module):
-    """A transformer block that looks at the reference: separate norms for queries and references, no stochastic depth."""
+    """A transformer block of cross-attention: separate norms for queries and references, no stochastic depth."""
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__()
@@ -67,3 +70,112 @@ class LOCACrossAttentionBlock(nn.Module):
         """Maps `(batch, tokens, hidden_size)` and `(batch, visible, hidden_size)` to the shape of the first."""
         queries = queries + self.attention(self.norm_query(queries), self.norm_key_value(references))
         return queries + self.mlp(self.norm2(queries))
+
+
+def make_heads(config: LOCAConfig) -> dict[str, nn.Module]:
+    """Makes what is trained beside the trunk, by the names that student and teacher have it under."""
+    height, width = (side // config.patch_size for side in config.image_height_width)
+    heads: dict[str, nn.Module] = {"cluster_head": LOCAClusterHead(config)} if config.has_cluster_head else {}
+    heads["cross_attention"] = LOCACrossAttentionBlock(config)
+    heads["final_norm"] = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    heads["position_predictor"] = nn.Linear(config.hidden_size, height * width)
+    return heads
+
+
+class LOCATeacher(nn.Module):
+    """The momentum copy of everything that is trained, under the student's names; it gets no gradient."""
+
+    loca: LOCAModel
+    cluster_head: LOCAClusterHead
+
+    def __init__(self, config: LOCAConfig) -> None:
+        super().__init__()
+        self.loca = LOCAModel(config)
+        for name, head in make_heads(config).items():
+            self.add_module(name, head)
+        self.requires_grad_(False)
+
+
+def check_views(
+    config: LOCAConfig,
+    reference: torch.Tensor,
+    random_query: torch.Tensor | None,
+    random_positions: torch.Tensor | None,
+    focal_queries: torch.Tensor | None,
+    focal_positions: torch.Tensor | None,
+) -> None:
+    """Refuses views and positions that do not fit together; values are looked at on a CPU alone.
+
+    Args:
+        config (`LOCAConfig`): Of the model.
+        reference, random_query, random_positions, focal_queries, focal_positions (`torch.Tensor`): As `forward` of
+            `LOCAForPreTraining` takes them.
+
+    Raises:
+        ValueError: If a shape or a position is wrong.
+    """
+    size, patch_size = config.image_height_width, config.patch_size
+    num_references = size[0] * size[1] // patch_size**2
+    if reference.ndim != 4 or tuple(reference.shape[-2:]) != size:
+        raise ValueError(
+            f"reference_pixel_values must have shape (batch, channels, {size[0]}, {size[1]}), the image_size of the "
+            f"configuration, got {tuple(reference.shape)}"
+        )
+    if (focal_queries is None) != (focal_positions is None):
+        raise ValueError("focal_query_pixel_values and focal_query_positions come together, or neither")
+    for name, pixels, positions, dimensions in (
+        ("random_query", random_query, random_positions, 4),
+        ("focal_query", focal_queries, focal_positions, 5),
+    ):
+        if pixels is None or positions is None:
+            continue
+        if pixels.ndim != dimensions or len(pixels) != len(reference):
+            axes = "batch, channels, height, width" if dimensions == 4 else "batch, queries, channels, side, side"
+            raise ValueError(
+                f"{name}_pixel_values must have shape ({axes}) with a batch of {len(reference)}, "
+                f"got {tuple(pixels.shape)}"
+            )
+        rows, columns = (side // patch_size for side in pixels.shape[-2:])
+        shape = (*pixels.shape[: dimensions - 3], rows * columns)
+        if positions.shape != shape:
+            raise ValueError(
+                f"{name}_positions must have shape {shape}, one for every token before any is dropped, "
+                f"got {tuple(positions.shape)}"
+            )
+        if positions.device.type == "cpu" and positions.numel():
+            low, high = int(positions.min()), int(positions.max())
+            if low < -1 or high >= num_references:
+                raise ValueError(
+                    f"{name}_positions must be raster indices into the reference's "
+                    f"{num_references} tokens or -1, got {low} to {high}"
+                )
+
+
+def check_token_indices(
+    name: str, tokens: torch.Tensor | Sequence[int], num_tokens: int, device: torch.device
+) -> torch.Tensor:
+    """Moves indices of tokens to the device, checked where they are without waiting for it.
+
+    Args:
+        name (`str`): What they are called in messages.
+        tokens (`torch.Tensor` of shape `(tokens,)`): Raster indices, the same for a whole batch.
+        num_tokens (`int`): Tokens that there are.
+        device (`torch.device`): Where they go.
+
+    Returns:
+        `torch.Tensor` of shape `(tokens,)`: int64.
+
+    Raises:
+        ValueError: If they are no indices of tokens.
+    """
+    tokens = torch.as_tensor(tokens)
+    if tokens.ndim != 1 or not len(tokens) or tokens.dtype == torch.bool or tokens.is_floating_point():
+        raise ValueError(
+            f"{name} must be integers of shape (tokens,), at least one, the same for the whole batch, "
+            f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
+        )
+    if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+        raise ValueError(
+            f"{name} must be raster indices from 0 to {num_tokens - 1}, got {int(tokens.min())} to {int(tokens.max())}"
+        )
+    return tokens.to(device, torch.long, non_blocking=True)

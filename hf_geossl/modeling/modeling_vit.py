@@ -239,6 +239,10 @@ class ViTDropPath(nn.Module):
         keep = torch.empty(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
         return hidden_states * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
 
+    def disable(self) -> None:
+        """Drops nothing from now on, in training neither."""
+        self.rate = 0.0
+
     def extra_repr(self) -> str:
         """Shows the rate where the module is printed."""
         return f"rate={self.rate:.3f}"

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vit import GeometricViTConfig
-from .modeling_vit import GeometricViTPreTrainedModel, ViTEmbeddings, ViTEncoder
+from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEmbeddings, ViTEncoder
 
 
 class ViTTrunkModel(GeometricViTPreTrainedModel):
@@ -71,6 +71,12 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
     def patch_tokens(self, outputs: Any) -> torch.Tensor:
         """The patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
         return outputs.last_hidden_state[:, self.embeddings.num_prefix_tokens :]
+
+    def disable_drop_path(self) -> None:
+        """Turns stochastic depth off for good, as teachers have none."""
+        for module in self.modules():
+            if isinstance(module, ViTDropPath):
+                module.disable()
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Gives the feature `(batch, hidden_size)` of an image: the class token, or the mean of the patch tokens."""

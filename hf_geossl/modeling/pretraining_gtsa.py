@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_gtsa import GTSAConfig
 from .geometry import overlap_boxes, roi_align_weights, turn_cells
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
-from .modeling_vit import ViTDropPath, init_like_torch, is_part_of
+from .modeling_vit import init_like_torch, is_part_of
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
 from .reconstruction import attached_reconstruction, attached_task
 from .teacher_student import TeacherStudentModel
@@ -133,10 +133,8 @@ class GTSATeacher(nn.Module):
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__()
         self.gtsa = GTSAModel(config)
+        self.gtsa.disable_drop_path()
         self.projector = GTSAProjector(config)
-        for module in self.modules():
-            if isinstance(module, ViTDropPath):
-                module.rate = 0.0
         self.requires_grad_(False)
 
 

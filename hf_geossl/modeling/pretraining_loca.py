@@ -1,17 +1,25 @@
 """LOCA pretraining: student, teacher, cross-attention, heads and loss (arXiv 2212.02400)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_loca import LOCAConfig
-from .heads_loca import LOCAClusterHead, LOCACrossAttentionBlock, LOCAPrototypes
+from .heads_loca import (
+    LOCAClusterHead,
+    LOCACrossAttentionBlock,
+    LOCAPrototypes,
+    LOCATeacher,
+    check_token_indices,
+    check_views,
+    make_heads,
+)
 from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
 from .reconstruction import attached_reconstruction, attached_task
@@ -66,30 +74,6 @@ class LOCAForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class LOCATeacher(nn.Module):
-    """The momentum copy of everything that is trained, under the student's names; it gets no gradient."""
-
-    def __init__(self, config: LOCAConfig) -> None:
-        super().__init__()
-        if config.num_register_tokens:
-            raise ValueError(
-                f"num_register_tokens must be 0 to pretrain with LOCA, whose tokens are all patches; got "
-                f"{config.num_register_tokens}"
-            )
-        self.loca = LOCAModel(config)
-        _add_heads(self, config)
-        self.requires_grad_(False)
-
-
-def _add_heads(module: Any, config: LOCAConfig) -> None:
-    height, width = (side // config.patch_size for side in config.image_height_width)
-    if config.has_cluster_head:
-        module.cluster_head = LOCAClusterHead(config)
-    module.cross_attention = LOCACrossAttentionBlock(config)
-    module.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-    module.position_predictor = nn.Linear(config.hidden_size, height * width)
-
-
 class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     """Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`. The teacher has
     the student's stochastic depth in training.
@@ -105,20 +89,24 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         "AutoModelForPreTraining": "pretraining_loca.LOCAForPreTraining",
     }
     main_input_name = "reference_pixel_values"
-    teacher: Any  # LOCATeacher, as the heads below from _add_heads
-    cluster_head: Any
-    cross_attention: Any
-    final_norm: Any
-    position_predictor: Any
+    teacher: LOCATeacher
+    cluster_head: LOCAClusterHead  # this and the following from `make_heads`
+    cross_attention: LOCACrossAttentionBlock
+    final_norm: nn.LayerNorm
+    position_predictor: nn.Linear
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__(config)
-        if config.use_class_token:  # the other classes may have one, of weights from elsewhere
-            raise ValueError(
-                "use_class_token must be False to pretrain with LOCA, whose tokens are all patches; got True"
-            )
+        # the other classes may have both, of weights from elsewhere
+        for name in ("use_class_token", "num_register_tokens"):
+            if getattr(config, name):
+                raise ValueError(
+                    f"{name} must be {type(getattr(config, name))()} to pretrain with LOCA, whose tokens are all patches; "
+                    f"got {getattr(config, name)}"
+                )
         self.loca = LOCAModel(config)
-        _add_heads(self, config)
+        for name, head in make_heads(config).items():
+            self.add_module(name, head)
         self.teacher = LOCATeacher(config)
         self.reconstruction = attached_task(config)  # last, so that all else initialises as without it
         self.post_init()
@@ -168,64 +156,6 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             start = int(torch.randint(num_tokens - visible + 1, ()))
         return torch.arange(start, start + visible)
 
-    def _check_views(
-        self,
-        reference: torch.Tensor,
-        random_query: torch.Tensor | None,
-        random_positions: torch.Tensor | None,
-        focal_queries: torch.Tensor | None,
-        focal_positions: torch.Tensor | None,
-    ) -> None:
-        size, patch_size = self.config.image_height_width, self.config.patch_size
-        if reference.ndim != 4 or tuple(reference.shape[-2:]) != size:
-            raise ValueError(
-                f"reference_pixel_values must have shape (batch, channels, {size[0]}, {size[1]}), the image_size of the "
-                f"configuration, got {tuple(reference.shape)}"
-            )
-        if (focal_queries is None) != (focal_positions is None):
-            raise ValueError("focal_query_pixel_values and focal_query_positions come together, or neither")
-        for name, pixels, positions, dimensions in (
-            ("random_query", random_query, random_positions, 4),
-            ("focal_query", focal_queries, focal_positions, 5),
-        ):
-            if pixels is None or positions is None:
-                continue
-            if pixels.ndim != dimensions or len(pixels) != len(reference):
-                axes = "batch, channels, height, width" if dimensions == 4 else "batch, queries, channels, side, side"
-                raise ValueError(
-                    f"{name}_pixel_values must have shape ({axes}) with a batch of {len(reference)}, "
-                    f"got {tuple(pixels.shape)}"
-                )
-            rows, columns = (side // patch_size for side in pixels.shape[-2:])
-            shape = (*pixels.shape[: dimensions - 3], rows * columns)
-            if positions.shape != shape:
-                raise ValueError(
-                    f"{name}_positions must have shape {shape}, one for every token before any is dropped, "
-                    f"got {tuple(positions.shape)}"
-                )
-            if positions.device.type == "cpu" and positions.numel():
-                low, high = int(positions.min()), int(positions.max())
-                if low < -1 or high >= self.position_predictor.out_features:
-                    raise ValueError(
-                        f"{name}_positions must be raster indices into the reference's "
-                        f"{self.position_predictor.out_features} tokens or -1, got {low} to {high}"
-                    )
-
-    @staticmethod
-    def check_token_indices(name: str, tokens: Any, num_tokens: int, device: torch.device) -> torch.Tensor:
-        """Indices `(tokens,)` on the device, checked where they are without waiting for it."""
-        tokens = torch.as_tensor(tokens)
-        if tokens.ndim != 1 or not len(tokens) or tokens.dtype == torch.bool or tokens.is_floating_point():
-            raise ValueError(
-                f"{name} must be integers of shape (tokens,), at least one, the same for the whole batch, "
-                f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
-            )
-        if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
-            raise ValueError(
-                f"{name} must be raster indices from 0 to {num_tokens - 1}, got {int(tokens.min())} to {int(tokens.max())}"
-            )
-        return tokens.to(device, torch.long, non_blocking=True)
-
     def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Scores of positions `(batch, tokens, N)` for query tokens that look at reference tokens."""
         references = references.to(queries.dtype)  # the teacher is in float32, whatever the student's dtype
@@ -256,7 +186,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         tokens = queries.shape[1] if of_itself else self.position_predictor.out_features
         if visible_reference_tokens is None:
             visible_reference_tokens = torch.arange(tokens)
-        visible_reference_tokens = self.check_token_indices(
+        visible_reference_tokens = check_token_indices(
             "visible_reference_tokens", visible_reference_tokens, tokens, queries.device
         )
         if of_itself:
@@ -279,7 +209,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         visible_reference_tokens: torch.Tensor | None = None,
         transformed_pixel_values: torch.Tensor | None = None,
         intermediate_pixel_values: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LOCAForPreTrainingOutput:
         """Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References, of `image_size`.
@@ -310,17 +240,12 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         """
         if focal_query_pixel_values is not None and focal_query_pixel_values.shape[1:2] == (0,):
             focal_query_pixel_values = focal_query_positions = None
-        self._check_views(
-            reference_pixel_values,
-            random_query_pixel_values,
-            random_query_positions,
-            focal_query_pixel_values,
-            focal_query_positions,
-        )
+        queries = (random_query_pixel_values, random_query_positions, focal_query_pixel_values, focal_query_positions)
+        check_views(self.config, reference_pixel_values, *queries)
         device = reference_pixel_values.device
         if visible_reference_tokens is None:
             visible_reference_tokens = self.draw_visible_reference_tokens()
-        visible_reference_tokens = self.check_token_indices(
+        visible_reference_tokens = check_token_indices(
             "visible_reference_tokens", visible_reference_tokens, self.position_predictor.out_features, device
         )
         if self.config.location_target == "self":
@@ -329,77 +254,38 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             raise ValueError(
                 "random_query_pixel_values and random_query_positions are needed: take them from LOCAViews with the views"
             )
+        num_tokens = random_query_positions.shape[1]
         if kept_query_tokens is None:
-            kept_query_tokens = self.draw_kept_query_tokens(random_query_positions.shape[1])
-        kept_query_tokens = self.check_token_indices(
-            "kept_query_tokens", kept_query_tokens, random_query_positions.shape[1], device
-        )
+            kept_query_tokens = self.draw_kept_query_tokens(num_tokens)
+        kept_query_tokens = check_token_indices("kept_query_tokens", kept_query_tokens, num_tokens, device)
 
-        reference_clusters = None
-        if self.config.has_cluster_head:
-            with torch.no_grad():
-                references = self.teacher.loca(reference_pixel_values).last_hidden_state
-                reference_clusters = self.teacher.cluster_head(references)  # (B, N, P)
-            references = references[:, visible_reference_tokens]
-        else:
-            references = self.loca(reference_pixel_values, kept_tokens=visible_reference_tokens).last_hidden_state
-
-        outputs = self.loca(
-            random_query_pixel_values,
-            kept_tokens=kept_query_tokens,
-            use_positions=self.config.has_cluster_head,
-            **kwargs,
-        )
-        queries = outputs.last_hidden_state  # (B, K, D)
-        positions = random_query_positions[:, kept_query_tokens]
-        num_kept, focal_shape = queries.shape[1], (0, 0)
+        references, reference_clusters = self._encode_reference(reference_pixel_values, visible_reference_tokens)
+        use_positions = self.config.has_cluster_head
+        outputs = self.loca(random_query_pixel_values, kept_query_tokens, use_positions, **kwargs)
+        tokens, positions = outputs.last_hidden_state, random_query_positions[:, kept_query_tokens]  # (B, K, D), (B, K)
         if focal_query_pixel_values is not None and focal_query_positions is not None:
-            focal = self.loca(focal_query_pixel_values.flatten(0, 1), use_positions=self.config.has_cluster_head)
-            focal_shape = (focal_query_pixel_values.shape[1], focal.last_hidden_state.shape[1])  # queries, tokens
+            focal = self.loca(focal_query_pixel_values.flatten(0, 1), use_positions=use_positions).last_hidden_state
             # tokens of all queries of an image look at the same reference, independently of each other
-            focal_tokens = focal.last_hidden_state.unflatten(0, (len(queries), -1)).flatten(1, 2)
-            queries = torch.cat([queries, focal_tokens], dim=1)
+            tokens = torch.cat([tokens, focal.unflatten(0, focal_query_positions.shape[:2]).flatten(1, 2)], dim=1)
             positions = torch.cat([positions, focal_query_positions.flatten(1)], dim=1)  # (B, K + Q * n)
+        logits = self._predict(tokens, references)
+        clusters = self.cluster_head(tokens) if self.config.has_cluster_head else None
+        losses = self._losses(logits, clusters, reference_clusters, positions)
 
-        logits = self._predict(queries, references)
-        clusters = self.cluster_head(queries) if self.config.has_cluster_head else None
-        with torch.autocast(device.type, enabled=False):
-            location, accuracy = location_loss(logits, positions)
-            feature_loss, cluster_loss, mean_entropy_loss = None, None, None
-            if clusters is not None and reference_clusters is not None:
-                cluster_loss, mean_entropy_loss = self._cluster_losses(clusters, reference_clusters, positions)
-                feature_loss = cluster_loss + mean_entropy_loss
-            loss = self.config.location_weight * location
-            loss = loss if feature_loss is None else loss + feature_loss
-
-        reconstructed: dict[str, torch.Tensor] = {}
         if self.reconstruction is not None:
-            # the student sees the kept tokens of the random query, and nothing of the others
-            tokens = outputs.last_hidden_state
-            whole = tokens.new_zeros(len(tokens), random_query_positions.shape[1], tokens.shape[2])
-            reconstructed = attached_reconstruction(
-                self,
-                whole.index_copy(1, kept_query_tokens, tokens),
-                random_query_pixel_values.shape,
-                transformed_pixel_values,
-                intermediate_pixel_values,
+            # the student encodes the kept tokens of the random query, and nothing of the others
+            kept = outputs.last_hidden_state
+            everything = kept.new_zeros(len(kept), num_tokens, kept.shape[2]).index_copy(1, kept_query_tokens, kept)
+            size = random_query_pixel_values.shape
+            losses |= attached_reconstruction(
+                self, everything, size, transformed_pixel_values, intermediate_pixel_values
             )
-            loss = loss + self.config.reconstruction_weight * reconstructed["reconstruction_loss"]
-
-        def split(values: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-            if values is None or not focal_shape[0]:
-                return values, None
-            return values[:, :num_kept], values[:, num_kept:].unflatten(1, focal_shape)
-
-        random_query_logits, focal_query_logits = split(logits)
-        random_query_clusters, focal_query_clusters = split(clusters)
+            losses["loss"] = losses["loss"] + self.config.reconstruction_weight * losses["reconstruction_loss"]
+        focal_shape = None if focal_query_positions is None else focal_query_positions.shape[1:]
+        random_query_logits, focal_query_logits = _split(logits, len(kept_query_tokens), focal_shape)
+        random_query_clusters, focal_query_clusters = _split(clusters, len(kept_query_tokens), focal_shape)
         return LOCAForPreTrainingOutput(
-            loss=loss,
-            location_loss=location,
-            feature_loss=feature_loss,
-            cluster_loss=cluster_loss,
-            mean_entropy_loss=mean_entropy_loss,
-            location_accuracy=accuracy,
+            **losses,
             random_query_logits=random_query_logits,
             focal_query_logits=focal_query_logits,
             random_query_cluster_logits=random_query_clusters,
@@ -407,8 +293,36 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             reference_cluster_logits=reference_clusters,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **reconstructed,
         )
+
+    def _encode_reference(
+        self, pixel_values: torch.Tensor, visible_tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encodes the visible tokens `(B, M, D)` of references, and with clustering all tokens' cosines `(B, N, P)`."""
+        if not self.config.has_cluster_head:
+            return self.loca(pixel_values, kept_tokens=visible_tokens).last_hidden_state, None
+        with torch.no_grad():
+            references = self.teacher.loca(pixel_values).last_hidden_state
+            return references[:, visible_tokens], self.teacher.cluster_head(references)
+
+    def _losses(
+        self,
+        logits: torch.Tensor,
+        clusters: torch.Tensor | None,
+        reference_clusters: torch.Tensor | None,
+        positions: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Computes the losses of query tokens at `positions (B, T)`, by the names of the output's fields."""
+        with torch.autocast(logits.device.type, enabled=False):
+            location, accuracy = location_loss(logits, positions)
+            losses = {"location_loss": location, "location_accuracy": accuracy}
+            losses["loss"] = self.config.location_weight * location
+            if clusters is not None and reference_clusters is not None:
+                cluster, mean_entropy = self._cluster_losses(clusters, reference_clusters, positions)
+                losses |= {"cluster_loss": cluster, "mean_entropy_loss": mean_entropy}
+                losses["feature_loss"] = cluster + mean_entropy
+                losses["loss"] = losses["loss"] + losses["feature_loss"]
+        return losses
 
     def _cluster_losses(
         self, clusters: torch.Tensor, reference_clusters: torch.Tensor, positions: torch.Tensor
@@ -428,23 +342,28 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         )
 
     def _predict_own_positions(
-        self, pixel_values: torch.Tensor, visible_tokens: torch.Tensor, **kwargs: Any
+        self, pixel_values: torch.Tensor, visible_tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> LOCAForPreTrainingOutput:
         """Single-image position prediction: one view, no positions, keys are the visible tokens of the view itself."""
         outputs = self.loca(pixel_values, use_positions=False, **kwargs)
         tokens = outputs.last_hidden_state
         logits = self._predict(tokens, tokens[:, visible_tokens])
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            positions = torch.arange(tokens.shape[1], device=pixel_values.device).expand(len(tokens), -1)
-            location, accuracy = location_loss(logits, positions)
+        positions = torch.arange(tokens.shape[1], device=pixel_values.device).expand(len(tokens), -1)
         return LOCAForPreTrainingOutput(
-            loss=self.config.location_weight * location,
-            location_loss=location,
-            location_accuracy=accuracy,
+            **self._losses(logits, None, None, positions),
             reference_logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _split(
+    values: torch.Tensor | None, num_kept: int, focal_shape: torch.Size | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Divides `(batch, tokens, ...)` into the random query's kept tokens and the focal queries'."""
+    if values is None or focal_shape is None:
+        return values, None
+    return values[:, :num_kept], values[:, num_kept:].unflatten(1, focal_shape)
 
 
 __all__ = ["LOCAForPreTraining", "LOCAForPreTrainingOutput"]

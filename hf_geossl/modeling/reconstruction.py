@@ -66,7 +66,9 @@ class ReconstructionTask(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor, targets: torch.Tensor, grid: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Args:
+        """Reconstructs images from the tokens of two views.
+
+        Args:
             first, second (`torch.Tensor` of shape `(batch, patches, features)`): Patch tokens of the first global view,
                 and of the second, which the transformation has been applied to.
             targets (`torch.Tensor` of shape `(batch, num_decoders, channels, height, width)`): Normalised images.
@@ -124,6 +126,11 @@ def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, co
     return intermediate_pixel_values
 
 
+def mean_image_loss(targets: torch.Tensor) -> torch.Tensor:
+    """Computes the reconstruction loss `()` of the batch's mean images, for targets `(batch, K, channels, height, width)`."""
+    return reconstruction_loss(targets.mean(dim=0, keepdim=True).expand_as(targets), targets)
+
+
 # ---- Beside the losses of a method whose own views stay untransformed
 
 
@@ -178,8 +185,11 @@ def attached_reconstruction(
     second = trunk.patch_tokens(trunk(transformed_pixel_values))
     grid = (shape[-2] // config.patch_size, shape[-1] // config.patch_size)
     loss, reconstructions = model.reconstruction(first, second, targets, grid)
-    mean_image_loss = reconstruction_loss(targets.mean(dim=0, keepdim=True).expand_as(targets), targets)
-    return {"reconstruction_loss": loss, "mean_image_loss": mean_image_loss, "reconstructions": reconstructions}
+    return {
+        "reconstruction_loss": loss,
+        "mean_image_loss": mean_image_loss(targets),
+        "reconstructions": reconstructions,
+    }
 
 
 def check_reconstruction_views(config: Any, views: Any) -> None:

@@ -1020,7 +1020,7 @@ def test_bf16_autocast_leaves_losses_in_float32_and_near(arm: str) -> None:
             assert parameter.grad.dtype == torch.float32, name
             assert parameter.grad.isfinite().all(), name
     for name, _ in model.named_buffers(recurse=False):
-        assert all(total.dtype == torch.float32 for total in model._seen[name]), name
+        assert all(total.dtype == torch.float32 for total in model._accumulated[name]), name
 
 
 _TWO_PROCESSES = """

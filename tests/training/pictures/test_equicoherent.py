@@ -181,7 +181,7 @@ def test_drawing_leaves_model_and_random_numbers_as_they_are(fields: dict[str, A
     assert torch.equal(drawn, torch.get_rng_state())
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert model._seen == {}
+    assert model._accumulated == {}
     assert reconstruction_picture(model, views, shown, seed=1).tobytes() == picture.tobytes()
     assert reconstruction_picture(model, views, shown, seed=2).tobytes() != picture.tobytes()
 
