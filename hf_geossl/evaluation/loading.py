@@ -106,7 +106,7 @@ def _open_timm(name: str) -> nn.Module:
     except ImportError as error:
         raise ImportError(f"{TIMM}{name} needs timm: pip install 'hf_geossl[timm]'") from error
     if not timm.is_model(re.split(r"[.:/]", name)[0]) and not name.startswith("hf-hub:"):
-        raise ValueError(f"timm knows no model {name!r}; timm.list_models('vit*') shows them")
+        raise ValueError(f"timm has no model {name!r}; timm.list_models('vit*') shows them")
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
     except TypeError:  # has no such argument: images of one size, or no vision transformer at all
