@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoModel
 
 from hf_geossl.cli.main import main
-from hf_geossl.cli.pretrain import make_config
+from hf_geossl.cli.pretrain import make_config, make_training_arguments
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
 from hf_geossl.cli.usage import UsageError
 from tests.helpers.photographs import pieces, write_folder
@@ -357,3 +357,80 @@ def test_missing_held_out_images_are_named_before_training(
     ):
         assert message in error_line(capsys, "pretrain", str(recipe), *given)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "warning", "remedy"),
+    [
+        (
+            "hf_geossl.training.trainer:TeacherStudentTrainer.evaluate",
+            "the evaluation could not be made (ZeroDivisionError: broken)",
+            "geossl evaluate",
+        ),
+        (
+            "hf_geossl.training.outputs.exporter:write_card",
+            "the model card could not be made (ZeroDivisionError: broken)",
+            "geossl card",
+        ),
+        (
+            "hf_geossl.training.pictures.features:FeaturePicture.draw",
+            "could not be made (ZeroDivisionError: broken)",
+            "",
+        ),
+    ],
+)
+def test_what_fails_after_the_training_is_a_line_and_the_model_is_there(
+    place: str,
+    warning: str,
+    remedy: str,
+    tmp_path: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("broken")
+
+    module, _, attribute = place.partition(":")
+    monkeypatch.setattr(f"{module}.{attribute}", fail)
+    held_out = ["--eval_dataset", "scenes", "--eval_images", "8", "--dataset_config", "scene-48", "--max_steps", "1"]
+    assert main(["pretrain", str(recipe), *held_out]) == 0
+    assert AutoModel.from_pretrained(tmp_path / "run").config.hidden_size == 32
+    lines = [record.getMessage() for record in caplog.records if warning in record.getMessage()]
+    assert len(set(lines)) == 1, caplog.text
+    assert remedy in lines[0]
+    assert "The model is in" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["card", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "README.md").is_file()
+
+
+def test_trackers_know_a_run_by_its_folder_unless_it_has_a_name() -> None:
+    quick = ["quickstart", "--output_dir", "runs/first"]
+    assert make_training_arguments(parse_pretrain(quick)).run_name == "first"
+    assert make_training_arguments(parse_pretrain([*quick, "--run_name", "mine"])).run_name == "mine"
+
+
+def test_lines_of_a_redirected_run_arrive_while_it_trains(tmp_path: Path, recipe: Path) -> None:
+    command = [sys.executable, "-m", "hf_geossl.cli", "pretrain", str(recipe), "--max_steps", "100000"]
+    command += ["--dataset", "scenes", "--dataset_config", "scene-48", "--picture", "false", "--logging_steps", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert process.poll() is None  # 100,000 steps are not done
+    finally:
+        process.kill()
+        process.wait()
+    assert lines[0].startswith(f"{tmp_path / 'run'}: ")
+    assert [line.split(":")[0] for line in lines[1:]] == ["step 1", "step 2"]
+
+
+def test_nothing_but_sentences_is_printed(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No raw dictionary of transformers' own callbacks, neither while it trains nor at the end."""
+    held_out = ["--eval_dataset", "scenes", "--eval_images", "8", "--eval_strategy", "steps", "--eval_steps", "2"]
+    assert main(["pretrain", str(recipe), *held_out, "--dataset_config", "scene-48"]) == 0
+    captured = capsys.readouterr()
+    assert "{'" not in captured.out + captured.err
+    assert "step 4, 8 held-out images: loss" in captured.out
