@@ -290,9 +290,8 @@ class TeacherStudentTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.feed.opened()
         self.store_flos()
-        exported: Any = [
-            cb for cb in (*self.callback_handler.callbacks, self.control) if isinstance(cb, ExportableState)
-        ]
+        callbacks = (*self.callback_handler.callbacks, self.control)
+        exported: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
         self.state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
         parts: list[Callable[[Path], object]] = [
             lambda folder: self.save_model(str(folder), _internal_call=True),
