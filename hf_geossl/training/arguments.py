@@ -127,6 +127,12 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             args.max_steps = max(steps, 1)
         return args
 
+    def without_limit(self) -> Self:
+        """A copy that does not limit how many checkpoints there are."""
+        args = copy.copy(self)
+        args.save_total_limit = None
+        return args
+
     @property
     def scaled_learning_rate(self) -> float:
         """`base_learning_rate` for this run's global batch: linear in it, and meant for 256 images."""

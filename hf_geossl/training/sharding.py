@@ -3,8 +3,7 @@
 import copy
 import itertools
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,25 +176,14 @@ def fsdp_plugin_settings(given: Mapping[str, Any] | None, mixed_precision: str) 
     return settings
 
 
-@contextmanager
-def replaced(owner: object, **attributes: object) -> Iterator[None]:
-    """Gives an object other attributes for a while, and then those that it had."""
-    before = {name: value for name, value in vars(owner).items() if name in attributes}
-    vars(owner).update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del vars(owner)[name]
-        vars(owner).update(before)
+def prepared_before(accelerator: Accelerator) -> Accelerator:
+    """A copy whose `prepare` returns its arguments, for a model that is divided already.
 
-
-def prepared_before(accelerator: Accelerator) -> AbstractContextManager[None]:
-    """Lets `accelerator.prepare` return its arguments, for a model that is divided already.
-
-    It would identify parameters by their addresses, which parts without rows have in common.
+    accelerate would identify parameters by their addresses, which parts without rows have in common.
     """
-    return replaced(accelerator, prepare=lambda *objects: objects)
+    ready: Any = copy.copy(accelerator)
+    ready.prepare = lambda *objects: objects
+    return ready
 
 
 # ---- The optimizer

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -257,8 +256,6 @@ class TeacherStudentTrainer(Trainer):
         self.parts.log_line.extend(logs, self.state.global_step, has_teacher, self.feed.skipped_images)
         super().log(logs, start_time)
 
-    # ---- Checkpoints ----
-
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
@@ -324,16 +321,23 @@ class TeacherStudentTrainer(Trainer):
             read_optimizer(whole, self.optimizer, self.lr_scheduler, Path(checkpoint))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        ready = self.is_fsdp_enabled and sharding.is_sharded(self.model)
-        if self.is_fsdp_enabled and not ready:  # processes start from the first one's weights, as with DDP
+        accelerator = self.accelerator
+        if self.is_fsdp_enabled and sharding.is_sharded(self.model):  # trained before
+            self.accelerator = sharding.prepared_before(accelerator)
+        elif self.is_fsdp_enabled:  # processes start from the first one's weights, as with DDP
             sharding.broadcast_state(self.model, self.args.device)
-        with sharding.prepared_before(self.accelerator) if ready else nullcontext():
+        try:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        finally:
+            self.accelerator = accelerator
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         # transformers would delete the last checkpoint where save_total_limit is 1 and another is better
-        with sharding.replaced(self.args, save_total_limit=None):
+        args, self.args = self.args, self.args.without_limit()
+        try:
             return super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args = args
 
     def end_processes(self) -> None:
         """Waits for all processes and ends what they share: the last call of a script that trains on several."""
@@ -342,8 +346,6 @@ class TeacherStudentTrainer(Trainer):
         self.model_wrapped = self.model  # whose threads crash a Python that exits before them (pytorch issue 190489)
         self.accelerator.free_memory()
         gc.collect()
-
-    # ---- What a run leaves behind ----
 
     def unsharded_model(self) -> Any:
         """The model with whole weights, None on processes that do not save; all must ask for it at the same time."""
@@ -375,8 +377,6 @@ class TeacherStudentTrainer(Trainer):
         """Writes record and card of the run again, after an evaluation; what fails is a warning."""
         if self.args.should_save:
             self.exporter.write_card(self.publisher.run_dir)
-
-    # ---- The Hub ----
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, so that nothing is trained in vain; see `HubPublisher.create_repository`."""

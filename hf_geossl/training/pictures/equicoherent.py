@@ -91,7 +91,7 @@ def find_reconstructions(
         reconstructed_images = _reconstruct(model, pairs, targets).float()
     finally:
         for module, training in modes:
-            module.training = training
+            module.train(training)  # parents come before their children
     errors = (reconstructed_images - targets).square().mean(dim=(2, 3, 4)).tolist()
     mean_image_errors = (targets.mean(dim=0) - targets).square().mean(dim=(2, 3, 4)).tolist()
     std, mean = (source.new_tensor(values)[:, None, None] for values in (views.std, views.mean))
