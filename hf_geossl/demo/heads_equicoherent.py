@@ -61,9 +61,8 @@ def path_controls(path: TransformationPath) -> list[Control]:
     color.append(("hue", None, "Hue, % of the colour circle", -100 * path.path_hue, 100 * path.path_hue, 0.01))
     low, high = path.path_blur_sigma
     blur: list[Control] = [("blur_sigma", None, "Blur, sigma in pixels of the model's input", low, high, 1.0)]
-    return {"se2": turn + shift, "rotation": turn, "translation": shift, "color": color, "blur": blur}[
-        path.transformation
-    ]
+    controls = {None: [], "se2": turn + shift, "rotation": turn, "translation": shift, "color": color, "blur": blur}
+    return controls[path.transformation]
 
 
 def path_parameters(path: TransformationPath, values: list[float]) -> TransformationParameters:

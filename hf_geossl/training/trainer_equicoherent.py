@@ -122,7 +122,12 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
             return EquiCoherentViews()
         check_model(METHODS[self.method], model)
         config: Any = model.config
-        return EquiCoherentViews(config.host, config.transformation, config.num_intermediate, config.patch_size)
+        return EquiCoherentViews(
+            host=config.host,
+            transformation=config.transformation,
+            num_intermediate=config.num_intermediate,
+            patch_size=config.patch_size,
+        )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:
         """As `TeacherStudentTrainer.check_views`; views must be of the model's host and reconstruction."""

@@ -5,15 +5,38 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from hf_geossl.views.settings import Settings, setting
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the values in `ColorParameters.order`
 BLUR_TRUNCATION = 3.0  # the kernel reaches 3 standard deviations of the widest blur
-OPERATIONS = ("torchvision", "tensorflow")
-BLUR_BORDERS = ("replicate", "zero")
 
 
 @dataclass(frozen=True)
-class ColorRecipe:
-    """The distribution from which the colour changes of a view are drawn.
+class ColorJitter(Settings):
+    """How strongly and how often the colours of views change: what all views of a method share.
+
+    The strengths are of the operations of one of two libraries, see `ColorRecipe`. A factor is uniform in
+    `[max(0, 1 - x), 1 + x]`; TensorFlow's brightness adds a share of the range 0..1 that is uniform in `[-x, x]`.
+
+    Source: torchvision `ColorJitter`.
+    """
+
+    brightness: float = setting(0.8, "Strength of the change of brightness.", low=0)
+    contrast: float = setting(0.8, "Strength of the change of contrast.", low=0)
+    saturation: float = setting(0.8, "Strength of the change of saturation.", low=0)
+    hue: float = setting(0.2, "Largest turn of the hue, in full turns of the colour circle.", low=0, high=0.5)
+    color_jitter_probability: float = setting(
+        0.8, "How often a view gets these four, in a random order.", low=0, high=1
+    )
+    grayscale_probability: float = setting(0.2, "How often a view loses its colour.", low=0, high=1)
+    blur_sigma: tuple[float, float] = setting(
+        (0.1, 2.0), "Smallest and largest standard deviation of the blur, in pixels of the view.", above=0
+    )
+
+
+@dataclass(frozen=True)
+class ColorRecipe(ColorJitter):
+    """The distribution from which the colour changes of one kind of view are drawn.
 
     Brightness, contrast and saturation are those of one of two libraries (`operations`):
 
@@ -21,63 +44,25 @@ class ColorRecipe:
       level of each pixel.
     - "tensorflow": brightness adds; contrast scales about the mean of each channel; saturation scales the S of HSV.
 
-    Args:
-        brightness, contrast, saturation (`float`): a factor is uniform in `[max(0, 1 - x), 1 + x]`; TensorFlow's
-            brightness adds a share of the range 0..1 that is uniform in `[-x, x]`.
-        hue (`float`): the turn is uniform in `[-hue, hue]`, in full turns of the colour circle, at most 0.5.
-        color_jitter_probability (`float`): how often a view gets these four, in a random order.
-        grayscale_probability (`float`): how often a view loses its colour.
-        blur_probability (`float`): how often a view is blurred.
-        blur_sigma (`tuple[float, float]`): smallest and largest standard deviation of the blur, in pixels of the view.
-        solarize_probability (`float`): how often the values of a view from one half on are inverted, after the blur.
-        operations (`str`): "torchvision" or "tensorflow", see above.
-        blur_border (`str`): what the blur sees outside the view: "replicate" (its border pixels) or "zero" (black).
-        blur_kernel_radius (`int`, *optional*): radius of the blur's kernel in pixels; three times the widest sigma if
-            absent.
-
-    Raises:
-        ValueError: a probability outside [0, 1], a negative strength, a hue above 0.5, an unknown word, a negative
-            radius, or sigmas that are not `0 < smallest <= largest`.
-
     Source: torchvision `ColorJitter` and `tf.image`; GTSA (arXiv 2304.08014) uses the defaults for every view.
     """
 
-    brightness: float = 0.8
-    contrast: float = 0.8
-    saturation: float = 0.8
-    hue: float = 0.2
-    color_jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
-    blur_probability: float = 0.2
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_probability: float = 0.0
-    operations: str = "torchvision"
-    blur_border: str = "replicate"
-    blur_kernel_radius: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in (
-            "color_jitter_probability",
-            "grayscale_probability",
-            "blur_probability",
-            "solarize_probability",
-        ):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name, words in (("operations", OPERATIONS), ("blur_border", BLUR_BORDERS)):
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} must be {words[0]!r} or {words[1]!r}, got {getattr(self, name)!r}")
-        if not 0.0 <= self.hue <= 0.5:
-            raise ValueError(f"hue must lie in [0, 0.5] (turns of the colour circle), got {self.hue}")
-        if not 0.0 < self.blur_sigma[0] <= self.blur_sigma[1] < math.inf:
-            raise ValueError(
-                f"blur_sigma must be (smallest, largest) with 0 < smallest <= largest, got {self.blur_sigma}"
-            )
-        if self.blur_kernel_radius is not None and self.blur_kernel_radius < 0:
-            raise ValueError(f"blur_kernel_radius must be 0 or more pixels, got {self.blur_kernel_radius}")
+    blur_probability: float = setting(0.2, "How often a view is blurred.", low=0, high=1)
+    solarize_probability: float = setting(
+        0.0, "How often values from one half on are inverted, after the blur.", low=0, high=1, flat=False
+    )
+    operations: str = setting(
+        "torchvision", "Whose operations are meant.", words=("torchvision", "tensorflow"), flat=False
+    )
+    blur_border: str = setting(
+        "replicate",
+        "What the blur sees outside the view: its border pixels or black.",
+        words=("replicate", "zero"),
+        flat=False,
+    )
+    blur_kernel_radius: int | None = setting(
+        None, "Radius of the blur's kernel in pixels; three times the widest sigma if absent.", low=0, flat=False
+    )
 
     @property
     def blur_radius(self) -> int:
@@ -134,11 +119,11 @@ class ColorParameters:
             }
         )
 
-    def select(self, views: torch.Tensor) -> "ColorParameters":
+    def select(self, views: torch.Tensor | slice) -> "ColorParameters":
         """The parameters of some views.
 
         Args:
-            views (`torch.Tensor`): indices or a mask into the first axis, on the parameters' device.
+            views (`torch.Tensor` or `slice`): Of the first axis: indices or a mask on the parameters' device, or a slice.
 
         Returns:
             `ColorParameters`: their rows, in that order.

@@ -1,64 +1,119 @@
-"""The views of EquiCoherent: those of a host method, the second global one transformed, and the points on its way there."""
+"""The views of EquiCoherent: those of a host method, the second global one transformed, and the points between."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.views.base import (
-    Batch,
-    Views,
-    check_crops_and_normalization,
-    cut_crops,
-    draw_crop,
-    make_random,
-    read_pixels,
-)
-from hf_geossl.views.color import ColorRecipe, draw_color_parameters
+from hf_geossl.views.base import Batch, Views, describe_crops, percent
+from hf_geossl.views.color import ColorJitter, ColorRecipe, draw_color_parameters
+from hf_geossl.views.crops import cut_crops, draw_crop, make_random, read_pixels
 from hf_geossl.views.masks import MASK_KINDS, draw_block_masks
-from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, render_color
+from hf_geossl.views.photometric import Normalization, render_color
+from hf_geossl.views.settings import Settings, flat_fields, group, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
 
 @dataclass(frozen=True)
 class HostViews:
-    """The views that a host method draws when nothing else is asked for.
-
-    Args:
-        num_local (`int`): how many local views.
-        global_scale, local_scale (`tuple[float, float]`): smallest and largest share of the image's area; hosts without
-            local views hold None.
-        color_jitter (`tuple[float, float, float, float]`): brightness, contrast, saturation and hue, as in `ColorRecipe`.
-        blur_probability (`tuple[float, float, float]`): of the first global, the second global and the local views.
-        solarize_probability (`float`): of the second global view.
-    """
+    """The settings that a host method decides where they are not given; the names are those of the flat keywords."""
 
     num_local: int
     global_scale: tuple[float, float]
     local_scale: tuple[float, float] | None
-    color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
     blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
     solarize_probability: float = 0.2
 
 
-HOSTS = {
+HOSTS: Mapping[str, HostViews] = {
     "ibot": HostViews(10, (0.25, 1.0), (0.05, 0.25)),
     "dinov2": HostViews(8, (0.32, 1.0), (0.05, 0.32)),
     "dino": HostViews(8, (0.4, 1.0), (0.05, 0.4)),
     "vicreg": HostViews(0, (0.08, 1.0), None),
-    "simclr": HostViews(
-        0,
-        (0.08, 1.0),
-        None,
-        color_jitter=(0.8, 0.8, 0.8, 0.2),
-        blur_probability=(0.5, 0.5, 0.5),
-        solarize_probability=0.0,
-    ),
+    "simclr": HostViews(0, (0.08, 1.0), None, 0.8, 0.8, 0.8, 0.2, (0.5, 0.5, 0.5), 0.0),
 }
 
 
+@dataclass(frozen=True)
+class EquiCoherentCrops(Settings):
+    """Which crops EquiCoherent takes of an image; the defaults are those of the host iBOT.
+
+    Raises:
+        ValueError: Sizes, counts, scales, ratios or probabilities out of range, or sizes that are not whole patches.
+    """
+
+    patch_size: int = setting(16, "Side of the model's patches in pixels; the sizes are multiples of it.", low=1)
+    global_size: int = setting(224, "Side of the two global views in pixels.")
+    local_size: int = setting(96, "Side of the local views in pixels.")
+    num_local: int = setting(10, "How many local views; VICReg and SimCLR take none.", low=0)
+    global_scale: tuple[float, float] = setting(
+        (0.25, 1.0), "Smallest and largest share of the image's area of a global view.", above=0, high=1
+    )
+    local_scale: tuple[float, float] | None = setting(
+        (0.05, 0.25), "Smallest and largest share of the image's area of a local view.", above=0, high=1
+    )
+    aspect_ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "Smallest and largest width / height of a crop.", above=0
+    )
+    flip_probability: float = setting(0.5, "How often a view is mirrored left to right, each by itself.", low=0, high=1)
+    exact_resize: bool = setting(
+        False, "Resize with Pillow, bit for bit, instead of torch's kernel, which is 4 times as fast."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("global_size", "local_size") if self.num_local else ("global_size",):
+            size = getattr(self, name)
+            if size < 1 or size % self.patch_size:
+                raise ValueError(f"{name} must be a multiple of patch_size = {self.patch_size} pixels, got {size}")
+
+
+@dataclass(frozen=True)
+class EquiCoherentColor(ColorJitter):
+    """How the colours of EquiCoherent's views change; the defaults are those of the host iBOT.
+
+    Raises:
+        ValueError: A strength, probability or width out of range.
+    """
+
+    brightness: float = setting(0.4, "Strength of the change of brightness.", low=0)
+    contrast: float = setting(0.4, "Strength of the change of contrast.", low=0)
+    saturation: float = setting(0.2, "Strength of the change of saturation.", low=0)
+    hue: float = setting(0.1, "Largest turn of the hue, in full turns of the colour circle.", low=0, high=0.5)
+    blur_probability: tuple[float, float, float] = setting(
+        (1.0, 0.1, 0.5), "How often the first global, the second global and a local view are blurred."
+    )
+    solarize_probability: float = setting(
+        0.2, "How often the bright values of the second global view are inverted.", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.blur_probability) != 3:
+            raise ValueError(
+                "blur_probability must hold 3 numbers (first global, second global and local views), "
+                f"got {self.blur_probability}"
+            )
+        self.recipes()  # checks each probability
+
+    def recipes(self) -> tuple[ColorRecipe, ColorRecipe, ColorRecipe]:
+        """The recipes of the first global, the second global and the local views."""
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(ColorJitter)}
+        first, second, local = (
+            ColorRecipe(**shared, blur_probability=blur, solarize_probability=solarize)
+            for blur, solarize in zip(self.blur_probability, (0.0, self.solarize_probability, 0.0), strict=True)
+        )
+        return first, second, local
+
+
+@dataclass(frozen=True, init=False)
 class EquiCoherentViews(Views):
     """Views for EquiCoherent: a host method's own, of which the second global one is transformed along a path.
 
@@ -66,171 +121,92 @@ class EquiCoherentViews(Views):
     after the host's colours; its numbers are drawn last, so that views and masks are equal whatever it is.
 
     Args:
-        host (`str`): "ibot", "dinov2", "dino", "vicreg" or "simclr"; settings that are None are the host's own.
-        transformation (`str`, *optional*): of the second global view, see `TransformationPath`; None leaves the host as
-            it is.
-        num_intermediate (`int`): how many points of the path are rendered, 0 or more.
-        patch_size (`int`): side of the model's patches in pixels; the sizes are multiples of it.
-        global_size, local_size (`int`): side of the global and local views in pixels.
-        num_local (`int`, *optional*): how many local views, 0 or more; VICReg and SimCLR take none.
-        global_scale, local_scale (`tuple[float, float]`, *optional*): smallest and largest share of the image's area.
-        aspect_ratio (`tuple[float, float]`): smallest and largest width / height of a crop.
-        padding_mode, max_rotation, max_translation, path_brightness, path_contrast, path_saturation, path_hue,
-            path_blur_sigma, transformation_probability: as in `TransformationPath`.
-        flip_probability (`float`): how often a view is mirrored left to right, each by itself.
-        brightness, contrast, saturation, hue (`float`, *optional*): as in `ColorRecipe`, for all views.
-        color_jitter_probability, grayscale_probability, blur_sigma: as in `ColorRecipe`, for all views.
-        blur_probability (`tuple[float, float, float]`, *optional*): how often the first global, the second global and a
-            local view are blurred.
-        solarize_probability (`float`, *optional*): how often the bright values of the second global view are inverted.
-        mean, std (`tuple[float, float, float]`): normalisation of red, green and blue, for images in [0, 1].
-        exact_color (`bool`): render colours by torchvision's operations one by one instead of one affine map a view.
-        exact_resize (`bool`): resize with Pillow, bit for bit, instead of torch's faster kernel.
+        host (`str`): "ibot", "dinov2", "dino", "vicreg" or "simclr"; flat settings that are None are the host's own.
+        path ([`TransformationPath`]): `transformation` of the second global view (None leaves the host as it is),
+            `num_intermediate`, `padding_mode`, `max_rotation`, `max_translation`, `path_brightness`, `path_contrast`,
+            `path_saturation`, `path_hue`, `path_blur_sigma`, `transformation_probability`.
+        crops ([`EquiCoherentCrops`]): `patch_size`, `global_size`, `local_size`, `num_local`, `global_scale`,
+            `local_scale`, `aspect_ratio`, `flip_probability`, `exact_resize`.
+        color ([`EquiCoherentColor`]): `brightness`, `contrast`, `saturation`, `hue`, `color_jitter_probability`,
+            `grayscale_probability`, `blur_probability` (of first global, second global and local views), `blur_sigma`,
+            `solarize_probability` (of the second global view).
+        normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
 
     Raises:
-        ValueError: an unknown word, or sizes, counts, scales, ratios, probabilities, normalisation, colour or path
-            settings out of range.
+        TypeError: An unknown setting.
+        ValueError: An unknown word or a setting out of its range.
 
     Source: EquiCoherent (arXiv 2503.18753) with the views of iBOT (arXiv 2111.07832), DINOv2 (arXiv 2304.07193), DINO
     (arXiv 2104.14294), VICReg (arXiv 2105.04906) and SimCLR (arXiv 2002.05709).
     """
 
-    def __init__(
-        self,
-        host: str = "ibot",
-        transformation: str | None = "se2",
-        num_intermediate: int = 2,
-        patch_size: int = 16,
-        global_size: int = 224,
-        local_size: int = 96,
-        num_local: int | None = None,
-        global_scale: tuple[float, float] | None = None,
-        local_scale: tuple[float, float] | None = None,
-        aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        *,
-        padding_mode: str = "reflection",
-        max_rotation: float = 45.0,
-        max_translation: float = 10 / 224,
-        path_brightness: float = 0.4,
-        path_contrast: float = 0.4,
-        path_saturation: float = 0.1,
-        path_hue: float = 0.1,
-        path_blur_sigma: tuple[float, float] = (0.1, 2.0),
-        transformation_probability: float = 1.0,
-        flip_probability: float = 0.5,
-        brightness: float | None = None,
-        contrast: float | None = None,
-        saturation: float | None = None,
-        hue: float | None = None,
-        color_jitter_probability: float = 0.8,
-        grayscale_probability: float = 0.2,
-        blur_probability: tuple[float, float, float] | None = None,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
-        solarize_probability: float | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        exact_color: bool = False,
-        exact_resize: bool = False,
-    ) -> None:
-        if host not in HOSTS:
-            raise ValueError(f"host must be one of {', '.join(map(repr, HOSTS))}, got {host!r}")
-        own = HOSTS[host]
-        num_local = own.num_local if num_local is None else num_local
-        global_scale = own.global_scale if global_scale is None else global_scale
-        local_scale = own.local_scale if local_scale is None else local_scale
-        if num_local < 0:
-            raise ValueError(f"num_local must be 0 or more, got {num_local}")
-        if num_local and own.local_scale is None:
-            raise ValueError(f"num_local must be 0 for the host {host!r}, which takes no local views, got {num_local}")
-        if num_intermediate < 0:
-            raise ValueError(f"num_intermediate must be 0 or more, got {num_intermediate}")
-        if patch_size < 1:
-            raise ValueError(f"patch_size must be at least 1 pixel, got {patch_size}")
-        sizes = {"global_size": global_size} | ({"local_size": local_size} if num_local else {})
-        for name, size in sizes.items():
-            if size < 1 or size % patch_size:
-                raise ValueError(f"{name} must be a multiple of patch_size = {patch_size} pixels, got {size}")
-        scales = {"global_scale": global_scale} | ({"local_scale": local_scale} if local_scale is not None else {})
-        check_crops_and_normalization(scales, aspect_ratio, mean, std)
-        if not 0 <= flip_probability <= 1:
-            raise ValueError(f"flip_probability must lie in [0, 1], got {flip_probability}")
-        blurred = own.blur_probability if blur_probability is None else blur_probability
-        if len(blurred) != 3:
+    host: str = setting("ibot", "The method whose views they are.", words=tuple(HOSTS))
+    path: TransformationPath = group(TransformationPath())
+    crops: EquiCoherentCrops = group(EquiCoherentCrops())
+    color: EquiCoherentColor = group(EquiCoherentColor())
+    normalization: Normalization = group(Normalization())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crops.num_local and (HOSTS[self.host].local_scale is None or self.crops.local_scale is None):
             raise ValueError(
-                f"blur_probability must hold 3 numbers (first global, second global and local views), got {blurred}"
-            )
-        strengths = [
-            theirs if given is None else given
-            for given, theirs in zip((brightness, contrast, saturation, hue), own.color_jitter, strict=True)
-        ]
-
-        def recipe(blur: float, solarize: float) -> ColorRecipe:
-            return ColorRecipe(
-                brightness=strengths[0],
-                contrast=strengths[1],
-                saturation=strengths[2],
-                hue=strengths[3],
-                color_jitter_probability=color_jitter_probability,
-                grayscale_probability=grayscale_probability,
-                blur_probability=blur,
-                blur_sigma=blur_sigma,
-                solarize_probability=solarize,
+                f"num_local must be 0 for the host {self.host!r}, which takes no local views, got {self.crops.num_local}"
             )
 
-        solarized = own.solarize_probability if solarize_probability is None else solarize_probability
-        self.global_recipes = (recipe(blurred[0], 0.0), recipe(blurred[1], solarized))
-        self.local_recipe = recipe(blurred[2], 0.0)
-        # Made without a transformation too, so that its settings are always checked.
-        path = TransformationPath(
-            "se2" if transformation is None else transformation,
-            num_intermediate,
-            padding_mode=padding_mode,
-            max_rotation=max_rotation,
-            max_translation=max_translation,
-            path_brightness=path_brightness,
-            path_contrast=path_contrast,
-            path_saturation=path_saturation,
-            path_hue=path_hue,
-            path_blur_sigma=path_blur_sigma,
-            transformation_probability=transformation_probability,
-        )
-        self.path = None if transformation is None else path
-        self.host, self.transformation, self.num_intermediate = host, transformation, num_intermediate
-        self.patch_size, self.global_size, self.local_size = patch_size, global_size, local_size
-        self.num_local, self.global_scale, self.local_scale = num_local, global_scale, local_scale
-        self.aspect_ratio, self.flip_probability = aspect_ratio, flip_probability
-        self.mean, self.std = mean, std
-        self.exact_color, self.exact_resize = exact_color, exact_resize
+    @classmethod
+    def flat_settings(cls) -> dict[str, Field[Any]]:
+        """The flat keywords, in the order of positional values; the default of what the host decides is None.
+
+        Returns:
+            `dict[str, dataclasses.Field]`: as in `Views.flat_settings`.
+        """
+        return flat_fields(cls, optional=HostViews.__annotations__)
+
+    @classmethod
+    def implied_settings(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """The settings of the host.
+
+        Args:
+            given (`Mapping`): The flat settings that are given.
+
+        Returns:
+            `dict`: the host's settings; none of an unknown host.
+        """
+        host = HOSTS.get(str(given.get("host", "ibot")))
+        return {} if host is None else dict(vars(host))
+
+    @property
+    def global_size(self) -> int:
+        """Side of the global views in pixels."""
+        return self.crops.global_size
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """Crops of one image and the record of their geometry.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): see `read_pixels`; any size from one pixel.
-            seed (`int`, *optional*): the result is a function of image and seed alone; if absent the seed is drawn from
-                torch's global generator.
+            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): As in `Views.views`.
+            seed (`int`, *optional*): As in `Views.views`.
 
         Returns:
             `dict[str, torch.Tensor]`: `global_crops` (`(2, 3, global_size, global_size)`, uint8) and `local_crops`
-            (`(num_local, 3, local_size, local_size)`, uint8), mirrored already, and for all views, globals first,
-            `crop_boxes` (`(2 + num_local, 4)`, float32, x1, y1, x2, y2 in pixels of the source image, integers), `flips`
-            (`(2 + num_local,)`, bool: mirrored left to right) and `quarter_turns` (`(2 + num_local,)`, int64, all 0).
+            (`(num_local, 3, local_size, local_size)`, uint8), mirrored already, and `crop_boxes`, `flips` and
+            `quarter_turns` (all 0) of all views, globals first, as in `Views.views`.
 
         Raises:
-            BrokenImageError, TypeError: as `read_pixels`.
+            BrokenImageError, TypeError: As `read_pixels`.
         """
         pixels = read_pixels(image)
         height, width, _ = pixels.shape
-        rng = make_random(seed)
-        scales = [self.global_scale] * 2 + [self.local_scale or self.global_scale] * self.num_local
-        boxes = [draw_crop(rng, width, height, scale, self.aspect_ratio) for scale in scales]
-        flips = torch.tensor([rng.random() < self.flip_probability for _ in boxes])
+        rng, settings = make_random(seed), self.crops
+        scales = [settings.global_scale] * 2 + [settings.local_scale or settings.global_scale] * settings.num_local
+        boxes = [draw_crop(rng, width, height, scale, settings.aspect_ratio) for scale in scales]
+        flips = torch.tensor([rng.random() < settings.flip_probability for _ in boxes])
         crops = {
-            "global_crops": cut_crops(pixels, boxes[:2], self.global_size, exact=self.exact_resize),
-            "local_crops": cut_crops(pixels, boxes[2:], self.local_size, exact=self.exact_resize),
+            "global_crops": cut_crops(pixels, boxes[:2], settings.global_size, exact=settings.exact_resize),
+            "local_crops": cut_crops(pixels, boxes[2:], settings.local_size, exact=settings.exact_resize),
         }
-        for group, mirrored in zip(crops.values(), (flips[:2], flips[2:]), strict=True):
-            group[mirrored] = group[mirrored].flip(-1)
+        for kind, mirrored in zip(crops.values(), (flips[:2], flips[2:]), strict=True):
+            kind[mirrored] = kind[mirrored].flip(-1)
         return {
             **crops,
             "crop_boxes": torch.tensor(boxes, dtype=torch.float32),
@@ -242,7 +218,7 @@ class EquiCoherentViews(Views):
         """The first global crops of a batch, which are never transformed.
 
         Args:
-            batch (`dict[str, torch.Tensor]`): what `collate` returned.
+            batch (`dict[str, torch.Tensor]`): What `collate` returned.
 
         Returns:
             `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
@@ -250,41 +226,28 @@ class EquiCoherentViews(Views):
         return batch["global_crops"][:, 0]
 
     def describe(self) -> str:
-        """The views in one line, for a model card; whatever changes them changes the line.
-
-        Returns:
-            `str`: host, counts, sizes, shares of the image, mirroring, colour settings and the path.
-        """
-
-        def share(*values: float) -> str:
-            return "/".join(f"{100 * value:g}%" for value in values)
-
-        def crops(size: int, scale: Sequence[float]) -> str:
-            return f"of {size} x {size} pixels from {share(scale[0])} to {share(scale[1])} of the image"
-
-        first, second = self.global_recipes
-        parts = [f"views of {self.host}: 2 global {crops(self.global_size, self.global_scale)}"]
-        blurred, views = [first.blur_probability, second.blur_probability], "first/second global"
-        if self.num_local and self.local_scale is not None:
-            parts.append(f"{self.num_local} local {crops(self.local_size, self.local_scale)}")
-            blurred, views = [*blurred, self.local_recipe.blur_probability], f"{views}/local"
+        """The views in one line of words, for a model card."""
+        crops, color = self.crops, self.color
+        parts = [f"views of {self.host}: 2 global {describe_crops(crops.global_size, crops.global_scale)}"]
+        blurred, kinds = [*color.blur_probability[:2]], "first/second global"
+        if crops.num_local and crops.local_scale is not None:
+            parts.append(f"{crops.num_local} local {describe_crops(crops.local_size, crops.local_scale)}")
+            blurred, kinds = [*color.blur_probability], f"{kinds}/local"
         parts += [
-            f"width / height from {self.aspect_ratio[0]:g} to {self.aspect_ratio[1]:g}",
-            f"patches of {self.patch_size} pixels",
-            f"mirrored in {share(self.flip_probability)}",
-            f"colour jitter {first.brightness:g}/{first.contrast:g}/{first.saturation:g}/{first.hue:g} "
-            f"in {share(first.color_jitter_probability)}",
-            f"grey in {share(first.grayscale_probability)}",
-            f"blur in {share(*blurred)} ({views}, sigma {first.blur_sigma[0]:g} to {first.blur_sigma[1]:g})",
-            f"second global solarised in {share(second.solarize_probability)}",
-            f"then {self.path.describe()}" if self.path is not None else "not transformed",
+            f"width / height from {crops.aspect_ratio[0]:g} to {crops.aspect_ratio[1]:g}",
+            f"patches of {crops.patch_size} pixels",
+            f"mirrored in {percent(crops.flip_probability)}",
+            f"colour jitter {color.brightness:g}/{color.contrast:g}/{color.saturation:g}/{color.hue:g} "
+            f"in {percent(color.color_jitter_probability)}",
+            f"grey in {percent(color.grayscale_probability)}",
+            f"blur in {'/'.join(map(percent, blurred))} ({kinds}, sigma {color.blur_sigma[0]:g} to "
+            f"{color.blur_sigma[1]:g})",
+            f"second global solarised in {percent(color.solarize_probability)}",
+            self.path.describe() if self.path.transformation is None else f"then {self.path.describe()}",
         ]
-        if (tuple(self.mean), tuple(self.std)) != (IMAGENET_MEAN, IMAGENET_STD):
-            numbers = [" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-            parts.append(f"normalised by mean {numbers[0]} and std {numbers[1]}")
-        if self.exact_color:
-            parts.append("colours operation by operation")
-        if self.exact_resize:
+        if self.normalization != Normalization():
+            parts.append(self.normalization.describe())
+        if crops.exact_resize:
             parts.append("resized by Pillow")
         return ", ".join(parts)
 
@@ -292,17 +255,15 @@ class EquiCoherentViews(Views):
         """Colours, normalises, masks and transforms the crops of a batch on the device that holds them.
 
         Args:
-            batch (`dict[str, torch.Tensor]`): what `collate` returned; it is left as it is.
-            generator (`torch.Generator`, *optional*): source of all random numbers, on any device; torch's global CPU
-                generator if absent. On an accelerator it makes the host wait for the numbers of blurred and solarised
-                views and for the seed of the masks.
+            batch (`dict[str, torch.Tensor]`): What `collate` returned; it is left as it is.
+            generator (`torch.Generator`, *optional*): As in `Views.augment`.
 
         Returns:
             `dict`: the arguments of `EquiCoherentForPreTraining.forward`: `global_pixel_values`
             (`(batch, 2, 3, global_size, global_size)`, float32, the second transformed), `local_pixel_values`
             (`(batch, num_local, 3, local_size, local_size)`, float32, or None without local views),
             `intermediate_pixel_values` (`(batch, num_intermediate, 3, global_size, global_size)`, float32: the points at
-            k / (num_intermediate + 1) of the way to the second global view; None without any) and `bool_masked_pos`
+            k / (num_intermediate + 1) of the path to the second global view; None without any) and `bool_masked_pos`
             (`(batch, 2, N)`, bool, the masked patches of the global views in raster order; None if the host does not
             mask).
         """
@@ -314,8 +275,8 @@ class EquiCoherentViews(Views):
         """`augment` for pictures: with the image where the path begins.
 
         Args:
-            batch (`dict[str, torch.Tensor]`): what `collate` returned; it is left as it is.
-            generator (`torch.Generator`, *optional*): as in `augment`.
+            batch (`dict[str, torch.Tensor]`): What `collate` returned; it is left as it is.
+            generator (`torch.Generator`, *optional*): As in `augment`.
 
         Returns:
             `dict`: as `augment`, and `source_pixel_values` (`(batch, 3, global_size, global_size)`, float32): the second
@@ -327,7 +288,7 @@ class EquiCoherentViews(Views):
         """`augment` without change of colour, transformation or masked patches: the crops normalised, nothing random.
 
         Args:
-            batch (`dict[str, torch.Tensor]`): what `collate` returned.
+            batch (`dict[str, torch.Tensor]`): What `collate` returned.
 
         Returns:
             `dict`: as `augment`; `intermediate_pixel_values` is None.
@@ -343,29 +304,26 @@ class EquiCoherentViews(Views):
         def render(crops: torch.Tensor, recipe: ColorRecipe) -> torch.Tensor:
             images = crops.flatten(0, -4)  # (B, 3, S, S) as it is, (B, L, 3, s, s) -> (B * L, 3, s, s)
             parameters = draw_color_parameters(recipe, len(images), generator) if random else None
-            with torch.autocast(images.device.type, enabled=False):
-                rendered = render_color(
-                    images, parameters, recipe=recipe, mean=self.mean, std=self.std, exact=self.exact_color
-                )
-            return rendered.view(crops.shape)
+            return render_color(images, parameters, recipe=recipe, mean=self.mean, std=self.std).view(crops.shape)
 
-        first, source = (render(batch["global_crops"][:, i], self.global_recipes[i]) for i in range(2))
-        local = render(batch["local_crops"], self.local_recipe) if self.num_local else None
+        *global_recipes, local_recipe = self.color.recipes()
+        first, source = (render(batch["global_crops"][:, i], recipe) for i, recipe in enumerate(global_recipes))
+        local = render(batch["local_crops"], local_recipe) if self.crops.num_local else None
         masks = self._masks(len(first), generator, random=random).to(first.device) if self.host in MASK_KINDS else None
         second, between = source, None
-        if random and self.path is not None:  # drawn last, so that all else is equal without it
+        if random and self.path.transformation is not None:  # drawn last, so that all else is equal without it
             parameters = self.path.draw(len(first), generator)
             second, between = self.path.render(source, parameters, self.mean, self.std)
         return {
             "global_pixel_values": torch.stack([first, second], dim=1),
             "local_pixel_values": local,
-            "intermediate_pixel_values": between if self.num_intermediate else None,
+            "intermediate_pixel_values": between if self.path.num_intermediate else None,
             "bool_masked_pos": masks,
             "source_pixel_values": source,
         }
 
     def _masks(self, batch_size: int, generator: torch.Generator | None, *, random: bool) -> torch.Tensor:
-        grid = self.global_size // self.patch_size
+        grid = self.crops.global_size // self.crops.patch_size
         if not random:
             return torch.zeros(batch_size, 2, grid * grid, dtype=torch.bool)
         return draw_block_masks(self.host, 2 * batch_size, grid, grid, generator).view(batch_size, 2, -1)

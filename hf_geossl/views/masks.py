@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from hf_geossl.views.base import make_random
+from hf_geossl.views.crops import make_random
 
 MASK_KINDS = ("ibot", "dinov2")
 MASKED_SHARE = 0.5  # of the views

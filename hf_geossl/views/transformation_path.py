@@ -1,4 +1,4 @@
-"""The path of EquiCoherent: an image transformed by a share of the way, directly from the image for every share."""
+"""The path of EquiCoherent: an image transformed by shares of a transformation, directly from the image for each share."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from hf_geossl.views.photometric import (
     gaussian_blur,
     normalize_,
 )
+from hf_geossl.views.settings import Settings, setting
 
 TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
-PADDING_MODES = ("reflection", "zeros")
 SMALLEST_SIGMA = 0.05  # pixels; what is blurred less stays as it is
 
 
@@ -46,10 +46,10 @@ class TransformationParameters:
     transformed: torch.Tensor
 
     def scaled(self, share: float) -> "TransformationParameters":
-        """The parameters of a point on the way: linear in every number.
+        """The parameters of a point of the path: linear in every number.
 
         Args:
-            share (`float`): of the way, 0 is the image as it was, 1 the end.
+            share (`float`): Of the path, 0 is the image as it was, 1 the end.
 
         Returns:
             `TransformationParameters`: every number times `share`; the same images are transformed.
@@ -71,27 +71,11 @@ class TransformationParameters:
         )
 
 
-class TransformationPath:
-    """Draws a transformation for each image and renders it and the points between: k / (K + 1) of the way, k = 1 to K.
+@dataclass(frozen=True)
+class TransformationPath(Settings):
+    """Draws a transformation for each image and renders it and the points between: k / (K + 1) of the path, k = 1 to K.
 
     Every point is made directly from the image by the scaled parameters, in one warp; nothing is transformed twice.
-
-    Args:
-        transformation (`str`): "se2" (a turn, then a shift), "rotation", "translation", "color" (brightness, contrast,
-            saturation and hue, in this order) or "blur".
-        num_intermediate (`int`): how many points lie between the image and the end (K), 0 or more.
-        padding_mode (`str`): what a turn or shift brings in from outside: "reflection" (the image mirrored) or "zeros"
-            (black, whose corners give the angle away).
-        max_rotation (`float`): the angle is uniform in `[-x, x]`, in degrees, at most 180.
-        max_translation (`float`): shifts are uniform in `[-x, x]`, in shares of the image's width and height.
-        path_brightness, path_contrast, path_saturation (`float`): factors at the end are uniform in `[1 - x, 1 + x]`, at
-            most 1.
-        path_hue (`float`): the turn of the colour circle is uniform in `[-x, x]`, at most 0.5.
-        path_blur_sigma (`tuple[float, float]`): the standard deviation is uniform between these, in pixels.
-        transformation_probability (`float`): how often an image is transformed; another stays as it is, all along its path.
-
-    Raises:
-        ValueError: an unknown word or a number out of range.
 
     Source: EquiCoherent (arXiv 2503.18753), Table 2. The paper leaves open what lies outside, the scale of a shift for
     other sizes than 224 pixels, the order of colour operations, that shares of a motion are linear in its numbers, and
@@ -99,51 +83,31 @@ class TransformationPath:
     torchvision reflects the image. This changes nothing but the outermost pixels, as many as `blur_radius`.
     """
 
-    def __init__(
-        self,
-        transformation: str,
-        num_intermediate: int = 2,
-        *,
-        padding_mode: str = "reflection",
-        max_rotation: float = 45.0,
-        max_translation: float = 10 / 224,
-        path_brightness: float = 0.4,
-        path_contrast: float = 0.4,
-        path_saturation: float = 0.1,
-        path_hue: float = 0.1,
-        path_blur_sigma: tuple[float, float] = (0.1, 2.0),
-        transformation_probability: float = 1.0,
-    ) -> None:
-        for name, word, words in (
-            ("transformation", transformation, TRANSFORMATIONS),
-            ("padding_mode", padding_mode, PADDING_MODES),
-        ):
-            if word not in words:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, words))}, got {word!r}")
-        if num_intermediate < 0:
-            raise ValueError(f"num_intermediate must be 0 or more, got {num_intermediate}")
-        for name, value, largest in (
-            ("max_rotation", max_rotation, 180.0),
-            ("max_translation", max_translation, 1.0),
-            ("path_brightness", path_brightness, 1.0),
-            ("path_contrast", path_contrast, 1.0),
-            ("path_saturation", path_saturation, 1.0),
-            ("path_hue", path_hue, 0.5),
-            ("transformation_probability", transformation_probability, 1.0),
-        ):
-            if not 0 <= value <= largest:
-                raise ValueError(f"{name} must lie in [0, {largest:g}], got {value}")
-        if not 0 <= path_blur_sigma[0] <= path_blur_sigma[1] < math.inf:
-            raise ValueError(
-                f"path_blur_sigma must be (smallest, largest) with 0 <= smallest <= largest, got {path_blur_sigma}"
-            )
-        self.transformation, self.num_intermediate = transformation, num_intermediate
-        self.padding_mode = padding_mode
-        self.max_rotation, self.max_translation = max_rotation, max_translation
-        self.path_brightness, self.path_contrast = path_brightness, path_contrast
-        self.path_saturation, self.path_hue = path_saturation, path_hue
-        self.path_blur_sigma = path_blur_sigma
-        self.transformation_probability = transformation_probability
+    transformation: str | None = setting(
+        "se2",
+        "The transformation: se2 (a turn, then a shift), rotation, translation, color (brightness, contrast, saturation "
+        "and hue, in this order) or blur; None transforms nothing.",
+        words=(*TRANSFORMATIONS, None),
+    )
+    num_intermediate: int = setting(2, "How many points between the image and the end are rendered.", low=0)
+    padding_mode: str = setting(
+        "reflection",
+        "What a turn or shift brings in from outside: reflection (the image mirrored) or zeros (black, whose corners give "
+        "the angle away).",
+        words=("reflection", "zeros"),
+    )
+    max_rotation: float = setting(45.0, "Largest angle, in degrees.", low=0, high=180)
+    max_translation: float = setting(
+        10 / 224, "Largest shift, in shares of the image's width and height.", low=0, high=1
+    )
+    path_brightness: float = setting(0.4, "Largest change of the factor of brightness at the end.", low=0, high=1)
+    path_contrast: float = setting(0.4, "Largest change of the factor of contrast at the end.", low=0, high=1)
+    path_saturation: float = setting(0.1, "Largest change of the factor of saturation at the end.", low=0, high=1)
+    path_hue: float = setting(0.1, "Largest turn of the hue at the end, in full turns.", low=0, high=0.5)
+    path_blur_sigma: tuple[float, float] = setting(
+        (0.1, 2.0), "Smallest and largest standard deviation of the blur at the end, in pixels.", low=0
+    )
+    transformation_probability: float = setting(1.0, "How often an image is transformed at all.", low=0, high=1)
 
     @property
     def blur_radius(self) -> int:
@@ -165,18 +129,18 @@ class TransformationPath:
         uniform = torch.rand(num_images, 9, generator=generator, device=device)
         signed = 2 * uniform - 1
 
-        def of(names: tuple[str, ...], values: torch.Tensor) -> torch.Tensor:
+        def only_for(names: tuple[str, ...], values: torch.Tensor) -> torch.Tensor:
             return values if self.transformation in names else torch.zeros_like(values)
 
         smallest, largest = self.path_blur_sigma
         return TransformationParameters(
-            angles=of(("se2", "rotation"), signed[:, 0] * math.radians(self.max_rotation)),
-            translations=of(("se2", "translation"), signed[:, 1:3] * self.max_translation),
-            brightness=of(("color",), signed[:, 3] * self.path_brightness),
-            contrast=of(("color",), signed[:, 4] * self.path_contrast),
-            saturation=of(("color",), signed[:, 5] * self.path_saturation),
-            hue=of(("color",), signed[:, 6] * self.path_hue),
-            blur_sigma=of(("blur",), smallest + uniform[:, 7] * (largest - smallest)),
+            angles=only_for(("se2", "rotation"), signed[:, 0] * math.radians(self.max_rotation)),
+            translations=only_for(("se2", "translation"), signed[:, 1:3] * self.max_translation),
+            brightness=only_for(("color",), signed[:, 3] * self.path_brightness),
+            contrast=only_for(("color",), signed[:, 4] * self.path_contrast),
+            saturation=only_for(("color",), signed[:, 5] * self.path_saturation),
+            hue=only_for(("color",), signed[:, 6] * self.path_hue),
+            blur_sigma=only_for(("blur",), smallest + uniform[:, 7] * (largest - smallest)),
             transformed=uniform[:, 8] < self.transformation_probability,
         )
 
@@ -186,7 +150,7 @@ class TransformationPath:
         Args:
             images (`torch.Tensor` of shape `(images, 3, height, width)`): float, in [0, 1].
             parameters (`TransformationParameters`): the ends of the paths, on any device.
-            share (`float`): of the way, 0 to 1.
+            share (`float`): Of the path, 0 to 1.
 
         Returns:
             `torch.Tensor` of the shape of `images`: float32, in [0, 1].
@@ -212,7 +176,7 @@ class TransformationPath:
 
         Returns:
             `tuple(torch.Tensor, torch.Tensor)`: the ends, `(images, 3, height, width)`, and the points at k / (K + 1)
-            of the way for k = 1 to K, `(images, num_intermediate, 3, height, width)`; float32, normalised.
+            of the path for k = 1 to K, `(images, num_intermediate, 3, height, width)`; float32, normalised.
         """
         parameters = parameters.to(images.device)
         steps = self.num_intermediate + 1
@@ -224,8 +188,10 @@ class TransformationPath:
     def _transform(
         self, images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
     ) -> torch.Tensor:
-        """What all of `parameters` makes of normalised images; a warp and a blur need not take the normalisation back."""
+        """Transforms normalised images by all of `parameters`; a warp and a blur need not take the normalisation back."""
         images = images.float()
+        if self.transformation is None:
+            return images
         if self.transformation == "color":
             result = _adjust_colors(images, parameters, mean, std)
         elif self.transformation == "blur":
@@ -240,23 +206,25 @@ class TransformationPath:
         return torch.where(parameters.transformed[:, None, None, None], result, images)
 
     def describe(self) -> str:
-        """The path in one line, for a model card; whatever changes it changes the line.
+        """The path in one line of words, for a model card.
 
         Returns:
             `str`: the transformation, its ranges and the points between.
         """
+        if self.transformation is None:
+            return "not transformed"
         turn = f"turned by up to {self.max_rotation:g} degrees"
         shift = f"shifted by up to {100 * self.max_translation:.6g}% of the side"
         outside = "mirrored" if self.padding_mode == "reflection" else "black"
         colors = (self.path_brightness, self.path_contrast, self.path_saturation, self.path_hue)
-        what = {
+        words = {
             "se2": f"{turn} and {shift} ({outside} outside)",
             "rotation": f"{turn} ({outside} outside)",
             "translation": f"{shift} ({outside} outside)",
             "color": f"recoloured by up to {'/'.join(f'{strength:g}' for strength in colors)}",
             "blur": f"blurred by sigma {self.path_blur_sigma[0]:g} to {self.path_blur_sigma[1]:g}",
         }[self.transformation]
-        return f"{what} in {100 * self.transformation_probability:g}%, with {self.num_intermediate} points between"
+        return f"{words} in {100 * self.transformation_probability:g}%, with {self.num_intermediate} points between"
 
 
 def _adjust_colors(

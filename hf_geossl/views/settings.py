@@ -1,0 +1,183 @@
+"""Settings as values: frozen dataclasses of fields that know their range and their help, and flat keywords for nested ones."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, make_dataclass, replace
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float = math.inf,
+    words: Sequence[object] = (),
+    flat: bool = True,
+) -> T:
+    """Declares a field of a dataclass of settings.
+
+    Args:
+        default: The value where none is given.
+        help (`str`): What it sets, for the command line.
+        low (`float`, *optional*), above (`float`, *optional*), high (`float`): The range of a number, or of both numbers
+            of a pair (smallest, largest): from `low` on, or above `above`, up to `high`.
+        words (`Sequence`): The values that are valid, where they are few; None among them if it is.
+        flat (`bool`): Whether views take it as a keyword of their own.
+
+    Returns:
+        A `dataclasses.Field` with that default, typed as the default.
+    """
+    bounds = {"low": low, "above": above, "high": high, "words": tuple(words)}
+    return field(default=default, metadata={"help": help, "flat": flat, **bounds})
+
+
+def group(default: T, names: Mapping[str, str] | None = None) -> T:
+    """Declares a field that holds a dataclass of settings, whose fields its owner takes as flat keywords.
+
+    Args:
+        default ([`Settings`]): The group where none is given.
+        names (`Mapping[str, str]`, *optional*): Flat keyword -> field of the group; all fields that `setting` declares
+            flat, under their own names, by default.
+
+    Returns:
+        A `dataclasses.Field` with that default, typed as the default.
+    """
+    return field(default=default, metadata={"group": True, "names": names})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that belong together: equal by value, hashable, and checked when they are made.
+
+    Raises:
+        ValueError: A value outside the range that its field declares; the message names the field.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, list):  # from YAML or a command line
+                value = tuple(value)
+                object.__setattr__(self, entry.name, value)
+            if "words" in entry.metadata:
+                _check(entry.name, value, isinstance(entry.default, tuple), entry.metadata)
+
+
+def _check(name: str, value: object, is_pair: bool, declared: Mapping[str, object]) -> None:
+    words, low, above, high = (declared[key] for key in ("words", "low", "above", "high"))
+    if isinstance(words, tuple) and words:
+        if value not in words:
+            valid = ", ".join(repr(word) for word in words if word is not None)
+            raise ValueError(f"{name} must be one of {valid}, got {value!r}")
+        return
+    start, end = above if low is None else low, high
+    if not isinstance(start, int | float) or not isinstance(end, int | float) or value is None:
+        return
+    numbers = value if isinstance(value, tuple) else (value,)
+    outside = [number for number in numbers if not (start <= number <= end and math.isfinite(number))]
+    if low is None:
+        outside += [number for number in numbers if number == start]
+    if is_pair:
+        if outside or len(numbers) != 2 or numbers[0] > numbers[1]:
+            first = f"{start:g} {'<' if low is None else '<='} smallest <= largest"
+            last = f" <= {end:g}" if end < math.inf else ""
+            raise ValueError(f"{name} must be (smallest, largest) with {first}{last}, got {value}")
+    elif outside:
+        if end < math.inf:
+            valid = f"lie in {'(' if low is None else '['}{start:g}, {end:g}]"
+        elif low is None:
+            valid = f"be above {start:g}"
+        else:
+            valid = "be 0 or more" if start == 0 else f"be at least {start:g}"
+        raise ValueError(f"{name} must {valid}, got {value}")
+
+
+def flat_fields(cls: type, optional: Container[str] = ()) -> dict[str, Field[Any]]:
+    """The flat keywords of a dataclass whose fields are declared by `setting` and `group`.
+
+    Args:
+        cls (`type`): The dataclass.
+        optional (`Container[str]`): Keywords whose default is None, as something else decides where they are not given.
+
+    Returns:
+        `dict[str, dataclasses.Field]`: by keyword, with type, default and in its `metadata` the "help" and the "place":
+        the field that holds the group (None for a setting without one) and the setting's name there.
+    """
+    specified = []
+    for owner in fields(cls):
+        if not owner.metadata.get("group"):
+            metadata = {**owner.metadata, "place": (None, owner.name)}
+            specified.append((owner.name, owner.type, field(default=owner.default, metadata=metadata)))
+            continue
+        group_type: Any = type(owner.default)
+        inner = {entry.name: entry for entry in fields(group_type)}
+        names = owner.metadata["names"] or {name: name for name, entry in inner.items() if entry.metadata["flat"]}
+        for flat, name in names.items():
+            default: Any = getattr(owner.default, name)
+            annotation: Any = inner[name].type
+            if flat in optional:
+                default, annotation = None, annotation | None
+            metadata = {**inner[name].metadata, "place": (owner.name, name)}
+            specified.append((flat, annotation, field(default=default, metadata=metadata)))
+    return {entry.name: entry for entry in fields(make_dataclass(f"{cls.__name__}Settings", specified))}
+
+
+def sort_settings(
+    cls: type, flat: Mapping[str, Field[Any]], values: Sequence[object], settings: Mapping[str, object]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Sorts what a class was called with into flat keywords and whole groups.
+
+    Args:
+        cls (`type`): A dataclass whose fields are declared by `setting` and `group`.
+        flat (`Mapping[str, dataclasses.Field]`): Its `flat_fields`, in the order of positional values.
+        values (`Sequence`): Positional values.
+        settings (`Mapping`): Flat keywords, and groups by the names of their fields.
+
+    Returns:
+        `tuple(dict, dict)`: the flat settings, without a None that is the default, and the groups.
+
+    Raises:
+        TypeError: An unknown keyword, with the nearest valid one; too many values, or two for one keyword.
+    """
+    valid = [*flat, *(entry.name for entry in fields(cls) if entry.name not in flat)]
+    for name in settings:
+        if name not in valid:
+            close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(flat)}"
+            raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in flat]
+    named = {name: value for name, value in settings.items() if name in flat}
+    given = inspect.Signature(parameters).bind_partial(*values, **named).arguments
+    given = {name: value for name, value in given.items() if value is not None or flat[name].default is not None}
+    return given, {name: value for name, value in settings.items() if name not in flat}
+
+
+def nest(
+    cls: type, flat: Mapping[str, Field[Any]], given: Mapping[str, object], groups: Mapping[str, object]
+) -> dict[str, Any]:
+    """Puts flat settings into the groups that have them.
+
+    Args:
+        cls (`type`): As in `sort_settings`.
+        flat (`Mapping[str, dataclasses.Field]`): As in `sort_settings`.
+        given (`Mapping`): Flat settings; each wins over the group that has it.
+        groups (`Mapping`): Whole groups by the names of their fields.
+
+    Returns:
+        `dict`: a value for every field of `cls`.
+    """
+    nested: dict[str, Any] = {entry.name: groups.get(entry.name, entry.default) for entry in fields(cls)}
+    changes: dict[str, dict[str, object]] = {}
+    for name, value in given.items():
+        owner, inner = flat[name].metadata["place"]
+        if owner is None:
+            nested[inner] = value
+        else:
+            changes.setdefault(owner, {})[inner] = value
+    return nested | {owner: replace(nested[owner], **changed) for owner, changed in changes.items()}
