@@ -309,7 +309,9 @@ class EquiCoherentViews(Views):
         *global_recipes, local_recipe = self.color.recipes()
         first, source = (render(batch["global_crops"][:, i], recipe) for i, recipe in enumerate(global_recipes))
         local = render(batch["local_crops"], local_recipe) if self.crops.num_local else None
-        masks = self._masks(len(first), generator, random=random).to(first.device) if self.host in MASK_KINDS else None
+        masks = None
+        if self.host in MASK_KINDS:
+            masks = self._masks(len(first), generator, random=random).to(first.device, non_blocking=True)
         second, between = source, None
         if random and self.path.transformation is not None:  # drawn last, so that all else is equal without it
             parameters = self.path.draw(len(first), generator)

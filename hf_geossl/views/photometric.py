@@ -76,11 +76,10 @@ def render_color(
         raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}; give the crops that views() made")
     if parameters is not None:
         parameters = parameters.to(torch.device("cpu"))  # the host chooses which views to change
-    with torch.autocast(images.device.type, enabled=False):
-        unit = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(255)
-        if parameters is not None:
-            _change_colors(unit, parameters, recipe)
-        return normalize_(unit, mean, std)
+    unit = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(255)
+    if parameters is not None:
+        _change_colors(unit, parameters, recipe)
+    return normalize_(unit, mean, std)
 
 
 def _change_colors(images: torch.Tensor, parameters: ColorParameters, recipe: ColorRecipe) -> None:
@@ -121,7 +120,9 @@ def normalize_(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     Returns:
         `torch.Tensor`: the same tensor.
     """
-    return images.sub_(images.new_tensor(mean)[:, None, None]).div_(images.new_tensor(std)[:, None, None])
+    for channel, center, deviation in zip(images.unbind(-3), mean, std, strict=True):  # a host waits for small tensors
+        channel.sub_(center).div_(deviation)
+    return images
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -203,16 +204,15 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, bor
     Returns:
         `torch.Tensor`: blurred images, same shape.
     """
+    views, channels = images.shape[:2]
     distance = torch.arange(-radius, radius + 1, device=images.device)
-    kernel = torch.softmax(-0.5 * (distance / sigma[:, None]).square(), dim=1)
-    # A sum of shifted copies: the number of views changes from call to call, and convolution libraries would prepare
-    # themselves anew for each number, which costs more than the blur.
-    for axis, margins in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
-        padded = F.pad(images, margins, mode="replicate" if border == "replicate" else "constant")
-        images = torch.zeros_like(images)
-        for tap in range(2 * radius + 1):
-            images.addcmul_(padded.narrow(axis, tap, images.shape[axis]), _by_view(kernel[:, tap]))
-    return images
+    kernel = torch.softmax(-0.5 * (distance / sigma[:, None]).square(), dim=1).repeat_interleave(channels, dim=0)
+    padded = F.pad(images, (radius,) * 4, mode="replicate" if border == "replicate" else "constant")
+    blurred = padded.flatten(0, 1)[None]  # (views, channels, H, W) -> (1, views * channels, H, W): a kernel for each
+    with torch.autocast(images.device.type, enabled=False):
+        blurred = F.conv2d(blurred, kernel[:, None, None, :], groups=views * channels)
+        blurred = F.conv2d(blurred, kernel[:, None, :, None], groups=views * channels)
+    return blurred.view(images.shape)
 
 
 def _by_view(numbers: torch.Tensor) -> torch.Tensor:

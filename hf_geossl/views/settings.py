@@ -73,8 +73,9 @@ def _check(name: str, value: object, is_pair: bool, declared: Mapping[str, objec
     words, low, above, high = (declared[key] for key in ("words", "low", "above", "high"))
     if isinstance(words, tuple) and words:
         if value not in words:
-            valid = ", ".join(repr(word) for word in words if word is not None)
-            raise ValueError(f"{name} must be one of {valid}, got {value!r}")
+            valid = [repr(word) for word in words if word is not None]
+            choice = " or ".join(valid) if len(valid) == 2 else f"one of {', '.join(valid)}"
+            raise ValueError(f"{name} must be {choice}, got {value!r}")
         return
     start, end = above if low is None else low, high
     if not isinstance(start, int | float) or not isinstance(end, int | float) or value is None:

@@ -201,7 +201,8 @@ class TransformationPath(Settings):
         else:
             black = [-m / s for m, s in zip(mean, std, strict=True)] if self.padding_mode == "zeros" else None
             height, width = images.shape[-2:]
-            pixels = parameters.translations * parameters.translations.new_tensor([width, height])
+            right, down = parameters.translations.unbind(1)
+            pixels = torch.stack([right * width, down * height], dim=1)
             result = warp_images(images, parameters.angles, pixels, self.padding_mode, black)
         return torch.where(parameters.transformed[:, None, None, None], result, images)
 
@@ -231,7 +232,8 @@ def _adjust_colors(
     images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
     """The four colour operations of torchvision in fixed order, each clamped, on normalised images."""
-    unit = images * images.new_tensor(std)[:, None, None] + images.new_tensor(mean)[:, None, None]
+    channels = (images[:, channel] * std[channel] + mean[channel] for channel in range(3))
+    unit = torch.stack(list(channels), dim=1)
     unit = adjust_brightness(unit, 1 + parameters.brightness)
     unit = adjust_contrast(unit, 1 + parameters.contrast)
     unit = adjust_saturation(unit, 1 + parameters.saturation)

@@ -15,7 +15,7 @@ from benchmarks.baseline_views import MEAN, STD, GTSABaseline, decode
 from benchmarks.views import Contest, Stopwatch, jpeg_photographs
 from hf_geossl import GTSAViews
 from hf_geossl.data.images import decode_pixels
-from hf_geossl.views.base import quarter_turn
+from hf_geossl.views.crops import quarter_turn
 
 
 def test_photographs_are_jpeg_of_the_size_that_the_targets_name():

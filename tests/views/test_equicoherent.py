@@ -1,7 +1,7 @@
 """EquiCoherent views: crops, flips and colours of each host, the path, masks, and equal draws across arms."""
 
 import contextlib
-import inspect
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from hf_geossl.views.base import draw_crop, make_random
-from hf_geossl.views.equicoherent import EquiCoherentViews
+from hf_geossl.views.crops import draw_crop, make_random
+from hf_geossl.views.equicoherent import EquiCoherentColor, EquiCoherentViews
 from hf_geossl.views.masks import draw_block_masks
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hf_geossl.views.transformation_path import TRANSFORMATIONS
@@ -67,8 +67,7 @@ def test_every_host_has_its_own_views(photo, host):
     scales = [global_scale] * 2 + [local_scale] * num_local
     expected = [draw_crop(rng, 320, 240, scale, (3 / 4, 4 / 3)) for scale in scales]
     assert sample["crop_boxes"].tolist() == [list(map(float, box)) for box in expected]
-    recipes = [*views.global_recipes, views.local_recipe]
-    for recipe, blurred, solarized in zip(recipes, blur, (0.0, solarize, 0.0), strict=True):
+    for recipe, blurred, solarized in zip(views.color.recipes(), blur, (0.0, solarize, 0.0), strict=True):
         assert (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue) == jitter
         assert (recipe.color_jitter_probability, recipe.grayscale_probability) == (0.8, 0.2)
         assert (recipe.blur_probability, recipe.blur_sigma) == (blurred, (0.1, 2.0))
@@ -211,9 +210,8 @@ def test_masks_are_the_hosts_over_both_global_views(photo, host):
 
 
 @pytest.mark.parametrize("host", HOST_NUMBERS)
-@pytest.mark.parametrize("exact_color", [False, True])
-def test_augment_gives_what_forward_takes_and_depends_on_the_generator_alone(photo, host, exact_color):
-    views = EquiCoherentViews(host, **SMALL, exact_color=exact_color)
+def test_augment_gives_what_forward_takes_and_depends_on_the_generator_alone(photo, host):
+    views = EquiCoherentViews(host, **SMALL)
     batch = make_batch(photo, views)
     before = {key: value.clone() for key, value in batch.items()}
     out = views.augment(batch, generator(2))
@@ -297,51 +295,72 @@ def test_each_kind_of_view_is_blurred_and_solarised_as_often_as_its_host_says(ph
 
 # -------------------------------------------------------------------------------------------------------- settings
 
-OTHER = {
-    "host": "dinov2",
-    "transformation": "rotation",
-    "num_intermediate": 3,
-    "patch_size": 8,
-    "global_size": 192,
-    "local_size": 64,
-    "num_local": 9,
-    "global_scale": (0.255, 1.0),
-    "local_scale": (0.05, 0.255),
-    "aspect_ratio": (0.75, 1.34),
-    "padding_mode": "zeros",
-    "max_rotation": 30.0,
-    "max_translation": 0.05,
-    "transformation_probability": 0.995,
-    "flip_probability": 0.505,
-    "brightness": 0.41,
-    "contrast": 0.41,
-    "saturation": 0.21,
-    "hue": 0.11,
-    "color_jitter_probability": 0.81,
-    "grayscale_probability": 0.21,
-    "blur_probability": (1.0, 0.1, 0.4),
-    "blur_sigma": (0.2, 2.0),
-    "solarize_probability": 0.21,
-    "mean": (0.5, 0.456, 0.406),
-    "std": (0.25, 0.224, 0.225),
-    "exact_color": True,
-    "exact_resize": True,
+FLAT = {
+    "host": ("ibot", "dinov2"),
+    "transformation": ("se2", "rotation"),
+    "num_intermediate": (2, 3),
+    "padding_mode": ("reflection", "zeros"),
+    "max_rotation": (45.0, 30.0),
+    "max_translation": (10 / 224, 0.05),
+    "path_brightness": (0.4, 0.5),
+    "path_contrast": (0.4, 0.5),
+    "path_saturation": (0.1, 0.4),
+    "path_hue": (0.1, 0.2),
+    "path_blur_sigma": ((0.1, 2.0), (0.1, 3.0)),
+    "transformation_probability": (1.0, 0.995),
+    "patch_size": (16, 8),
+    "global_size": (224, 192),
+    "local_size": (96, 64),
+    "num_local": (None, 9),
+    "global_scale": (None, (0.255, 1.0)),
+    "local_scale": (None, (0.05, 0.255)),
+    "aspect_ratio": ((3 / 4, 4 / 3), (0.75, 1.34)),
+    "flip_probability": (0.5, 0.505),
+    "exact_resize": (False, True),
+    "brightness": (None, 0.41),
+    "contrast": (None, 0.41),
+    "saturation": (None, 0.21),
+    "hue": (None, 0.11),
+    "color_jitter_probability": (0.8, 0.81),
+    "grayscale_probability": (0.2, 0.21),
+    "blur_sigma": ((0.1, 2.0), (0.2, 2.0)),
+    "blur_probability": (None, (1.0, 0.1, 0.4)),
+    "solarize_probability": (None, 0.21),
+    "mean": ((0.485, 0.456, 0.406), (0.5, 0.456, 0.406)),
+    "std": ((0.229, 0.224, 0.225), (0.25, 0.224, 0.225)),
 }
-OTHER_COLORS = {"path_brightness": 0.5, "path_contrast": 0.5, "path_saturation": 0.4, "path_hue": 0.2}
-OTHER_BLUR = {"path_blur_sigma": (0.1, 3.0)}
+COLORS = ("path_brightness", "path_contrast", "path_saturation", "path_hue")
 
 
-def test_the_description_names_every_setting():
-    names = inspect.signature(EquiCoherentViews).parameters.keys()
-    assert OTHER.keys() | OTHER_COLORS.keys() | OTHER_BLUR.keys() == names
+def test_every_setting_has_its_default_and_makes_other_views():
+    flat = EquiCoherentViews.flat_settings()
+    assert {name: entry.default for name, entry in flat.items()} == {name: first for name, (first, _) in FLAT.items()}
+    assert flat["num_local"].type == int | None
+    dictionaries = [dataclasses.asdict(EquiCoherentViews(**{name: other})) for name, (_, other) in FLAT.items()]
+    for position, dictionary in enumerate([dataclasses.asdict(EquiCoherentViews()), *dictionaries]):
+        assert dictionary not in dictionaries[position:]
+    views = EquiCoherentViews(**{name: other for name, (_, other) in FLAT.items()})
+    assert all(getattr(views, name) == other for name, (_, other) in FLAT.items())
+
+
+def test_settings_that_are_none_are_the_hosts_and_given_ones_stay():
+    own = EquiCoherentViews("simclr")
+    nothing = {name: None for name, (first, _) in FLAT.items() if first is None}
+    assert EquiCoherentViews("simclr", **nothing) == own
+    assert EquiCoherentViews("simclr", hue=0.3).color == dataclasses.replace(own.color, hue=0.3)
+    # a group that is given as a whole is taken as it is
+    assert EquiCoherentViews("simclr", crops=own.crops, color=EquiCoherentColor()).color == EquiCoherentColor()
+    assert dataclasses.replace(own, transformation=None).color == own.color
+
+
+def test_a_card_can_say_what_the_views_were():
     lines = [EquiCoherentViews(transformation=arm).describe() for arm in arms()]
-    lines += [EquiCoherentViews(**{name: value}).describe() for name, value in OTHER.items() if value != "rotation"]
-    lines += [EquiCoherentViews(transformation="color", **{k: v}).describe() for k, v in OTHER_COLORS.items()]
-    lines += [EquiCoherentViews(transformation="blur", **OTHER_BLUR).describe()]
+    unsaid = {"transformation", "path_blur_sigma", *COLORS}  # of the other transformations
+    lines += [EquiCoherentViews(**{name: other}).describe() for name, (_, other) in FLAT.items() if name not in unsaid]
+    lines += [EquiCoherentViews(transformation="color", **{name: FLAT[name][1]}).describe() for name in COLORS]
+    lines += [EquiCoherentViews(transformation="blur", path_blur_sigma=(0.1, 3.0)).describe()]
     assert len(set(lines)) == len(lines)
     assert "\n" not in "".join(lines)
-    # what is not done is not told
-    assert EquiCoherentViews(**OTHER_COLORS, **OTHER_BLUR).describe() == EquiCoherentViews().describe()
     line = EquiCoherentViews().describe()
     assert "views of ibot: 2 global of 224 x 224 pixels from 25% to 100% of the image, 10 local of 96 x 96" in line
     assert "turned by up to 45 degrees and shifted by up to 4.46429% of the side (mirrored outside) in 100%" in line

@@ -1,6 +1,7 @@
 """GTSA views: pixels and statistics against the golden numbers, geometry against formulas."""
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,9 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hf_geossl.data.images import BrokenImageError
 from hf_geossl.modeling.geometry import overlap_boxes
-from hf_geossl.views.base import _gather_turned, cut_crops, draw_crop, make_random, quarter_turn, slide_onto
+from hf_geossl.views.crops import cut_crops, make_random
 from hf_geossl.views.gtsa import GTSAViews
 from tests.helpers.golden import ROOT
 
@@ -59,30 +59,6 @@ def test_pixels_equal_the_golden_ones(exact, tolerance):
         assert difference.mean() <= tolerance * 0.3  # 48 to 64 pixels: many values lie half-way between two levels
 
 
-def test_crops_equal_pillows_to_one_grey_level(photo):
-    pixels, rng = torch.from_numpy(np.array(photo)), make_random(0)
-    boxes = [draw_crop(rng, 320, 240, (0.001, 1.0), (0.2, 5.0)) for _ in range(60)] + [(5, 5, 6, 6), (0, 0, 320, 1)]
-    for size in (24, 64):
-        fast, exact = cut_crops(pixels, boxes, size), cut_crops(pixels, boxes, size, exact=True)
-        for box, crop in zip(boxes, exact, strict=True):
-            pillow = photo.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-            assert torch.equal(crop.permute(1, 2, 0), torch.from_numpy(np.array(pillow)))
-        difference = (fast.int() - exact.int()).abs()
-        assert difference.max() <= 1
-        assert (difference > 0).float().mean() < 0.04
-
-
-def test_quarter_turns_are_pillows_counter_clockwise_rotations(photo):
-    image = photo.crop((0, 0, 64, 64))
-    images = torch.from_numpy(np.array(image)).permute(2, 0, 1).expand(6, 3, 64, 64)
-    turns = torch.tensor([0, 1, 2, 3, 1, 0])
-    for turned in (quarter_turn(images, turns), _gather_turned(images, turns)):
-        for turn, out in zip(turns.tolist(), turned, strict=True):
-            assert torch.equal(out.permute(1, 2, 0), torch.from_numpy(np.array(image.rotate(90 * turn))))
-    with pytest.raises(ValueError, match="square"):
-        quarter_turn(torch.zeros(1, 3, 4, 5), torch.tensor([1]))
-
-
 # -------------------------------------------------------------------------------------------------------- geometry
 
 
@@ -113,16 +89,6 @@ def test_crops_have_the_statistics_of_the_original_sampler(name):
                 assert below - 0.03 <= level <= at_most + 0.03, (kind, group, level)
             assert abs(values.mean() - expected["mean"]) < 0.012, (kind, group)
             assert abs(values.std() - expected["std"]) < 0.012, (kind, group)
-
-
-def test_crops_lie_everywhere_up_to_the_last_row_and_column():
-    rng = make_random(0)
-    boxes = torch.tensor([draw_crop(rng, 9, 7, (0.25, 0.25), (1.0, 1.0)) for _ in range(4000)])
-    assert (boxes[:, 2:] - boxes[:, :2] == 4).all()  # round(sqrt(63 / 4))
-    for start, last in ((boxes[:, 0], 5), (boxes[:, 1], 3)):
-        shares = start.bincount(minlength=last + 1) / len(boxes)
-        assert len(shares) == last + 1
-        assert (shares - 1 / (last + 1)).abs().max() < 0.03
 
 
 def test_quarter_turns_are_equally_frequent_and_nothing_is_mirrored():
@@ -176,8 +142,6 @@ def test_a_crop_that_never_overlaps_is_moved_and_keeps_its_size(monkeypatch):
         boxes = torch.tensor(thin.draw_boxes(make_random(seed), 640, 480))
         assert (overlap(boxes[0], boxes[1]) > 2 * 3072).all()
         assert (overlap(boxes[:2, None], boxes) > 3072).all()
-    assert slide_onto((0, 0, 10, 10), (30, 4, 32, 40)) == (22, 4, 32, 14)
-    assert slide_onto((50, 50, 90, 60), (30, 4, 60, 40)) == (30, 30, 70, 40)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -243,7 +207,7 @@ def test_image_and_seed_alone_decide(photo):
     assert not torch.equal(first["crop_boxes"], views(photo, 6)["crop_boxes"])
     program = (
         "import numpy as np; from PIL import Image; from hf_geossl.views.gtsa import GTSAViews;"
-        "import skimage.data; from test_views import fingerprint;"
+        "import skimage.data; from tests.views.test_gtsa import fingerprint;"
         "photo = Image.fromarray(skimage.data.astronaut()).resize((320, 240));"
         "print(fingerprint(GTSAViews(global_size=32, local_size=16)(photo, 5)))"
     )
@@ -260,29 +224,6 @@ def test_without_a_seed_torchs_generator_decides(photo):
     assert not torch.equal(first["crop_boxes"], other["crop_boxes"])
 
 
-class SeededPhotos(torch.utils.data.Dataset):
-    def __init__(self, photo):
-        self.pixels, self.views = np.array(photo), GTSAViews(**SMALL)
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        return self.views(self.pixels, index)
-
-
-def test_batches_do_not_depend_on_the_number_of_workers(photo):
-    loaders = [
-        torch.utils.data.DataLoader(
-            SeededPhotos(photo), batch_size=3, num_workers=workers, collate_fn=GTSAViews.collate
-        )
-        for workers in (0, 2)
-    ]
-    for alone, shared in zip(*loaders, strict=True):
-        assert alone.keys() == shared.keys()
-        assert all(torch.equal(alone[key], shared[key]) for key in alone)
-
-
 # --------------------------------------------------------------------------------------------------------- augment
 
 
@@ -290,9 +231,8 @@ def make_batch(photo, views, count=4):
     return views.collate([views(photo, seed) for seed in range(count)])
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_augment_gives_what_forward_takes_and_depends_on_the_generator_alone(photo, exact):
-    views = GTSAViews(**SMALL, exact_color=exact)
+def test_augment_gives_what_forward_takes_and_depends_on_the_generator_alone(photo):
+    views = GTSAViews(**SMALL)
     batch = make_batch(photo, views)
     before = {key: value.clone() for key, value in batch.items()}
     out = views.augment(batch, torch.Generator().manual_seed(2))
@@ -312,11 +252,10 @@ def test_augment_gives_what_forward_takes_and_depends_on_the_generator_alone(pho
     assert not torch.equal(out["local_pixel_values"], other["local_pixel_values"])
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_augment_works_on_the_device_of_the_batch(photo, exact, monkeypatch):
+def test_augment_works_on_the_device_of_the_batch(photo, monkeypatch):
     # Tensors on "meta" refuse to meet those of a CPU, and to tell their values: no host waits for them.
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    views = GTSAViews(**SMALL, exact_color=exact, blur_probability=0.5)
+    views = GTSAViews(**SMALL, blur_probability=0.5)
     batch = {key: value.to("meta") for key, value in make_batch(photo, views).items()}
     for out in (views.augment(batch, torch.Generator().manual_seed(0)), views.normalize(batch)):
         assert {value.device.type for value in out.values()} == {"meta"}
@@ -329,15 +268,6 @@ def test_augment_without_colour_change_is_normalize(photo):
     augmented, normalized = views.augment(batch), views.normalize(batch)
     for key in normalized:
         torch.testing.assert_close(augmented[key], normalized[key], atol=1e-5, rtol=0)
-
-
-def test_affine_and_exact_colours_come_from_the_same_draws(photo):
-    fast, exact = GTSAViews(**SMALL), GTSAViews(**SMALL, exact_color=True)
-    batch = make_batch(photo, fast, 16)
-    a = fast.augment(batch, torch.Generator().manual_seed(0))["local_pixel_values"]
-    b = exact.augment(batch, torch.Generator().manual_seed(0))["local_pixel_values"]
-    unrelated = exact.augment(batch, torch.Generator().manual_seed(1))["local_pixel_values"]
-    assert (a - b).abs().mean() < 0.1 * (a - unrelated).abs().mean()
 
 
 def test_turns_are_done_per_view_after_batching(photo):
@@ -365,45 +295,6 @@ def test_no_local_views_give_none(photo):
 # ----------------------------------------------------------------------------------------------------------- input
 
 
-def test_other_modes_and_sizes_are_read(photo):
-    views = GTSAViews(**SMALL, exact_resize=True)
-    gray = np.array(photo.convert("L"))
-    expected = views(np.repeat(gray[:, :, None], 3, axis=2), 0)["global_crops"]
-    for image in (
-        Image.fromarray(gray),
-        Image.fromarray(gray.astype(np.uint16) * 257),
-        gray,
-        torch.from_numpy(gray)[:, :, None].expand(-1, -1, 3),
-    ):
-        assert torch.equal(views(image, 0)["global_crops"], expected)
-    cmyk = views(photo.convert("CMYK"), 0)["global_crops"].int()
-    assert (cmyk - views(photo, 0)["global_crops"].int()).abs().max() <= 2
-    one_pixel = views(Image.new("RGB", (1, 1), (10, 20, 30)), 0)
-    assert torch.equal(one_pixel["local_crops"][0, :, 3, 3], torch.tensor([10, 20, 30], dtype=torch.uint8))
-
-
-@pytest.mark.parametrize(
-    ("image", "error"),
-    [
-        ("photo.jpg.txt", BrokenImageError),
-        (np.zeros((4, 4, 3), np.float32), TypeError),
-        (torch.zeros(0, 4, 3, dtype=torch.uint8), BrokenImageError),
-        (12, TypeError),
-    ],
-)
-def test_what_is_no_image_is_refused(image, error):
-    with pytest.raises(error):
-        GTSAViews(**SMALL)(image, 0)
-
-
-def test_collate_names_samples_that_do_not_fit(photo):
-    views = GTSAViews(**SMALL)
-    with pytest.raises(ValueError, match="at least one"):
-        views.collate([])
-    with pytest.raises(ValueError, match="sample 1 has"):
-        views.collate([views(photo, 0), {"crop_boxes": torch.zeros(1, 4)}])
-
-
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -422,6 +313,41 @@ def test_wrong_settings_name_the_argument(wrong, named):
         GTSAViews(**wrong)
 
 
+FLAT = {
+    "global_size": (224, 64),
+    "local_size": (96, 48),
+    "num_global": (2, 3),
+    "num_local": (8, 4),
+    "global_scale": ((0.3, 1.0), (0.4, 1.0)),
+    "local_scale": ((0.1, 0.3), (0.1, 0.305)),
+    "aspect_ratio": ((3 / 4, 4 / 3), (0.75, 1.34)),
+    "exact_resize": (False, True),
+    "brightness": (0.8, 0.81),
+    "contrast": (0.8, 0.81),
+    "saturation": (0.8, 0.81),
+    "hue": (0.2, 0.21),
+    "color_jitter_probability": (0.8, 0.801),
+    "grayscale_probability": (0.2, 0.201),
+    "blur_probability": (0.2, 0.201),
+    "blur_sigma": ((0.1, 2.0), (0.1, 2.001)),
+    "reconstruction": (None, "se2"),
+    "num_intermediate": (2, 3),
+    "mean": ((0.485, 0.456, 0.406), (0.486, 0.456, 0.406)),
+    "std": ((0.229, 0.224, 0.225), (0.228, 0.224, 0.225)),
+}
+
+
+def test_every_setting_has_its_default_and_makes_other_views():
+    flat = GTSAViews.flat_settings()
+    assert {name: entry.default for name, entry in flat.items()} == {name: first for name, (first, _) in FLAT.items()}
+    assert list(flat)[:7] == list(FLAT)[:7]  # the order of positional values
+    dictionaries = [dataclasses.asdict(GTSAViews(**{name: other})) for name, (_, other) in FLAT.items()]
+    for position, dictionary in enumerate([dataclasses.asdict(GTSAViews()), *dictionaries]):
+        assert dictionary not in dictionaries[position:]
+    views = GTSAViews(**{name: other for name, (_, other) in FLAT.items()})
+    assert all(getattr(views, name) == other for name, (_, other) in FLAT.items())
+
+
 def test_a_card_can_say_what_the_views_were():
     assert GTSAViews().describe() == (
         "2 global of 224 x 224 pixels from 30% to 100% of the image, 8 local of 96 x 96 pixels from 10% to 30% of the "
@@ -429,9 +355,3 @@ def test_a_card_can_say_what_the_views_were():
         "(sigma 0.1 to 2)"
     )
     assert "local" not in GTSAViews(num_local=0).describe()
-
-
-def test_the_aspect_ratio_of_thin_images_falls_back_to_a_centred_crop():
-    # torchvision: 10 misfits, then the largest centred crop of an allowed ratio
-    assert draw_crop(make_random(0), 3, 200, (0.3, 1.0), (3 / 4, 4 / 3)) == (0, 98, 3, 102)
-    assert draw_crop(make_random(0), 200, 3, (0.3, 1.0), (3 / 4, 4 / 3)) == (98, 0, 102, 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_geossl.views import masks as block_masks
-from hf_geossl.views.base import make_random
+from hf_geossl.views.crops import make_random
 from hf_geossl.views.masks import draw_block_masks
 
 GRIDS = [(1, 1), (1, 2), (2, 2), (1, 40), (3, 7), (4, 4), (14, 14), (10, 21), (37, 37)]

@@ -1,5 +1,7 @@
-"""Colour, blur and normalisation against torchvision, Pillow and formulas."""
+"""Colour, blur and normalisation against torchvision, Pillow, the numbers of LOCA's authors and formulas written out."""
 
+import colorsys
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,29 +9,40 @@ import pytest
 import skimage.data
 import sklearn.datasets
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as tv
 
-from hf_geossl.views import memory, photometric
+from hf_geossl.views import photometric
 from hf_geossl.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorRecipe, draw_color_parameters
-from hf_geossl.views.memory import HUGE_PAGE, empty_batch
 from hf_geossl.views.photometric import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    affine_color,
-    exact_color,
+    Normalization,
     gaussian_blur,
+    normalize_,
     render_color,
 )
+from tests.helpers.golden import golden_folder
+from tests.helpers.photographs import photographs
 
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+NO_BLUR = ColorRecipe(blur_probability=0.0)
 JITTER_ONLY = ColorRecipe(color_jitter_probability=1.0, grayscale_probability=0.0, blur_probability=0.0)
 TORCHVISION = {
     BRIGHTNESS: ("brightness", tv.adjust_brightness),
     CONTRAST: ("contrast", tv.adjust_contrast),
     SATURATION: ("saturation", tv.adjust_saturation),
     HUE: ("hue", tv.adjust_hue),
+}
+GOLDEN = load_file(golden_folder("photometric.safetensors", "loca") / "photometric.safetensors")
+TENSORFLOW = {
+    "brightness": photometric.add_brightness,
+    "contrast": photometric.adjust_channel_contrast,
+    "saturation": photometric.adjust_hsv_saturation,
+    "hue": photometric.adjust_hue,
 }
 
 
@@ -66,7 +79,7 @@ def torchvision_chain(images, parameters):
 
 
 @pytest.mark.parametrize("code", sorted(TORCHVISION))
-def test_each_exact_operation_equals_torchvision(code):
+def test_each_operation_equals_torchvision(code):
     name, reference = TORCHVISION[code]
     images = torch.rand(12, 3, 20, 28, generator=generator())
     images[0] = images[0, :1]  # grey: no hue
@@ -77,94 +90,24 @@ def test_each_exact_operation_equals_torchvision(code):
         torch.testing.assert_close(out, reference(image, amount.item()), atol=1e-5, rtol=0)
 
 
-def test_exact_chain_equals_torchvision_in_every_order():
+def test_the_chain_equals_torchvision_in_every_order():
     images = torch.randint(0, 256, (96, 3, 16, 16), dtype=torch.uint8, generator=generator())
-    parameters = draw_color_parameters(ColorRecipe(), 96, generator(1))
+    parameters = draw_color_parameters(NO_BLUR, 96, generator(1))
     assert len(parameters.order.unique(dim=0)) == 24
     torch.testing.assert_close(
-        exact_color(images, parameters, **UNIT), torchvision_chain(images, parameters), atol=1e-5, rtol=0
+        render_color(images, parameters, **UNIT, recipe=NO_BLUR),
+        torchvision_chain(images, parameters),
+        atol=1e-5,
+        rtol=0,
     )
 
 
-def test_affine_chain_is_exact_where_nothing_clips_and_hue_stays():
-    images = torch.randint(110, 146, (96, 3, 40, 40), dtype=torch.uint8, generator=generator())
-    recipe = ColorRecipe(0.4, 0.6, 0.6, 0.0, color_jitter_probability=0.8, grayscale_probability=0.3)
-    parameters = draw_color_parameters(recipe, 96, generator(1))
-    expected = tv.normalize(torchvision_chain(images, parameters), **IMAGENET)
-    torch.testing.assert_close(affine_color(images, parameters, **IMAGENET), expected, atol=1e-5, rtol=0)
-
-
-def test_affine_hue_is_exact_where_one_hue_prevails_and_for_thirds_of_a_turn():
-    sky = torch.tensor([40, 90, 160]).view(1, 3, 1, 1) + torch.randint(0, 30, (16, 1, 32, 32), generator=generator())
-    sky = (sky + torch.tensor([0, 12, 0]).view(3, 1, 1) * torch.rand(16, 1, 32, 32, generator=generator())).byte()
-    mixed = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=generator())
-    turns = torch.linspace(-0.5, 0.5, 16)
-    for images, turn, tolerance in ((sky, turns, 2e-3), (mixed, torch.tensor([-1 / 3, 0.0, 1 / 3]), 1e-5)):
-        parameters = draw_color_parameters(JITTER_ONLY, len(images), generator())
-        parameters.hue = turn
-        for name in ("brightness", "contrast", "saturation"):
-            setattr(parameters, name, torch.ones(len(images)))
-        expected = photometric.adjust_hue(images.float() / 255, turn)
-        torch.testing.assert_close(affine_color(images, parameters, **UNIT), expected, atol=tolerance, rtol=0)
-
-
-def test_affine_colours_of_photographs_have_the_statistics_of_exact_ones():
-    crops = photo_crops(400)
-    parameters = draw_color_parameters(ColorRecipe(), 400, generator(1))
-    affine, exact = affine_color(crops, parameters, **UNIT), exact_color(crops, parameters, **UNIT)
-    assert (affine - exact).abs().mean() < 0.012
-    assert (exact - crops / 255).abs().mean() > 0.12
-    assert (affine.mean((0, 2, 3)) - exact.mean((0, 2, 3))).abs().max() < 0.006
-    assert (affine.std((0, 2, 3)) / exact.std((0, 2, 3)) - 1).abs().max() < 0.03
-    assert abs(affine.std((2, 3)).mean() / exact.std((2, 3)).mean() - 1) < 0.03  # contrast within a view
-    assert affine.min() >= 0
-    assert affine.max() <= 1
-
-
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_grey_image_and_a_single_pixel_stay_finite_and_grey(exact):
+def test_a_grey_image_and_a_single_pixel_stay_finite_and_grey():
     images = torch.tensor([0, 1, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 1, 1)
     parameters = draw_color_parameters(JITTER_ONLY, 4, generator())
-    out = render_color(images, parameters, **UNIT, recipe=JITTER_ONLY, exact=exact)
+    out = render_color(images, parameters, **UNIT, recipe=JITTER_ONLY)
     assert torch.isfinite(out).all()
     assert (out - out.mean(1, keepdim=True)).abs().max() < 1e-3  # grey weights sum to 0.9999
-
-
-def test_draws_follow_the_recipe():
-    recipe = ColorRecipe(0.8, 0.4, 1.5, 0.2, 0.8, 0.2, 0.3, (0.1, 2.0))
-    drawn = draw_color_parameters(recipe, 20000, generator())
-    for values, low, high in (
-        (drawn.brightness, 0.2, 1.8),
-        (drawn.contrast, 0.6, 1.4),
-        (drawn.saturation, 0.0, 2.5),
-        (drawn.hue, -0.2, 0.2),
-        (drawn.blur_sigma, 0.1, 2.0),
-    ):
-        assert low <= values.min() < low + 0.01 * (high - low)
-        assert high - 0.01 * (high - low) < values.max() <= high
-        assert abs(values.mean() - (low + high) / 2) < 0.01 * (high - low)
-    for flags, share in ((drawn.jitter, 0.8), (drawn.grayscale, 0.2), (drawn.blur, 0.3)):
-        assert abs(flags.float().mean() - share) < 0.01
-    orders, counts = drawn.order.unique(dim=0, return_counts=True)
-    assert len(orders) == 24
-    assert (counts / 20000 - 1 / 24).abs().max() < 0.01
-
-
-def test_the_same_generator_draws_the_same_views_whatever_the_recipe():
-    first, second = generator(3), generator(3)
-    draw_color_parameters(ColorRecipe(), 5, first)
-    draw_color_parameters(ColorRecipe(blur_probability=1.0, hue=0.0), 5, second)
-    assert torch.equal(first.get_state(), second.get_state())
-
-
-def test_moving_parameters_keeps_every_field():
-    parameters = draw_color_parameters(ColorRecipe(), 6, generator())
-    moved = parameters.to(torch.device("meta"))
-    for name, value in vars(parameters).items():
-        assert getattr(moved, name).device.type == "meta"
-        assert (getattr(moved, name).dtype, getattr(moved, name).shape) == (value.dtype, value.shape)
-    chosen = parameters.select(torch.tensor([4, 1]))
-    assert all(torch.equal(value[[4, 1]], getattr(chosen, name)) for name, value in vars(parameters).items())
 
 
 def test_blur_is_torchvisions_gaussian_with_pillows_border():
@@ -186,7 +129,8 @@ def test_only_the_chosen_views_are_blurred():
     recipe = ColorRecipe(blur_probability=0.5, blur_sigma=(1.0, 2.0))
     parameters = draw_color_parameters(recipe, 12, generator())
     assert 0 < parameters.blur.sum() < 12
-    plain = affine_color(crops, parameters, **IMAGENET)
+    sharp = dataclasses.replace(parameters, blur=torch.zeros(12, dtype=torch.bool))
+    plain = render_color(crops, sharp, **IMAGENET, recipe=recipe)
     out = render_color(crops, parameters, **IMAGENET, recipe=recipe)
     assert torch.equal(out[~parameters.blur], plain[~parameters.blur])
     expected = torch.stack(
@@ -200,60 +144,10 @@ def test_only_the_chosen_views_are_blurred():
     torch.testing.assert_close(out[parameters.blur], expected, atol=1e-5, rtol=0)
 
 
-def test_pieces_do_not_change_the_result(monkeypatch):
-    crops = photo_crops(7)
-    parameters = draw_color_parameters(ColorRecipe(), 7, generator())
-    whole = affine_color(crops, parameters, **IMAGENET)
-    monkeypatch.setattr(photometric, "CPU_PIECE", 2 * crops[0].numel())
-    torch.testing.assert_close(affine_color(crops, parameters, **IMAGENET), whole, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        ({"blur_probability": 1.5}, "blur_probability"),
-        ({"contrast": -0.1}, "contrast"),
-        ({"hue": 0.6}, "hue"),
-        ({"blur_sigma": (2.0, 0.1)}, "blur_sigma"),
-    ],
-)
-def test_a_wrong_recipe_names_the_argument(wrong, named):
-    with pytest.raises(ValueError, match=named):
-        ColorRecipe(**wrong)
-
-
 def test_float_images_are_refused():
     parameters = draw_color_parameters(ColorRecipe(), 1, generator())
     with pytest.raises(TypeError, match="uint8"):
         render_color(torch.rand(1, 3, 8, 8), parameters, **UNIT, recipe=ColorRecipe())
-
-
-# ---------------------------------------------------------------------------------------------------------- memory
-
-
-def test_memory_of_a_batch_is_used_again_and_never_by_two():
-    cpu, shape = torch.device("cpu"), (3, 1000, 1001)
-    first, second = (empty_batch(shape, torch.float32, cpu).fill_(value) for value in (1, 2))
-    view = first[1:, 5]  # keeps it as well
-    place = first.data_ptr()
-    del first
-    third = empty_batch(shape, torch.float32, cpu).fill_(3)
-    assert (view == 1).all()
-    assert (second == 2).all()
-    assert (third == 3).all()
-    del view
-    again = empty_batch((12, 250 * 1001), torch.float32, cpu)
-    assert again.data_ptr() == place
-    assert again.is_contiguous()
-    assert empty_batch((2, 3), torch.uint8, cpu).shape == (2, 3)
-
-
-def test_what_is_kept_of_the_memory_is_bounded():
-    cpu = torch.device("cpu")
-    tensors = [empty_batch((size * HUGE_PAGE,), torch.uint8, cpu) for size in (1, 1, 2, 3) for _ in range(9)]
-    assert len(tensors) == 36
-    del tensors
-    assert len(memory._spares) == memory._spares.maxlen
 
 
 def test_rendering_on_several_threads_gives_what_one_gives():
@@ -267,3 +161,161 @@ def test_rendering_on_several_threads_gives_what_one_gives():
     alone = render(0).clone()
     with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(alone, other) for other in pool.map(render, range(24)))
+
+
+# ------------------------------------------------------------------------------------------------------ TensorFlow
+
+
+def tensorflow_recipe(**changes):
+    settings = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "blur_probability": 0.0}
+    borders = {"blur_border": "zero", "blur_kernel_radius": 11}
+    return ColorRecipe(**{**settings, **borders, "operations": "tensorflow", **changes})
+
+
+def golden(name):
+    """(height, width, 3) as the authors keep it -> (1, 3, height, width)."""
+    return GOLDEN[name].permute(2, 0, 1)[None].clone()
+
+
+# --------------------------------------------------------------------------------------------------------- goldens
+
+
+@pytest.mark.parametrize("name", sorted(name for name in GOLDEN if name.split("_")[0] in TENSORFLOW))
+def test_each_operation_equals_the_authors(name):
+    operation, amount = name.split("_")
+    ours = TENSORFLOW[operation](golden("x"), torch.tensor([float(amount)]))
+    torch.testing.assert_close(ours, golden(name), atol=1e-6, rtol=0)
+
+
+def test_solarisation_and_normalisation_equal_the_authors():
+    torch.testing.assert_close(photometric.solarize(golden("x")), golden("solarize"), atol=1e-6, rtol=0)
+    ours = normalize_(golden("standardize_in"), **IMAGENET)
+    torch.testing.assert_close(ours, golden("standardize_out"), atol=1e-6, rtol=0)
+
+
+def test_grey_equals_the_authors():
+    levels = torch.arange(256, dtype=torch.uint8)
+    images = torch.stack([levels, levels.flip(0), levels.roll(90)]).view(1, 3, 16, 16)
+    recipe = tensorflow_recipe(color_jitter_probability=0.0, grayscale_probability=1.0)
+    ours = render_color(images, draw_color_parameters(recipe, 1), **UNIT, recipe=recipe)
+    weights = torch.tensor([0.2989, 0.587, 0.114])
+    torch.testing.assert_close((golden("x")[0] * weights[:, None, None]).sum(0), golden("grayscale")[0, 0])
+    expected = (images[0] / 255 * weights[:, None, None]).sum(0).expand(1, 3, 16, 16)
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", ["0.1", "0.7", "2.0"])
+def test_blur_with_a_black_border_equals_the_authors(sigma):
+    ours = gaussian_blur(golden("x"), torch.tensor([float(sigma)]), 11, border="zero")
+    torch.testing.assert_close(ours, golden(f"blur_k22_sigma{sigma}"), atol=1e-6, rtol=0)
+
+
+# ----------------------------------------------------------------------------------------------------------- chains
+
+
+def slow_chain(image, parameters, view):
+    """The colour chain of one view (`(height, width, 3)`, in [0, 1], float64), pixel by pixel with Python's colorsys."""
+    amounts = {name: float(getattr(parameters, name)[view]) for name in TENSORFLOW}
+    if parameters.jitter[view]:
+        for code in parameters.order[view].tolist():
+            if code == BRIGHTNESS:
+                image = image + amounts["brightness"]
+            elif code == CONTRAST:
+                mean = image.mean((0, 1))
+                image = mean + amounts["contrast"] * (image - mean)
+            else:
+                pixels = []
+                for red, green, blue in image.reshape(-1, 3):
+                    h, s, v = colorsys.rgb_to_hsv(red, green, blue)
+                    if code == SATURATION:
+                        s = min(1.0, s * amounts["saturation"])
+                    if code == HUE:
+                        h = (h + amounts["hue"]) % 1.0
+                    pixels.append(colorsys.hsv_to_rgb(h, s, v))
+                image = np.reshape(pixels, image.shape)
+            image = image.clip(0, 1)
+    if parameters.grayscale[view]:
+        image = np.repeat((image @ [0.2989, 0.587, 0.114])[..., None], 3, axis=-1)
+    if parameters.solarize[view]:
+        image = np.where(image >= 0.5, 1 - image, image)
+    return image
+
+
+def test_rendering_equals_the_chain_written_out_in_every_order():
+    images = torch.randint(0, 256, (120, 3, 5, 6), dtype=torch.uint8, generator=generator())
+    images[0] = images[0, :1]  # grey: no hue
+    images[1] = 0
+    recipe = tensorflow_recipe(solarize_probability=0.3)
+    parameters = draw_color_parameters(recipe, 120, generator(1))
+    assert len(parameters.order[parameters.jitter].unique(dim=0)) == 24
+    ours = render_color(images, parameters, recipe=recipe, **IMAGENET)
+    for view, image in enumerate(images):
+        expected = slow_chain(image.permute(1, 2, 0).numpy() / 255.0, parameters, view)
+        expected = torch.from_numpy((expected - IMAGENET_MEAN) / IMAGENET_STD).float().permute(2, 0, 1)
+        torch.testing.assert_close(ours[view], expected, atol=2e-5, rtol=0)
+
+
+def test_grey_images_and_single_pixels_stay_finite_and_grey():
+    images = torch.tensor([0, 1, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    recipe = tensorflow_recipe(color_jitter_probability=1.0)
+    out = render_color(images, draw_color_parameters(recipe, 4, generator()), **UNIT, recipe=recipe)
+    assert torch.isfinite(out).all()
+    assert (out - out.mean(1, keepdim=True)).abs().max() < 1e-3  # grey weights sum to 0.9999
+
+
+# -------------------------------------------------------------------------------------------- blur and solarisation
+
+
+def test_chosen_views_are_blurred_against_black_and_then_solarised():
+    photo = torch.from_numpy(np.array(photographs()[2].resize((40, 32)))).permute(2, 0, 1)
+    images = photo.expand(16, 3, 32, 40).contiguous()
+    recipe = tensorflow_recipe(
+        blur_probability=0.5, blur_sigma=(1.0, 2.0), solarize_probability=0.5, color_jitter_probability=0.0
+    )
+    parameters = draw_color_parameters(recipe, 16, generator(2))
+    assert len(torch.stack([parameters.blur, parameters.solarize]).unique(dim=1).T) == 4  # all four combinations
+    ours = render_color(images, parameters, recipe=recipe, **IMAGENET)
+    for view in range(16):
+        expected = photo / 255
+        if parameters.grayscale[view]:
+            expected = (expected * torch.tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(0).expand(3, 32, 40)
+        if parameters.blur[view]:
+            kernel = torch.exp(-0.5 * (torch.arange(-11, 12) / parameters.blur_sigma[view]) ** 2)
+            kernel = torch.outer(kernel, kernel) / kernel.sum() ** 2
+            expected = F.conv2d(expected[:, None], kernel[None, None], padding=11)[:, 0]
+        if parameters.solarize[view]:
+            expected = torch.where(expected >= 0.5, 1 - expected, expected)
+        expected = normalize_(expected.clone(), **IMAGENET)
+        torch.testing.assert_close(ours[view], expected, atol=1e-5, rtol=0)
+
+
+def test_float_crops_are_taken_when_asked_for_and_left_as_they_are():
+    crops = torch.randint(0, 256, (4, 3, 16, 16), generator=generator()).float()
+    before, recipe = crops.clone(), tensorflow_recipe()
+    for parameters in (None, draw_color_parameters(recipe, 4, generator())):
+        common = {"recipe": recipe, **IMAGENET}
+        ours = render_color(crops, parameters, unrounded=True, **common)
+        assert torch.equal(ours, render_color(crops.byte(), parameters, **common))
+        assert torch.equal(crops, before)
+        with pytest.raises(TypeError, match="uint8"):
+            render_color(crops, parameters, **common)
+        with pytest.raises(TypeError, match="float32"):
+            render_color(crops.byte(), parameters, unrounded=True, **common)
+
+
+# --------------------------------------------------------------------------------------------------- normalisation
+
+
+def test_normalisation_is_torchvisions():
+    images = torch.rand(3, 3, 4, 5, generator=generator())
+    torch.testing.assert_close(normalize_(images.clone(), **IMAGENET), tv.normalize(images, **IMAGENET))
+    crops = torch.randint(0, 256, (3, 3, 4, 5), dtype=torch.uint8, generator=generator())
+    plain = render_color(crops, None, recipe=NO_BLUR, **IMAGENET)
+    torch.testing.assert_close(plain, tv.normalize(crops / 255, **IMAGENET))
+
+
+def test_a_normalization_says_its_numbers_and_refuses_others():
+    assert Normalization((0, 0.5, 1), (1, 0.25, 2)).describe() == "normalised by mean 0 0.5 1 and std 1 0.25 2"
+    for wrong in ({"mean": (0.5, 0.5)}, {"std": (0.2, 0.0, 0.2)}):
+        with pytest.raises(ValueError, match="mean and std must hold 3 numbers, those of std above 0"):
+            Normalization(**wrong)
