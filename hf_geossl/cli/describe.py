@@ -63,28 +63,7 @@ def describe_method(name: str) -> list[Argument]:
 def shared_settings(method: Method) -> list[str]:
     """Names the settings of the views that the configuration has too: they are the model's, and given once."""
     fields = {entry.name for entry in dataclasses.fields(method.load("config"))}
-    return [name for name in flat_settings(method) if name in fields]
-
-
-def flat_settings(method: Method) -> "dict[str, dataclasses.Field[object]]":
-    """Until views have it."""
-    views = method.load("views")
-    if hasattr(views, "flat_settings"):
-        return views.flat_settings()
-    made = [
-        (name, parameter.annotation, dataclasses.field(default=parameter.default, metadata={"help": text}))
-        for texts in [_docstring_entries([*_RECIPES(), views])]
-        for name, parameter in inspect.signature(views).parameters.items()
-        for text in [texts.get(name, "")]
-    ]
-    return {entry.name: entry for entry in dataclasses.fields(dataclasses.make_dataclass("V", made))}
-
-
-def _RECIPES() -> list[type]:
-    from hf_geossl.views.color import ColorRecipe
-    from hf_geossl.views.transformation_path import TransformationPath
-
-    return [ColorRecipe, TransformationPath]
+    return [name for name in method.load("views").flat_settings() if name in fields]
 
 
 def _model_arguments(method: Method) -> Iterator[Argument]:
@@ -99,7 +78,7 @@ def _model_arguments(method: Method) -> Iterator[Argument]:
 
 def _view_arguments(method: Method) -> Iterator[Argument]:
     shared = shared_settings(method)
-    for name, entry in flat_settings(method).items():
+    for name, entry in method.load("views").flat_settings().items():
         if name not in shared:
             yield _argument(name, "views", entry, entry.metadata.get("help", ""))
 

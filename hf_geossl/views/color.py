@@ -21,10 +21,12 @@ class ColorJitter(Settings):
     Source: torchvision `ColorJitter`.
     """
 
-    brightness: float = setting(0.8, "Strength of the change of brightness.", low=0)
-    contrast: float = setting(0.8, "Strength of the change of contrast.", low=0)
-    saturation: float = setting(0.8, "Strength of the change of saturation.", low=0)
-    hue: float = setting(0.2, "Largest turn of the hue, in full turns of the colour circle.", low=0, high=0.5)
+    brightness: float = setting(0.8, "The factor of brightness is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    contrast: float = setting(0.8, "The factor of contrast is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    saturation: float = setting(0.8, "The factor of saturation is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    hue: float = setting(
+        0.2, "The hue turns by a number uniform in [-x, x], in full turns of the colour circle.", low=0, high=0.5
+    )
     color_jitter_probability: float = setting(
         0.8, "How often a view gets these four, in a random order.", low=0, high=1
     )

@@ -83,10 +83,12 @@ class EquiCoherentColor(ColorJitter):
         ValueError: A strength, probability or width out of range.
     """
 
-    brightness: float = setting(0.4, "Strength of the change of brightness.", low=0)
-    contrast: float = setting(0.4, "Strength of the change of contrast.", low=0)
-    saturation: float = setting(0.2, "Strength of the change of saturation.", low=0)
-    hue: float = setting(0.1, "Largest turn of the hue, in full turns of the colour circle.", low=0, high=0.5)
+    brightness: float = setting(0.4, "The factor of brightness is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    contrast: float = setting(0.4, "The factor of contrast is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    saturation: float = setting(0.2, "The factor of saturation is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    hue: float = setting(
+        0.1, "The hue turns by a number uniform in [-x, x], in full turns of the colour circle.", low=0, high=0.5
+    )
     blur_probability: tuple[float, float, float] = setting(
         (1.0, 0.1, 0.5), "How often the first global, the second global and a local view are blurred."
     )

@@ -64,10 +64,14 @@ class LOCAColor(ColorJitter):
         ValueError: A strength, probability or width out of range, or an unknown word.
     """
 
-    brightness: float = setting(0.4, "Largest number that is added to values in 0..1, or taken off.", low=0)
-    contrast: float = setting(0.4, "Largest change of the factor of contrast, about the mean of each channel.", low=0)
-    saturation: float = setting(0.2, "Largest change of the factor of the S of HSV.", low=0)
-    hue: float = setting(0.1, "Largest turn of the hue, in full turns of the colour circle.", low=0, high=0.5)
+    brightness: float = setting(0.4, "What is added to values in 0..1 is uniform in [-x, x].", low=0)
+    contrast: float = setting(
+        0.4, "The factor of contrast, about each channel's mean, is uniform in [max(0, 1 - x), 1 + x].", low=0
+    )
+    saturation: float = setting(0.2, "The factor of the S of HSV is uniform in [max(0, 1 - x), 1 + x].", low=0)
+    hue: float = setting(
+        0.1, "The hue turns by a number uniform in [-x, x], in full turns of the colour circle.", low=0, high=0.5
+    )
     solarize_probability: float = setting(
         0.2, "How often the bright values of the random query are inverted.", low=0, high=1
     )

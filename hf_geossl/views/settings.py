@@ -91,12 +91,12 @@ def _check(name: str, value: object, is_pair: bool, declared: Mapping[str, objec
             raise ValueError(f"{name} must be (smallest, largest) with {first}{last}, got {value}")
     elif outside:
         if end < math.inf:
-            valid = f"lie in {'(' if low is None else '['}{start:g}, {end:g}]"
+            bounds = f"lie in {'(' if low is None else '['}{start:g}, {end:g}]"
         elif low is None:
-            valid = f"be above {start:g}"
+            bounds = f"be above {start:g}"
         else:
-            valid = "be 0 or more" if start == 0 else f"be at least {start:g}"
-        raise ValueError(f"{name} must {valid}, got {value}")
+            bounds = "be 0 or more" if start == 0 else f"be at least {start:g}"
+        raise ValueError(f"{name} must {bounds}, got {value}")
 
 
 def flat_fields(cls: type, optional: Container[str] = ()) -> dict[str, Field[Any]]:
