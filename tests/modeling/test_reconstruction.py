@@ -369,7 +369,7 @@ def test_trainers_own_views_are_the_models(method: Method) -> None:
             model = method.kind("ForPreTraining")(method.config(**fields))
         views = TRAINERS[method.prefix].default_views(None, model)
         assert (views.reconstruction, views.num_intermediate) == expected
-    assert TRAINERS[method.prefix].default_views(None, None).path is None
+    assert TRAINERS[method.prefix].default_views(None, None).reconstruction is None
 
 
 # ---- training
