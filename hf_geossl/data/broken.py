@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 _BROKEN_BEFORE_STOPPING = 20  # a few broken samples at the start are not yet a share
 _LOGGED_ONE_BY_ONE = 10
 _REMEMBERED_NAMES = 4096
+_SLOTS_TRIED = 8
 
 
 class BrokenStreamError(RuntimeError):
@@ -25,8 +26,8 @@ class BrokenStreamError(RuntimeError):
 class ReportedNames:
     """Remembers which names have been reported, in memory that the worker processes of a loader share.
 
-    A name is remembered by its hash, in one of a fixed number of slots, where a later name replaces an earlier one: the
-    memory is bounded, and among thousands of broken images one may be reported twice.
+    A name is remembered by its hash, in one of a few of a fixed number of slots; where all are taken it replaces another.
+    So the memory is bounded, and among thousands of broken images one may be reported twice.
 
     Args:
         slots (`int`, *optional*, defaults to 4096): 8 bytes each.
@@ -47,10 +48,11 @@ class ReportedNames:
         """
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         value = int.from_bytes(digest, "little", signed=True) or 1  # 0 is an empty slot
-        slot = value % len(self._hashes)
-        if self._hashes[slot] == value:
+        slots = (value + torch.arange(_SLOTS_TRIED)) % len(self._hashes)
+        hashes = self._hashes[slots]
+        if value in hashes:
             return 0
-        self._hashes[slot] = value
+        self._hashes[slots[(hashes != 0).int().argmin()]] = value  # the first empty one, else the first
         self._count += 1
         return int(self._count)
 

@@ -19,8 +19,8 @@ from hf_geossl import GTSAViews
 from hf_geossl.data.batches import StreamBatches
 from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.streams import load_stream
-from tests.data.test_streams import KINDS, first, make_stream
 from tests.helpers.golden import ROOT
+from tests.helpers.images import KINDS, first, make_stream
 
 ROWS = 41
 

@@ -1,0 +1,136 @@
+"""Tars: endings, damage, and connections that are lost while one is read."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from hf_geossl.data import retries
+from hf_geossl.data.images import decode_image
+from hf_geossl.data.sources.files import find_files
+from hf_geossl.data.sources.webdataset import webdataset_source
+from hf_geossl.data.streams import ImageStream, load_stream
+from tests.helpers.images import ROWS, encoded, first, write_parquet, write_tar, write_tars
+
+
+def test_an_ending_chooses_the_image_of_a_webdataset_sample(tmp_path):
+    path = str(write_tars(tmp_path / "tars"))
+    masks = {np.asarray(sample["image"]).tobytes() for sample in load_stream(path, image_column="seg").one_epoch()}
+    assert masks == {np.asarray(decode_image(encoded(999))).tobytes()}
+
+
+def test_a_truncated_archive_and_a_damaged_row_group_cost_themselves(tmp_path):
+    tar = write_tars(tmp_path / "tars") / "shard-1.tar"
+    tar.write_bytes(tar.read_bytes()[:6000])
+    kept = list(load_stream(str(tmp_path / "tars")).one_epoch())
+    assert 25 <= len(kept) < ROWS
+    file = write_parquet(tmp_path / "parquet") / "train-00001-of-00002.parquet"
+    content = bytearray(file.read_bytes())
+    content[100:400] = bytes(300)
+    file.write_bytes(content)
+    kept = list(load_stream(str(tmp_path / "parquet"), max_broken_share=0.2).one_epoch())
+    assert len(kept) >= ROWS - 5
+
+
+@pytest.mark.parametrize("content", [b"this is no archive" * 100, b"", "missing"])
+def test_a_damaged_first_tar_costs_itself_only(content, tmp_path, caplog):
+    write_tar(tmp_path / "1.tar", 30)
+    if content == "missing":
+        (tmp_path / "0.tar").symlink_to(tmp_path / "nowhere.tar")
+    else:
+        (tmp_path / "0.tar").write_bytes(content)
+    stream = load_stream(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert len(list(stream.one_epoch())) == 30
+    assert "skipped 0.tar:0: the rest of the archive cannot be read (" in caplog.text
+    assert "nobody knows how many" in caplog.text
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    assert str(tmp_path) not in "".join(record.getMessage() for record in caplog.records)
+
+
+def test_a_truncated_first_tar_is_read_up_to_its_damage(tmp_path):
+    (tmp_path / "0.tar").write_bytes(write_tar(tmp_path / "0.tar", 30).read_bytes()[:12_000])
+    assert 5 < len(list(load_stream(str(tmp_path)).one_epoch())) < 30
+
+
+def test_tars_that_are_all_damaged_are_named(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.tar").write_bytes(b"this is no archive" * 100)
+    with pytest.raises(ValueError, match=r"none of the tars of .* can be read: 0\.tar \(file could not be opened"):
+        load_stream(str(tmp_path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    program = """
+import sys
+from hf_geossl import load_stream
+for path in sys.argv[1:]:
+    try:
+        next(iter(load_stream(path)))
+    except Exception as error:
+        print(error)
+"""
+    paths = []
+    for name in ("photo.jpg", "photos.tar", "photos.parquet"):
+        paths.append(tmp_path / name.replace(".", "_"))
+        paths[-1].mkdir()
+        os.mkfifo(paths[-1] / name)
+    child = subprocess.run(
+        [sys.executable, "-c", program, *map(str, paths)], capture_output=True, text=True, timeout=60, check=False
+    )
+    image, tar, parquet = child.stdout.splitlines()
+    assert "photo.jpg: the file cannot be read (it is no regular file)" in image
+    assert "none of the tars of photos_tar can be read: photos.tar (it is no regular file)" in tar
+    assert "photos.parquet in photos_parquet is no readable parquet file" in parquet
+
+
+def test_a_connection_lost_in_a_tar_costs_no_sample(tmp_path, monkeypatch, caplog):
+    write_tar(tmp_path / "0.tar", 30)
+    losses = iter([1000, 0, 1, 2])  # records that are read before a loss; the first opening learns the endings
+
+    @contextmanager
+    def flaky(path: str) -> Iterator[tarfile.TarFile]:
+        class Connection(io.BytesIO):
+            def read(self, size: int = -1) -> bytes:
+                if self.tell() > lost_at:
+                    raise ConnectionResetError("the server went away")
+                return super().read(size)
+
+        opened.append(path)
+        lost_at = 10_240 * next(losses, 1000)
+        with open(path, "rb") as file, tarfile.open(fileobj=Connection(file.read()), mode="r|*") as archive:
+            yield archive
+
+    opened: list[str] = []
+    monkeypatch.setattr(retries, "sleep", lambda seconds: None)
+    files = find_files(str(tmp_path), "train")
+    with caplog.at_level(logging.WARNING):
+        got = first(ImageStream(webdataset_source(files, "tars", "image", open_tar=flaky)), 30)
+    assert got == first(ImageStream(webdataset_source(files, "tars", "image")), 30)
+    assert len(opened) == 5
+    assert "attempt 2 of" in caplog.text
+    assert "skipped" not in caplog.text
+
+
+def test_samples_are_runs_of_members_and_metadata_of_macs_is_left_out(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name in ("a/1.jpg", "a/._1.jpg", "a/1.txt", "a/2.left.png", "a/2.png", "b/1.JPG", "readme", ".hidden"):
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+    files = find_files(str(tmp_path), "train")
+    source = webdataset_source(files, "tars", "image")
+    assert [(row["key"], row["value"]) for row in source.rows] == [
+        ("0.tar:a/1", b"a/1.jpg"), ("0.tar:a/2", b"a/2.png"), ("0.tar:b/1", b"b/1.JPG")
+    ]  # fmt: skip
+    left = webdataset_source(files, "tars", "left")
+    assert [row["value"] for row in left.rows] == [None, b"a/2.left.png", None]
+    with pytest.raises(ValueError, match="no column 'right'; its columns are jpg, left.png, png, txt"):
+        webdataset_source(files, "tars", "right")
