@@ -293,8 +293,8 @@ METHODS: dict[str, Method] = {
         card="hf_geossl.hub.card_equicoherent:describe_host",
         head_shows="the images along a transformation as its decoders reconstruct them",
         head_needs="reconstructing the images along a transformation takes the decoders",
-        demo_limits="hf_geossl.demo.heads_equicoherent:why_not_shown",
-        demo_tabs="hf_geossl.demo.tabs_equicoherent:head_tabs",
+        demo_limits="hf_geossl.demo.heads_reconstruction:why_not_shown",
+        demo_tabs="hf_geossl.demo.tabs_reconstruction:head_tabs",
     ),
 }
 

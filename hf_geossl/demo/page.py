@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 from PIL import Image
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 _COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
 _SESSIONS = 200
+_Parameters = ParamSpec("_Parameters")
+_Answer = TypeVar("_Answer")
+Place = tuple[float, float]  # x and y, in shares of the sides
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
 
@@ -39,13 +42,13 @@ class Picked:
     upload: Image.Image | None = None
 
 
-def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+def plainly(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
     """Lets a person see one plain sentence where a function fails; what is unexpected goes to the log."""
 
     @functools.wraps(function)
-    def guarded(*args: Any) -> Any:
+    def guarded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Answer:
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         except UploadError as error:
             raise gr.Error(str(error), print_exception=False, title="Picture not used") from error
         except Exception as error:
@@ -134,7 +137,7 @@ class Page:
 
     # ---- Pictures A and B
 
-    def _chooser(self, name: str, index: int) -> tuple[Any, ...]:
+    def _chooser(self, name: str, index: int) -> tuple[gr.State, gr.HTML, gr.UploadButton, str]:
         with gr.Column(min_width=280):
             gr.Markdown(f"### {name}")
             state = gr.State(Picked(index))
@@ -147,7 +150,7 @@ class Page:
             )
         return state, pictures, upload, name
 
-    def _wire_chooser(self, state: Any, pictures: Any, upload: Any, name: str) -> None:
+    def _wire_chooser(self, state: gr.State, pictures: gr.HTML, upload: gr.UploadButton, name: str) -> None:
         def choose(event: gr.EventData, picked: Picked) -> list[Any]:
             index = int(event.index)
             if not -1 <= index < len(self.samples) or (index == -1 and picked.upload is None):
@@ -165,30 +168,34 @@ class Page:
 
     # ---- Tabs
 
-    def _show(self, tab: Tab, *values: Any) -> list[Any]:
+    def _show(self, tab: Tab, first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
         """The outputs of a tab for the values of `common` and of its inputs."""
-        first, second, finer, place = values[:4]
-        pictures = [one.upload if one.index < 0 else self.samples[one.index] for one in (first, second)]
-        return tab.show(Chosen(pictures[0], pictures[1], bool(finer), place), *values[4:])
+        pictures = [one.upload if one.upload and one.index < 0 else self.samples[one.index] for one in (first, second)]
+        return tab.show(Chosen(pictures[0], pictures[1], bool(finer), place), *own)
 
-    def _wire(self, tab: Tab, container: Any) -> None:
+    def _wire(self, tab: Tab, container: gr.Tab) -> None:
         inputs, name = [*self.common, *tab.inputs], tab.name
         set_by_pick = tab.inputs[: tab.pick_sets is not None]
+        show = partial(self._show, tab)
 
-        def select(*values: Any) -> list[Any]:
-            return [name, *self._show(tab, *values)]
+        def answer(first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
+            return show(first, second, finer, place, *own)
 
-        def show(*values: Any) -> list[Any]:
-            return self._show(tab, *values)
+        def select(first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
+            return [name, *show(first, second, finer, place, *own)]
 
-        def pick(event: gr.EventData, *values: Any) -> list[Any]:
-            place = tuple(min(max(float(value), 0.0), 1.0) for value in (event.x, event.y))
-            own = list(values[4:]) if tab.pick_sets is None else [tab.pick_sets, *values[5:]]
-            return [place, *own[: len(set_by_pick)], *self._show(tab, *values[:3], place, *own)]
+        def pick(
+            event: gr.EventData, first: Picked, second: Picked, finer: bool, place: Place, *own: object
+        ) -> list[Any]:
+            place = (_share(event.x), _share(event.y))
+            own = own if tab.pick_sets is None else (tab.pick_sets, *own[1:])
+            return [place, *own[: len(set_by_pick)], *show(first, second, finer, place, *own)]
 
-        def draw(event: gr.EventData, *values: Any) -> list[Any]:
-            box = tuple(min(max(float(value), 0.0), 1.0) for value in (event.x1, event.y1, event.x2, event.y2))
-            return [box, *self._show(tab, *values[:4], box)]
+        def draw(
+            event: gr.EventData, first: Picked, second: Picked, finer: bool, place: Place, *own: object
+        ) -> list[Any]:
+            box = (_share(event.x1), _share(event.y1), _share(event.x2), _share(event.y2))
+            return [box, *show(first, second, finer, place, box)]
 
         container.select(
             plainly(select),
@@ -200,24 +207,27 @@ class Page:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         for control in tab.inputs:
             if not isinstance(control, gr.State):
-                control.input(plainly(show), inputs, tab.outputs, trigger_mode="always_last", **private)
+                control.input(plainly(answer), inputs, tab.outputs, trigger_mode="always_last", **private)
         if tab.picked is not None:
             outputs = [self.place, *set_by_pick, *tab.outputs]
             tab.picked.pick(plainly(pick), inputs, outputs, trigger_mode="always_last", **private)
         if tab.boxed is not None:
             tab.boxed.box(plainly(draw), inputs, [tab.box, *tab.outputs], trigger_mode="always_last", **private)
 
-    def _refresh(self, event: Any, **kwargs: Any) -> None:
+    def _refresh(self, event: Callable[..., object], **kwargs: object) -> None:
         """Lets an event show the open tab anew; the others follow when they are opened."""
         counts = [len(tab.inputs) for tab in self.tabs]
 
-        def refresh(current: str, *values: Any) -> list[Any]:
-            common, rest, found = values[:4], list(values[4:]), []
+        def refresh(
+            current: str, first: Picked, second: Picked, finer: bool, place: Place, *values: object
+        ) -> list[Any]:
+            rest, outputs = list(values), []
             for tab, count in zip(self.tabs, counts, strict=True):
                 own, rest = rest[:count], rest[count:]
                 opened = tab.name == current
-                found += self._show(tab, *common, *own) if opened else [gr.skip() for _ in tab.outputs]
-            return found
+                shown = self._show(tab, first, second, finer, place, *own) if opened else []
+                outputs += shown or [gr.skip() for _ in tab.outputs]
+            return outputs
 
         inputs = [component for tab in self.tabs for component in tab.inputs]
         outputs = [component for tab in self.tabs for component in tab.outputs]
@@ -229,6 +239,11 @@ class Page:
             show_progress="minimal",
             **kwargs,
         )
+
+
+def _share(value: float) -> float:
+    """A number that a browser sent, inside of a picture."""
+    return min(max(float(value), 0.0), 1.0)
 
 
 def build_demo(folder: Path, samples: Path | None = None) -> gr.Blocks:

@@ -5,7 +5,7 @@ from functools import partial
 import gradio as gr
 from PIL import Image
 
-from hf_geossl.demo import tabs_equicoherent
+from hf_geossl.demo import tabs_reconstruction
 from hf_geossl.demo.heads_gtsa import turn_probabilities, turned, why_not_shown
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import Figure, bars, figures, said
@@ -17,7 +17,7 @@ _TURNS = ("upright", "turned by 90°", "turned by 180°", "turned by 270°")
 def head_tabs(model: DemoModel, samples: list[Image.Image]) -> list[TabMaker]:
     """The tabs of a model with heads: its quarter turn where it sees squares, and reconstructions where it has decoders."""
     own: list[TabMaker] = [] if why_not_shown(model) else [("Quarter turn", partial(turn_tab, model))]
-    return [*own, *tabs_equicoherent.head_tabs(model, samples)]
+    return [*own, *tabs_reconstruction.head_tabs(model, samples)]
 
 
 def turn_tab(model: DemoModel) -> Tab:

@@ -5,7 +5,7 @@ from functools import partial
 import gradio as gr
 from PIL import Image, ImageDraw, ImageEnhance
 
-from hf_geossl.demo import tabs_equicoherent
+from hf_geossl.demo import tabs_reconstruction
 from hf_geossl.demo.heads_loca import Placement, place_box, why_not_shown
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import Figure, figures, said
@@ -20,7 +20,7 @@ _WHITE, _BLUE, _YELLOW = (255, 255, 255), (0, 200, 255), (255, 220, 0)
 def head_tabs(model: DemoModel, samples: list[Image.Image]) -> list[TabMaker]:
     """The tabs of a model with heads: boxes where they can be placed, and reconstructions where it has decoders."""
     own: list[TabMaker] = [] if why_not_shown(model) else [("Drag a box", partial(box_tab, model))]
-    return [*own, *tabs_equicoherent.head_tabs(model, samples)]
+    return [*own, *tabs_reconstruction.head_tabs(model, samples)]
 
 
 def box_tab(model: DemoModel) -> Tab:

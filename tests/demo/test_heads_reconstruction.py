@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_geossl.demo import heads_equicoherent as heads
+from hf_geossl.demo import heads_reconstruction as heads
 from hf_geossl.demo.loading import open_model
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath

@@ -1,4 +1,4 @@
-"""What the decoders of EquiCoherent's task reconstruct: a picture, transformed by a share of a path that a person chooses."""
+"""What decoders reconstruct (EquiCoherent's task): a picture, transformed by a share of a path that a person chooses."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Control = tuple[str, int | None, str, float, float, float]
 def path_of(model: DemoModel) -> TransformationPath:
     """The path that the model's decoders reconstruct, with the ranges of the paper; they are not in the configuration."""
     config = model.config
-    name = config.transformation if model.method == "equicoherent" else config.reconstruction
+    name = getattr(config, "transformation", None) or config.reconstruction
     return TransformationPath(name, config.num_intermediate)
 
 
@@ -141,7 +141,7 @@ def path_point(
         return PathPoint(first[0], source[0], final[0], true[0])
     trunk = whole.base_model
     patches = trunk.patch_tokens(trunk(model.normalize(torch.cat([first, final]))))  # (2, N, D)
-    features = whole.equivariant(patches) if model.method == "equicoherent" else patches
+    features = whole.equivariant(patches) if hasattr(whole, "equivariant") else patches
     shape = (1, len(whole.reconstruction.decoders), *source.shape[1:])
     found = whole.reconstruction(features[:1], features[1:], source.new_zeros(shape), model.grid())[1][0, decoder]
     target = model.normalize(true)[0]

@@ -1,11 +1,11 @@
-"""The tab of EquiCoherent's decoders: a transformation, and the images along it as they are reconstructed."""
+"""The tab of the decoders (EquiCoherent's task): a transformation, and the images along it as they are reconstructed."""
 
 from functools import partial
 
 import gradio as gr
 from PIL import Image
 
-from hf_geossl.demo.heads_equicoherent import path_controls, path_of, path_point, why_not_shown
+from hf_geossl.demo.heads_reconstruction import path_controls, path_of, path_point, why_not_shown
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import Figure, figures, said
 from hf_geossl.demo.pictures import from_unit
