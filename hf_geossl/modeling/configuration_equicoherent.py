@@ -1,7 +1,6 @@
 """Configuration of EquiCoherent models."""
 
 import math
-from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -16,14 +15,15 @@ _PROTOTYPES = {"ibot": 8192, "dinov2": 65536, "dino": 65536, "vicreg": 0, "simcl
 
 @strict
 class EquiCoherentConfig(GeometricViTConfig):
-    r"""Configuration of all EquiCoherent classes: a host method, and the reconstruction of images on the way of a
-    transformation. The trunk's fields are those of `GeometricViTConfig`; the defaults are ViT-S/16 on iBOT.
+    r"""Configuration of all EquiCoherent classes: a host method, and the reconstruction of a transformation's steps.
+
+    The trunk's fields are those of `GeometricViTConfig`; the defaults are ViT-S/16 on iBOT.
 
     Args:
         host (`str`, defaults to `"ibot"`): `"ibot"`, `"dinov2"`, `"dino"` (all with a teacher), `"vicreg"` or `"simclr"`.
         transformation (`str`, *optional*, defaults to `"se2"`): What the second global view goes through: `"se2"`,
             `"rotation"`, `"translation"`, `"color"` or `"blur"`; None is the plain host.
-        num_intermediate (`int`, defaults to 2): Images on the way (K) that are reconstructed, each by its own decoder.
+        num_intermediate (`int`, defaults to 2): Intermediate images (K) that are reconstructed, each by its own decoder.
         reconstruct_final (`bool`, defaults to `False`): Whether the second global view is reconstructed too.
         reconstruction_weight (`float`, defaults to 1.0): Weight of the reconstruction loss; 0 is "host + g": the
             transformation without decoders.
@@ -31,8 +31,8 @@ class EquiCoherentConfig(GeometricViTConfig):
             without masks for the reconstruction.
         patch_features (`int`, *optional*): Channels after the split's linear layer (the paper's d_patch); by default
             the paper's: 8192 for iBOT (and DINO), 2048 for DINOv2, 512 for VICReg (and SimCLR).
-        equivariant_features (`int`, *optional*): The last of them, which decoders see (d_equi); a quarter by default,
-            half for VICReg and SimCLR. The host's loss sees the others.
+        equivariant_features (`int`, *optional*): The last of them, which go to the decoders (d_equi); a quarter by default,
+            half for VICReg and SimCLR. The host's loss gets the others.
         split (`str`, defaults to `"feature"`): Where channels are divided: `"feature"`, a linear layer before the host's
             head, or `"logits"` (iBOT alone), the outputs of the head.
         decoder_hidden_size (`int`, *optional*): Channels of the first stage of a decoder (C0); by default half of
@@ -96,7 +96,7 @@ class EquiCoherentConfig(GeometricViTConfig):
     covariance_weight: float | int = 1.0
     contrast_temperature: float | int = 0.1
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if self.host in HOSTS:  # other words are refused below
             if self.patch_features is None:
                 self.patch_features = _PATCH_FEATURES[self.host]
@@ -154,7 +154,7 @@ class EquiCoherentConfig(GeometricViTConfig):
         if not 0 < equivariant < patch_features:
             raise ValueError(
                 f"equivariant_features must be at least 1 and below patch_features={patch_features}, so that the host "
-                f"keeps some, got {equivariant}"
+                f"gets some, got {equivariant}"
             )
         if self.split == "logits" and self.num_prototypes != patch_features - equivariant:
             raise ValueError(
@@ -162,7 +162,7 @@ class EquiCoherentConfig(GeometricViTConfig):
                 f"split='logits', got {self.num_prototypes}; leave it out or set it to none"
             )
         if self.has_teacher and (self.num_prototypes or 0) < 2:
-            raise ValueError(f"num_prototypes must be at least 2, or all images look alike, got {self.num_prototypes}")
+            raise ValueError(f"num_prototypes must be at least 2, or all targets are equal, got {self.num_prototypes}")
         positive = ["head_hidden_size", "head_bottleneck_size", "decoder_hidden_size"]
         positive += ["student_temperature", "teacher_temperature", "contrast_temperature"]
         for name in positive:

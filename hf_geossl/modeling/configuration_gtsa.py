@@ -7,8 +7,9 @@ from .configuration_vit import ReconstructingViTConfig
 
 @strict
 class GTSAConfig(ReconstructingViTConfig):
-    r"""Configuration of all GTSA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
-    192/12/3 and `base` 768/12/12 (`hidden_size`, `num_hidden_layers`, `num_attention_heads`). The trunk's fields are
+    r"""Configuration of all GTSA classes.
+
+    The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is 192/12/3 and `base` 768/12/12 (`hidden_size`, `num_hidden_layers`, `num_attention_heads`). The trunk's fields are
     those of `GeometricViTConfig`, the reconstruction's those of `ReconstructingViTConfig`.
 
     Args:
@@ -18,7 +19,7 @@ class GTSAConfig(ReconstructingViTConfig):
         rotation_hidden_sizes (`tuple[int, ...]`, defaults to `(768, 768, 128)`): Widths of the rotation head.
         roi_output_sizes (`tuple[int, int]`, defaults to `(10, 4)`): Cells a side that the overlap is pooled to, for
             global and local student views.
-        num_matches (`tuple[int, int]`, defaults to `(98, 18)`): Patch correspondences kept a pair, in each direction,
+        num_matches (`tuple[int, int]`, defaults to `(98, 18)`): Patch correspondences of a pair, in each direction,
             for global and local student views; never more than there are tokens.
         correspondence_weight (`float`, defaults to 0.5): Weight of the patch-correspondence loss.
         rotation_weight (`float`, defaults to 0.5): Weight of the rotation loss.

@@ -9,8 +9,9 @@ from .configuration_vit import ReconstructingViTConfig
 
 @strict
 class LOCAConfig(ReconstructingViTConfig):
-    r"""Configuration of all LOCA classes. The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is
-    192/12/3, `base` 768/12/12, `large` 1024/24/16 and `huge` 1280/32/16 (`hidden_size`, `num_hidden_layers`,
+    r"""Configuration of all LOCA classes.
+
+    The defaults are the paper's `small` (384 wide, 12 deep, 6 heads); `tiny` is 192/12/3, `base` 768/12/12, `large` 1024/24/16 and `huge` 1280/32/16 (`hidden_size`, `num_hidden_layers`,
     `num_attention_heads`). The trunk's fields are those of `GeometricViTConfig`, the reconstruction's those of
     `ReconstructingViTConfig`; `initializer_range` is not used, LOCA has its own initialisation.
 
@@ -26,7 +27,7 @@ class LOCAConfig(ReconstructingViTConfig):
         sinkhorn_iterations (`int`, defaults to 3): Rounds of balancing the teacher's assignments; 0 leaves the softmax.
         num_kept_query_tokens (`int`, defaults to 70): Tokens of the random query that enter the encoder; all where
             there are no more.
-        visible_reference_ratio (`float`, defaults to 0.2): Share of the reference's tokens that queries may look at,
+        visible_reference_ratio (`float`, defaults to 0.2): Share of the reference's tokens that queries attend to,
             rounded down; all where that is none or more than there are.
         reference_selection (`str`, defaults to `"consecutive"`): Which those are: a `"consecutive"` run in raster
             order, an `"unstructured"` random subset, or the `"first"`.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -81,13 +81,14 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             action()
         return super().__new__(cls)
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         kwargs.pop("stage_names", None)  # always follows num_hidden_layers, whatever a saved file says
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+            out_indices=cast(list[int] | None, kwargs.pop("out_indices", None)),
+            out_features=cast(list[str] | None, kwargs.pop("out_features", None)),
         )
         super().__post_init__(**kwargs)
 
@@ -125,12 +126,12 @@ class ReconstructingViTConfig(GeometricViTConfig):
     r"""The reconstruction task of EquiCoherent, for methods that have losses of their own and can carry it beside them.
 
     Args:
-        reconstruction (`str`, *optional*): What one more view goes through, the images on whose way are reconstructed:
+        reconstruction (`str`, *optional*): What one more view goes through, whose intermediate images are reconstructed:
             `"se2"`, `"rotation"`, `"translation"`, `"color"` or `"blur"`; nothing is reconstructed by default.
-        num_intermediate (`int`, defaults to 2): Images on the way (K) that are reconstructed, each by its own decoder.
+        num_intermediate (`int`, defaults to 2): Intermediate images (K) that are reconstructed, each by its own decoder.
         reconstruct_final (`bool`, defaults to `False`): Whether the transformed view is reconstructed too.
         reconstruction_weight (`float`, defaults to 1.0): Weight of the reconstruction loss; with 0 there is none.
-        equivariant_features (`int`, *optional*): Channels of each view's tokens that decoders see (d_equi); by default a
+        equivariant_features (`int`, *optional*): Channels of each view's tokens that go to decoders (d_equi); by default a
             quarter of `hidden_size`, at least 1.
         decoder_hidden_size (`int`, *optional*): Channels of the first stage of a decoder (C0); by default half of
             `hidden_size`, at least 8 and at most 256.

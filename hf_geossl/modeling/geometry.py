@@ -1,4 +1,4 @@
-"""Boxes, quarter turns, RoI pooling, query positions and warps: pure functions of tensors, all in float32 and without a loop over samples."""
+"""Boxes, quarter turns, RoI pooling, query positions and warps: pure functions of tensors in float32, without loops over samples."""
 
 from collections.abc import Sequence
 
@@ -101,8 +101,10 @@ def _axis_weights(start: torch.Tensor, end: torch.Tensor, cells: int, length: in
 
 
 def roi_align_weights(boxes: torch.Tensor, output_size: int, height: int, width: int) -> torch.Tensor:
-    """RoI-align as a matrix: pooled cells = weights @ map positions. Equal to torchvision's `roi_align` with
-    `aligned=True, sampling_ratio=-1` for boxes within the map, but deterministic, batched and free of host syncs.
+    """RoI-align as a matrix: pooled cells = weights @ map positions.
+
+    Equal to torchvision's `roi_align` with `aligned=True, sampling_ratio=-1` for boxes within the map, but deterministic,
+    batched and free of host syncs.
 
     Args:
         boxes (`torch.Tensor` of shape `(..., 4)`): x1, y1, x2, y2 in units of map positions, within the map.
@@ -154,6 +156,41 @@ def _check_boxes(name: str, boxes: torch.Tensor) -> None:
         raise ValueError(f"{name} must be x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {boxes.tolist()}")
 
 
+def _check_queries(
+    reference_boxes: torch.Tensor,
+    query_boxes: torch.Tensor,
+    reference_flips: torch.Tensor | None,
+    query_flips: torch.Tensor | None,
+) -> None:
+    """Raises a ValueError for shapes that do not fit together, and on a CPU for boxes without whole pixels."""
+    if reference_boxes.ndim != 2 or reference_boxes.shape[1] != 4:
+        raise ValueError(f"reference_boxes must have shape (batch, 4), got {tuple(reference_boxes.shape)}")
+    batch_size = reference_boxes.shape[0]
+    if query_boxes.ndim != 3 or query_boxes.shape[0] != batch_size or query_boxes.shape[2] != 4:
+        raise ValueError(
+            f"query_boxes must have shape ({batch_size}, queries, 4) for {batch_size} references, "
+            f"got {tuple(query_boxes.shape)}; stack the queries of an image first"
+        )
+    for name, flips, shape in (
+        ("reference_flips", reference_flips, (batch_size,)),
+        ("query_flips", query_flips, tuple(query_boxes.shape[:2])),
+    ):
+        if flips is not None and tuple(flips.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(flips.shape)}")
+    if reference_boxes.device.type == "cpu":
+        _check_boxes("reference_boxes", reference_boxes)
+        _check_boxes("query_boxes", query_boxes)
+
+
+def _check_grids(query_size: int, query_grid: int, reference_grid: int) -> None:
+    """Raises a ValueError for grids without patches, or with more patches than pixels."""
+    for name, number in (("query_grid", query_grid), ("reference_grid", reference_grid)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if query_size < query_grid:
+        raise ValueError(f"query_size must be at least query_grid = {query_grid} pixels, got {query_size}")
+
+
 def batched_query_positions(
     reference_boxes: torch.Tensor,
     query_boxes: torch.Tensor,
@@ -187,32 +224,12 @@ def batched_query_positions(
 
     Raises:
         ValueError: If shapes or sizes do not fit; on a CPU also if a box is empty or not of whole pixels (elsewhere
-            that is not looked at, since the host would have to wait for the device).
+            that is not checked, since the host would have to wait for the device).
 
     Source: LOCA (arXiv 2212.02400); the rounding follows the authors' code.
     """
-    if reference_boxes.ndim != 2 or reference_boxes.shape[1] != 4:
-        raise ValueError(f"reference_boxes must have shape (batch, 4), got {tuple(reference_boxes.shape)}")
-    batch_size = reference_boxes.shape[0]
-    if query_boxes.ndim != 3 or query_boxes.shape[0] != batch_size or query_boxes.shape[2] != 4:
-        raise ValueError(
-            f"query_boxes must have shape ({batch_size}, queries, 4) for {batch_size} references, "
-            f"got {tuple(query_boxes.shape)}; stack the queries of an image first"
-        )
-    for name, flips, shape in (
-        ("reference_flips", reference_flips, (batch_size,)),
-        ("query_flips", query_flips, tuple(query_boxes.shape[:2])),
-    ):
-        if flips is not None and tuple(flips.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(flips.shape)}")
-    for name, number in (("query_grid", query_grid), ("reference_grid", reference_grid)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    if query_size < query_grid:
-        raise ValueError(f"query_size must be at least query_grid = {query_grid} pixels, got {query_size}")
-    if reference_boxes.device.type == "cpu":
-        _check_boxes("reference_boxes", reference_boxes)
-        _check_boxes("query_boxes", query_boxes)
+    _check_queries(reference_boxes, query_boxes, reference_flips, query_flips)
+    _check_grids(query_size, query_grid, reference_grid)
     device = reference_boxes.device
     size, grid, cells = (
         torch.full((1,), value, dtype=torch.float32, device=device)

@@ -53,7 +53,7 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
             init_extra_tokens(module)
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
-            if self.config.location_target == "self":  # no token is told its position, so that it can predict it
+            if self.config.location_target == "self":  # no token gets its position, which it has to predict
                 init.zeros_(module.position_embeddings)
             else:
                 init.normal_(module.position_embeddings, std=self.config.hidden_size**-0.5)

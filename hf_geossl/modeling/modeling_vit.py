@@ -1,7 +1,8 @@
 """The vision transformer trunk that all methods share: embeddings, attention, layer, encoder."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from os import PathLike
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
@@ -95,8 +96,9 @@ class ViTEmbeddings(nn.Module):
         use_positions: bool = True,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers,
-        patches.
+        """Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`.
+
+        The tokens are class token, registers, patches, as far as there are any.
 
         `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
         `use_positions=False` adds none; `bool_masked_pos (batch, patches)` puts the mask token in the place of patches.
@@ -127,7 +129,7 @@ class ViTEmbeddings(nn.Module):
         return torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
 
     def add_mask_token(self) -> None:
-        """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class holds one."""
+        """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class has one."""
         if self.mask_token is None:
             self.mask_token = nn.Parameter(torch.zeros(1, self.patch_embeddings.out_channels))
 
@@ -153,7 +155,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs: Any,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, for `attn_implementation="eager"`, which alone returns the weights."""
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
@@ -187,7 +189,7 @@ class ViTAttentionBase(nn.Module):
         return split.permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of `(batch, heads, tokens, head_dim)`, projected to `(batch, tokens, hidden_size)`; and weights."""
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -204,7 +206,9 @@ class ViTAttention(ViTAttentionBase):
         super().__init__(config)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
         query, key, value = self.split_heads(self.qkv(hidden_states), 3)
         return self.attend(query, key, value, **kwargs)
@@ -226,7 +230,7 @@ class ViTMLP(nn.Module):
 
 
 class ViTDropPath(nn.Module):
-    """Stochastic depth, per sample, scaled by the inverse of the share kept (arXiv 1603.09382)."""
+    """Stochastic depth, per sample, scaled by the inverse of the share that stays (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -273,7 +277,7 @@ class ViTLayer(GradientCheckpointingLayer):
         self.layer_scale1, self.layer_scale2 = (ViTLayerScale(config) if scaled else nn.Identity() for _ in range(2))
         self.drop_path = ViTDropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
         attended = self.layer_scale1(self.attention(self.norm1(hidden_states), **kwargs)[0])
         hidden_states = hidden_states + self.drop_path(attended)
@@ -281,7 +285,7 @@ class ViTLayer(GradientCheckpointingLayer):
 
 
 class GeometricViTPreTrainedModel(PreTrainedModel):
-    """What all models of this library share: initialisation of the trunk, and folders that open with any Auto class."""
+    """Base of all models of this library: initialisation of the trunk, and folders that open with the Auto classes."""
 
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -323,7 +327,7 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers', but the folder names every Auto class that the files beside this class's own can serve.
 
         transformers copies the file of the class and what that imports, and names this one class. From any class of the
@@ -331,7 +335,7 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
         """
         if self.is_remote_code():
             self.config.update({"auto_map": dict(self.auto_map)})
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def is_part_of(model: nn.Module, module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -368,7 +372,7 @@ class ViTEncoder(GeometricViTPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         """Runs the layers over `hidden_states (batch, tokens, hidden_size)`."""
         for layer in self.layer:
             hidden_states = layer(hidden_states, **kwargs)

@@ -1,9 +1,9 @@
-"""What every method makes of the trunk: the model itself, a backbone, image classification, semantic segmentation.
+"""The models around the trunk, for every method: the trunk itself, backbone, image classification, semantic segmentation.
 
 A method's classes inherit from these and from its own base, which gives configuration, prefix and initialisation.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_vit import GeometricViTConfig
 from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEmbeddings, ViTEncoder
@@ -39,9 +39,11 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
         kept_tokens: torch.Tensor | None = None,
         use_positions: bool = True,
         bool_masked_pos: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Args:
+        """Encodes images.
+
+        Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any height
                 and width divisible by the patch size.
             kept_tokens (`torch.Tensor` of shape `(kept,)`, *optional*): Raster indices of the patches that enter the
@@ -68,9 +70,9 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def patch_tokens(self, outputs: Any) -> torch.Tensor:
-        """The patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
-        return outputs.last_hidden_state[:, self.embeddings.num_prefix_tokens :]
+    def patch_tokens(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        """Picks the patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
+        return cast(torch.Tensor, outputs.last_hidden_state)[:, self.embeddings.num_prefix_tokens :]
 
     def disable_drop_path(self) -> None:
         """Turns stochastic depth off for good, as teachers have none."""
@@ -98,8 +100,10 @@ class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
-        """Args:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Makes feature maps of images.
+
+        Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any height
                 and width divisible by the patch size.
 
@@ -145,9 +149,11 @@ class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
-        """Args:
+        """Classifies images.
+
+        Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
             labels (`torch.Tensor` of shape `(batch,)`, *optional*): Class indices (or targets, as
                 `config.problem_type` says) to compute the loss with.
@@ -178,9 +184,11 @@ class ViTTrunkForSemanticSegmentation(GeometricViTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> SemanticSegmenterOutput:
-        """Args:
+        """Classifies pixels.
+
+        Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
             labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Class index of each pixel;
                 `config.semantic_loss_ignore_index` marks pixels to leave out.

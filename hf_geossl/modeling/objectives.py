@@ -24,16 +24,18 @@ def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor
 def patch_correspondence_loss(
     student_tokens: torch.Tensor, teacher_tokens: torch.Tensor, num_matches: int
 ) -> torch.Tensor:
-    """GTSA's patch-correspondence loss of each pair: every token finds its most similar one in the other view, and the
-    best matches in each direction are pulled together. Gradient flows to the student's tokens, not through the choice.
+    """GTSA's patch-correspondence loss of each pair of views.
+
+    Every token is matched to the most similar one in the other view, and the best matches in each direction are pulled
+    together. Gradient flows to the student's tokens, not through the choice.
 
     Args:
         student_tokens (`torch.Tensor` of shape `(batch, views, student_tokens, channels)`): Predictions.
         teacher_tokens (`torch.Tensor` of shape `(batch, globals, teacher_tokens, channels)`): Targets.
-        num_matches (`int`): Matches kept in each direction; capped by the tokens there are.
+        num_matches (`int`): Matches in each direction; capped by the number of tokens.
 
     Returns:
-        `torch.Tensor` of shape `(views, globals)`: minus the mean cosine of the kept matches, both directions
+        `torch.Tensor` of shape `(views, globals)`: minus the mean cosine of these matches, both directions
         averaged, in [-1, 1].
 
     Source: arXiv 2304.08014, patch-correspondence loss; epsilon 1e-8 as in the authors' code.
@@ -46,7 +48,7 @@ def patch_correspondence_loss(
         """Mean of the largest `num_matches` of the best cosines `(batch, views, globals, tokens)`."""
         return best.topk(min(num_matches, best.shape[-1]), dim=-1, sorted=False).values.mean(dim=(0, 3))
 
-    # the gradient of a maximum goes to where it was found: to the tokens of the chosen matches, and nowhere else
+    # the gradient of a maximum goes to the place of the maximum: to the tokens of the chosen matches, and nowhere else
     return -0.5 * (mean_of_best(similarity.max(dim=-1).values) + mean_of_best(similarity.max(dim=-2).values))
 
 
@@ -58,7 +60,7 @@ def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) ->
         quarter_turns (`torch.Tensor` of shape `(batch, views)`): The turns made, 0..3.
 
     Returns:
-        `torch.Tensor` of shape `()`: mean over views and batch; ln 4 where nothing is known.
+        `torch.Tensor` of shape `()`: mean over views and batch; ln 4 at chance level.
 
     Source: arXiv 2304.08014, rotation prediction.
     """
@@ -103,8 +105,9 @@ def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) ->
 
 
 def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Balances soft assignments over clusters: each round divides columns by their sums over the tokens of all processes,
-    then rows by theirs. No epsilon; rows sum to 1 at the end, columns are even only approximately.
+    """Balances soft assignments over clusters.
+
+    Each round divides columns by their sums over the tokens of all processes, then rows by theirs. No epsilon; rows sum to 1 at the end, columns are even only approximately.
 
     Args:
         probabilities (`torch.Tensor` of shape `(tokens, clusters)`): Positive; this process's tokens.

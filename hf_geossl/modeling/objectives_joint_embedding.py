@@ -32,7 +32,7 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def center_and_sharpen(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The teacher's probabilities, centered so that no prototype takes all and sharpened so that not all are alike.
+    """The teacher's probabilities, centered so that no prototype takes all and sharpened so that they are not uniform.
 
     Args:
         logits (`torch.Tensor` of shape `(..., prototypes)`): The teacher's scores.
@@ -130,10 +130,10 @@ def dino_loss(
 
 
 def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
-    """What each masked patch counts, so that images count the same however many of their patches are masked.
+    """Weights masked patches so that images count the same however many of their patches are masked.
 
     Args:
-        bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where the student sees no patch. The
+        bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where a patch is masked for the student. The
             images are those of all views.
 
     Returns:
@@ -168,8 +168,9 @@ def ibot_patch_loss(
 
 
 def koleo_loss(features: torch.Tensor) -> torch.Tensor:
-    """Spreads features over the sphere: each is pushed away from the nearest other one of this process, as in DINOv2's code;
-    so it depends on how a batch is divided among processes, alone of all losses here.
+    """Spreads features over the sphere: each is pushed away from the nearest other one of this process, as in DINOv2's code.
+
+    So it depends on how a batch is divided among processes, alone of all losses here.
 
     Args:
         features (`torch.Tensor` of shape `(batch, channels)`): One view's class tokens before the head.
@@ -199,8 +200,9 @@ def vicreg_loss(
     variance_weight: float,
     covariance_weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pulls two views' embeddings together, keeps each channel's deviation at 1 and channels uncorrelated. Statistics are
-    those of all processes' images; the gradient is the true one once gradients are averaged over processes.
+    """Pulls two views' embeddings together, each channel's deviation to 1 and covariances of channels to 0.
+
+    Statistics are those of all processes' images; the gradient is the true one once gradients are averaged over processes.
 
     Args:
         first (`torch.Tensor` of shape `(batch, channels)`): Embeddings of the first view.
@@ -237,8 +239,9 @@ def vicreg_loss(
 
 
 def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Each view picks the other view of its image among all other views of all processes' images. The gradient is the true
-    one, of the mean over processes, once gradients are averaged over them.
+    """Each view picks the other view of its image among all other views of all processes' images.
+
+    The gradient is the true one, of the mean over processes, once gradients are averaged over them.
 
     Args:
         first (`torch.Tensor` of shape `(batch, channels)`): Projections of the first view.
@@ -266,7 +269,7 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) 
 
 
 def prediction_diversity(probabilities: torch.Tensor) -> torch.Tensor:
-    """How much predictions tell of their tokens: 0 when all are alike, as after a collapse.
+    """Mutual information of tokens and prototypes: 0 when all predictions are equal, as after a collapse.
 
     Args:
         probabilities (`torch.Tensor` of shape `(tokens, prototypes)`): This process's predictions; rows sum to 1.

@@ -41,7 +41,9 @@ from .teacher_student import TeacherStudentModel
 
 @dataclass
 class EquiCoherentForPreTrainingOutput(ModelOutput):
-    """Args:
+    """The losses, in all and one by one, and what was reconstructed.
+
+    Args:
     loss (`torch.Tensor` of shape `()`): host_loss + reconstruction_weight * reconstruction_loss.
     host_loss (`torch.Tensor` of shape `()`): The host's whole loss.
     reconstruction_loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of normalised pixels; None
@@ -289,7 +291,9 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         teacher_temperature: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EquiCoherentForPreTrainingOutput:
-        """Args:
+        """Computes the losses of a batch of views.
+
+        Args:
             global_pixel_values (`torch.Tensor` of shape `(batch, 2, channels, S, S)`): Global views; the second is the
                 last state of the transformation.
             local_pixel_values (`torch.Tensor` of shape `(batch, locals, channels, s, s)`, *optional*): Local views, for
@@ -297,7 +301,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The images
                 between; needed where something is reconstructed.
             bool_masked_pos (`torch.Tensor` of shape `(batch, 2, patches)`, bool, *optional*): Patches of the global views
-                that the student does not see; `(batch, patches)` are the same in both. Hosts that do not mask ignore it.
+                that are masked for the student; `(batch, patches)` are the same in both. Hosts that do not mask ignore it.
             teacher_temperature (`float`, *optional*): Above 0; replaces `config.teacher_temperature`.
 
         Returns:

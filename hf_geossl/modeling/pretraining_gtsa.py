@@ -2,14 +2,14 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_gtsa import GTSAConfig
 from .geometry import overlap_boxes, roi_align_weights, turn_cells
@@ -22,7 +22,9 @@ from .teacher_student import TeacherStudentModel
 
 @dataclass
 class GTSAForPreTrainingOutput(ModelOutput):
-    """Args:
+    """The losses, in all and one by one, and what the picture of a run is made of.
+
+    Args:
     loss (`torch.Tensor` of shape `()`): crop + correspondence_weight * correspondence + rotation_weight * rotation
         [+ reconstruction_weight * reconstruction].
     crop_loss, correspondence_loss, rotation_loss (`torch.Tensor` of shape `()`): The parts, unweighted; the first
@@ -204,8 +206,10 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
                 "divide degrees by 90"
             )
 
-    def _encode(self, views: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Predictions `(B, V, N, C)` and rotation logits `(B, V, 4)` of one group of views, and the trunk's outputs."""
+    def _encode(
+        self, views: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor, BaseModelOutputWithPooling]:
+        """Makes predictions `(B, V, N, C)` and rotation logits `(B, V, 4)` of one group of views, and the trunk's outputs."""
         outputs = self.gtsa(views.flatten(0, 1), **kwargs)
         maps = self.predictor(self.projector(self.gtsa.patch_tokens(outputs)))
         logits = self.rotation_head(outputs.pooler_output)
@@ -214,7 +218,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
 
     @torch.no_grad()
     def _encode_teacher(self, views: torch.Tensor) -> torch.Tensor:
-        """Targets `(B, G, N, C)` of the global views."""
+        """Makes the targets `(B, G, N, C)` of the global views."""
         maps = self.teacher.projector(self.gtsa.patch_tokens(self.teacher.gtsa(views.flatten(0, 1))))
         return maps.flatten(2).transpose(1, 2).unflatten(0, views.shape[:2])
 
@@ -228,9 +232,11 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         correspondence_weight: float | None = None,
         transformed_pixel_values: torch.Tensor | None = None,
         intermediate_pixel_values: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> GTSAForPreTrainingOutput:
-        """Args:
+        """Computes the losses of a batch of views.
+
+        Args:
             global_pixel_values (`torch.Tensor` of shape `(batch, globals, channels, S, S)`): Global views, at least one.
             local_pixel_values (`torch.Tensor` of shape `(batch, locals, channels, s, s)`, *optional*): Local views.
             crop_boxes (`torch.Tensor` of shape `(batch, views, 4)`): x1, y1, x2, y2 of each crop in pixels of the
@@ -239,8 +245,8 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
             correspondence_weight (`float`, *optional*): Replaces `config.correspondence_weight`.
             transformed_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`, *optional*): The second global view
                 (of one, the first) transformed; needed where something is reconstructed, and not read elsewhere.
-            intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The images on
-                the way there, the same.
+            intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The intermediate
+                images of the transformation, the same.
 
         Returns:
             `GTSAForPreTrainingOutput`. The pair losses are 0 where there is no pair (one global view, no local one).
@@ -301,7 +307,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         sizes: list[int],
         num_global: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crop and correspondence loss, means over all pairs (global view, other view); `teacher (B, G, N, C)`."""
+        """Computes crop and correspondence loss, means over all pairs (global view, other view); `teacher (B, G, N, C)`."""
         teacher_boxes, student_boxes = overlap_boxes(crop_boxes, quarter_turns, sizes, num_global)
         turns = quarter_turns[:, None, :] - quarter_turns[:, :num_global, None]  # (B, G, V), student minus teacher
         patch_size = self.config.patch_size

@@ -28,7 +28,9 @@ from .teacher_student import TeacherStudentModel
 
 @dataclass
 class LOCAForPreTrainingOutput(ModelOutput):
-    """`K` tokens of the random query are kept, `N` positions the reference has, `P` prototypes there are. The cluster
+    """The losses, in all and one by one, and the scores that they are of.
+
+    `K` tokens of the random query enter the encoder, the reference has `N` positions, there are `P` prototypes. The cluster
     fields are None without the cluster loss, the query fields with `location_target="self"`.
 
     Args:
@@ -75,8 +77,9 @@ class LOCAForPreTrainingOutput(ModelOutput):
 
 
 class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
-    """Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`. The teacher has
-    the student's stochastic depth in training.
+    """Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`.
+
+    The teacher has the student's stochastic depth in training.
 
     With `config.location_target="self"` it is single-image position prediction (Zhai et al., arXiv 2207.07611), read as
     the LOCA paper compares with it: the reference crop alone, no position embeddings (they stay 0), every token predicts
@@ -140,7 +143,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         return torch.randperm(num_tokens)[:kept]
 
     def draw_visible_reference_tokens(self) -> torch.Tensor:
-        """Draws which tokens of the reference can be looked at, from torch's global CPU generator.
+        """Draws which tokens of the reference queries attend to, from torch's global CPU generator.
 
         Returns:
             `torch.Tensor` of shape `(visible,)`: raster indices, as `config.reference_selection` says, on the CPU.
@@ -157,7 +160,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         return torch.arange(start, start + visible)
 
     def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """Scores of positions `(batch, tokens, N)` for query tokens that look at reference tokens."""
+        """Scores positions `(batch, tokens, N)` for query tokens that attend to reference tokens."""
         references = references.to(queries.dtype)  # the teacher is in float32, whatever the student's dtype
         return self.position_predictor(self.final_norm(self.cross_attention(queries, references)))
 
@@ -168,14 +171,14 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         query_pixel_values: torch.Tensor,
         visible_reference_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Where each patch of a query lies in the reference; nothing is random.
+        """Predicts where each patch of a query lies in the reference; nothing is random.
 
         Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References of `image_size`; not
-                read with `location_target="self"`, where a query looks at itself.
+                read with `location_target="self"`, where a query attends to itself.
             query_pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Queries.
             visible_reference_tokens (`torch.Tensor` of shape `(M,)`, *optional*): Tokens of the reference that queries
-                look at; all by default.
+                attend to; all by default.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, N)`: scores of the reference's positions in raster order, for the
@@ -211,7 +214,9 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         intermediate_pixel_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LOCAForPreTrainingOutput:
-        """Args:
+        """Computes the losses of a batch of views.
+
+        Args:
             reference_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): References, of `image_size`.
             random_query_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`): Random queries, of any size
                 divisible by the patch. Needed unless `location_target="self"`.
@@ -223,11 +228,11 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             kept_query_tokens (`torch.Tensor` of shape `(K,)`, *optional*): Tokens of the random query that enter the
                 encoder, the same for the whole batch; drawn where absent.
             visible_reference_tokens (`torch.Tensor` of shape `(M,)`, *optional*): Tokens of the reference that queries
-                look at; drawn where absent.
+                attend to; drawn where absent.
             transformed_pixel_values (`torch.Tensor` of shape `(batch, channels, S, S)`, *optional*): The reference
                 transformed; needed where something is reconstructed, and not read elsewhere.
-            intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The images on
-                the way there, the same.
+            intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, S, S)`, *optional*): The intermediate
+                images of the transformation, the same.
 
         Returns:
             `LOCAForPreTrainingOutput`.
@@ -265,7 +270,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         tokens, positions = outputs.last_hidden_state, random_query_positions[:, kept_query_tokens]  # (B, K, D), (B, K)
         if focal_query_pixel_values is not None and focal_query_positions is not None:
             focal = self.loca(focal_query_pixel_values.flatten(0, 1), use_positions=use_positions).last_hidden_state
-            # tokens of all queries of an image look at the same reference, independently of each other
+            # tokens of all queries of an image attend to the same reference, independently of each other
             tokens = torch.cat([tokens, focal.unflatten(0, focal_query_positions.shape[:2]).flatten(1, 2)], dim=1)
             positions = torch.cat([positions, focal_query_positions.flatten(1)], dim=1)  # (B, K + Q * n)
         logits = self._predict(tokens, references)
@@ -327,7 +332,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     def _cluster_losses(
         self, clusters: torch.Tensor, reference_clusters: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of the student's cosines `(B, T, P)`, against the teacher's `(B, N, P)` at `positions (B, T)`."""
+        """Computes the losses of the student's cosines `(B, T, P)`, against the teacher's `(B, N, P)` at `positions (B, T)`."""
         with torch.no_grad():
             probabilities = F.softmax(reference_clusters.float() / self.config.teacher_temperature, dim=-1)
             assignments = sinkhorn(probabilities.flatten(0, 1), self.config.sinkhorn_iterations)

@@ -1,14 +1,24 @@
-"""Reconstruction of the images on the way of a transformation: a task that any method with two global views can carry."""
+"""Reconstruction of the intermediate images of a transformation: a task that any method with two global views can carry."""
 
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_utils import PreTrainedModel
 
+from .configuration_vit import ReconstructingViTConfig
+from .modeling_vit_heads import ViTTrunkModel
 from .objectives import reconstruction_loss
 
 STAGES = 4
+
+
+class ReconstructionFields(Protocol):
+    """The fields of a configuration that say which images are reconstructed."""
+
+    num_intermediate: int
+    reconstruct_final: bool
 
 
 class ReconstructionDecoder(nn.Module):
@@ -44,7 +54,7 @@ class ReconstructionTask(nn.Module):
     """The decoders of the intermediate images, one each, and their loss. Used in pretraining only.
 
     Args:
-        features (`int`): Channels of each view's tokens that decoders see (d_equi).
+        features (`int`): Channels of each view's tokens that go to decoders (d_equi).
         num_decoders (`int`): Images to reconstruct.
         hidden_size (`int`): Channels of a decoder's first stage (C0).
         num_channels (`int`): Channels of the images.
@@ -92,14 +102,16 @@ class ReconstructionTask(nn.Module):
             return reconstruction_loss(reconstructions, targets), reconstructions
 
 
-def intermediate_targets(intermediate_pixel_values: Any, final: torch.Tensor, config: Any) -> torch.Tensor:
-    """The images that are reconstructed.
+def intermediate_targets(
+    intermediate_pixel_values: torch.Tensor | None, final: torch.Tensor, config: ReconstructionFields
+) -> torch.Tensor:
+    """Collects the images that are reconstructed.
 
     Args:
         intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`, or None where K = 0):
             The images between the two states of the transformation.
         final (`torch.Tensor` of shape `(batch, channels, height, width)`): The last state, the second global view.
-        config: Says by `num_intermediate` and `reconstruct_final` which are wanted.
+        config (`ReconstructionFields`): Which images these are.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_intermediate [+ 1], channels, height, width)`.
@@ -134,8 +146,8 @@ def mean_image_loss(targets: torch.Tensor) -> torch.Tensor:
 # ---- Beside the losses of a method whose own views stay untransformed
 
 
-def attached_task(config: Any) -> ReconstructionTask | None:
-    """The task of a method with losses of its own, to be made after all its other submodules and before `post_init`.
+def attached_task(config: ReconstructingViTConfig) -> ReconstructionTask | None:
+    """Makes the task of a method with losses of its own, to be called after all its other submodules and before `post_init`.
 
     Args:
         config (`ReconstructingViTConfig`): The method's configuration.
@@ -152,20 +164,20 @@ def attached_task(config: Any) -> ReconstructionTask | None:
 
 
 def attached_reconstruction(
-    model: Any,
+    model: PreTrainedModel,
     first: torch.Tensor,
     shape: torch.Size,
     transformed_pixel_values: torch.Tensor | None,
     intermediate_pixel_values: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """Encodes the transformed view, in one more pass of the student, and reconstructs the images on its way.
+    """Encodes the transformed view, in one more pass of the student, and reconstructs the intermediate images.
 
     Args:
-        model: A pretraining model whose `reconstruction` is a task.
+        model (`PreTrainedModel`): A pretraining model whose `reconstruction` is a task.
         first (`torch.Tensor` of shape `(batch, patches, hidden_size)`): The student's patch tokens of another view.
         shape (`torch.Size`): That view's, `(batch, channels, height, width)`.
         transformed_pixel_values (`torch.Tensor` of this shape): The transformed view.
-        intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`): The images on its way.
+        intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`): The intermediate images.
 
     Returns:
         `dict[str, torch.Tensor]`: the model's outputs `reconstruction_loss`, `mean_image_loss` and `reconstructions`.
@@ -173,7 +185,7 @@ def attached_reconstruction(
     Raises:
         ValueError: If images are missing or have another shape.
     """
-    config = model.config
+    config, task = model.config, cast(ReconstructionTask, model.reconstruction)
     if transformed_pixel_values is None or transformed_pixel_values.shape != shape:
         got = None if transformed_pixel_values is None else tuple(transformed_pixel_values.shape)
         raise ValueError(
@@ -181,10 +193,10 @@ def attached_reconstruction(
             f"with reconstruction={config.reconstruction!r}, or the model with reconstruction=None"
         )
     targets = intermediate_targets(intermediate_pixel_values, transformed_pixel_values, config)
-    trunk = model.base_model
+    trunk = cast(ViTTrunkModel, model.base_model)
     second = trunk.patch_tokens(trunk(transformed_pixel_values))
     grid = (shape[-2] // config.patch_size, shape[-1] // config.patch_size)
-    loss, reconstructions = model.reconstruction(first, second, targets, grid)
+    loss, reconstructions = task(first, second, targets, grid)
     return {
         "reconstruction_loss": loss,
         "mean_image_loss": mean_image_loss(targets),
@@ -192,10 +204,12 @@ def attached_reconstruction(
     }
 
 
-def check_reconstruction_views(config: Any, views: Any) -> None:
-    """Args:
+def check_reconstruction_views(config: ReconstructingViTConfig, views: object) -> None:
+    """Refuses views whose transformation is not the one that the model reconstructs.
+
+    Args:
         config (`ReconstructingViTConfig`): Of the model.
-        views: What has `reconstruction` and `num_intermediate` too.
+        views (`object`): Has attributes `reconstruction` and `num_intermediate` too.
 
     Raises:
         ValueError: If the model does not reconstruct what the views transform.

@@ -1,4 +1,4 @@
-"""What the pretraining classes of all methods share: a student, and a momentum teacher with the same submodules."""
+"""Base of the pretraining classes of all methods: a student, and a momentum teacher with the same submodules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,9 @@ from .modeling_vit import GeometricViTPreTrainedModel
 
 
 class TeacherStudentModel(GeometricViTPreTrainedModel):
-    """Base of the pretraining classes. A subclass sets `teacher`, a module whose weights have the names of the student's,
+    """Base of the pretraining classes.
+
+    A subclass sets `teacher`, a module whose weights have the names of the student's,
     after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`. A method
     without a teacher sets it to None.
     """
@@ -35,11 +37,11 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
             self.teacher.requires_grad_(False)
 
     def on_optimizer_step(self, momentum: float) -> None:
-        """What moves once per optimizer step, after the student has: here the teacher, see `update_teacher`."""
+        """Moves what moves once per optimizer step, after the student: here the teacher, see `update_teacher`."""
         self.update_teacher(momentum)
 
     def reset_accumulated(self) -> None:
-        """Forgets what an optimizer step that did not come about has left behind."""
+        """Drops what the forward passes of an optimizer step that was skipped have accumulated."""
 
     def teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Pairs the weights of the teacher with the student's of the same names.
