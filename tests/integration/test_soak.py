@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from hf_geossl import load_stream
-from hf_geossl.data.streams import ImageStream
+from hf_geossl.data.broken import BrokenImages
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer
 from tests.helpers.hub_server import HubServer
@@ -114,11 +114,11 @@ def test_five_percent_of_ten_kinds_of_broken_images_are_skipped_and_counted(
     assert len(kinds) == 20
     assert len(set(kinds.values())) == 10
     skipped: list[str] = []
-    count = ImageStream._count_broken
+    count = BrokenImages.count
 
-    def count_and_note(self: ImageStream, at: Any, key: str, reason: str) -> None:
+    def count_and_note(self: BrokenImages, position: Any, key: str, reason: str) -> None:
         skipped.append(key)
-        count(self, at, key, reason)
+        count(self, position, key, reason)
 
     used: list[str] = []
     trainer = make_trainer(
@@ -133,7 +133,7 @@ def test_five_percent_of_ten_kinds_of_broken_images_are_skipped_and_counted(
         begin()
 
     guard.begin_step = note
-    monkeypatch.setattr(ImageStream, "_count_broken", count_and_note)
+    monkeypatch.setattr(BrokenImages, "count", count_and_note)
     trainer.train()
     used.extend(guard.keys)
     assert len(used) == 384  # a pass has 380
