@@ -95,10 +95,10 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
     parser = make_parser(arguments)
     words = recipe.words(arguments)
     if asked:
-        values = vars(parser.read(words))
+        values = _read(parser, words)
         print(describe_arguments(arguments, recipe.method, values, recipe, shown=HELP[asked[0]]))
         raise SystemExit(0)
-    values = {"output_dir": f"geossl-{recipe.name}", **vars(parser.read([*words, *argv[1:]]))}
+    values = {"output_dir": f"geossl-{recipe.name}", **_read(parser, [*words, *argv[1:]])}
     start = values.pop(START.name, None)
     given = {
         section: {a.name: values[a.name] for a in arguments if a.section == section and a.name in values}
@@ -115,6 +115,11 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
     )
 
 
+def _read(parser: Parser, words: Sequence[str]) -> dict[str, Value]:
+    """The values by name; `none` alone takes an argument of several values back."""
+    return {name: None if value == [None] else value for name, value in vars(parser.read(words)).items()}
+
+
 def make_parser(arguments: Sequence[Argument]) -> Parser:
     """Makes the parser of some arguments; its result has those that are given.
 
@@ -128,7 +133,7 @@ def make_parser(arguments: Sequence[Argument]) -> Parser:
     for argument in arguments:
         flag, absent = f"--{argument.name}", argparse.SUPPRESS
         if argument.many:
-            parser.add_argument(flag, nargs="+", type=argument.read, default=absent, action=_Several)
+            parser.add_argument(flag, nargs="+", type=argument.read, default=absent)
         elif argument.kind == "bool":
             parser.add_argument(flag, nargs="?", const=True, type=argument.read, default=absent)
         else:
@@ -136,19 +141,6 @@ def make_parser(arguments: Sequence[Argument]) -> Parser:
         if argument.default is True:
             parser.add_argument(f"--no_{argument.name}", dest=argument.name, action="store_false", default=absent)
     return parser
-
-
-class _Several(argparse.Action):
-    """Takes several values, or `none` alone."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Value] | None,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, None if values == [None] else values)
 
 
 def describe_arguments(
