@@ -62,7 +62,7 @@ setup(
         "pyyaml>=6",
         "jinja2>=3.1",
         "msgpack>=1.0.5",
-        "tenacity>=8.2",
+        "tenacity>=8.2.3",
         "wrapt>=1.17",
     ],
     extras_require={

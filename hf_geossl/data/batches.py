@@ -45,7 +45,7 @@ class ImageViews(Protocol):
 
 @dataclass(frozen=True)
 class _WorkerFailure:
-    """An error on its way from a worker to the main process, which raises it where its batch was due."""
+    """An error that a worker sends to the main process, which raises it in place of the batch."""
 
     error: type[Exception]
     message: str
@@ -68,7 +68,7 @@ class StreamBatches(IterableDataset):
 
     A batch is what `views.collate` returns and two entries more: `"keys"`, a list with the name of every image, and
     `"stream_state"`, the position after this batch. [`advance`] takes both out and records the position; what workers
-    have prepared beyond it does not count. Every stream holds one block of encoded rows in memory.
+    have prepared beyond it does not count. Every stream has one block of encoded rows in memory.
 
     Args:
         stream ([`ImageStream`]): the whole stream.
@@ -176,8 +176,8 @@ class StreamBatches(IterableDataset):
                 "pass the states of one checkpoint"
             )
         world_size, next_batch = counts.pop()
-        found = {position["index"]: position for state in states for position in state["streams"]}
-        missing = sorted(set(self._owned) - set(found))
+        by_index = {position["index"]: position for state in states for position in state["streams"]}
+        missing = sorted(set(self._owned) - set(by_index))
         if missing:
             raise ValueError(
                 f"rank {self.rank} of {self.world_size} reads the streams {self._owned}, but the states hold no "
@@ -188,7 +188,7 @@ class StreamBatches(IterableDataset):
                 f"{world_size} processes delivered {next_batch} batches each, which {self.world_size} processes cannot "
                 "share evenly; resume with a number of processes that divides their product"
             )
-        self._positions = {v: deepcopy(found[v]) for v in self._owned}
+        self._positions = {v: deepcopy(by_index[v]) for v in self._owned}
         self.next_batch = next_batch * world_size // self.world_size
 
     @property
@@ -329,7 +329,7 @@ class _ClearErrorLoader(DataLoader):
 def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
         if isinstance(batch, _WorkerFailure):
-            # no name for it here: a frame that holds its own error would keep the workers alive
+            # no variable for it: a frame that refers to its own error would leave the workers running
             raise batch.rebuild()
         yield batch
 
@@ -351,7 +351,7 @@ def _unchanged(batch: Made) -> Made:
 def _leave_signals_to_main(worker: int) -> None:
     """Leaves Ctrl-C, and SIGTERM that schedulers send to all processes, to the main process, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # tells who sent a signal; Linux has it
+    if hasattr(signal, "sigwaitinfo"):  # which reports the sender of a signal; Linux has it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for_main, args=(os.getppid(),), daemon=True).start()
 

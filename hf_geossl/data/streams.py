@@ -110,7 +110,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             [`load_stream`].
 
     Attributes:
-        decode (`Callable`): `decode_image`, or what may stand in for it: (what the source holds, max_pixels) -> the image
+        decode (`Callable`): `decode_image`, or a function with its arguments, (encoded image, max_pixels) -> the image
             of a sample; raises `BrokenImageError`. [`StreamBatches`] takes `decode_pixels` for views that accept pixels.
 
     Raises:
@@ -173,7 +173,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
 
         Args:
             dataset (`datasets.IterableDataset`, `datasets.Dataset` or any map-style dataset): the last has `__len__`
-                and a `__getitem__` that gives dicts. Whole and unshuffled: the stream splits and shuffles it. An
+                and a `__getitem__` that gives dicts. Complete and unshuffled: the stream splits and shuffles it. An
                 iterable one of few shards is shuffled within its blocks only; raise `shuffle_block` there.
             image_column (`str`, *optional*, defaults to `"image"`): PIL images, encoded bytes, or uint8 arrays or
                 tensors of shape `(height, width, channels)`.

@@ -143,10 +143,10 @@ class Samples:
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset()
         if isinstance(samples, _Indexed):
-            found: Iterable[Sample | None] = (samples[position] for position in range(len(samples)))
+            read: Iterable[Sample | None] = (samples[position] for position in range(len(samples)))
         else:
-            found = samples
-        return self._readable((sample, 1, int(sample is None)) for sample in found)
+            read = samples
+        return self._readable((sample, 1, int(sample is None)) for sample in read)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists.

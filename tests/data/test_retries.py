@@ -166,8 +166,12 @@ def test_an_interrupt_while_a_failure_is_handled_is_not_tried_again(pauses) -> N
 
 
 def test_an_interrupt_ends_a_pause_at_once() -> None:
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        retry("reading", Failing(ConnectionError("a")), (60.0,))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            retry("reading", Failing(ConnectionError("a")), (60.0,))
+    finally:
+        timer.cancel()
     assert time.monotonic() - start < 10

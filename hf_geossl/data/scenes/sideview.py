@@ -272,7 +272,7 @@ def _fits(thing: Thing, category: str, regions: tuple[Region, ...], placed: list
 
 
 def _stays(thing: Thing, category: str, regions: tuple[Region, ...], limit: float) -> bool:
-    """Whether its motion keeps it in front of the camera, before the backdrop, and on land or water as it should be."""
+    """Whether it stays in front of the camera, before the backdrop, and on land or water, as it should, while it moves."""
     for t in (CLIP_SECONDS / 2, CLIP_SECONDS):
         x, z = thing.x + thing.velocity[0] * t, thing.z + thing.velocity[1] * t
         if not 1.5 < z < limit:
