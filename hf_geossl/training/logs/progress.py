@@ -1,6 +1,5 @@
 """What a run prints: a progress bar, and one short line for each log line."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -76,8 +75,10 @@ class ImagesProgressCallback(ProgressCallback):
         """Prints one short line; `report_to` and `trainer_state.json` have all of it."""
         line = self.describe(state.global_step, logs or {})
         if line is not None and state.is_world_process_zero:
-            tqdm.write(line)
-            sys.stdout.flush()  # a pipe or a file gets each line when it is written
+            with tqdm.external_write_mode():
+                print(
+                    line, flush=True
+                )  # a pipe or a file gets each line when it is written, and before the bar comes back
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
