@@ -116,9 +116,10 @@ class Backoff:
         return max(self.pauses[state.attempt_number - 1], min(_requested_pause(_failure(state)), LONGEST_PAUSE))
 
     def _log(self, state: RetryCallState) -> None:
+        pause = state.next_action.sleep if state.next_action else 0.0
         logger.warning(
             "%s failed (%s); attempt %d of %d follows in %g s",
-            self.what, _in_short(_failure(state)), state.attempt_number + 1, len(self.pauses) + 1, state.upcoming_sleep,
+            self.what, _in_short(_failure(state)), state.attempt_number + 1, len(self.pauses) + 1, pause,
         )  # fmt: skip
 
     def _give_up(self, state: RetryCallState) -> NoReturn:
