@@ -333,6 +333,7 @@ sys.exit(main(["evaluate", sys.argv[1], "--tasks", "quick,slow", "--limit", "4"]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_an_interrupt_loses_nothing_finished(folder: Path) -> None:
     process = subprocess.Popen(

@@ -80,6 +80,7 @@ END_TO_END: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "metric", "floor", "gap"),
     [

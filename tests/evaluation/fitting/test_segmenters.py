@@ -42,6 +42,7 @@ def encoder() -> Encoder:
     return load_encoder(small_model())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", SMALL)
 def test_end_to_end_training_learns_a_few_images(encoder: Encoder, task: str) -> None:
     data = EvaluationData(size=64, limit=8, test_split="train")

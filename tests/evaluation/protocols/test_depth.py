@@ -32,6 +32,7 @@ def encoder() -> Encoder:
     return load_encoder(small_model())
 
 
+@pytest.mark.slow
 def test_supervised_tokens_know_more_of_depth_than_random_ones(supervised: Encoder) -> None:
     data = EvaluationData(size=64, limit=300)
     settings = LinearDepthSettings(steps=250)

@@ -28,6 +28,7 @@ def encoder() -> Encoder:
     return load_encoder(small_model())
 
 
+@pytest.mark.slow
 def test_dpt_learns_a_few_images_and_its_gradient_reaches_the_trunk(encoder: Encoder) -> None:
     data = EvaluationData(size=64, limit=8, test_split="train")
     settings = DPTSettings(**SMALL, steps=80, batch_size=8, learning_rate=5e-3, warmup_steps=5, trunk_factor=0.1)

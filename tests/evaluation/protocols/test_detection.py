@@ -33,6 +33,7 @@ BY_HEART = DetectionSettings(
 )
 
 
+@pytest.mark.slow
 def test_a_handful_of_images_is_learned_by_heart() -> None:
     data = EvaluationData(size=64, limit=2, test_split="train")
     encoder = load_encoder(small_model())
@@ -89,6 +90,7 @@ def test_intervals_of_average_precision_are_those_of_metrics_over_drawn_images()
     np.testing.assert_allclose(intervals["box_ap"], np.quantile(values, [0.025, 0.975]))
 
 
+@pytest.mark.slow
 def test_things_are_detected_sooner_by_who_learned_their_names() -> None:
     """Of one large thing an image, since small ones take longer than a test may."""
     settings: dict[str, Any] = {

@@ -119,6 +119,7 @@ def test_r2_by_angle_adds_up_to_r2() -> None:
     assert by_angle[4] == pytest.approx(expected)  # its own variance would give less than 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config_name", [None, "object"])
 def test_scenes_are_seen_from_above_whatever_the_mode_and_it_is_told(config_name: str | None) -> None:
     settings = EquivarianceSettings(("rotation",), transformations_per_image=1, components=0, mlp_epochs=0)
@@ -130,6 +131,7 @@ def test_scenes_are_seen_from_above_whatever_the_mode_and_it_is_told(config_name
     assert (result.details["mode"], result.details["padded_mode"]) == ("topdown", "scene")
 
 
+@pytest.mark.slow
 def test_where_all_directions_are_alike_only_products_tell_the_angle() -> None:
     """
     The angle is drawn independently of the image, and the turned image is as likely with every angle: so neither image's
@@ -164,6 +166,7 @@ def test_a_floor_is_beaten_only_by_more_than_chance() -> None:
     assert not _is_above(hopeless, worse, QUIET)  # below 0 there is nothing to beat with
 
 
+@pytest.mark.slow
 def test_padding_gives_translation_away_and_borderless_images_do_not(tmp_path: Path) -> None:
     encoder: Encoder = load_encoder(small_model())
     settings = EquivarianceSettings(
@@ -193,6 +196,7 @@ def test_settings_out_of_range_are_told() -> None:
         EquivarianceSettings(transformations_per_image=0)
 
 
+@pytest.mark.slow
 def test_changes_of_colour_and_blur_are_told_by_who_learned_to_compare(comparing: Encoder) -> None:
     data, names = RenderedData(size=32, limit=150), ("color", "blur")
     result = measure_quietly(

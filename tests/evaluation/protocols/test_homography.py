@@ -76,6 +76,7 @@ def test_homography_of_a_folder_reads_images_as_they_are_needed(
     assert again.metrics == pytest.approx(result.metrics, abs=1e-4)  # a pair of each image, whatever the batch size
 
 
+@pytest.mark.slow
 def test_corners_are_found_by_who_learned_to_match(matching: Encoder) -> None:
     settings: dict[str, Any] = {"steps": 100, "batch_size": 32, "learning_rate": 2e-3}
     result = measure_quietly("homography", matching, RenderedData(limit=150), **settings)

@@ -17,6 +17,7 @@ from tests.helpers.tiny_data import coco_folder
 OPTIONS = EvaluationOptions(batch_size=16, bootstrap=20, cache_dir=None, progress=False)
 
 
+@pytest.mark.slow
 def test_points_of_a_handful_of_scenes_are_learned_by_heart() -> None:
     data = EvaluationData(size=64, limit=2, test_split="train")
     encoder = load_encoder(small_model())

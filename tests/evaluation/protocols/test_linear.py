@@ -19,6 +19,7 @@ QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
 FEW = linear.LogisticSettings(c_values=(1e-3, 1e-2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metric", "floor", "above"),
     [

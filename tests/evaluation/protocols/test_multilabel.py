@@ -8,6 +8,7 @@ from hf_geossl.evaluation.protocol import TaskResult
 from tests.helpers.supervised import RenderedData
 
 
+@pytest.mark.slow
 def test_average_precision_is_that_of_each_label_by_itself(measured: dict[str, TaskResult]) -> None:
     result = measured["multilabel"]
     values = [value for value in result.details["average_precision"].values() if not np.isnan(value)]

@@ -97,6 +97,7 @@ def test_angles_that_are_in_the_tokens_are_read_and_others_are_not() -> None:
 UPRIGHT = ("car", "house", "tree", "person", "boat", "animal")
 
 
+@pytest.mark.slow
 def test_turned_things_point_where_the_tokens_in_their_boxes_say(turned: Encoder) -> None:
     result = measure_quietly("orientation", turned, TurnedData(size=32, limit=150), categories=UPRIGHT)
     floors = {name: values["angular_error"] for name, values in result.details["floors"].items()}

@@ -101,6 +101,7 @@ def test_position_needs_the_training_head() -> None:
         position.measure_position(load_encoder(small_model()), RenderedData(), QUIET, position.PositionSettings())
 
 
+@pytest.mark.slow
 def test_positions_are_found_by_who_learned_locas_loss(locating: Encoder) -> None:
     data = RenderedData(limit=60)
     result = measure_quietly("position", locating, data, focal_queries=3)

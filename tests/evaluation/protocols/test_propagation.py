@@ -159,6 +159,7 @@ def test_a_timm_model_runs_through_propagation() -> None:
 QUIET = EvaluationOptions(cache_dir=None, progress=False, bootstrap=50)
 
 
+@pytest.mark.slow
 def test_supervised_tokens_carry_masks_farther_than_random_ones(supervised: Encoder) -> None:
     data = EvaluationData(size=64, limit=12)
     result = measure_propagation(supervised, data, QUIET, PropagationSettings(frames=5))

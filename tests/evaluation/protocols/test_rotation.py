@@ -20,6 +20,7 @@ from tests.helpers.supervised import (
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
 
 
+@pytest.mark.slow
 def test_quarter_turns_show_gravity_from_the_side_and_nothing_from_above(measured: dict[str, TaskResult]) -> None:
     result = measured["rotation"]
     print(result.metrics, result.details["floors"])
@@ -55,6 +56,7 @@ def test_quarter_turns_are_exact() -> None:
         assert further["thumbnail"].shape == (2, 3 * 144)
 
 
+@pytest.mark.slow
 def test_quarter_turns_are_told_by_who_learned_them(turned: Encoder) -> None:
     result = measure_quietly("rotation", turned, RenderedData(size=32, limit=150), c_values=(1e-3, 1e-2))
     floors = result.details["floors"]

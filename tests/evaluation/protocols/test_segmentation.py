@@ -33,6 +33,7 @@ def encoder() -> Encoder:
     return load_encoder(small_model())
 
 
+@pytest.mark.slow
 def test_supervised_tokens_are_far_above_random_ones(supervised: Encoder) -> None:
     data = EvaluationData(size=64, limit=300)
     result = ALL_TASKS["segmentation"].measure(supervised, data, QUIET, LinearSegmentationSettings(steps=250))
