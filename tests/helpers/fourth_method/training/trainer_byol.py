@@ -1,0 +1,25 @@
+"""`BYOLTrainer`: BYOL pretraining."""
+
+from collections.abc import Mapping
+
+import torch
+from hf_geossl.training.arguments_byol import BYOLTrainingArguments
+from hf_geossl.views.byol import BYOLViews
+
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training.trainer import TeacherStudentTrainer
+
+
+class BYOLTrainer(TeacherStudentTrainer):
+    """Trains a `BYOLForPreTraining` on a stream."""
+
+    method = "byol"
+    arguments_class = BYOLTrainingArguments
+
+    def default_views(self, model: TeacherStudentModel | None) -> BYOLViews:
+        """Two crops of 224 pixels."""
+        return BYOLViews()
+
+    def probe_features(self, model: TeacherStudentModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of the teacher, on each image's first view."""
+        return {"feature_spread": model.teacher.byol(inputs["global_pixel_values"][:, 0]).pooler_output}
