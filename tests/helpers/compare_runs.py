@@ -52,7 +52,7 @@ NO_COLORS: dict[str, dict[str, Any]] = {
     "GTSA": {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0},
     "LOCA": {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "solarize_probability": 0.0, "blur": "off"},
 }
-NO_COLORS["EquiCoherent"] = {**NO_COLORS["GTSA"], "solarize_probability": 0.0}
+NO_COLORS["EquiCoherent"] = {**NO_COLORS["GTSA"], "blur_probability": (0.0, 0.0, 0.0), "solarize_probability": 0.0}
 METHOD_OF = {"gtsa": "GTSA", "loca": "LOCA", "equicoherent": "EquiCoherent"}
 # what a recipe of the library is run with, so that it is done in a second; the rest of it stays
 RECIPE_FLAGS = {
