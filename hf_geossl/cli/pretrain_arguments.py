@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_geossl.cli.arguments import SECTIONS, START, Argument, DataArguments, Value
 from hf_geossl.cli.describe import method_arguments
@@ -99,11 +100,11 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
         print(describe_arguments(arguments, recipe.method, values, recipe, shown=HELP[asked[0]]))
         raise SystemExit(0)
     values = {"output_dir": f"geossl-{recipe.name}", **_read(parser, [*words, *argv[1:]])}
-    start = values.pop(START.name, None)
-    given = {
+    given: dict[str, dict[str, Any]] = {
         section: {a.name: values[a.name] for a in arguments if a.section == section and a.name in values}
         for section in SECTIONS
     }
+    start = given["model"].pop(START.name, None)
     return Pretraining(
         recipe.name,
         METHODS[recipe.method],

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
 
 import yaml
 
@@ -14,14 +13,20 @@ from hf_geossl.cli.arguments import SECTIONS, Argument, Value
 from hf_geossl.cli.usage import UsageError, nearest
 from hf_geossl.methods import METHODS
 
+Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
+
+
+def _without_booleans(resolvers: Resolvers) -> Resolvers:
+    return {
+        first: [(tag, pattern) for tag, pattern in entries if not tag.endswith(":bool")]
+        for first, entries in resolvers.items()
+    }
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's booleans, which are true and false alone: 'off' and 'no' are words, and values of some arguments."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers = _without_booleans(yaml.SafeLoader.yaml_implicit_resolvers)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))

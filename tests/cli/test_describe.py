@@ -53,6 +53,6 @@ def test_every_name_stands_once_and_a_method_wins_over_transformers(method: str)
 
 def test_a_method_that_the_table_lacks_is_described_from_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(json.loads(TABLE.read_text())) == set(METHODS)
-    expected = method_arguments("loca")
+    expected = describe_method("loca")
     monkeypatch.setitem(METHODS, "fourth", dataclasses.replace(METHODS["loca"], name="fourth"))
-    assert method_arguments("fourth") == expected
+    assert [argument for argument in method_arguments("fourth") if argument in expected] == expected
