@@ -1,13 +1,17 @@
 """The table of methods: every reference leads somewhere, and every list of methods is read from it."""
 
+import ast
 from dataclasses import fields, replace
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from hf_geossl.methods import METHODS, Method
 
-REFERENCES = ("config", "model", "pretraining", "views", "arguments", "trainer", "card", "demo_limits", "demo_tabs")
+REFERENCES = ("config", "model", "pretraining", "views", "arguments", "trainer", "card")
+OF_THE_DEMO = ("demo_limits", "demo_tabs")  # whose files import gradio, which is an extra
 rows = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
@@ -17,6 +21,13 @@ def test_every_reference_leads_to_what_it_names(method: Method) -> None:
         reference = getattr(method, name)
         if reference:
             assert method.load(name).__name__ == reference.partition(":")[2]
+    for name in OF_THE_DEMO:
+        module, _, function = getattr(method, name).partition(":")
+        spec = find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        defined = {node.name for node in ast.parse(Path(spec.origin).read_text()).body if hasattr(node, "name")}
+        assert function in defined
     for picture in method.pictures:
         assert picture.load().__name__ == picture.maker.partition(":")[2]
     for converter in method.converters:
