@@ -84,7 +84,8 @@ class GTSATrainer(TeacherStudentTrainer):
             size, patch_size = getattr(views, name), model.config.patch_size
             if size % patch_size and not (name == "local_size" and cast(GTSAViews, views).num_local == 0):
                 raise ValueError(f"{name} of the views must be a multiple of the patch size {patch_size}, got {size}")
-        check_reconstruction_views(model.config, views)
+        config: Any = model.config
+        check_reconstruction_views(config, cast(GTSAViews, views))
 
     def chance_losses(self) -> dict[str, float]:
         """Four turns, all as likely."""
