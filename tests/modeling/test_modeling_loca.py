@@ -1,4 +1,4 @@
-"""What is LOCA's own in its models: initial values, token draws, cross-attention, and the pretraining forward."""
+"""LOCA's models and pretraining against the formulas, token by token: initial values, draws, losses, gradients."""
 
 import copy
 import math
@@ -12,12 +12,15 @@ from torch.nn import functional as F
 
 from hf_geossl import LOCAConfig, LOCAForPreTraining, LOCAModel
 from hf_geossl.hub.export import export_model
-from hf_geossl.modeling.modeling_vit import ViTDropPath
 from hf_geossl.modeling.objectives import patch_cluster_losses
 from tests.helpers.methods import KINDS, METHODS, images, literal_mlp, literal_trunk, loca_batch, randomise
 
 LOCA = METHODS["loca"]
+
+
 _config = LOCA.config
+
+
 State = dict[str, torch.Tensor]
 
 
@@ -30,45 +33,6 @@ def _model(std: float = 0.2, **fields: Any) -> Any:
 
 def _part(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-# ---- configurations
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"head_hidden_size": 0}, "head_hidden_size must be at least 1, got 0"),
-        ({"head_bottleneck_size": -1}, "head_bottleneck_size must be at least 1, got -1"),
-        ({"num_prototypes": 0}, "num_prototypes must be at least 1, got 0"),
-        ({"num_kept_query_tokens": 0}, "num_kept_query_tokens must be at least 1, got 0"),
-        ({"student_temperature": 0}, "student_temperature must be above 0, got 0"),
-        ({"teacher_temperature": float("nan")}, "teacher_temperature must be above 0, got nan"),
-        ({"sinkhorn_iterations": -1}, "sinkhorn_iterations must be 0 or more, got -1"),
-        ({"visible_reference_ratio": -0.1}, "visible_reference_ratio must be 0 or more, got -0.1"),
-        ({"visible_reference_ratio": float("nan")}, "visible_reference_ratio must be 0 or more, got nan"),
-        ({"reference_selection": "last"}, "reference_selection must be one of .*, got 'last'"),
-        ({"location_target": "query"}, "location_target must be one of reference, self, got 'query'"),
-        ({"use_cluster_loss": 2}, "use_cluster_loss"),
-        ({"location_weight": -1.0}, "location_weight must be 0 or more"),
-        ({"location_weight": 0.0, "use_cluster_loss": False}, "above 0 where there is no cluster loss, got 0.0"),
-    ],
-)
-def test_configurations_that_make_no_sense_are_refused_by_name(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(Exception, match=told):
-        _config(**fields)
-
-
-def test_defaults_are_the_papers() -> None:
-    config = LOCAConfig()
-    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (384, 6, 12)
-    assert (config.hidden_act, config.layer_norm_eps, config.drop_path_rate) == ("gelu_pytorch_tanh", 1e-6, 0.0)
-    assert (config.use_class_token, config.position_interpolation) == (False, "bilinear")
-    assert (config.head_hidden_size, config.head_bottleneck_size, config.num_prototypes) == (2048, 256, 4096)
-    assert (config.student_temperature, config.teacher_temperature, config.sinkhorn_iterations) == (0.1, 0.05, 3)
-    assert (config.num_kept_query_tokens, config.visible_reference_ratio) == (70, 0.2)
-    assert (config.reference_selection, config.use_cluster_loss) == ("consecutive", True)
-    assert config.location_target == "reference"
 
 
 def test_parameter_counts_of_the_papers_small() -> None:
@@ -93,9 +57,6 @@ def test_pretraining_with_a_class_token_is_refused() -> None:
     with pytest.raises(ValueError, match="use_class_token must be False .* got True"):
         LOCAForPreTraining(_config(use_class_token=True))
     assert LOCAModel(_config(use_class_token=True))(torch.zeros(1, 3, 16, 16)).last_hidden_state.shape == (1, 5, 32)
-
-
-# ---- initial values
 
 
 def _check_uniform(matrix: torch.Tensor, bound: float, name: str) -> None:
@@ -176,9 +137,6 @@ def test_heads_start_as_ever_beside_an_exported_trunk(tmp_path: Path) -> None:
     assert "prototypes" in _check_initial_values(again, 96)
 
 
-# ---- the teacher
-
-
 @pytest.mark.parametrize("fields", [{}, {"use_cluster_loss": False}, {"location_target": "self"}])
 def test_teacher_holds_every_trained_submodule_under_the_students_names(fields: dict[str, Any]) -> None:
     model = LOCAForPreTraining(_config(**fields))
@@ -222,9 +180,6 @@ def test_all_of_the_student_is_trained_without_the_cluster_loss_too(
         assert parameter.requires_grad != frozen, name
         assert (parameter.grad is None) == frozen, name
         assert torch.equal(before[name], parameter), name
-
-
-# ---- which tokens are drawn
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -298,9 +253,6 @@ def test_how_many_tokens_are_drawn() -> None:
             assert torch.equal(shipped.draw_visible_reference_tokens(), torch.arange(196))
 
 
-# ---- cross-attention and cluster head
-
-
 def _norm(config: LOCAConfig, state: State, x: torch.Tensor, name: str) -> torch.Tensor:
     centred = x - x.mean()
     return (
@@ -329,46 +281,6 @@ def _slow_cross_attention(
         mixed.append(sum(weight * one[width:][part] for weight, one in zip(weights, both, strict=True)))
     x = query + linear(torch.cat(mixed), "attention.projection")
     return x + literal_mlp(config, _norm(config, state, x, "norm2"), linear, "mlp.fc1", "mlp.fc2")
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_cross_attention_is_each_query_over_the_reference_with_norms_of_their_own(implementation: str) -> None:
-    model = _model(drop_path_rate=0.9).train()
-    model.set_attn_implementation(implementation)
-    block = model.cross_attention
-    assert block.attention.config._attn_implementation == implementation
-    assert not any(isinstance(module, ViTDropPath) for module in block.modules()), "no stochastic depth in this block"
-    queries, references = images(2, 5, 32), images(2, 3, 32, seed=1)
-    state = {name: value.double() for name, value in block.state_dict().items()}
-    expected = torch.stack(
-        [
-            torch.stack([_slow_cross_attention(model.config, state, one, seen) for one in several])
-            for several, seen in zip(queries.double(), references.double(), strict=True)
-        ]
-    )
-    torch.testing.assert_close(block(queries, references).double(), expected, rtol=0, atol=2e-5)
-
-
-def test_prototypes_are_used_at_unit_length_whatever_is_stored() -> None:
-    model, batch = _model(), loca_batch()
-    given = {"kept_query_tokens": torch.arange(5), "visible_reference_tokens": torch.arange(3, 9)}
-    expected = model(**batch, **given)
-    expected.loss.backward()
-    weight = model.cluster_head.prototypes.weight
-    assert weight.grad.norm() > 1e-3
-    along = (weight.grad * weight).sum(1) / weight.norm(dim=1)  # a longer prototype says the same
-    assert along.abs().max() < 1e-4 * weight.grad.norm()
-    for head in (model.cluster_head, model.teacher.cluster_head):
-        with torch.no_grad():
-            head.prototypes.weight.mul_(torch.linspace(0.1, 30, 20)[:, None])
-    found = model(**batch, **given)
-    for name in ("random_query_cluster_logits", "focal_query_cluster_logits", "reference_cluster_logits"):
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5, msg=name)
-        assert found[name].abs().max() <= 1 + 1e-6
-    assert found.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
-
-
-# ---- the whole forward
 
 
 def _slow_forward(
@@ -602,9 +514,6 @@ def test_hidden_states_are_of_the_random_querys_kept_tokens() -> None:
         assert torch.equal(found, wanted)
 
 
-# ---- without the cluster loss, and with a token's own position as target
-
-
 def _repaint(pixels: torch.Tensor, cells: list[int], columns: int = 4) -> torch.Tensor:
     """Other pixels in these patches."""
     pixels = pixels.clone()
@@ -653,9 +562,6 @@ def test_own_positions_are_predicted_without_positions_and_from_visible_tokens_a
     torch.testing.assert_close(moved, logits[:, order], rtol=0, atol=2e-5)
 
 
-# ---- where patches lie
-
-
 @pytest.mark.parametrize("fields", [{}, {"use_cluster_loss": False}, {"location_target": "self"}])
 def test_predicted_positions_look_at_the_whole_reference_and_draw_nothing(fields: dict[str, Any]) -> None:
     model = _model(**fields)
@@ -679,82 +585,3 @@ def test_predicted_positions_look_at_the_whole_reference_and_draw_nothing(fields
         torch.testing.assert_close(found, same, rtol=0, atol=1e-5)
     expected = model.position_predictor(model.final_norm(model.cross_attention(queries, seen)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-# ---- batches that do not fit
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            {"reference_pixel_values": torch.zeros(3, 3, 40, 32)},
-            r"reference_pixel_values must have shape \(batch, channels, 32, 32\), the image_size .* got \(3, 3, 40, 32\)",
-        ),
-        (
-            {"reference_pixel_values": torch.zeros(3, 32, 32)},
-            r"reference_pixel_values must have shape .* got \(3, 32, 32\)",
-        ),
-        (
-            {"reference_pixel_values": torch.zeros(3, 1, 32, 32)},
-            r"pixel_values must have shape \(batch, 3, height, width\), got \(3, 1, 32, 32\)",
-        ),
-        ({"random_query_pixel_values": None}, "random_query_pixel_values and random_query_positions are needed"),
-        ({"random_query_positions": None}, "random_query_pixel_values and random_query_positions are needed"),
-        (
-            {"random_query_pixel_values": torch.zeros(2, 3, 32, 32)},
-            r"random_query_pixel_values must have shape .* batch of 3, got \(2, 3, 32, 32\)",
-        ),
-        (
-            {"random_query_pixel_values": torch.zeros(3, 36, 36)},
-            r"random_query_pixel_values must have shape .* got \(3, 36, 36\)",
-        ),
-        ({"random_query_pixel_values": torch.zeros(3, 3, 36, 36)}, "multiples of the patch size 8, got 36 x 36"),
-        (
-            {"random_query_positions": torch.zeros(3, 7)},
-            r"random_query_positions must have shape \(3, 16\), one for every token .* got \(3, 7\)",
-        ),
-        (
-            {"random_query_positions": torch.full((3, 16), 16)},
-            "random_query_positions must be raster indices into the reference's 16 tokens or -1, got 16 to 16",
-        ),
-        ({"random_query_positions": torch.full((3, 16), -2)}, "random_query_positions must be .* or -1, got -2 to -2"),
-        ({"focal_query_pixel_values": None}, "focal_query_pixel_values and focal_query_positions come together"),
-        ({"focal_query_positions": None}, "focal_query_pixel_values and focal_query_positions come together"),
-        (
-            {"focal_query_pixel_values": torch.zeros(6, 3, 16, 16)},
-            r"focal_query_pixel_values must have shape \(batch, queries, .* got \(6, 3, 16, 16\)",
-        ),
-        ({"focal_query_pixel_values": torch.zeros(3)}, r"focal_query_pixel_values must have shape .* got \(3,\)"),
-        (
-            {"focal_query_positions": torch.zeros(3, 2, 16)},
-            r"focal_query_positions must have shape \(3, 2, 4\), .* got \(3, 2, 16\)",
-        ),
-        ({"focal_query_positions": torch.full((3, 2, 4), 99)}, "focal_query_positions must be .* got 99 to 99"),
-        (
-            {"kept_query_tokens": torch.tensor([0, 16])},
-            "kept_query_tokens must be raster indices from 0 to 15, got 0 to 16",
-        ),
-        (
-            {"kept_query_tokens": torch.zeros(3, 2, dtype=torch.long)},
-            r"kept_query_tokens must be integers of shape \(tokens,\), .* got torch.int64 of shape \(3, 2\)",
-        ),
-        (
-            {"kept_query_tokens": torch.zeros(0, dtype=torch.long)},
-            r"kept_query_tokens .* at least one, .* shape \(0,\)",
-        ),
-        (
-            {"kept_query_tokens": torch.ones(16, dtype=torch.bool)},
-            "kept_query_tokens must be integers .* got torch.bool",
-        ),
-        (
-            {"visible_reference_tokens": torch.tensor([-1])},
-            "visible_reference_tokens must be raster indices from 0 to 15, got -1 to -1",
-        ),
-        ({"visible_reference_tokens": torch.rand(3)}, "visible_reference_tokens must be integers .* got torch.float32"),
-    ],
-)
-def test_batches_that_do_not_fit_together_are_refused(change: dict[str, Any], told: str) -> None:
-    model = LOCAForPreTraining(_config(num_hidden_layers=1))
-    with pytest.raises(ValueError, match=told):
-        model(**{**loca_batch(), **change})
