@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse has found as a `UsageError`."""
+        """Raises what argparse reports as a `UsageError`."""
         choice = re.search(r"^(?:argument )?(.*): invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
         if choice:
             valid = [word.strip(" '") for word in choice[3].split(",")]
