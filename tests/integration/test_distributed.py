@@ -186,8 +186,8 @@ def test_another_number_of_batches_is_refused(folder: Path) -> None:
         messages |= json.loads((folder / f"messages_{layout}.json").read_text())
     assert sorted(messages) == ["ddp from one", "fsdp from one", "one from ddp", "one from fsdp"]
     for name, message in messages.items():
-        counts = "1; now 2" if name.endswith("from one") else "2; now 1"
-        assert f"CheckpointError: checkpoint-2 was trained with other batches of a step ({counts})" in message
+        counts = "1 and is 2" if name.endswith("from one") else "2 and is 1"
+        assert f"CheckpointError: checkpoint-2 was trained with other settings: batches of a step was {counts};" in message
 
 
 @pytest.mark.parametrize("method", RUNS)
