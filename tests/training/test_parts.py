@@ -54,9 +54,9 @@ def test_a_methods_views_are_compared_by_their_fields(run: Any) -> None:
     views = run.small_views(*([run.small_config()] if run is equicoherent_run else []))
     settings = views_settings(views)
     assert settings["class"] == type(views).__name__
-    if is_dataclass(views):
-        assert {name: value for name, value in settings.items() if name != "class"} == asdict(views)
-        assert json.loads(json.dumps(settings))
+    assert is_dataclass(views)
+    assert {name: value for name, value in settings.items() if name != "class"} == asdict(views)
+    assert json.loads(json.dumps(settings))
 
 
 def test_a_checkpoint_holds_the_state_of_all_parts(images: Any, tmp_path: Path) -> None:

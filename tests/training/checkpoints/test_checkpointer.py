@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainerState
 
-from hf_geossl import GTSAForPreTraining, GTSATrainer
+from hf_geossl import GTSAForPreTraining, GTSATrainer, GTSAViews
 from hf_geossl.training import trainer as trainer_module
 from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer
 from hf_geossl.training.checkpoints.files import CheckpointError, newest_whole_checkpoint
@@ -29,8 +29,20 @@ def test_resume_with_another_model_views_or_accumulation_is_refused(images: Any,
     other = GTSATrainer(
         GTSAForPreTraining(small_config()), small_arguments(tmp_path), images, views=small_views(num_local=1)
     )
-    with pytest.raises(CheckpointError, match=r"trained with other settings: views\."):
+    with pytest.raises(
+        CheckpointError, match="trained with other settings: views.crops.num_local was 2 and is 1; resume"
+    ):
         other.train(resume_from_checkpoint=path)
+
+
+def test_other_words_of_the_views_are_no_other_settings(
+    images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trainer(tmp_path, images, save_steps=2).train()
+    monkeypatch.setattr(GTSAViews, "describe", lambda self: "other words")
+    monkeypatch.setattr(GTSAViews, "__doc__", "Other words.")
+    resumed = make_trainer(tmp_path, images)
+    assert resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2")).global_step == 4
 
 
 def test_interrupted_save_leaves_the_checkpoint_before(
@@ -115,6 +127,9 @@ def test_every_setting_of_the_views_alone_makes_a_resume_refuse(method: str, tmp
     assert found is not None
     assert found.folder == tmp_path / "checkpoint-2"
     leaves = _leaves(settings)
+    named = {leaf[-1] for leaf in leaves}  # what a sentence about the views left out or rounded
+    assert {"mean", "std", "aspect_ratio", "exact_resize", "max_translation", "padding_mode"} <= named
+    assert len(leaves) > 30
     for leaf in leaves:
         name = ".".join(leaf).replace("[", r"\[")
         with pytest.raises(
