@@ -187,7 +187,9 @@ def test_another_number_of_batches_is_refused(folder: Path) -> None:
     assert sorted(messages) == ["ddp from one", "fsdp from one", "one from ddp", "one from fsdp"]
     for name, message in messages.items():
         counts = "1 and is 2" if name.endswith("from one") else "2 and is 1"
-        assert f"CheckpointError: checkpoint-2 was trained with other settings: batches of a step was {counts};" in message
+        assert (
+            f"CheckpointError: checkpoint-2 was trained with other settings: batches of a step was {counts};" in message
+        )
 
 
 @pytest.mark.parametrize("method", RUNS)
