@@ -287,7 +287,7 @@ def _host(host: str, transformation: str | None = None, control: bool = False) -
             host,
             transformation,
             config.num_intermediate,
-            preset.patch_size,
+            patch_size=preset.patch_size,
             global_size=preset.image_size,
             local_size=preset.local_size,
             num_local=preset.num_local if with_locals else 0,

@@ -30,9 +30,7 @@ def test_path_shows_what_the_model_reconstructs(tmp_path: Path, transformation: 
         },
         "blur_sigma": torch.tensor([values[0]]),
     }
-    used = {
-        name: value if bool(getattr(ends, name).any()) else torch.zeros_like(value) for name, value in chosen.items()
-    }
+    used = {name: value for name, value in chosen.items() if bool(getattr(ends, name).any())}
     zero = {name: torch.zeros(1) for name in ("angles", "brightness", "contrast", "saturation", "hue", "blur_sigma")}
     parameters = TransformationParameters(
         **{**zero, "translations": torch.zeros(1, 2), **used}, transformed=torch.tensor([True])
