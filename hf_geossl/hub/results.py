@@ -64,8 +64,10 @@ class Result:
         """What it was measured on, for people: dataset, configuration, part and how many."""
         if self.dataset is None:
             return None
-        told = self.dataset + (f", {self.config}" if self.config else "") + (f" ({self.split})" if self.split else "")
-        return f"{told}, {self.counted}" if self.counted else told
+        subject = (
+            self.dataset + (f", {self.config}" if self.config else "") + (f" ({self.split})" if self.split else "")
+        )
+        return f"{subject}, {self.counted}" if self.counted else subject
 
     @property
     def counted(self) -> str:
@@ -244,16 +246,16 @@ def eval_results(results: list[Result]) -> list[dict[str, Any]]:
     for result in results:
         if result.dataset_id is None:
             continue
-        told = [f"{result.metric} on {result.dataset}{f', {result.config}' if result.config else ''}"]
-        told += [result.counted] if result.counted else []
-        told += ["a dataset embedded in hf_geossl, not on the Hub"] if result.dataset_id == EMBEDDED else []
-        told += [f"measured by: {result.command}"] if result.command else []
+        notes = [f"{result.metric} on {result.dataset}{f', {result.config}' if result.config else ''}"]
+        notes += [result.counted] if result.counted else []
+        notes += ["a dataset embedded in hf_geossl, not on the Hub"] if result.dataset_id == EMBEDDED else []
+        notes += [f"measured by: {result.command}"] if result.command else []
         entries.append(
             EvalResultEntry(
                 dataset_id=result.dataset_id,
                 task_id=f"{result.task}.{result.metric}",
                 value=result.value,
-                notes="; ".join(told),
+                notes="; ".join(notes),
             )
         )
     return eval_result_entries_to_yaml(entries)

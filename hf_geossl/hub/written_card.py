@@ -1,4 +1,4 @@
-"""Cards that people have written or changed: how they are told from rendered ones, and brought up to date."""
+"""Cards that people have written or changed: how they differ from rendered ones, and are brought up to date."""
 
 import hashlib
 import re
