@@ -5,6 +5,7 @@ its arguments have been read, so that help and errors of usage are there at once
 """
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): The words after `geossl`; those that the process was started with by default.
 
     Returns:
-        `int`: the exit status: 0, 2 for an error, 130 after Ctrl-C, or what the command says.
+        `int`: the exit status: 0, 2 for an error, 130 after Ctrl-C, 141 where nobody reads on, or what the command says.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _command(arguments[0])(arguments[1:])
+    except BrokenPipeError:  # whoever reads, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except EXPECTED as error:
         return _fail(error)
     except KeyboardInterrupt:
