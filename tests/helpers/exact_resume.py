@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
 
@@ -59,7 +60,8 @@ def undisturbed_and_resumed(
         undisturbed = make_trainer(folder / "undisturbed", **settings)
         undisturbed.train()
         killed = json.dumps({"output_dir": str(folder / "killed"), **settings})
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
         process = subprocess.run(
             [sys.executable, str(script), killed], env=environment, capture_output=True, check=False
         )
