@@ -75,7 +75,7 @@ DEMO = """
 import json, sys
 from hf_geossl.demo import build_demo
 
-print(json.dumps(build_demo(sys.argv[1]).get_config_file()["components"]))
+print(json.dumps(build_demo(sys.argv[1]).get_config_file()["components"], default=str))
 """
 
 
