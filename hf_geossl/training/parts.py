@@ -47,6 +47,9 @@ class TrainerParts:
         features (`Features`): What the probes measure.
         scalars (`Callable`): A model's outputs -> what is logged of them.
 
+    Raises:
+        ValueError: If FSDP was asked for and is not used.
+
     Attributes:
         checkpointer (`Checkpointer`), meter (`LossMeter`), stopwatch (`Stopwatch`), guard (`NonFiniteGuard`),
         probes (`Probes`), preemption (`PreemptionCallback`), log_line (`LogLine`), held_out (`HeldOutLosses`): see there.
@@ -61,6 +64,11 @@ class TrainerParts:
         features: Features,
         scalars: Callable[[Any], Mapping[str, torch.Tensor]],
     ) -> None:
+        if args.fsdp_plugin_args is not None and getattr(accelerator.state, "fsdp_plugin", None) is None:
+            raise ValueError(
+                "FSDP2 was asked for, and accelerate uses it on GPUs only: on CPUs launch with "
+                "hf_geossl/training/accelerate/ddp.yaml, or set ACCELERATE_USE_FSDP=false"
+            )
         self.args, self.accelerator, self.feed, self.plan = args, accelerator, feed, plan
         self.checkpointer = Checkpointer(args, accelerator)
         self.meter, self.stopwatch = LossMeter(args.device), Stopwatch()

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hf_geossl.methods import METHODS
@@ -85,3 +86,10 @@ def test_pictures_are_those_of_the_methods_row(run: Any, wanted: bool, images: A
     files = [picture.file for picture in METHODS[trainer.method].pictures]
     book = trainer.parts.pictures(trainer.method)
     assert [picture.file for picture in book.pictures] == (files if wanted else [])
+
+
+def test_fsdp_that_is_not_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match="FSDP2 was asked for, and accelerate uses it on GPUs only"):
+        gtsa_run.make_trainer(tmp_path, [{"image": np.zeros((48, 48, 3), np.uint8)}] * 4)
