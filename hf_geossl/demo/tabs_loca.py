@@ -26,7 +26,7 @@ def head_tabs(model: DemoModel, samples: list[Image.Image]) -> list[TabMaker]:
 def box_tab(model: DemoModel) -> Tab:
     """Where LOCA puts the patches of a box that is drawn on picture A."""
     gr.Markdown(
-        "**Drag a box on picture A.** The model gets what is inside, scaled up or down and without being told from where, "
+        "**Drag a box on picture A.** The model gets what is inside, scaled up or down, but not where it was, "
         "and the whole picture; for each patch of the box it says where in the picture it lies. Patches keep their colour."
     )
     box = gr.State(_START)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
@@ -223,7 +224,6 @@ def test_nothing_of_the_machine_is_written(
 def test_other_libraries_models_are_measured_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timm = pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     models = [
