@@ -131,25 +131,19 @@ class EquiCoherentConfig(GeometricViTConfig):
 
     def validate_objective(self) -> None:
         """Part of `@strict` validation."""
-        choices = {
-            "host": HOSTS,
-            "transformation": (*TRANSFORMATIONS, None),
-            "split": ("feature", "logits"),
-            "centering": ("softmax", "sinkhorn"),
-            "pool": ("mean", "class"),
-        }
-        for name, valid in choices.items():
-            if getattr(self, name) not in valid:
-                words = ", ".join(str(word) for word in valid)
-                raise ValueError(f"{name} must be one of {words}, got {getattr(self, name)!r}")
+        self.require_one_of("host", HOSTS)
+        self.require_one_of("transformation", (*TRANSFORMATIONS, None))
+        self.require_one_of("split", ("feature", "logits"))
+        self.require_one_of("centering", ("softmax", "sinkhorn"))
+        self.require_one_of("pool", ("mean", "class"))
         if not self.use_class_token:
             raise ValueError("use_class_token must be True, the hosts' losses are about the class token; got False")
         if self.split == "logits" and self.host != "ibot":
             raise ValueError(f"split='logits' divides the outputs of iBOT's head, got host={self.host!r}")
         if self.centering == "sinkhorn" and self.host != "dinov2":
             raise ValueError(f"centering='sinkhorn' is DINOv2's, got host={self.host!r}")
-        if self.centering == "sinkhorn" and self.sinkhorn_iterations < 1:
-            raise ValueError(f"sinkhorn_iterations must be at least 1, got {self.sinkhorn_iterations}")
+        if self.centering == "sinkhorn":
+            self.require("at least 1", lambda rounds: rounds >= 1, "sinkhorn_iterations")
         patch_features, equivariant = self.patch_features or 0, self.equivariant_features or 0
         if not 0 < equivariant < patch_features:
             raise ValueError(
@@ -165,18 +159,13 @@ class EquiCoherentConfig(GeometricViTConfig):
             raise ValueError(f"num_prototypes must be at least 2, or all targets are equal, got {self.num_prototypes}")
         positive = ["head_hidden_size", "head_bottleneck_size", "decoder_hidden_size"]
         positive += ["student_temperature", "teacher_temperature", "contrast_temperature"]
-        for name in positive:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        self.require("above 0", lambda value: 0 < value < math.inf, *positive)
         weights = ["reconstruction_weight", "class_loss_weight", "patch_loss_weight", "koleo_weight"]
         weights += ["invariance_weight", "variance_weight", "covariance_weight"]
-        for name in ("num_intermediate", "sinkhorn_iterations", *weights):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.center_momentum <= 1:
-            raise ValueError(f"center_momentum must be in [0, 1], got {self.center_momentum}")
-        if len(self.projector_sizes) < 1 or min(self.projector_sizes) < 1:
-            raise ValueError(f"projector_sizes must be one or more widths, got {self.projector_sizes}")
+        counts = ("num_intermediate", "sinkhorn_iterations")
+        self.require("0 or more", lambda value: 0 <= value < math.inf, *counts, *weights)
+        self.require("in [0, 1]", lambda share: 0 <= share <= 1, "center_momentum")
+        self.require("one or more widths", lambda widths: min(widths, default=0) >= 1, "projector_sizes")
 
 
 __all__ = ["EquiCoherentConfig"]

@@ -45,19 +45,13 @@ class GTSAConfig(ReconstructingViTConfig):
 
     def validate_objective(self) -> None:
         """Part of `@strict` validation."""
-        for name in ("roi_output_sizes", "num_matches"):
-            value = getattr(self, name)
-            if len(value) != 2 or min(value) < 1:
-                raise ValueError(f"{name} must be two positive integers (global, local), got {value}")
-        for name in ("projector_hidden_size", "projection_size", "predictor_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.rotation_hidden_sizes) < 1 or min(self.rotation_hidden_sizes) < 1:
-            raise ValueError(f"rotation_hidden_sizes must be one or more widths, got {self.rotation_hidden_sizes}")
-        if not 0 <= self.position_interpolation_offset < 1:  # from 1 on, the resampled grid would be larger than asked
-            raise ValueError(
-                f"position_interpolation_offset must be in [0, 1), got {self.position_interpolation_offset}"
-            )
+        pair = "two positive integers (global, local)"
+        self.require(pair, lambda sizes: len(sizes) == 2 and min(sizes) >= 1, "roi_output_sizes", "num_matches")
+        widths = ("projector_hidden_size", "projection_size", "predictor_hidden_size")
+        self.require("at least 1", lambda width: width >= 1, *widths)
+        self.require("one or more widths", lambda widths: min(widths, default=0) >= 1, "rotation_hidden_sizes")
+        # from 1 on, the resampled grid would be larger than asked
+        self.require("in [0, 1)", lambda offset: 0 <= offset < 1, "position_interpolation_offset")
 
 
 __all__ = ["GTSAConfig"]

@@ -68,23 +68,12 @@ class LOCAConfig(ReconstructingViTConfig):
 
     def validate_objective(self) -> None:
         """Part of `@strict` validation."""
-        for name in ("head_hidden_size", "head_bottleneck_size", "num_prototypes", "num_kept_query_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("student_temperature", "teacher_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.sinkhorn_iterations < 0:
-            raise ValueError(f"sinkhorn_iterations must be 0 or more, got {self.sinkhorn_iterations}")
-        if not 0 <= self.visible_reference_ratio < math.inf:
-            raise ValueError(f"visible_reference_ratio must be 0 or more, got {self.visible_reference_ratio}")
-        choices = {
-            "reference_selection": ("consecutive", "unstructured", "first"),
-            "location_target": ("reference", "self"),
-        }
-        for name, valid in choices.items():
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+        sizes = ("head_hidden_size", "head_bottleneck_size", "num_prototypes", "num_kept_query_tokens")
+        self.require("at least 1", lambda size: size >= 1, *sizes)
+        self.require("above 0", lambda temperature: temperature > 0, "student_temperature", "teacher_temperature")
+        self.require("0 or more", lambda value: 0 <= value < math.inf, "sinkhorn_iterations", "visible_reference_ratio")
+        self.require_one_of("reference_selection", ("consecutive", "unstructured", "first"))
+        self.require_one_of("location_target", ("reference", "self"))
         if not 0 <= self.location_weight < math.inf or not (self.location_weight or self.has_cluster_head):
             raise ValueError(
                 f"location_weight must be 0 or more, and above 0 where there is no cluster loss, got {self.location_weight}"

@@ -1,8 +1,8 @@
 """Configuration of the vision transformer trunk that all methods share."""
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, Self, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -100,25 +100,31 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         height, width = self.image_size
         return height, width
 
+    def require(self, words: str, valid: Callable[[Any], bool], *names: str) -> None:
+        """Raises a `ValueError`, "NAME must be WORDS, got VALUE", for the first of the fields that is not valid."""
+        for name in names:
+            if not valid(value := getattr(self, name)):
+                raise ValueError(f"{name} must be {words}, got {value!r}")
+
+    def require_one_of(self, name: str, choices: Sequence[str | None]) -> None:
+        """Raises a `ValueError` that lists the choices if the field holds none of them."""
+        self.require(f"one of {', '.join(map(str, choices))}", lambda value: value in choices, name)
+
     def validate_trunk(self) -> None:
         """Part of `@strict` validation."""
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels")
+        self.require("at least 1", lambda size: size >= 1, *sizes)
         if any(side < self.patch_size or side % self.patch_size for side in self.image_height_width):
             raise ValueError(
                 f"image_size must be a positive multiple of patch_size, got {self.image_size} and {self.patch_size}"
             )
-        if self.position_interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(
-                f"position_interpolation must be 'bicubic' or 'bilinear', got {self.position_interpolation!r}"
-            )
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens must be 0 or more, got {self.num_register_tokens}")
-        if self.layerscale_value is not None and not math.isfinite(self.layerscale_value):
-            raise ValueError(f"layerscale_value must be a number, or None for no scale, got {self.layerscale_value}")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+        modes = ("bicubic", "bilinear")
+        self.require("'bicubic' or 'bilinear'", lambda mode: mode in modes, "position_interpolation")
+        self.require("0 or more", lambda count: count >= 0, "num_register_tokens")
+        self.require(
+            "a number, or None for no scale", lambda value: value is None or math.isfinite(value), "layerscale_value"
+        )
+        self.require("in [0, 1)", lambda rate: 0 <= rate < 1, "drop_path_rate")
 
 
 @strict
@@ -163,14 +169,8 @@ class ReconstructingViTConfig(GeometricViTConfig):
 
     def validate_reconstruction(self) -> None:
         """Part of `@strict` validation."""
-        if self.reconstruction not in (None, *TRANSFORMATIONS):
-            raise ValueError(
-                f"reconstruction must be one of {', '.join(TRANSFORMATIONS)} or None, got {self.reconstruction!r}"
-            )
-        for name in ("num_intermediate", "reconstruction_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("equivariant_features", "decoder_hidden_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None for its default, got {value}")
+        words = f"one of {', '.join(TRANSFORMATIONS)} or None"
+        self.require(words, lambda value: value in (None, *TRANSFORMATIONS), "reconstruction")
+        self.require("0 or more", lambda value: 0 <= value < math.inf, "num_intermediate", "reconstruction_weight")
+        widths = ("equivariant_features", "decoder_hidden_size")
+        self.require("at least 1, or None for its default", lambda width: width is None or width >= 1, *widths)

@@ -4,6 +4,7 @@ import math
 import operator
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,14 +20,7 @@ DISTORTED_ATTEMPTS = 100  # TensorFlow's `sample_distorted_bounding_box`
 
 
 def read_pixels(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
-    """The pixels of an image as RGB.
-
-    Args:
-        image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): an image of any mode with a fixed range, or uint8
-            of shape `(height, width, 3)`; whatever is not plain RGB goes through `decode_image`.
-
-    Returns:
-        `torch.Tensor` of shape `(height, width, 3)`: uint8. It shares memory with a tensor of that shape.
+    """The pixels `(height, width, 3)` of an image as RGB, uint8; a tensor of that shape is returned as it is.
 
     Raises:
         BrokenImageError: an image that cannot be decoded or has no pixels.
@@ -42,15 +36,9 @@ def read_pixels(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def make_random(seed: int | None) -> random.Random:
-    """Source of random numbers for the geometry of one image.
+    """Source of random numbers for the geometry of one image; a seed that is None comes from torch's global generator.
 
     Only `random()` of it is used, whose numbers Python promises to keep across versions.
-
-    Args:
-        seed (`int`, *optional*): any integer, taken modulo 2^64; drawn from torch's global generator if absent.
-
-    Returns:
-        `random.Random`: of its own.
     """
     if seed is None:
         return random.Random(int(torch.randint(2**63 - 1, ()).item()))
@@ -62,14 +50,8 @@ def draw_crop(
 ) -> Box:
     """Draws a crop: area uniform, aspect ratio log-uniform, place uniform; after 10 misfits the largest centred crop.
 
-    Args:
-        rng (`random.Random`): source of the numbers.
-        width, height (`int`): of the image in pixels.
-        scale (`tuple[float, float]`): smallest and largest share of the image's area, in (0, 1].
-        aspect_ratio (`tuple[float, float]`): smallest and largest width / height of the crop.
-
-    Returns:
-        `tuple[int, int, int, int]`: x1, y1, x2, y2 in pixels, at least one pixel wide and high.
+    `width` and `height` are the image's in pixels, `scale` the smallest and largest share of its area, `aspect_ratio` the
+    smallest and largest width / height. The crop has at least one pixel.
 
     Source: torchvision `RandomResizedCrop.get_params`.
     """
@@ -97,17 +79,8 @@ def draw_distorted_crop(
 ) -> Box:
     """Draws a crop as TensorFlow does: aspect ratio uniform, then height uniform among those whose area fits.
 
-    Small areas are more frequent than with `draw_crop`, and a crop that is smaller than the image never touches its last
-    column or row. After 100 misfits the whole image.
-
-    Args:
-        rng (`random.Random`): source of the numbers.
-        width, height (`int`): of the image in pixels.
-        scale (`tuple[float, float]`): smallest and largest share of the image's area, in (0, 1].
-        aspect_ratio (`tuple[float, float]`): smallest and largest width / height of the crop.
-
-    Returns:
-        `tuple[int, int, int, int]`: x1, y1, x2, y2 in pixels, at least one pixel wide and high.
+    Arguments as of `draw_crop`. Small areas are more frequent, and a crop that is smaller than the image never touches its
+    last column or row. After 100 misfits the whole image.
 
     Source: TensorFlow `sample_distorted_bounding_box` without boxes and with a minimum coverage of 0.
     """
@@ -147,15 +120,7 @@ def shared_area(a: Box, b: Box) -> int:
 
 
 def slide_onto(box: Box, target: Box) -> Box:
-    """Moves a box the shortest way to where it overlaps `target` most, keeping its size.
-
-    Args:
-        box (`tuple[int, int, int, int]`): x1, y1, x2, y2 in pixels, inside the image.
-        target (`tuple[int, int, int, int]`): the same, inside the image.
-
-    Returns:
-        `tuple[int, int, int, int]`: the moved box, inside the image.
-    """
+    """Moves a box the shortest way to where it overlaps `target` most, keeping its size; all lie inside the image."""
 
     def start(low: int, high: int, target_low: int, target_high: int) -> int:
         first, last = sorted((target_low, target_high - (high - low)))
@@ -175,9 +140,9 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
 
     Args:
         pixels (`torch.Tensor` of shape `(height, width, 3)`): uint8.
-        boxes (`Sequence[tuple[int, int, int, int]]`): x1, y1, x2, y2 in pixels, inside the image, not empty.
-        size (`int`): side of the crops in pixels.
-        exact (`bool`): resize with Pillow, bit for bit.
+        boxes (`Sequence[Box]`): Inside the image, not empty.
+        size (`int`): Side of the crops in pixels.
+        exact (`bool`): Resize with Pillow, bit for bit.
 
     Returns:
         `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8, in channels-last memory, as the kernel makes them.
@@ -190,14 +155,8 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
         crops = [np.array(image.crop(box).resize((size, size), Image.Resampling.BILINEAR)) for box in boxes]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     images = pixels[None].permute(0, 3, 1, 2)  # channels last to torch's eyes, which `[None]` after `permute` is not
-    return torch.cat(
-        [
-            F.interpolate(
-                images[:, :, y1:y2, x1:x2], (size, size), mode="bilinear", align_corners=False, antialias=True
-            )
-            for x1, y1, x2, y2 in boxes
-        ]
-    )
+    resize = partial(F.interpolate, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return torch.cat([resize(images[:, :, y1:y2, x1:x2]) for x1, y1, x2, y2 in boxes])
 
 
 def cut_crops_without_antialias(
@@ -206,11 +165,9 @@ def cut_crops_without_antialias(
     """Cuts boxes out of an image, resizes each to a square and mirrors some: bilinear between the four nearest pixels.
 
     Args:
-        pixels (`torch.Tensor` of shape `(height, width, 3)`): uint8.
-        boxes (`Sequence[tuple[int, int, int, int]]`): x1, y1, x2, y2 in pixels, inside the image, not empty.
-        size (`int`): side of the crops in pixels.
-        flips (`Sequence[bool]`): for each box whether the crop is mirrored left to right.
-        unrounded (`bool`): keep float32, as the original; else uint8, which rounds after each axis and differs by one
+        pixels, boxes, size: As of `cut_crops`.
+        flips (`Sequence[bool]`): For each box whether the crop is mirrored left to right.
+        unrounded (`bool`): Keep float32, as the original; else uint8, which rounds after each axis and differs by one
             grey level at most from the rounded float32.
 
     Returns:
@@ -231,16 +188,8 @@ def cut_crops_without_antialias(
 def quarter_turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turns each image counter-clockwise as displayed: `torch.rot90(image, turns, dims=(-2, -1))`, for all at once.
 
-    Args:
-        images (`torch.Tensor` of shape `(views, channels, size, size)`): square images.
-        turns (`torch.Tensor` of shape `(views,)`): int64, quarter turns 0 to 3, on the same device; its values are not
-            waited for.
-
-    Returns:
-        `torch.Tensor` of shape `(views, channels, size, size)`: contiguous.
-
-    Raises:
-        ValueError: Images that are not square.
+    `images (views, channels, size, size)` are square; `turns (views,)`, 0 to 3, lie on the same device, whose values are
+    not waited for. The result is contiguous.
     """
     height, width = images.shape[-2:]
     if height != width:

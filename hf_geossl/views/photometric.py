@@ -1,7 +1,6 @@
 """Colour, blur and normalisation of a batch of views, on the device that holds it.
 
-Colours follow the float operations of torchvision or TensorFlow (`ColorRecipe.operations`) one by one, each clamped, as
-the papers' programs do.
+Colours follow the float operations of torchvision or TensorFlow one by one, each clamped, as the papers' programs do.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,19 +55,16 @@ def render_color(
     """Colour, blur, solarisation and normalisation of a batch of views.
 
     Args:
-        images (`torch.Tensor` of shape `(views, 3, height, width)`): uint8, RGB.
+        images (`torch.Tensor` of shape `(views, 3, height, width)`): uint8, RGB; float32 in 0..255 if `unrounded`, else
+            a TypeError.
         parameters (`ColorParameters`, *optional*): What to do to each view; None only normalises. The host waits for the
             device only if they lie on an accelerator.
-        recipe (`ColorRecipe`): What the parameters were drawn from; it knows which operations are meant and how far the
-            blur reaches.
+        recipe (`ColorRecipe`): What the parameters were drawn from.
         mean, std (`Sequence[float]`): Of each channel, for images in [0, 1].
-        unrounded (`bool`): The images are float32 in 0..255, not rounded.
+        unrounded (`bool`): The images are not rounded.
 
     Returns:
         `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised, on the images' device.
-
-    Raises:
-        TypeError: Images that are not uint8 (float32 if `unrounded`).
     """
     if unrounded and images.dtype != torch.float32:
         raise TypeError(f"images must be float32 in 0..255 if unrounded, got {images.dtype}; give the crops of views()")
@@ -111,15 +107,7 @@ def _change(images: torch.Tensor, chosen: torch.Tensor, operation: Operation, *a
 
 
 def normalize_(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Subtracts the mean of each channel and divides by its standard deviation, in place.
-
-    Args:
-        images (`torch.Tensor` of shape `(views, 3, height, width)`): Float, in [0, 1].
-        mean, std (`Sequence[float]`): One number a channel.
-
-    Returns:
-        `torch.Tensor`: the same tensor.
-    """
+    """Normalises `images` (`(views, 3, height, width)`, float, in [0, 1]) by channel, in place."""
     for channel, center, deviation in zip(images.unbind(-3), mean, std, strict=True):  # a host waits for small tensors
         channel.sub_(center).div_(deviation)
     return images
@@ -188,21 +176,11 @@ def gray_level(images: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, border: str = "replicate") -> torch.Tensor:
-    """Gaussian blur with a width of its own for each view.
+    """Blurs each of `images` (`(views, channels, height, width)`, float) by a `sigma` of its own (`(views,)`, above 0).
 
-    With a replicated border it is Pillow's, with a zero one that of LOCA (a convolution of padding "same").
-
-    Pillow's `GaussianBlur(sigma)`, which GTSA uses, approximates this by three box blurs of whole grey levels; the mean
-    absolute difference is 0.002 of the range for sigma 0.3 to 2.
-
-    Args:
-        images (`torch.Tensor` of shape `(views, channels, height, width)`): Float.
-        sigma (`torch.Tensor` of shape `(views,)`): Standard deviation in pixels, above 0.
-        radius (`int`): Of the kernel in pixels.
-        border (`str`): What lies outside: "replicate" (the border pixels go on) or "zero".
-
-    Returns:
-        `torch.Tensor`: blurred images, same shape.
+    Sigma and `radius` of the kernel are in pixels. The border goes on ("replicate", Pillow's) or is black ("zero", LOCA's
+    convolution of padding "same"). Pillow's `GaussianBlur(sigma)`, which GTSA uses, approximates this by three box blurs of
+    whole grey levels; the mean absolute difference is 0.002 of the range for sigma 0.3 to 2.
     """
     views, channels = images.shape[:2]
     distance = torch.arange(-radius, radius + 1, device=images.device)
