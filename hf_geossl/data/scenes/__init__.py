@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_geossl.data.scenes.arguments import DEFAULT_COUNTS, label_names
-from hf_geossl.data.scenes.configurations import parse_config_name, scene_image
-from hf_geossl.data.scenes.dataset import SceneDataset, load_scenes
+from hf_geossl.data.scenes.arguments import DEFAULT_COUNTS, label_names, parse_config_name
+from hf_geossl.data.scenes.dataset import SceneDataset, load_scenes, sample_scene, scene_image
 from hf_geossl.data.scenes.description import (
     MODES,
     SCENE_CLASSES,
@@ -18,7 +17,6 @@ from hf_geossl.data.scenes.description import (
     Scene,
 )
 from hf_geossl.data.scenes.render import RenderedScene, render
-from hf_geossl.data.scenes.sampling import sample_scene
 
 if TYPE_CHECKING:
     from hf_geossl.data.scenes.stream import stream_scenes

@@ -14,52 +14,30 @@ from hf_geossl.data.scenes.description import STUFF_CLASSES, Color, Light, Surfa
 from hf_geossl.data.scenes.shapes import Role
 from hf_geossl.data.scenes.textures import TILES_PER_FAMILY, tile_index
 
-_STUFF_HUE_CERTAINTY = 0.6
-_THING_HUE_CERTAINTY = 0.6
+_HUE_CERTAINTY = 0.6
 
-# Hue, saturation range, value range of each class when it wears its own colour.
-_STUFF_HUES: dict[str, tuple[float, float, float, float, float]] = {
-    "sky": (0.57, 0.15, 0.5, 0.7, 1.0),
-    "grass": (0.27, 0.3, 0.6, 0.4, 0.75),
-    "sand": (0.11, 0.2, 0.5, 0.6, 0.95),
-    "water": (0.54, 0.3, 0.65, 0.4, 0.8),
-    "paving": (0.62, 0.02, 0.14, 0.35, 0.75),
-    "wall": (0.05, 0.15, 0.5, 0.5, 0.9),
-    "foliage": (0.34, 0.3, 0.65, 0.25, 0.6),
+# Hue, saturation range, value range of each class when it wears its own colour; and its texture families.
+_STUFF: dict[str, tuple[tuple[float, float, float, float, float], tuple[str, ...]]] = {
+    "sky": ((0.57, 0.15, 0.5, 0.7, 1.0), ("cloud", "plain")),
+    "grass": ((0.27, 0.3, 0.6, 0.4, 0.75), ("blade", "grain", "cloud", "leaf")),
+    "sand": ((0.11, 0.2, 0.5, 0.6, 0.95), ("grain", "cloud", "wave", "plain")),
+    "water": ((0.54, 0.3, 0.65, 0.4, 0.8), ("wave", "cloud", "plain", "stripe")),
+    "paving": ((0.62, 0.02, 0.14, 0.35, 0.75), ("tile", "brick", "grain", "plain", "cloud")),
+    "wall": ((0.05, 0.15, 0.5, 0.5, 0.9), ("brick", "plain", "stripe", "tile")),
+    "foliage": ((0.34, 0.3, 0.65, 0.25, 0.6), ("leaf", "cloud", "blade", "grain")),
 }
-# Hues of the main and of the second colour.
-_THING_HUES: dict[str, tuple[float, float]] = {
-    "tree": (0.3, 0.07),
-    "rock": (0.09, 0.1),
-    "person": (0.98, 0.63),
-    "car": (0.0, 0.6),
-    "house": (0.12, 0.02),
-    "lamp": (0.6, 0.58),
-    "boat": (0.6, 0.12),
-    "animal": (0.07, 0.06),
-    "sign": (0.14, 0.6),
-    "kite": (0.93, 0.15),
-}
-_STUFF_FAMILIES: dict[str, tuple[str, ...]] = {
-    "sky": ("cloud", "plain"),
-    "grass": ("blade", "grain", "cloud", "leaf"),
-    "sand": ("grain", "cloud", "wave", "plain"),
-    "water": ("wave", "cloud", "plain", "stripe"),
-    "paving": ("tile", "brick", "grain", "plain", "cloud"),
-    "wall": ("brick", "plain", "stripe", "tile"),
-    "foliage": ("leaf", "cloud", "blade", "grain"),
-}
-_THING_FAMILIES: dict[str, tuple[str, ...]] = {
-    "tree": ("leaf", "cloud", "grain", "blade"),
-    "rock": ("cloud", "grain", "plain"),
-    "person": ("plain", "stripe", "tile", "cloud"),
-    "car": ("plain", "cloud", "stripe"),
-    "house": ("brick", "plain", "stripe", "tile"),
-    "lamp": ("plain", "grain", "stripe"),
-    "boat": ("plain", "stripe", "brick", "cloud"),
-    "animal": ("plain", "cloud", "grain", "stripe"),
-    "sign": ("plain", "stripe", "tile"),
-    "kite": ("plain", "stripe", "tile", "cloud"),
+# Hues of the main and of the second colour; texture families.
+_THINGS: dict[str, tuple[tuple[float, float], tuple[str, ...]]] = {
+    "tree": ((0.3, 0.07), ("leaf", "cloud", "grain", "blade")),
+    "rock": ((0.09, 0.1), ("cloud", "grain", "plain")),
+    "person": ((0.98, 0.63), ("plain", "stripe", "tile", "cloud")),
+    "car": ((0.0, 0.6), ("plain", "cloud", "stripe")),
+    "house": ((0.12, 0.02), ("brick", "plain", "stripe", "tile")),
+    "lamp": ((0.6, 0.58), ("plain", "grain", "stripe")),
+    "boat": ((0.6, 0.12), ("plain", "stripe", "brick", "cloud")),
+    "animal": ((0.07, 0.06), ("plain", "cloud", "grain", "stripe")),
+    "sign": ((0.14, 0.6), ("plain", "stripe", "tile")),
+    "kite": ((0.93, 0.15), ("plain", "stripe", "tile", "cloud")),
 }
 
 
@@ -86,26 +64,18 @@ def sample_tile(rng: np.random.Generator, families: tuple[str, ...]) -> int:
 
 
 def sample_surface(rng: np.random.Generator, stuff: str, scale: float, turn: float) -> Surface:
-    """Draws the appearance of a stuff class.
-
-    Args:
-        rng (`numpy.random.Generator`): source of chance.
-        stuff (`str`): one of `STUFF_CLASSES`.
-        scale (`float`): texels per unit of its plane, varied here by a factor of 0.7 to 1.4.
-        turn (`float`): rotation of the texture, radians.
-    """
-    hue, low_s, high_s, low_v, high_v = _STUFF_HUES[stuff]
+    """The appearance of a stuff class; `scale`, in texels per unit of its plane, is varied by a factor of 0.7 to 1.4."""
+    (hue, low_s, high_s, low_v, high_v), families = _STUFF[stuff]
     draws = rng.random(8)
-    if draws[0] < _STUFF_HUE_CERTAINTY:
-        color = hsv(
-            hue + 0.1 * (draws[1] - 0.5), low_s + (high_s - low_s) * draws[2], low_v + (high_v - low_v) * draws[3]
-        )
+    if draws[0] < _HUE_CERTAINTY:
+        saturation, value = low_s + (high_s - low_s) * draws[2], low_v + (high_v - low_v) * draws[3]
+        color = hsv(hue + 0.1 * (draws[1] - 0.5), saturation, value)
     else:
         color = hsv(draws[1], 0.05 + 0.5 * draws[2], 0.35 + 0.6 * draws[3])
     return Surface(
         stuff=STUFF_CLASSES.index(stuff),
         color=color,
-        tile=sample_tile(rng, _STUFF_FAMILIES[stuff]),
+        tile=sample_tile(rng, families),
         scale=scale * 2 ** float(draws[4] - 0.5),
         turn=turn,
         contrast=0.12 + 0.28 * float(draws[5]),
@@ -116,8 +86,8 @@ def sample_surface(rng: np.random.Generator, stuff: str, scale: float, turn: flo
 def sample_thing_palette(rng: np.random.Generator, thing: str) -> dict[Role, Color]:
     """Colours of a thing's parts, by role."""
     draws = rng.random(9)
-    certain = draws[0] < _THING_HUE_CERTAINTY
-    hues = _THING_HUES[thing]
+    certain = draws[0] < _HUE_CERTAINTY
+    main_hue, second_hue = _THINGS[thing][0]
     grey = 0.3 if thing in ("rock", "lamp") else 1.0
 
     def tone(position: int, hue: float) -> Color:
@@ -126,13 +96,12 @@ def sample_thing_palette(rng: np.random.Generator, thing: str) -> dict[Role, Col
             return hsv(hue + 0.08 * (draws[position] - 0.5), grey * (0.4 + 0.5 * saturation), 0.4 + 0.5 * value)
         return hsv(draws[position], 0.1 + 0.75 * saturation, 0.3 + 0.65 * value)
 
-    main = tone(1, hues[0])
-    light = hsv(float(draws[7]) * 0.2, 0.1 + 0.15 * float(draws[8]), 0.85 + 0.15 * float(draws[8]))
+    main = tone(1, main_hue)
     return {
         Role.MAIN: main,
-        Role.SECOND: tone(4, hues[1]),
+        Role.SECOND: tone(4, second_hue),
         Role.DARK: hsv(0.6, 0.2, 0.1 + 0.15 * float(draws[7])),
-        Role.LIGHT: light,
+        Role.LIGHT: hsv(float(draws[7]) * 0.2, 0.1 + 0.15 * float(draws[8]), 0.85 + 0.15 * float(draws[8])),
         Role.SHADED: scaled(main, 0.72),
     }
 
@@ -140,17 +109,15 @@ def sample_thing_palette(rng: np.random.Generator, thing: str) -> dict[Role, Col
 def sample_thing_tile(rng: np.random.Generator, thing: str) -> tuple[int, float, tuple[float, float]]:
     """Tile, contrast and offset of a thing's texture."""
     draws = rng.random(3)
-    tile = sample_tile(rng, _THING_FAMILIES[thing])
+    tile = sample_tile(rng, _THINGS[thing][1])
     return tile, 0.12 + 0.2 * float(draws[0]), (float(draws[1]) * 256, float(draws[2]) * 256)
 
 
 def sample_light(rng: np.random.Generator, azimuth: float, fog_reach: float) -> Light:
     """Light, air and sensor of one scene.
 
-    Args:
-        rng (`numpy.random.Generator`): source of chance.
-        azimuth (`float`): direction towards the light in the image plane, radians counter-clockwise from the right.
-        fog_reach (`float`): distance at which fog becomes visible, metres; the extinction goes with 1 / reach. 0: no fog ever.
+    The light comes from `azimuth` in the image plane, radians counter-clockwise from the right. Fog becomes visible at
+    `fog_reach` metres (its extinction goes with 1 / reach); 0: no fog ever.
     """
     draws: npt.NDArray[np.float64] = rng.random(12)
     gain = 0.7 + 0.45 * draws[0]

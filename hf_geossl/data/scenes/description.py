@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,54 +31,36 @@ CAMERA_HEIGHT = 1.7
 NEAREST = 0.8  # metres; what comes nearer is behind the camera's near plane and is not drawn
 
 Color = tuple[float, float, float]
+Polygon = npt.NDArray[np.float64]  # corners, of shape (corners, 2)
+Numbers = TypeVar("Numbers", float, npt.NDArray[np.float64])
 Coordinates = float | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Inside = bool | npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """The appearance of a region.
+    """The appearance of a region."""
 
-    Attributes:
-        stuff (`int`): index into `STUFF_CLASSES`.
-        color (`tuple[float, float, float]`): RGB in [0, 1].
-        tile (`int`): row of the texture bank.
-        scale (`float`): texels per unit of the plane it lies on (metres on the ground, image widths elsewhere).
-        turn (`float`): rotation of the texture, radians.
-        contrast (`float`): strength of the texture, 0.12 to 0.4.
-        offset (`tuple[float, float]`): texels by which the texture is moved.
-    """
-
-    stuff: int
-    color: Color
-    tile: int
-    scale: float
-    turn: float
-    contrast: float
-    offset: tuple[float, float]
+    stuff: int  # index into `STUFF_CLASSES`
+    color: Color  # RGB in [0, 1]
+    tile: int  # row of the texture bank
+    scale: float  # texels per unit of the plane it lies on (metres on the ground, image widths elsewhere)
+    turn: float  # rotation of the texture, radians
+    contrast: float  # strength of the texture, 0.12 to 0.4
+    offset: tuple[float, float]  # texels by which the texture is moved
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A winding strip of the ground (road, river), or all that lies beyond a shore line when `half_width` is infinite.
-
-    Attributes:
-        surface (`Surface`): its appearance.
-        normal (`tuple[float, float]`): unit vector across the strip in ground coordinates.
-        offset (`float`): distance of the center line (of the shore) from the origin, along `normal`, metres.
-        half_width (`float`): metres; `math.inf` for everything beyond the line.
-        swing (`float`): amplitude of the winding, metres.
-        period (`float`): length of one winding, metres.
-        phase (`float`): 0 to 1.
-    """
+    """A winding strip of the ground (road, river), or all that lies beyond a shore line when `half_width` is infinite."""
 
     surface: Surface
-    normal: tuple[float, float]
-    offset: float
-    half_width: float
-    swing: float
-    period: float
-    phase: float
+    normal: tuple[float, float]  # unit vector across the strip in ground coordinates
+    offset: float  # distance of the center line (of the shore) from the origin, along `normal`, metres
+    half_width: float  # metres; `math.inf` for everything beyond the line
+    swing: float  # amplitude of the winding, metres
+    period: float  # length of one winding, metres
+    phase: float  # 0 to 1
 
     def contains(self, p: Coordinates, q: Coordinates) -> Inside:
         """Whether ground points lie in the strip; numbers or arrays of one shape."""
@@ -94,21 +76,13 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A pond (ellipse) or a field (rectangle) on the ground.
-
-    Attributes:
-        surface (`Surface`): its appearance.
-        center (`tuple[float, float]`): ground coordinates, metres.
-        radii (`tuple[float, float]`): half sides along its own axes, metres.
-        turn (`float`): rotation of its axes, radians.
-        rectangular (`bool`): a rectangle instead of an ellipse.
-    """
+    """A pond (ellipse) or a field (rectangle) on the ground."""
 
     surface: Surface
-    center: tuple[float, float]
-    radii: tuple[float, float]
-    turn: float
-    rectangular: bool
+    center: tuple[float, float]  # ground coordinates, metres
+    radii: tuple[float, float]  # half sides along its own axes, metres
+    turn: float  # rotation of its axes, radians
+    rectangular: bool  # a rectangle instead of an ellipse
 
     def contains(self, p: Coordinates, q: Coordinates) -> Inside:
         """Whether ground points lie in the patch; numbers or arrays of one shape."""
@@ -126,80 +100,54 @@ Region = Band | Patch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backdrop:
-    """A silhouette across the far end: hills, a row of houses, leaves.
+    """A silhouette across the far end: hills, a row of houses, leaves."""
 
-    Attributes:
-        depth (`float`): its distance, metres.
-        surface (`Surface`): its class and texture, over the image plane.
-        polygons (`tuple` of arrays of shape `(corners, 2)`): X and Y in metres at that distance, drawn in order.
-        colors (`tuple` of `Color`): one for each polygon.
-    """
-
-    depth: float
-    surface: Surface
-    polygons: tuple[npt.NDArray[np.float64], ...]
-    colors: tuple[Color, ...]
+    depth: float  # its distance, metres
+    surface: Surface  # its class and texture, over the image plane
+    polygons: tuple[Polygon, ...]  # X and Y in metres at that distance, drawn in order
+    colors: tuple[Color, ...]  # one for each polygon
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thing:
-    """One instance, at time 0, and how it moves.
+    """One instance, at time 0, and how it moves."""
 
-    Attributes:
-        id (`int`): 1 to 255, the value in the instance map, the same at all times.
-        category (`int`): index into `THING_CLASSES`.
-        x, y, z (`float`): position of its local origin in the world, metres (plan views: z is the height of its top).
-        angle (`float`): radians, counter-clockwise from upright (plan views: from up in the image).
-        mirror (`bool`): whether its local x axis is mirrored, before it is turned.
-        velocity (`tuple[float, float, float]`): metres a second along X and Z (plan views: X and Y), radians a second.
-        polygons (`tuple` of arrays of shape `(corners, 2)`): its parts in local metres, drawn in order.
-        colors (`tuple` of `Color`): one for each part.
-        extent (`tuple[float, float, float, float]`): left, bottom, right, top of its parts, local metres.
-        tile, scale, contrast, offset: its texture, as in `Surface`, over its local axes.
-    """
-
-    id: int
-    category: int
-    x: float
+    id: int  # 1 to 255, the value in the instance map, the same at all times
+    category: int  # index into `THING_CLASSES`
+    x: float  # x, y, z: its local origin in the world, metres (plan views: z is the height of its top)
     y: float
     z: float
-    angle: float
-    mirror: bool
-    velocity: tuple[float, float, float]
-    polygons: tuple[npt.NDArray[np.float64], ...]
-    colors: tuple[Color, ...]
-    extent: tuple[float, float, float, float]
-    tile: int
+    angle: float  # radians, counter-clockwise from upright (plan views: from up in the image)
+    mirror: bool  # whether its local x axis is mirrored, before it is turned
+    velocity: tuple[float, float, float]  # metres a second along X and Z (plan views: X and Y), radians a second
+    polygons: tuple[Polygon, ...]  # its parts in local metres, drawn in order
+    colors: tuple[Color, ...]  # one for each part
+    extent: tuple[float, float, float, float]  # left, bottom, right, top of its parts, local metres
+    tile: int  # tile, scale, contrast, offset: its texture, as in `Surface`, over its local axes
     scale: float
     contrast: float
     offset: tuple[float, float]
 
+    def to_world(self, local_x: Numbers, local_y: Numbers, x: float, y: float, angle: float) -> tuple[Numbers, Numbers]:
+        """World coordinates of local ones, with the thing's origin at (x, y) and turned by an angle."""
+        cosine, sine = math.cos(angle), math.sin(angle)
+        local_x = (-1.0 if self.mirror else 1.0) * local_x
+        return x + cosine * local_x - sine * local_y, y + sine * local_x + cosine * local_y
+
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """Light, air and sensor.
+    """Light, air and sensor."""
 
-    Attributes:
-        gain (`tuple[float, float, float]`): factor for each channel, 0.7 to 1.15 with a tint of 6 %.
-        direction (`tuple[float, float]`): unit vector towards the light in the image plane (x right, y down).
-        shading (`float`): how much darker the far side of a thing is, 0 to 1.
-        shadow (`float`): factor of the ground in shadow.
-        fog (`float`): extinction for each metre; 0 in half of the scenes.
-        fog_color (`tuple[float, float, float]`): RGB in [0, 1].
-        blur (`float`): standard deviation in pixels, 0.3 to 0.8.
-        noise (`float`): standard deviation on the scale of [0, 1], 0 to 0.035.
-        noise_seed (`int`): seed of the noise.
-    """
-
-    gain: Color
-    direction: tuple[float, float]
-    shading: float
-    shadow: float
-    fog: float
-    fog_color: Color
-    blur: float
-    noise: float
-    noise_seed: int
+    gain: Color  # factor for each channel, 0.7 to 1.15 with a tint of 6 %
+    direction: tuple[float, float]  # unit vector towards the light in the image plane (x right, y down)
+    shading: float  # how much darker the far side of a thing is, 0 to 1
+    shadow: float  # factor of the ground in shadow
+    fog: float  # extinction for each metre; 0 in half of the scenes
+    fog_color: Color  # RGB in [0, 1]
+    blur: float  # standard deviation in pixels, 0.3 to 0.8
+    noise: float  # standard deviation on the scale of [0, 1], 0 to 0.035
+    noise_seed: int  # seed of the noise
 
 
 @dataclass(frozen=True, slots=True, eq=False)

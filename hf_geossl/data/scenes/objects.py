@@ -8,6 +8,7 @@ import numpy as np
 
 from hf_geossl.data.scenes.appearance import sample_thing_palette, sample_thing_tile
 from hf_geossl.data.scenes.description import THING_CLASSES, Thing
+from hf_geossl.data.scenes.grammar import Weights
 from hf_geossl.data.scenes.shapes import SIDE_SHAPES
 from hf_geossl.data.scenes.shapes_topdown import TOPDOWN_SHAPES
 
@@ -30,13 +31,7 @@ _SPEEDS: dict[str, tuple[float, float]] = {
 
 
 def sample_thing(rng: np.random.Generator, category: str, *, plan: bool) -> Thing:
-    """A thing at the origin, at rest, upright, with id 0; `dataclasses.replace` puts it into a scene.
-
-    Args:
-        rng (`numpy.random.Generator`): source of chance.
-        category (`str`): one of `THING_CLASSES`.
-        plan (`bool`): seen from above.
-    """
+    """A thing at the origin, at rest, upright, with id 0; `dataclasses.replace` puts it into a scene. `plan`: from above."""
     shape = (TOPDOWN_SHAPES if plan else SIDE_SHAPES)[category](rng)
     palette = sample_thing_palette(rng, category)
     tile, contrast, offset = sample_thing_tile(rng, category)
@@ -74,14 +69,12 @@ def sample_spin(rng: np.random.Generator, category: str) -> float:
     return float(rng.normal(0.0, 0.04)) if category in AFLOAT else 0.0
 
 
-def sample_counts(rng: np.random.Generator, rates: tuple[tuple[str, float], ...], stray_rate: float) -> list[str]:
+def sample_counts(rng: np.random.Generator, rates: Weights, stray_rate: float) -> list[str]:
     """Categories of the things to place: Poisson numbers at the given rates times one density from U(0.6, 1.4).
 
-    Returns:
-        `list[str]`: categories, in random order, so that no class is placed first.
+    They are in random order, so that no class is placed first.
     """
     density = float(rng.uniform(0.6, 1.4))
-    listed = dict(rates)
-    counts = rng.poisson([density * listed.get(category, stray_rate) for category in THING_CLASSES])
+    counts = rng.poisson([density * rates.get(category, stray_rate) for category in THING_CLASSES])
     wanted = [category for category, count in zip(THING_CLASSES, counts.tolist(), strict=True) for _ in range(count)]
     return [wanted[position] for position in rng.permutation(len(wanted)).tolist()]

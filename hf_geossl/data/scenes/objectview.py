@@ -13,9 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from hf_geossl.data.scenes.appearance import sample_light, sample_surface
-from hf_geossl.data.scenes.description import STUFF_CLASSES, THING_CLASSES, Scene, Thing
+from hf_geossl.data.scenes.description import STUFF_CLASSES, THING_CLASSES, Polygon, Scene, Thing
 from hf_geossl.data.scenes.objects import AIRBORNE, TILT_DEVIATION, UPRIGHT, sample_speed, sample_spin, sample_thing
-from hf_geossl.data.scenes.shapes import Polygon
 
 _LOWEST, _HIGHEST = 0.41, 0.66  # of the area; room is left for rounding at other sizes
 _GRID = 64  # pixels a side of the mask on which the area is measured
@@ -129,13 +128,10 @@ def _shortened(y: npt.NDArray[np.float64], low: float, high: float, factor: floa
 
 def _coverage(thing: Thing) -> float:
     """Share of the view covered, measured on a coarse mask."""
-    cosine, sine = math.cos(thing.angle), math.sin(thing.angle)
-    sign = -1.0 if thing.mirror else 1.0
     canvas = Image.new("L", (_GRID, _GRID), 0)
     draw = ImageDraw.Draw(canvas)
     for polygon in thing.polygons:
-        x, y = sign * polygon[:, 0], polygon[:, 1]
-        px = 0.5 + (thing.x + cosine * x - sine * y) / thing.z
-        py = 0.5 - (thing.y + sine * x + cosine * y) / thing.z
-        draw.polygon((np.stack([px, py], 1) * _GRID - 0.5).ravel().tolist(), fill=1)
+        x, y = thing.to_world(polygon[:, 0], polygon[:, 1], thing.x, thing.y, thing.angle)
+        corners = np.stack([0.5 + x / thing.z, 0.5 - y / thing.z], 1)
+        draw.polygon((corners * _GRID - 0.5).ravel().tolist(), fill=1)
     return float(np.asarray(canvas).mean())

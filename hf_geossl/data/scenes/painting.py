@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from hf_geossl.data.scenes.description import CAMERA_HEIGHT, NEAREST, STUFF_CLASSES, Color, Scene, Surface, Thing
+from hf_geossl.data.scenes.description import (
+    CAMERA_HEIGHT,
+    NEAREST,
+    STUFF_CLASSES,
+    Color,
+    Numbers,
+    Scene,
+    Surface,
+    Thing,
+)
 
 # Material numbers: 0 is the sky or backdrop, 1 the ground, 2, 3, ... the regions on it.
 FIRST_GROUND = 1
 
 _SKY_SHADE = 0.25  # the zenith is darker than the horizon by this share
-Numbers = TypeVar("Numbers", float, npt.NDArray[np.float64])
 _RING = np.stack([np.cos(np.arange(14) * (2 * np.pi / 14)), np.sin(np.arange(14) * (2 * np.pi / 14))], axis=1)
 
 
@@ -39,20 +47,15 @@ class Placed(NamedTuple):
 class Materials:
     """The table of looks that the pixels index: one row for each differently coloured part.
 
-    Attributes:
-        rows (`list[tuple[float, ...]]`): 14 numbers: column, row of the texel as affine maps of the plane (a p + b q + c: 0-2 and 3-5),
-            contrast (6), brightness as an affine map of the image (7-9), RGB (10-12), texels per unit of the image or the ground (13).
-        tiles (`list[int]`): row of the texture bank.
-        classes (`list[int]`): index into `SEMANTIC_CLASSES`.
-        instances (`list[int]`): id of the thing, 0 for stuff.
-        depths (`list[float]`): metres; ignored where the ground is seen in perspective.
+    A row has 14 numbers: column, row of the texel as affine maps of the plane (a p + b q + c: 0-2 and 3-5), contrast (6),
+    brightness as an affine map of the image (7-9), RGB (10-12), texels per unit of the image or the ground (13).
     """
 
     rows: list[tuple[float, ...]]
-    tiles: list[int]
-    classes: list[int]
-    instances: list[int]
-    depths: list[float]
+    tiles: list[int]  # row of the texture bank
+    classes: list[int]  # index into `SEMANTIC_CLASSES`
+    instances: list[int]  # id of the thing, 0 for stuff
+    depths: list[float]  # metres; ignored where the ground is seen in perspective
 
     def add(self, row: tuple[float, ...], tile: int, semantic: int, instance: int, depth: float) -> int:
         """Appends a material; returns its number."""
@@ -151,44 +154,30 @@ def _paint_thing(view: View, draw: ImageDraw.ImageDraw, materials: Materials, pl
     sign = -1.0 if thing.mirror else 1.0
     left, bottom, right, top = thing.extent
     # From the image back to local metres: local = turn^T (world - place), world = affine (image).
-    along = (
-        cosine * distance,
-        -sine * distance,
-        cosine * (-view.center_x * distance - x) + sine * (view.camera_height - y + view.center_y * distance),
-    )
-    above = (
-        -sine * distance,
-        -cosine * distance,
-        sine * (view.center_x * distance + x) + cosine * (view.camera_height - y + view.center_y * distance),
-    )
-    local_x = tuple(sign * value for value in along)
-    u = tuple(thing.scale * value for value in local_x)
+    shift_x, shift_y = view.center_x * distance + x, view.camera_height - y + view.center_y * distance
+    along = (cosine * distance, -sine * distance, -cosine * shift_x + sine * shift_y)
+    above = (-sine * distance, -cosine * distance, sine * shift_x + cosine * shift_y)
+    u = tuple(thing.scale * (sign * value) for value in along)
     v = tuple(thing.scale * value for value in above)
     # Side shading: brightness falls linearly from the lit to the far side.
     light = view.scene.light
     reach = max(right - left, top - bottom) / distance
-    slope = (light.direction[0] * light.shading / reach, light.direction[1] * light.shading / reach)
+    slope_x, slope_y = (part * light.shading / reach for part in light.direction)
     center_x, center_y = center_of(view, placed)
-    shade = (slope[0], slope[1], 1 - light.shading / 2 - slope[0] * center_x - slope[1] * center_y)
+    shade = (slope_x, slope_y, 1 - light.shading / 2 - slope_x * center_x - slope_y * center_y)
     row = (u[0], u[1], u[2] + thing.offset[0], v[0], v[1], v[2] + thing.offset[1], thing.contrast, *shade)
     semantic = len(STUFF_CLASSES) + thing.category
     for polygon, color in zip(thing.polygons, thing.colors, strict=True):
         material = materials.add((*row, *color, thing.scale * distance), thing.tile, semantic, thing.id, depth)
-        local = sign * polygon[:, 0]
-        px, py = view.project(
-            x + cosine * local - sine * polygon[:, 1], y + sine * local + cosine * polygon[:, 1], distance
-        )
-        draw.polygon(view.flat(px, py), fill=material)
+        world = thing.to_world(polygon[:, 0], polygon[:, 1], x, y, angle)
+        draw.polygon(view.flat(*view.project(*world, distance)), fill=material)
 
 
 def center_of(view: View, placed: Placed) -> tuple[float, float]:
     """Returns the image coordinates of the center of the thing's extent."""
     thing, x, y, angle, _, distance = placed
     left, bottom, right, top = thing.extent
-    local_x, local_y = (left + right) / 2 * (-1 if thing.mirror else 1), (bottom + top) / 2
-    cosine, sine = math.cos(angle), math.sin(angle)
-    px, py = view.project(x + cosine * local_x - sine * local_y, y + sine * local_x + cosine * local_y, distance)
-    return float(px), float(py)
+    return view.project(*thing.to_world((left + right) / 2, (bottom + top) / 2, x, y, angle), distance)
 
 
 def _paint_shadow(view: View, draw: ImageDraw.ImageDraw, placed: Placed) -> None:
@@ -197,13 +186,10 @@ def _paint_shadow(view: View, draw: ImageDraw.ImageDraw, placed: Placed) -> None
     light_x, light_y = view.scene.light.direction
     if view.plan:
         reach = 0.35 * thing.z
-        cosine, sine = math.cos(angle), math.sin(angle)
-        sign = -1.0 if thing.mirror else 1.0
         for polygon in thing.polygons:
-            local = sign * polygon[:, 0]
-            world_x = x + cosine * local - sine * polygon[:, 1] - reach * light_x
-            world_y = y + sine * local + cosine * polygon[:, 1] + reach * light_y
-            draw.polygon(view.flat(*view.project(world_x, world_y, distance)), fill=1)
+            world_x, world_y = thing.to_world(polygon[:, 0], polygon[:, 1], x, y, angle)
+            shadow = view.project(world_x - reach * light_x, world_y + reach * light_y, distance)
+            draw.polygon(view.flat(*shadow), fill=1)
     elif y == 0.0:
         half = (thing.extent[2] - thing.extent[0]) / 2
         ring_x = x - 0.5 * half * light_x + 1.15 * half * _RING[:, 0]

@@ -228,16 +228,13 @@ def _measure(view: View, instance: npt.NDArray[np.uint8]) -> list[dict[str, Any]
             continue
         across, down = in_column[thing.id], in_row[thing.id]
         x, y = center_of(view, placed)
+        x1, y1 = int(across.argmax()), int(down.argmax())
+        x2, y2 = size - int(across[::-1].argmax()), size - int(down[::-1].argmax())
         objects.append(
             {
                 "id": thing.id,
                 "category": thing.category,
-                "bbox": (
-                    int(across.argmax()),
-                    int(down.argmax()),
-                    size - int(across[::-1].argmax()),
-                    size - int(down[::-1].argmax()),
-                ),
+                "bbox": (x1, y1, x2, y2),
                 "area": int(areas[thing.id]),
                 "angle": (angle + math.pi) % (2 * math.pi) - math.pi,
                 "mirror": thing.mirror,

@@ -16,8 +16,10 @@ from hf_geossl.data.scenes.description import (
     Backdrop,
     Band,
     Patch,
+    Polygon,
     Region,
     Scene,
+    Surface,
     Thing,
 )
 from hf_geossl.data.scenes.grammar import BACKDROP_STUFF, SCENE_GRAMMAR, STRAY_RATE, STRIP_STUFF, Weights
@@ -32,27 +34,37 @@ from hf_geossl.data.scenes.objects import (
     sample_spin,
     sample_thing,
 )
-from hf_geossl.data.scenes.shapes import Polygon, box, disc
+from hf_geossl.data.scenes.shapes import box, disc
 
 _WATER = STUFF_CLASSES.index("water")
 _GROUND_TEXELS = 32.0  # a metre
 _IMAGE_TEXELS = 220.0  # an image width
 _TRIES = 6
+_BACKDROP_DEPTHS = {"hills": (55, 78), "island": (55, 78), "leaves": (14, 30), "houses": (18, 35)}  # metres
 
 
 def choose(rng: np.random.Generator, weights: Weights) -> str:
     """One of the names, with the given probabilities."""
-    draw = rng.random() * sum(weight for _, weight in weights)
-    for name, weight in weights:
+    draw = rng.random() * sum(weights.values())
+    for name, weight in weights.items():
         draw -= weight
         if draw < 0:
             return name
-    return weights[-1][0]
+    return name  # where rounding leaves a rest
 
 
 def any_of(rng: np.random.Generator, names: tuple[str, ...]) -> str:
     """One of the names, all equally likely."""
     return names[int(rng.integers(len(names)))]
+
+
+def winding_band(
+    rng: np.random.Generator, surface: Surface, direction: float, offset: float, half_width: float, swing: float
+) -> Band:
+    """A band across `direction`, radians; its winding is drawn."""
+    normal = (math.cos(direction), math.sin(direction))
+    shortest = 6 if math.isinf(half_width) else 8
+    return Band(surface, normal, offset, half_width, swing, float(rng.uniform(shortest, 20)), float(rng.random()))
 
 
 def is_water(regions: tuple[Region, ...], p: float, q: float) -> bool:
@@ -112,27 +124,12 @@ def _sample_regions(rng: np.random.Generator, backdrop: str, strip: str) -> tupl
                 direction, offset = float(rng.normal(0, 0.25)), float(rng.uniform(-3, 3))
             else:  # it crosses the view
                 direction, offset = math.pi / 2 + float(rng.normal(0, 0.25)), float(rng.uniform(5, 12))
-            normal = (math.cos(direction), math.sin(direction))
-            half_width = float(rng.uniform(low, high))
-            regions.append(
-                Band(surface, normal, offset, half_width, bend, float(rng.uniform(8, 20)), float(rng.random()))
-            )
+            regions.append(winding_band(rng, surface, direction, offset, float(rng.uniform(low, high)), bend))
     if backdrop in ("sea", "island"):
         surface = sample_surface(rng, "water", _GROUND_TEXELS / 2, float(rng.normal(0, 0.15)))
         direction = math.pi / 2 + float(rng.normal(0, 0.35))
-        normal = (math.cos(direction), math.sin(direction))
-        shore = float(rng.uniform(4, 11))
-        regions.append(
-            Band(
-                surface,
-                normal,
-                shore,
-                math.inf,
-                float(rng.uniform(0, 0.8)),
-                float(rng.uniform(6, 20)),
-                float(rng.random()),
-            )
-        )
+        shore, swing = float(rng.uniform(4, 11)), float(rng.uniform(0, 0.8))
+        regions.append(winding_band(rng, surface, direction, shore, math.inf, swing))
     return tuple(regions)
 
 
@@ -140,14 +137,9 @@ def _sample_backdrops(rng: np.random.Generator, kind: str, horizon: float) -> tu
     if kind not in BACKDROP_STUFF:
         return ()
     surface = sample_surface(rng, any_of(rng, BACKDROP_STUFF[kind]), _IMAGE_TEXELS, 0.0)
-    depth = float(
-        {
-            "hills": rng.uniform(55, 78),
-            "island": rng.uniform(55, 78),
-            "leaves": rng.uniform(14, 30),
-            "houses": rng.uniform(18, 35),
-        }[kind]
-    )
+    # All four are drawn, so that what follows does not depend on the kind.
+    depths = {kind: float(rng.uniform(*ends)) for kind, ends in _BACKDROP_DEPTHS.items()}
+    depth = depths[kind]
     reach = 1.5 * depth  # half the width that stays filled while the camera pans
     if kind in ("hills", "island"):
         height = depth * float(rng.uniform(0.05, 0.16)) * (0.6 if kind == "island" else 1.0)
@@ -191,11 +183,8 @@ def _houses(rng: np.random.Generator, reach: float, height: float) -> tuple[list
     polygons, shades = [box(-reach, 0, reach, height * 0.4)], [1.0]
     x = -0.72 * reach
     while x < 0.72 * reach:
-        width, top, shade = (
-            height * float(rng.uniform(0.5, 1.1)),
-            height * float(rng.uniform(0.55, 1.1)),
-            float(rng.uniform(0.7, 1.25)),
-        )
+        width, top = height * float(rng.uniform(0.5, 1.1)), height * float(rng.uniform(0.55, 1.1))
+        shade = float(rng.uniform(0.7, 1.25))
         polygons.append(box(x, 0, x + width, top))
         shades.append(shade)
         if rng.random() < 0.5:
@@ -224,14 +213,11 @@ def _place_things(
             if _fits(candidate, category, regions, placed):
                 speed, spin = sample_speed(rng, category), sample_spin(rng, category)
                 heading = -1.0 if candidate.mirror else 1.0  # it moves in the direction that it faces
-                candidate = replace(
-                    candidate, id=len(placed) + 1, velocity=(heading * speed, 0.15 * speed * float(rng.normal()), spin)
-                )
-                placed.append(
-                    candidate
-                    if _stays(candidate, category, regions, limit)
-                    else replace(candidate, velocity=(0.0, 0.0, spin))
-                )
+                velocity = (heading * speed, 0.15 * speed * float(rng.normal()), spin)
+                candidate = replace(candidate, id=len(placed) + 1, velocity=velocity)
+                if not _stays(candidate, category, regions, limit):
+                    candidate = replace(candidate, velocity=(0.0, 0.0, spin))
+                placed.append(candidate)
                 break
         if len(placed) == 255:
             break

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import datasets
 from PIL import Image
 
-from hf_geossl.data.scenes.arguments import label_names
-from hf_geossl.data.scenes.configurations import parse_config_name, shard_ranges
+from hf_geossl.data.scenes.arguments import label_names, parse_config_name, shard_ranges
 from hf_geossl.data.scenes.description import SCENES_VERSION, THING_CLASSES
-
-
-class SceneRows(Protocol):
-    """A `SceneDataset`, as far as it is needed here."""
-
-    mode: str
-    size: int
-    split: str
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 def scene_features(mode: str, size: int) -> datasets.Features:
@@ -50,19 +39,19 @@ def scene_features(mode: str, size: int) -> datasets.Features:
     )
 
 
-def build_dataset(scenes: SceneRows) -> datasets.Dataset:
+def build_dataset(scenes: Iterable[dict[str, Any]], split: str, mode: str, size: int) -> datasets.Dataset:
     """Makes a `datasets.Dataset` of the rows of `scenes`, with the class maps as grey images; see `SceneDataset.to_dataset`."""
     dataset = datasets.Dataset.from_generator(
         _rows,
-        features=scene_features(scenes.mode, scenes.size),
+        features=scene_features(mode, size),
         gen_kwargs={"scenes": scenes, "version": SCENES_VERSION},  # the version is part of the cache's fingerprint
-        split=datasets.Split(scenes.split),
+        split=datasets.Split(split),
     )
     dataset.info.update(datasets.DatasetInfo(version=datasets.Version(SCENES_VERSION)))
     return dataset
 
 
-def _rows(scenes: SceneRows, version: str) -> Iterator[dict[str, Any]]:
+def _rows(scenes: Iterable[dict[str, Any]], version: str) -> Iterator[dict[str, Any]]:
     for row in scenes:
         yield {**row, "semantic": Image.fromarray(row["semantic"]), "instance": Image.fromarray(row["instance"])}
 

@@ -6,7 +6,6 @@ texture is a weak cue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,9 +17,7 @@ TILES_PER_FAMILY = 12
 TILE_SIZE = 256
 MIP_LEVELS = 9  # 256, 128, ..., 1
 # Where each mip level starts in the flat store of a tile: level l has (256 >> l) ** 2 texels.
-LEVEL_OFFSETS = np.concatenate([[0], np.cumsum([(TILE_SIZE >> level) ** 2 for level in range(MIP_LEVELS)])]).astype(
-    np.int64
-)
+LEVEL_OFFSETS = np.cumsum([0, *((TILE_SIZE >> level) ** 2 for level in range(MIP_LEVELS))])
 TILE_STRIDE = int(LEVEL_OFFSETS[-1])
 
 _BANK_SEED = 20240
@@ -28,31 +25,22 @@ _Grey = npt.NDArray[np.float64]
 
 
 def tile_index(family: str, number: int) -> int:
-    """Number of a tile in the bank.
-
-    Args:
-        family (`str`): one of `TEXTURE_FAMILIES`.
-        number (`int`): 0 to `TILES_PER_FAMILY` - 1.
-
-    Returns:
-        `int`: row of `texture_bank()`, 0 to 107.
-    """
+    """Row of `texture_bank()`, 0 to 107, of a family's tile, 0 to 11."""
     return TEXTURE_FAMILIES.index(family) * TILES_PER_FAMILY + number
 
 
 @lru_cache(maxsize=1)
 def texture_bank() -> npt.NDArray[np.uint8]:
-    """All tiles with their mip levels, made once per process.
+    """All tiles with their mip levels, `(108, TILE_STRIDE)`, uint8, read-only; made once per process.
 
-    Returns:
-        `numpy.ndarray` of shape `(108, TILE_STRIDE)`, uint8: each row holds the levels 256 x 256, 128 x 128, ..., 1 x 1 of a tile, flat,
-        level `l` starting at `LEVEL_OFFSETS[l]`. Grey values are centred at 127.5. Read-only.
+    Each row holds the levels 256 x 256, 128 x 128, ..., 1 x 1 of a tile, flat, level `l` starting at `LEVEL_OFFSETS[l]`. Grey
+    values are centred at 127.5.
     """
     bank = np.empty((len(TEXTURE_FAMILIES) * TILES_PER_FAMILY, TILE_STRIDE), np.uint8)
-    for family_number, family in enumerate(TEXTURE_FAMILIES):
+    for family_number, (family, draw) in enumerate(zip(TEXTURE_FAMILIES, _FAMILIES, strict=True)):
         for number in range(TILES_PER_FAMILY):
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_BANK_SEED, family_number, number])))
-            level = np.clip(_standardise(_FAMILIES[family](rng), 0.2 if family == "plain" else 0.42), -1, 1)
+            level = np.clip(_standardise(draw(rng), 0.2 if family == "plain" else 0.42), -1, 1)
             row = bank[tile_index(family, number)]
             for mip in range(MIP_LEVELS):
                 row[LEVEL_OFFSETS[mip] : LEVEL_OFFSETS[mip + 1]] = np.rint(127.5 + 127.5 * level).ravel()
@@ -170,14 +158,4 @@ def _stripe(rng: np.random.Generator) -> _Grey:
     return np.tanh(rng.uniform(1, 5) * (wave + rng.uniform(-0.4, 0.4))) + 0.2 * _standardise(_power_law(rng, 1.2), 1.0)
 
 
-_FAMILIES: dict[str, Callable[[np.random.Generator], _Grey]] = {
-    "cloud": _cloud,
-    "grain": _grain,
-    "blade": _blade,
-    "leaf": _leaf,
-    "wave": _wave,
-    "tile": _tile,
-    "brick": _brick,
-    "plain": _plain,
-    "stripe": _stripe,
-}
+_FAMILIES = (_cloud, _grain, _blade, _leaf, _wave, _tile, _brick, _plain, _stripe)  # as in TEXTURE_FAMILIES

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from hf_geossl.data.scenes.appearance import sample_light, sample_surface
-from hf_geossl.data.scenes.description import SCENE_CLASSES, Band, Patch, Region, Scene, Thing
+from hf_geossl.data.scenes.description import SCENE_CLASSES, Patch, Region, Scene, Thing
 from hf_geossl.data.scenes.grammar import SCENE_GRAMMAR, STRAY_RATE, STRIP_STUFF
 from hf_geossl.data.scenes.objects import AFLOAT, AIRBORNE, CLIP_SECONDS, sample_counts, sample_speed, sample_thing
 from hf_geossl.data.scenes.shapes_topdown import TOPDOWN_HEIGHTS
-from hf_geossl.data.scenes.sideview import any_of, choose, is_water
+from hf_geossl.data.scenes.sideview import any_of, choose, is_water, winding_band
 
 _TEXELS = 14.0  # a metre
 _FIELD_RATE = 1.2
@@ -74,26 +74,12 @@ def _sample_regions(
             direction = base + crossing * math.pi / 2
             offset = half * float(rng.uniform(-0.6, 0.6))
             bend = 0.0 if strip == "road" else float(rng.uniform(0.3, 1.2))
-            normal = (math.cos(direction), math.sin(direction))
-            regions.append(
-                Band(surface, normal, offset, half_width, bend, float(rng.uniform(8, 20)), float(rng.random()))
-            )
+            regions.append(winding_band(rng, surface, direction, offset, half_width, bend))
     if backdrop in ("sea", "island"):
         surface = sample_surface(rng, "water", _TEXELS, float(rng.uniform(0, 2 * math.pi)))
         direction = float(rng.uniform(0, 2 * math.pi))
-        normal = (math.cos(direction), math.sin(direction))
-        shore = half * float(rng.uniform(-0.25, 0.5))
-        regions.append(
-            Band(
-                surface,
-                normal,
-                shore,
-                math.inf,
-                float(rng.uniform(0, 1.0)),
-                float(rng.uniform(6, 20)),
-                float(rng.random()),
-            )
-        )
+        shore, swing = half * float(rng.uniform(-0.25, 0.5)), float(rng.uniform(0, 1.0))
+        regions.append(winding_band(rng, surface, direction, shore, math.inf, swing))
     elif backdrop == "houses":  # the row's yard
         regions.append(patch("wall", rectangular=True))
     elif backdrop == "leaves":  # a copse
@@ -119,11 +105,8 @@ def _place_things(
             angle = float(rng.uniform(-math.pi, math.pi))
             speed = sample_speed(rng, category)
             # It moves along its nose: local y, turned counter-clockwise by the angle.
-            velocity = (
-                -speed * math.sin(angle),
-                speed * math.cos(angle),
-                float(rng.normal(0, 0.5)) if category in AIRBORNE else 0.0,
-            )
+            spin = float(rng.normal(0, 0.5)) if category in AIRBORNE else 0.0
+            velocity = (-speed * math.sin(angle), speed * math.cos(angle), spin)
             thing = replace(thing, id=len(placed) + 1, x=x, y=y, angle=angle)
             placed.append(replace(thing, velocity=velocity) if _stays(thing, velocity, category, regions) else thing)
             break

@@ -17,7 +17,7 @@ from hf_geossl.data import (
     scene_image,
 )
 from hf_geossl.data.scenes import stream_scenes
-from hf_geossl.data.scenes.arguments import check_count, check_size
+from hf_geossl.data.scenes.arguments import check_count, check_size, shard_ranges
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -61,3 +61,19 @@ def test_counts_and_sizes_are_whole_numbers_within_their_ranges() -> None:
 def test_labels_are_scene_classes_but_of_single_objects() -> None:
     assert label_names("scene") == label_names("topdown") == SCENE_CLASSES
     assert label_names("object") == THING_CLASSES
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "scene-", "-96", "scene-96-1", "96-scene", "0", "7", "4097", "+96", "9_6", "٩٦", 96]
+)
+def test_a_wrong_configuration_is_named_with_examples(name: str) -> None:
+    for call in (lambda: scene_image("train", 0, name), lambda: stream_scenes("train", config_name=name)):
+        with pytest.raises(ValueError, match=r'config_name must be .*"scene-96", "topdown", "128".*, got ') as caught:
+            call()
+        assert repr(name) in str(caught.value)
+
+
+def test_shards_divide_the_indices_evenly() -> None:
+    assert shard_ranges("train", 3, 10) == [(0, 3), (3, 6), (6, 10)]
+    assert shard_ranges("test", 5, 2) == [(0, 1), (1, 2)]  # at most one for each index
+    assert shard_ranges("validation", 1, None) == [(0, 4000)]

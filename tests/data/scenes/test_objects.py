@@ -36,7 +36,7 @@ def test_numbers_of_things_are_poisson_with_the_rates_of_the_grammar() -> None:
     totals: Counter[str] = Counter()
     numbers = []
     for _ in range(draws):
-        counts = Counter(sample_counts(rng, (("tree", 2.0), ("car", 0.5)), 0.04))
+        counts = Counter(sample_counts(rng, {"tree": 2.0, "car": 0.5}, 0.04))
         totals.update(counts)
         numbers.append(counts["tree"])
     # the density is uniform in [0.6, 1.4], so that its mean is 1 and its variance 0.64 / 12
@@ -49,7 +49,7 @@ def test_numbers_of_things_are_poisson_with_the_rates_of_the_grammar() -> None:
 
 def test_the_order_of_things_is_random() -> None:
     rng = np.random.default_rng(2)
-    first = Counter(sample_counts(rng, (("tree", 5.0), ("car", 5.0)), 0.0)[0] for _ in range(1000))
+    first = Counter(sample_counts(rng, {"tree": 5.0, "car": 5.0}, 0.0)[0] for _ in range(1000))
     assert first["tree"] == pytest.approx(500, abs=5 * math.sqrt(250))
 
 

@@ -61,8 +61,9 @@ def test_kites_point_where_their_angle_says() -> None:
 
 def test_names_are_drawn_with_their_probabilities() -> None:
     rng = np.random.default_rng(0)
-    counts = Counter(choose(rng, (("road", 0.5), ("river", 0.3), ("none", 0.2))) for _ in range(10_000))
-    for name, share in (("road", 0.5), ("river", 0.3), ("none", 0.2)):
+    weights = {"road": 0.5, "river": 0.3, "none": 0.2}
+    counts = Counter(choose(rng, weights) for _ in range(10_000))
+    for name, share in weights.items():
         # five standard deviations of a binomial of 10,000
         assert counts[name] / 10_000 == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 10_000))
     even = Counter(any_of(rng, ("a", "b", "c", "d")) for _ in range(10_000))
