@@ -54,7 +54,7 @@ _RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to th
 
 
 def check_settings(settings: "DataclassInstance") -> None:
-    """Checks counts, shares, learning rates and names of features by their names, in `__post_init__` of every protocol's settings.
+    """Checks counts, shares, learning rates and names of features by their names, the same in every protocol.
 
     None, where a setting may be that, is left alone.
 
@@ -76,6 +76,14 @@ def check_settings(settings: "DataclassInstance") -> None:
             raise ValueError(f"{field.name} must be {words}, got {value}")
         if field.name in _RANGES and (len(value) != 2 or value[0] > value[1]):
             raise ValueError(f"{field.name} must be the smaller and the larger end of a range, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolSettings:
+    """A protocol's own numbers, checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def make_settings(task: str, kind: type[Settings], given: Mapping[str, object]) -> Settings:

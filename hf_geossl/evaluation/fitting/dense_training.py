@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,15 +11,92 @@ from torch.nn import functional
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups
-from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups, seeded
+from hf_geossl.evaluation.heads.segmentation import DenseHead
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import ProtocolSettings
 
-MapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
+Predict = Callable[[torch.Tensor], torch.Tensor]
+Head = TypeVar("Head", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class DenseTraining:
+class FrozenTraining(ProtocolSettings):
+    """How a head on frozen patch tokens is trained, with AdamW, a linear warm-up and a linear decay to 0.
+
+    Args:
+        steps (`int`): Optimizer steps.
+        batch_size (`int`): Images a step.
+        learning_rate, weight_decay (`float`): Of AdamW.
+        warmup_steps (`int`): Steps in which the learning rate rises.
+        random_floor (`bool`): Whether the same architecture with random weights is measured too.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 50
+    random_floor: bool = True
+
+
+class FrozenTokens:
+    """Frozen patch tokens of both splits beside their maps of truth.
+
+    Args:
+        encoder (`Encoder`): The model.
+        data (`EvaluationData`): With the target in both splits.
+        target (`str`): `"semantic"` or `"depth"`.
+        options (`EvaluationOptions`): How to evaluate.
+    """
+
+    def __init__(self, encoder: Encoder, data: EvaluationData, target: str, options: EvaluationOptions) -> None:
+        self.encoder, self.target, self.options = encoder, target, options
+        self.train = compute_features(encoder, data.train, ["patches", target], options)
+        self.test = compute_features(encoder, data.test, ["patches", target, "image"], options)
+
+    def fit(
+        self,
+        make_head: Callable[[], Head],
+        compute_loss: Callable[[Head, torch.Tensor, torch.Tensor], torch.Tensor],
+        settings: FrozenTraining,
+        description: str,
+    ) -> Head:
+        """Trains a head by a loss of it, patch tokens and truth."""
+        patches, truth = self.train["patches"], self.train[self.target]
+        device = self.encoder.device
+        rows = shuffled_rows(len(patches), settings.batch_size, self.options.seed)
+        with seeded(self.options.seed, device):
+            head = make_head().to(device)
+            fit(
+                torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay),
+                lambda batch: compute_loss(head, *(part.to(device) for part in batch)),
+                ((_tensor(patches[chosen]), _tensor(truth[chosen])) for chosen in rows),
+                self.options,
+                steps=settings.steps,
+                description=f"{self.encoder.name}: {description}",
+                warmup_steps=settings.warmup_steps,
+            )
+        return head.eval()
+
+    @torch.no_grad()
+    def predictions(self, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[Batch]:
+        """Images, truth and what is predicted of patch tokens (and the truth, for its size) of the test split."""
+        for start in range(0, len(self.test["patches"]), self.options.batch_size):
+            rows = slice(start, start + self.options.batch_size)
+            patches, truth, images = (_tensor(self.test[name][rows]) for name in ("patches", self.target, "image"))
+            yield images, truth, predict(patches.to(self.encoder.device), truth)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+@dataclass(frozen=True)
+class DenseTraining(ProtocolSettings):
     """How trunk and head are trained together, with AdamW, a linear warm-up and a linear decay to 0.
 
     Args:
@@ -101,57 +178,78 @@ def require(samples: Samples, target: str) -> None:
 
 def train_dense(
     encoder: Encoder,
-    head: nn.Module,
+    make_head: Callable[[], DenseHead],
     samples: Samples,
-    target: str,
-    compute_loss: MapLoss,
     settings: DenseTraining,
     options: EvaluationOptions,
     *,
-    unknown: int,
     seed: int,
     description: str,
-) -> list[float]:
-    """Trains trunk and head on random frames. Call it inside `seeded`.
+    window_stride: int | None = None,
+) -> Predict:
+    """Trains a copy of a trunk with a fresh head on random frames.
 
     Args:
-        encoder (`Encoder`): The trunk, trainable.
-        head (`nn.Module`): On top of it.
-        samples (`Samples`): The images.
-        target (`str`): The map that is learned, `"semantic"` or `"depth"`.
-        compute_loss (`Callable`): Maps normalised images `(batch, 3, side, side)` and targets `(batch, side, side)` to a loss.
+        encoder (`Encoder`): The trunk, left as it is.
+        make_head (`Callable`): Makes the head.
+        samples (`Samples`): The images, with the map that the head learns.
         settings (`DenseTraining`): How.
         options (`EvaluationOptions`): Workers and progress.
-        unknown (`int`): What the target is where there is no truth.
-        seed (`int`): Of the order of images.
+        seed (`int`): Of weights, order and frames.
         description (`str`): For the progress bar.
+        window_stride (`int`, *optional*): From a window to the next; the windows' side by default.
 
     Returns:
-        `list[float]`: The loss of each step.
+        `Callable`: Maps images `(batch, 3, height, width)`, uint8, to the head's predictions `(batch, channels, height, width)`,
+        by windows where they are larger than the training frames.
     """
-    groups = layer_decay_groups(
-        encoder,
-        head,
-        settings.learning_rate,
-        settings.weight_decay,
-        settings.layer_decay,
-        trunk_factor=settings.trunk_factor,
-    )
-    side = settings.crop_size or samples.size
+    device, side = encoder.device, settings.crop_size or samples.size
+    with seeded(seed, device):
+        trunk = encoder.trainable_copy()
+        head = make_head().to(device).train()
+        groups = layer_decay_groups(
+            trunk,
+            head,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.layer_decay,
+            trunk_factor=settings.trunk_factor,
+        )
 
-    def loss_of(batch: dict[str, Any]) -> torch.Tensor:
-        targets = batch[target].to(encoder.device)
-        return compute_loss(*random_frames(encoder.normalize(batch["image"]), targets, side, settings.scales, unknown))
+        def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
+            pixel_values, targets = trunk.normalize(batch["image"]), batch[head.target].to(device)
+            frames = random_frames(pixel_values, targets, side, settings.scales, head.unknown)
+            return head.compute_loss(trunk, *frames)
 
-    return fit(
-        torch.optim.AdamW(groups),
-        loss_of,
-        training_batches(encoder, samples, target, settings.batch_size, seed, options),
-        options,
-        steps=settings.steps,
-        description=description,
-        warmup_steps=settings.warmup_steps,
-    )
+        fit(
+            torch.optim.AdamW(groups),
+            compute_loss,
+            training_batches(encoder, samples, head.target, settings.batch_size, seed, options),
+            options,
+            steps=settings.steps,
+            description=description,
+            warmup_steps=settings.warmup_steps,
+        )
+    trunk.module.eval()
+    head.eval()
+
+    @torch.no_grad()
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        with mixed_precision(device):
+            pixel_values = trunk.normalize(images)
+            return slide(lambda part: head.predict(trunk, part), pixel_values, side, window_stride or side)
+
+    return predict
+
+
+def predicted_batches(
+    predict: Predict, samples: Samples, target: str, options: EvaluationOptions, description: str
+) -> Iterator[Batch]:
+    """Images, truth and predictions of all samples."""
+    with options.progress_bar(f"{description} of {samples.name}", samples.count) as bar:
+        for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
+            yield batch["image"], batch[target], predict(batch["image"])
+            bar.update(len(batch["image"]))
 
 
 def random_frames(

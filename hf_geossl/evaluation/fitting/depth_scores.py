@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.fitting.segmenters import SHOWN, Batch
+from hf_geossl.evaluation.fitting.dense_training import Batch
+from hf_geossl.evaluation.fitting.segmenters import DenseScore, score_batches
 from hf_geossl.evaluation.heads.depth import MINIMUM
 from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationOptions
@@ -60,57 +60,31 @@ def crop_mask(eval_crop: EvalCrop, height: int, width: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ScoredDepth:
-    """The score of predicted depths.
-
-    Args:
-        metric (`DepthErrors`): The metric.
-        rows (`numpy.ndarray` of shape `(images, 4)`): Its contributions.
-        shown (`list[numpy.ndarray]`): Some images, their truth and prediction.
-    """
-
-    metric: DepthErrors
-    rows: np.ndarray
-    shown: list[np.ndarray]
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """`abs_rel`, `rmse` and `delta1`."""
-        return self.metric.numbers_of(self.rows)
+class ScoredDepth(DenseScore):
+    """The score of predicted depths."""
 
     def result(self, options: EvaluationOptions, title: str, details: Mapping[str, Any]) -> TaskResult:
-        """The result of a protocol with one prediction an image."""
-        intervals = metric_intervals(self.metric, self.rows, repeats=options.bootstrap, seed=options.seed)
+        """That of `DenseScore`; images without a pixel that counts are not counted."""
+        result = super().result(options, title, details)
+        result.details["images"] = int(self.rows[:, -1].sum())
+        return result
 
-        def draw() -> Image.Image:
-            from hf_geossl.evaluation.pictures.images import depth_samples
+    def draw(self, title: str) -> Image.Image:
+        """See `DenseScore`."""
+        from hf_geossl.evaluation.pictures.images import depth_samples
 
-            images, truths, predictions = self.shown
-            return depth_samples(images.transpose(0, 2, 3, 1), truths, predictions, title)
-
-        details = {**details, "images": int(self.rows[:, -1].sum())}
-        return TaskResult(self.numbers, intervals, details, {"samples": draw})
+        return depth_samples(*self.shown, title)
 
 
 def score_depth(batches: Iterator[Batch], cap: float, eval_crop: EvalCrop) -> ScoredDepth:
-    """Measures predicted depths.
-
-    Args:
-        batches (`Iterator`): Images `(batch, 3, height, width)`, uint8, true and predicted metres `(batch, height, width)`.
-        cap (`float`): Metres from which on depths do not count.
-        eval_crop (`str`, *optional*): See `crop_mask`.
-    """
+    """Measures predicted metres `(batch, height, width)`, see `LinearDepthSettings`."""
     metric = DepthErrors(MINIMUM, cap)
-    rows: list[np.ndarray] = []
-    shown: list[Batch] = []
-    for images, truth, predicted in batches:
-        predicted = predicted.float().cpu()
+
+    def rows_of(predicted: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
         valid = np.broadcast_to(crop_mask(eval_crop, *truth.shape[-2:]), truth.shape)
-        rows.append(metric.rows_of(predicted, truth, valid))
-        if len(shown) * len(images) < SHOWN:
-            shown.append((images, truth, predicted))
-    pictures = [torch.cat(parts)[:SHOWN].numpy() for parts in zip(*shown, strict=True)]
-    return ScoredDepth(metric, metric.join(rows), pictures)
+        return metric.rows_of(predicted, truth, valid)
+
+    return ScoredDepth(metric, *score_batches(metric, batches, rows_of))
 
 
 def mean_log_depth(depths: np.ndarray, cap: float) -> float:

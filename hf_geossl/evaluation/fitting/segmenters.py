@@ -1,8 +1,8 @@
-"""Segmentation heads trained together with a trunk, and scored."""
+"""Scores of predicted maps, and segmentation heads that are trained together with a trunk."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,49 +12,70 @@ from PIL import Image
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fitting.dense_training import DenseTraining, require, slide, train_dense
-from hf_geossl.evaluation.fitting.fit import seeded
+from hf_geossl.evaluation.fitting.dense_training import Batch, DenseTraining, predicted_batches, require, train_dense
 from hf_geossl.evaluation.heads.segmentation import SegmentationHead
 from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
+from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
 from hf_geossl.evaluation.sample_reader import IGNORED
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
 
 SHOWN = 8  # images in a picture
-METRICS = ("mean_iou", "pixel_accuracy", "mean_class_accuracy")
-
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
-
 
 MakeHead = Callable[[int], SegmentationHead]  # of a number of classes
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The score of predictions.
+class DenseScore(ABC):
+    """The score of predicted maps.
 
     Args:
-        names (`tuple[str, ...]`): Of the classes.
-        rows (`numpy.ndarray` of shape `(images, classes * classes)`): Confusion matrices.
-        shown (three `numpy.ndarray`): Some images, their truth and prediction.
+        metric (`Metric`): What they are measured by.
+        rows (`numpy.ndarray` of shape `(images, k)`): Its contributions.
+        shown (three `numpy.ndarray`): Some images `(images, height, width, 3)`, their truth and prediction.
     """
 
-    names: tuple[str, ...]
+    metric: Metric[Any]
     rows: np.ndarray
     shown: tuple[np.ndarray, np.ndarray, np.ndarray]
 
-    @cached_property
-    def metric(self) -> MeanIoU:
-        """The metric that the rows are of."""
-        return MeanIoU(len(self.names), IGNORED)
-
     @property
     def numbers(self) -> dict[str, float]:
-        """Of `MeanIoU`: `mean_iou`, `pixel_accuracy`, `mean_class_accuracy`."""
+        """Those of the metric."""
         return self.metric.numbers_of(self.rows)
+
+    @abstractmethod
+    def draw(self, title: str) -> Image.Image:
+        """Some images with truth and prediction."""
+
+    def result(self, options: EvaluationOptions, title: str, details: Mapping[str, Any]) -> TaskResult:
+        """The result of a protocol with one prediction an image."""
+        intervals = metric_intervals(self.metric, self.rows, repeats=options.bootstrap, seed=options.seed)
+        details = {**details, "images": len(self.rows)}
+        return TaskResult(self.numbers, intervals, details, {"samples": lambda: self.draw(title)})
+
+
+def score_batches(
+    metric: Metric[Any], batches: Iterator[Batch], rows_of: Callable[[torch.Tensor, torch.Tensor], np.ndarray]
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """`rows` and `shown` of a `DenseScore`, by the rows of predictions and truth."""
+    rows: list[np.ndarray] = []
+    shown: list[Batch] = []
+    for images, truth, predicted in batches:
+        predicted = predicted.cpu()
+        rows.append(rows_of(predicted, truth))
+        if len(shown) * len(images) < SHOWN:
+            shown.append((images, truth, predicted))
+    pictures, truths, predictions = (torch.cat(parts)[:SHOWN].numpy() for parts in zip(*shown, strict=True))
+    return metric.join(rows), (pictures.transpose(0, 2, 3, 1), truths, predictions)
+
+
+@dataclass(frozen=True)
+class Scored(DenseScore):
+    """The score of predicted classes, by their names; rows are confusion matrices."""
+
+    names: tuple[str, ...]
 
     @property
     def constant_floor(self) -> float:
@@ -69,41 +90,23 @@ class Scored:
         return {name: None if np.isnan(iou) else iou for name, iou in zip(self.names, values, strict=True)}
 
     def result(self, options: EvaluationOptions, title: str, details: Mapping[str, Any]) -> TaskResult:
-        """The result of a protocol with one prediction an image."""
-        intervals = metric_intervals(self.metric, self.rows, repeats=options.bootstrap, seed=options.seed)
-        details = {
-            **details,
-            "images": len(self.rows),
-            "iou_per_class": self.iou_per_class,
-            "floors": {"constant": self.constant_floor, **details.get("floors", {})},
-        }
-        return TaskResult(self.numbers, intervals, details, {"samples": lambda: self.draw(title)})
+        """That of `DenseScore`, with IoU by class and the floor of one class."""
+        result = super().result(options, title, details)
+        result.details["iou_per_class"] = self.iou_per_class
+        result.details["floors"] = {"constant": self.constant_floor, **details.get("floors", {})}
+        return result
 
     def draw(self, title: str) -> Image.Image:
-        """Some images with truth and prediction."""
+        """See `DenseScore`."""
         from hf_geossl.evaluation.pictures.images import segmentation_samples
 
-        images, truths, predictions = self.shown
-        return segmentation_samples(images.transpose(0, 2, 3, 1), truths, predictions, self.names, title)
+        return segmentation_samples(*self.shown, self.names, title)
 
 
 def score(batches: Iterator[Batch], names: tuple[str, ...]) -> Scored:
-    """Counts right and wrong pixels.
-
-    Args:
-        batches (`Iterator`): Images `(batch, 3, height, width)` uint8, truth and predicted classes `(batch, height, width)`.
-        names (`tuple[str, ...]`): Of the classes.
-    """
+    """Counts right and wrong pixels of predicted classes `(batch, height, width)`."""
     metric = MeanIoU(len(names), IGNORED)
-    rows: list[np.ndarray] = []
-    shown: list[Batch] = []
-    for images, truth, predicted in batches:
-        predicted = predicted.cpu()
-        rows.append(metric.rows_of(predicted, truth))
-        if len(shown) * len(images) < SHOWN:
-            shown.append((images, truth, predicted))
-    pictures = [torch.cat(parts)[:SHOWN].numpy() for parts in zip(*shown, strict=True)]
-    return Scored(names, metric.join(rows), (pictures[0], pictures[1], pictures[2]))
+    return Scored(metric, *score_batches(metric, batches, metric.rows_of), names)
 
 
 def class_names(
@@ -147,89 +150,39 @@ class SegmentationTraining(DenseTraining):
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.crop_size is not None and self.window_stride is not None and self.window_stride > self.crop_size:
             raise ValueError(f"window_stride must be at most crop_size = {self.crop_size}, got {self.window_stride}")
 
 
-def train_segmenter(
+def train_and_score(
     encoder: Encoder,
     make_head: MakeHead,
-    samples: Samples,
-    num_classes: int,
+    splits: tuple[Samples, Samples],
+    names: tuple[str, ...],
     settings: SegmentationTraining,
     options: EvaluationOptions,
     *,
     seed: int,
     description: str,
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Trains a copy of a trunk with a fresh head.
-
-    Args:
-        encoder (`Encoder`): The trunk, left as it is.
-        make_head (`Callable`): Maps a number of classes to a `SegmentationHead`.
-        samples (`Samples`): With `semantic` maps.
-        num_classes (`int`): Classes.
-        settings (`SegmentationTraining`): How.
-        options (`EvaluationOptions`): Workers and progress.
-        seed (`int`): Of weights, order and frames.
-        description (`str`): For the progress bar.
-
-    Returns:
-        `Callable`: Maps images `(batch, 3, height, width)`, uint8, to logits `(batch, num_classes, height, width)`, by windows
-        where they are larger than the training frames.
-    """
-    device = encoder.device
-    with seeded(seed, device):
-        trunk = encoder.trainable_copy()
-        head = make_head(num_classes).to(device).train()
-        train_dense(
-            trunk,
-            head,
-            samples,
-            "semantic",
-            lambda pixel_values, semantic: head.compute_loss(trunk, pixel_values, semantic),
-            settings,
-            options,
-            unknown=IGNORED,
-            seed=seed,
-            description=description,
-        )
-    trunk.module.eval()
-    head.eval()
-    window = settings.crop_size or samples.size
-
-    @torch.no_grad()
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        with mixed_precision(device):
-            return slide(
-                lambda pixel_values: head.predict(trunk, pixel_values),
-                trunk.normalize(images),
-                window,
-                settings.window_stride or window,
-            )
-
-    return predict
-
-
-def score_segmenter(
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    samples: Samples,
-    names: tuple[str, ...],
-    options: EvaluationOptions,
 ) -> Scored:
-    """Measures what `train_segmenter` gave on all samples."""
+    """Trains a copy of a trunk with a fresh head for so many classes on one split, and measures it on another."""
+    train, test = splits
+    logits = train_dense(
+        encoder,
+        lambda: make_head(len(names)),
+        train,
+        settings,
+        options,
+        seed=seed,
+        description=description,
+        window_stride=settings.window_stride,
+    )
+    batches = predicted_batches(lambda images: logits(images).argmax(dim=1), test, "semantic", options, "segmentation")
+    return score(batches, names)
 
-    def predictions() -> Iterator[Batch]:
-        with options.progress_bar(f"segmentation of {samples.name}", samples.count) as bar:
-            for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
-                yield batch["image"], batch["semantic"], predict(batch["image"]).argmax(dim=1)
-                bar.update(len(batch["image"]))
 
-    return score(predictions(), names)
-
-
-def measure_end_to_end(
+def measure_segmenter(
     encoder: Encoder,
     data: EvaluationData,
     options: EvaluationOptions,
@@ -237,33 +190,35 @@ def measure_end_to_end(
     make_head: MakeHead,
     what: str,
 ) -> TaskResult:
-    """Mean IoU of a head that was trained together with the trunk on all training images.
+    """Mean IoU of a head that was trained together with the trunk on all training images; `what` it is called in titles."""
+    splits = data.train, data.test
+    names = class_names(splits[0], settings.num_classes, options, encoder)
+    require(splits[1], "semantic")
+
+    def measure(model: Encoder, title: str) -> Scored:
+        return train_and_score(model, make_head, splits, names, settings, options, seed=options.seed, description=title)
+
+    return measure_end_to_end(encoder, splits[0].count, options, settings, measure, what)
+
+
+def measure_end_to_end(
+    encoder: Encoder,
+    images: int | None,
+    options: EvaluationOptions,
+    settings: DenseTraining,
+    measure: Callable[[Encoder, str], DenseScore],
+    what: str,
+) -> TaskResult:
+    """The score of a model that was trained on so many images, and the floor of random weights where the settings say so.
 
     Args:
-        encoder, data, options, settings: As in every protocol.
-        make_head (`Callable`): Maps a number of classes to a `SegmentationHead`.
+        measure (`Callable`): Trains a model, under a title, and scores it.
         what (`str`): The protocol's name in titles.
-
-    Returns:
-        `TaskResult`: As of `measure_linear_segmentation`.
-
-    Raises:
-        ValueError: If the data have no semantic maps.
     """
-    train, test = data.train, data.test
-    names = class_names(train, settings.num_classes, options, encoder)
-    require(test, "semantic")
-
-    def measure(model: Encoder) -> Scored:
-        title = f"{model.name}: {what}"
-        predict = train_segmenter(
-            model, make_head, train, len(names), settings, options, seed=options.seed, description=title
-        )
-        return score_segmenter(predict, test, names, options)
-
-    scored = measure(encoder)
-    details: dict[str, Any] = {"settings": asdict(settings), "training_images": train.count}
+    scored = measure(encoder, f"{encoder.name}: {what}")
+    details: dict[str, Any] = {"settings": asdict(settings), "training_images": images}
     if settings.random_floor:
-        floor = measure(encoder.random_twin(options.seed)).numbers
-        details["floors"] = {metric: {RANDOM_WEIGHTS: floor[metric]} for metric in METRICS}
+        twin = encoder.random_twin(options.seed)
+        floor = measure(twin, f"{twin.name}: {what}").numbers
+        details["floors"] = {metric: {RANDOM_WEIGHTS: value} for metric, value in floor.items()}
     return scored.result(options, f"{encoder.name}: {what}", details)

@@ -10,7 +10,7 @@ from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.heads.pyramid import layers_of_maps
-from hf_geossl.evaluation.heads.segmentation import upsample
+from hf_geossl.evaluation.heads.segmentation import DenseHead, upsample
 from hf_geossl.evaluation.precision import full_precision
 
 MINIMUM = 1e-3  # metres; nearer pixels have no truth
@@ -20,16 +20,11 @@ def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_we
     """Scale-invariant logarithmic error.
 
     With g = log prediction - log truth it is sqrt(mean(g^2) - mean_weight * mean(g)^2) over all pixels of the batch whose truth
-    lies between 1 mm and the cap; 0 where there is none.
+    lies between 1 mm and the cap; 0 where there is none. A `mean_weight` of 1 forgives any common factor, 0 none.
 
     Args:
         log_depth (`torch.Tensor` of shape `(batch, height, width)`): Logarithm of the predicted metres.
         depth (`torch.Tensor` of shape `(batch, height, width)`): True metres, 0 where unknown.
-        cap (`float`): Metres from which on depths do not count.
-        mean_weight (`float`): 1 forgives any common factor, 0 none.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
 
     Source: Eigen et al., NIPS 2014, equation 4; its root as in Depth Anything V2 (arXiv 2406.09414).
     """
@@ -41,12 +36,7 @@ def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_we
 
 
 class LinearDepthHead(nn.Module):
-    """A BatchNorm and one linear map of each patch token to log metres, resized to the image.
-
-    Args:
-        width (`int`): Channels of a token.
-        mean_log_depth (`float`): Its prediction before training.
-    """
+    """A BatchNorm and one linear map of each patch token to log metres, which starts at their mean, resized to the image."""
 
     def __init__(self, width: int, mean_log_depth: float) -> None:
         super().__init__()
@@ -60,19 +50,16 @@ class LinearDepthHead(nn.Module):
         return upsample(self.linear(self.norm(patches.permute(0, 3, 1, 2))), size)[:, 0]
 
 
-class DPTHead(nn.Module):
+class DPTHead(DenseHead):
     """transformers' DPT neck and head over layers 2, 5, 8 and 11 of 12, without the class token.
 
-    A sigmoid in the place of the last ReLU gives the depth as a share of the cap, as in Depth Anything V2's metric models.
-
-    Args:
-        width (`int`): Channels of a token.
-        neck_hidden_sizes (`Sequence[int]`): Channels of the four maps.
-        fusion_hidden_size (`int`): Channels of the decoder.
-        cap (`float`): The largest depth that is predicted, in metres.
+    A sigmoid in the place of the last ReLU gives the depth as a share of the cap, as in Depth Anything V2's metric models. The
+    arguments are those of `DPTSettings`.
 
     Source: DPT (arXiv 2103.13413), section 3; Depth Anything V2 (arXiv 2406.09414).
     """
+
+    target, unknown = "depth", 0
 
     def __init__(self, width: int, *, neck_hidden_sizes: Sequence[int], fusion_hidden_size: int, cap: float) -> None:
         super().__init__()
@@ -98,3 +85,11 @@ class DPTHead(nn.Module):
             logits = self.head([part.float() for part in features])
         logits = upsample(logits[:, None], pixel_values.shape[-2:])[:, 0]
         return nn.functional.logsigmoid(logits) + math.log(self.cap)
+
+    def predict(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Log metres `(batch, 1, height, width)` of normalised images."""
+        return self(encoder, pixel_values)[:, None]
+
+    def compute_loss(self, encoder: Encoder, pixel_values: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The scale-invariant logarithmic error."""
+        return silog_loss(self(encoder, pixel_values), truth, self.cap)

@@ -1,123 +1,293 @@
-"""Semantic segmentation by a linear map of each frozen patch token.
+"""Semantic segmentation: a linear map of frozen patch tokens, and heads that are trained with the whole trunk.
 
 Images are squares of one size (see `Samples`), so that numbers on ADE20k are not those of papers, which keep the aspect ratio.
+Every protocol gives `mean_iou`, `pixel_accuracy` and `mean_class_accuracy`, and IoU by class and floors in the details; data
+without `semantic` maps in both splits are refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
+from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fitting.dense_training import require, shuffled_rows
-from hf_geossl.evaluation.fitting.fit import fit, seeded
-from hf_geossl.evaluation.fitting.segmenters import Batch, Scored, class_names, score
-from hf_geossl.evaluation.heads.segmentation import LinearHead, pixel_cross_entropy, upsample
+from hf_geossl.evaluation.fitting.dense_training import FrozenTokens, FrozenTraining, require
+from hf_geossl.evaluation.fitting.segmenters import (
+    Scored,
+    SegmentationTraining,
+    class_names,
+    measure_segmenter,
+    score,
+    train_and_score,
+)
+from hf_geossl.evaluation.heads.segmentation import (
+    LinearHead,
+    SemanticFPNHead,
+    UPerNetHead,
+    pixel_cross_entropy,
+    upsample,
+)
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
+from hf_geossl.evaluation.samples import Samples
 
 
 @dataclass(frozen=True)
-class LinearSegmentationSettings:
+class LinearSegmentationSettings(FrozenTraining):
     """A linear map of frozen patch tokens.
 
     The defaults are of desk scale; DINOv2 (arXiv 2304.07193) trains 40,000 steps of 16 images of 512 pixels, warm-up 1500, with
     the same optimizer.
 
     Args:
-        steps (`int`): Optimizer steps.
-        batch_size (`int`): Images a step.
-        learning_rate, weight_decay (`float`): Of AdamW.
-        warmup_steps (`int`): Steps in which the learning rate rises; then it falls linearly.
         num_classes (`int`, *optional*): Where the dataset does not name its classes; by default the largest label of the training images is
             the last class.
-        random_floor (`bool`): Whether the same architecture with random weights is measured too.
+        others: As in `FrozenTraining`.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup_steps: int = 50
     num_classes: int | None = None
-    random_floor: bool = True
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def measure_linear_segmentation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearSegmentationSettings
 ) -> TaskResult:
-    """Mean IoU of a linear map of frozen patch tokens after a BatchNorm, brought to the size of the images.
-
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): With `semantic` maps in both splits.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`LinearSegmentationSettings`): The protocol's own numbers.
-
-    Returns:
-        `TaskResult`: `mean_iou`, `pixel_accuracy`, `mean_class_accuracy`; IoU by class and floors in the details.
-
-    Raises:
-        ValueError: If the data have no semantic maps.
-    """
+    """Measures a linear map of frozen patch tokens after a BatchNorm, brought to the size of the images."""
     names = class_names(data.train, settings.num_classes, options, encoder)
     require(data.test, "semantic")
-    scored = _score_frozen(encoder, data, options, settings, names)
-    floors = {}
+
+    def measure(model: Encoder) -> Scored:
+        tokens = FrozenTokens(model, data, "semantic", options)
+        head = tokens.fit(
+            lambda: LinearHead(model.width, len(names), standardize=True),
+            lambda head, patches, truth: pixel_cross_entropy(head.classify(patches), truth),
+            settings,
+            "linear segmentation",
+        )
+        predictions = tokens.predictions(
+            lambda patches, truth: upsample(head.classify(patches), truth.shape[-2:]).argmax(dim=1)
+        )
+        return score(predictions, names)
+
+    scored, floors = measure(encoder), {}
     if settings.random_floor:
-        twin = encoder.random_twin(options.seed)
-        floors["random_weights"] = _score_frozen(twin, data, options, settings, names).numbers["mean_iou"]
+        floors["random_weights"] = measure(encoder.random_twin(options.seed)).numbers["mean_iou"]
     title = f"{encoder.name}: linear segmentation of frozen tokens"
     return scored.result(options, title, {"settings": asdict(settings), "floors": floors})
 
 
-def _score_frozen(
-    encoder: Encoder,
-    data: EvaluationData,
-    options: EvaluationOptions,
-    settings: LinearSegmentationSettings,
-    names: tuple[str, ...],
-) -> Scored:
-    train = compute_features(encoder, data.train, ["patches", "semantic"], options)
-    test = compute_features(encoder, data.test, ["patches", "semantic", "image"], options)
-    device = encoder.device
+@dataclass(frozen=True)
+class FineTuningSettings(SegmentationTraining):
+    """Segmenter's linear decoder, trained with the whole trunk.
 
-    def on_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(device)
+    The defaults are of desk scale; Segmenter trains ADE20k for 64 epochs of 8 images, SGD 1e-3, frames and windows of 512
+    pixels without overlap. LOCA's own settings are not published.
 
-    def batches() -> Iterator[dict[str, Any]]:
-        for rows in shuffled_rows(len(train["patches"]), settings.batch_size, options.seed):
-            yield {name: on_device(column[rows]) for name, column in train.items()}
+    Args:
+        others: As in `SegmentationTraining`.
+    """
 
-    with seeded(options.seed, device):
-        head = LinearHead(encoder.width, len(names), standardize=True).to(device)
-        fit(
-            torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay),
-            lambda batch: pixel_cross_entropy(head.classify(batch["patches"]), batch["semantic"]),
-            batches(),
-            options,
-            steps=settings.steps,
-            description=f"{encoder.name}: linear segmentation",
-            warmup_steps=settings.warmup_steps,
+    steps: int = 600
+    learning_rate: float = 5e-4
+    layer_decay: float = 0.9
+    warmup_steps: int = 60
+
+
+def measure_fine_tuned_segmentation(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: FineTuningSettings
+) -> TaskResult:
+    """Measures a linear map of patch tokens that was trained with the whole trunk, at one scale."""
+    make_head = partial(LinearHead, encoder.width)
+    return measure_segmenter(encoder, data, options, settings, make_head, "fine-tuned linear segmentation")
+
+
+@dataclass(frozen=True)
+class FewShotSettings(SegmentationTraining):
+    """Fine-tuning on fixed parts of the training images, the smaller ones parts of the larger ones.
+
+    The defaults are of desk scale, with as many steps on few images as on all; see `FineTuningSettings` for Segmenter's own.
+
+    Args:
+        shares (`tuple[float, ...]`): Of the training images, each in (0, 1].
+        subsets (`int`): How many parts of each share; of the whole, runs with other seeds.
+        others: As in `SegmentationTraining`.
+    """
+
+    steps: int = 300
+    learning_rate: float = 5e-4
+    layer_decay: float = 0.9
+    shares: tuple[float, ...] = (1 / 32, 1 / 8, 1.0)
+    subsets: int = 3
+
+
+def measure_few_shot_segmentation(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: FewShotSettings
+) -> TaskResult:
+    """Mean IoU after fine-tuning on few images, by their share: mean and standard deviation over subsets.
+
+    The metrics are `mean_iou_1/32` and so on, the mean over subsets, and `mean_iou_1/32_std`. Intervals are over test images,
+    not over subsets. Every subset's number is in the details.
+    """
+    train, test = data.train, data.test
+    names = class_names(train, settings.num_classes, options, encoder)
+    require(test, "semantic")
+    make_head = partial(LinearHead, encoder.width)
+    models = {"": encoder, **({"random weights, ": encoder.random_twin(options.seed)} if settings.random_floor else {})}
+
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    details: dict[str, Any] = {"settings": asdict(settings), "subsets": {}, "floors": {}}
+    pictures: dict[str, Callable[[], Image.Image]] = {}
+    for share in settings.shares:
+        of = str(Fraction(share).limit_denominator(1000))
+        scores: dict[str, list[Scored]] = {name: [] for name in models}
+        sizes = []
+        for subset in range(settings.subsets):
+            seed = options.seed * settings.subsets + subset
+            part: Samples = train if share == 1 else train.subset(share, seed)
+            sizes.append(part.count)
+            description = f"{encoder.name}: {of} of the images, {subset + 1} of {settings.subsets}"
+            for name, model in models.items():
+                scores[name].append(
+                    train_and_score(
+                        model,
+                        make_head,
+                        (part, test),
+                        names,
+                        settings,
+                        options,
+                        seed=seed,
+                        description=name + description,
+                    )
+                )
+        runs, *others = scores.values()
+        values, *random = ([run.numbers["mean_iou"] for run in one] for one in (runs, *others))
+        metrics[f"mean_iou_{of}"] = float(np.mean(values))
+        metrics |= {f"mean_iou_{of}_std": float(np.std(values, ddof=1))} if len(values) > 1 else {}
+        intervals |= {f"mean_iou_{of}": ends for ends in _intervals(runs, options)}
+        details["subsets"][of] = [
+            {"mean_iou": run.numbers["mean_iou"], "training_images": size, "iou_per_class": run.iou_per_class}
+            for run, size in zip(runs, sizes, strict=True)
+        ]
+        details["images"] = len(runs[0].rows)
+        floors = {RANDOM_WEIGHTS: float(np.mean(random[0]))} if random else {}
+        details["floors"][f"mean_iou_{of}"] = {"constant": runs[0].constant_floor, **floors}
+        picture = f"samples_{of.replace('/', '_')}"
+        pictures[picture] = partial(runs[0].draw, f"{encoder.name}: fine-tuned on {of} of the images")
+    return TaskResult(metrics, intervals, details, pictures)
+
+
+def _intervals(runs: Sequence[Scored], options: EvaluationOptions) -> list[tuple[float, float]]:
+    """The interval of the mean over runs of their mean IoU, of the same images for all; none without a bootstrap."""
+    if not options.bootstrap:
+        return []
+    metric = runs[0].metric
+
+    def mean(sums: np.ndarray) -> dict[str, float]:
+        return {"": float(np.mean([metric.summarize(part)["mean_iou"] for part in np.split(sums, len(runs))]))}
+
+    rows = np.concatenate([run.rows for run in runs], axis=1)  # (images, runs * classes * classes)
+    return list(interval(mean, rows, repeats=options.bootstrap, seed=options.seed).values())
+
+
+@dataclass(frozen=True)
+class SemanticFPNSettings(SegmentationTraining):
+    """A feature pyramid over four layers and its head, trained with the trunk.
+
+    Widths, dropout, weight decay and schedule are the GTSA authors'; steps, warm-up, crop and learning rate are of desk scale.
+    Theirs: 40,000 steps of 16 images, warm-up 1500, learning rate 6e-5, frames of 512 pixels.
+
+    Args:
+        pyramid_channels (`int`): Channels of the pyramid.
+        head_channels (`int`): Channels of its head.
+        dropout (`float`): Share of channels that are dropped before the last layer.
+        others: As in `SegmentationTraining`.
+    """
+
+    steps: int = 200
+    learning_rate: float = 5e-4
+    warmup_steps: int = 20
+    pyramid_channels: int = 256
+    head_channels: int = 128
+    dropout: float = 0.1
+
+
+def measure_semantic_fpn(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: SemanticFPNSettings
+) -> TaskResult:
+    """Measures Semantic FPN, trained with the whole trunk on all training images."""
+
+    def make_head(num_classes: int) -> SemanticFPNHead:
+        return SemanticFPNHead(
+            encoder,
+            num_classes,
+            pyramid_channels=settings.pyramid_channels,
+            head_channels=settings.head_channels,
+            dropout=settings.dropout,
         )
-    head.eval()
 
-    def predictions() -> Iterator[Batch]:
-        for start in range(0, len(test["patches"]), options.batch_size):
-            rows = slice(start, start + options.batch_size)
-            truth = torch.from_numpy(np.array(test["semantic"][rows]))
-            with torch.no_grad():
-                logits = upsample(head.classify(on_device(test["patches"][rows])), truth.shape[-2:])
-            yield torch.from_numpy(np.array(test["image"][rows])), truth, logits.argmax(dim=1)
-
-    return score(predictions(), names)
+    return measure_segmenter(encoder, data, options, settings, make_head, "Semantic FPN")
 
 
-PROTOCOLS = {"segmentation": EvaluationProtocol(measure_linear_segmentation, LinearSegmentationSettings)}
+@dataclass(frozen=True)
+class UPerNetSettings(SegmentationTraining):
+    """UPerNet's decoder and auxiliary head of transformers over four layers, trained with the trunk.
+
+    The defaults are of desk scale; iBOT's recipe, which EquiCoherent follows: 160,000 steps of 16 images, frames of 512 pixels,
+    512 channels (256 auxiliary), learning rate 8e-5, weight decay .05, warm-up 1500, layer decay .65 (ViT-S) to .9.
+
+    Args:
+        hidden_size (`int`): Channels of the decoder.
+        auxiliary_channels (`int`): Channels of the auxiliary head, on the third map.
+        auxiliary_weight (`float`): Of its cross-entropy.
+        pool_scales (`tuple[int, ...]`): Cells a side that the last map is pooled to.
+        others: As in `SegmentationTraining`.
+    """
+
+    steps: int = 200
+    learning_rate: float = 5e-4
+    layer_decay: float = 0.9
+    weight_decay: float = 0.05
+    warmup_steps: int = 20
+    hidden_size: int = 64
+    auxiliary_channels: int = 64
+    auxiliary_weight: float = 0.4
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2 for the BatchNorm of what is pooled to one cell, got {self.batch_size}"
+            )
+
+
+def measure_upernet(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: UPerNetSettings
+) -> TaskResult:
+    """Measures UPerNet, trained with the whole trunk on all training images."""
+
+    def make_head(num_classes: int) -> UPerNetHead:
+        return UPerNetHead(
+            encoder,
+            num_classes,
+            hidden_size=settings.hidden_size,
+            pool_scales=settings.pool_scales,
+            auxiliary_channels=settings.auxiliary_channels,
+            auxiliary_weight=settings.auxiliary_weight,
+        )
+
+    return measure_segmenter(encoder, data, options, settings, make_head, "UPerNet")
+
+
+PROTOCOLS = {
+    "segmentation": EvaluationProtocol(measure_linear_segmentation, LinearSegmentationSettings),
+    "segmentation_few_shot": EvaluationProtocol(measure_few_shot_segmentation, FewShotSettings),
+    "segmentation_finetune": EvaluationProtocol(measure_fine_tuned_segmentation, FineTuningSettings),
+    "semantic_fpn": EvaluationProtocol(measure_semantic_fpn, SemanticFPNSettings),
+    "upernet": EvaluationProtocol(measure_upernet, UPerNetSettings),
+}

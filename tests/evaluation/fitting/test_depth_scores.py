@@ -12,8 +12,7 @@ from hf_geossl.evaluation.fitting.depth_scores import crop_mask
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import load_protocol
-from hf_geossl.evaluation.protocols.depth import LinearDepthSettings
-from hf_geossl.evaluation.protocols.depth_dpt import DPTSettings
+from hf_geossl.evaluation.protocols.depth import DPTSettings, LinearDepthSettings
 from tests.helpers.supervised import small_model
 
 QUIET = EvaluationOptions(cache_dir=None, progress=False, bootstrap=50)

@@ -12,8 +12,7 @@ from hf_geossl.evaluation.fitting.segmenters import class_names, score
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import load_protocol
-from hf_geossl.evaluation.protocols.segmentation import LinearSegmentationSettings
-from hf_geossl.evaluation.protocols.segmentation_finetune import FineTuningSettings
+from hf_geossl.evaluation.protocols.segmentation import FineTuningSettings, LinearSegmentationSettings
 from hf_geossl.evaluation.registry import TASKS
 from hf_geossl.evaluation.samples import Columns
 from tests.helpers.supervised import small_model

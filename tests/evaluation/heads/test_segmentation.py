@@ -1,15 +1,21 @@
-"""Segmentation heads and their loss, by slow formulas."""
+"""Segmentation heads and their loss, by slow formulas; UPerNet by the loss of transformers' own model."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
+from hf_geossl import GTSAConfig
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.segmentation import LinearHead, SegmentationHead, pixel_cross_entropy
-from hf_geossl.evaluation.heads.semantic_fpn import SemanticFPNHead
-from hf_geossl.evaluation.heads.upernet import UPerNetHead
+from hf_geossl.evaluation.heads.segmentation import (
+    LinearHead,
+    SegmentationHead,
+    SemanticFPNHead,
+    UPerNetHead,
+    pixel_cross_entropy,
+)
 from hf_geossl.evaluation.loading import load_encoder
 from tests.helpers.supervised import small_model
 
@@ -74,3 +80,46 @@ def test_gradients_reach_the_whole_trunk(encoder: Encoder, task: str) -> None:
     expected = {name for name in expected if "mask_token" not in name and "key.bias" not in name}
     assert expected <= reached
     assert all(value.grad is None for value in encoder.module.parameters())
+
+
+def test_semantic_fpn_convolves_its_equal_maps_as_if_they_had_strides(encoder: Encoder) -> None:
+    head = heads(encoder)["semantic_fpn"].eval()
+    assert isinstance(head, SemanticFPNHead)
+    convolutions = [[layer for layer in level if isinstance(layer, torch.nn.Conv2d)] for level in head.levels]
+    assert [len(level) for level in convolutions] == [1, 1, 2, 3]
+    maps: list[torch.Tensor] = []
+    for level in head.levels:
+        level.register_forward_hook(lambda module, inputs, output: maps.extend([inputs[0], output]))
+    pixels = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(5))
+    (logits,) = head(encoder, pixels)
+    assert logits.shape == (2, 17, 8, 6)
+    assert [tuple(part.shape[2:]) for part in maps[::2]] == [(8, 6)] * 4
+    assert [tuple(part.shape[2:]) for part in maps[1::2]] == [(8, 6), (16, 12), (32, 24), (64, 48)]
+
+
+def test_upernet_has_the_loss_of_transformers_own_model(encoder: Encoder) -> None:
+    """The published class, with our neck in the place of its backbone and our decoder's weights."""
+    head = heads(encoder)["upernet"].eval()
+    assert isinstance(head, UPerNetHead)
+    config = UperNetConfig(
+        backbone_config=GTSAConfig(
+            hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=96, out_indices=[1, 2, 3, 4]
+        ),
+        hidden_size=32,
+        auxiliary_channels=16,
+        num_labels=17,
+    )
+    theirs = UperNetForSemanticSegmentation(config).eval()
+    theirs.decode_head.load_state_dict(head.decoder.state_dict())
+    theirs.auxiliary_head.load_state_dict(head.auxiliary.state_dict())
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(6))
+    truth = torch.randint(0, 17, (2, 64, 64), generator=torch.Generator().manual_seed(7))
+    truth[:, :9] = 255
+    maps = head.neck(encoder.maps(pixels, (0, 0, 1, 2)))
+    theirs.backbone.forward_with_filtered_kwargs = lambda *_, **__: type(
+        "Maps", (), {"feature_maps": maps, "hidden_states": None, "attentions": None}
+    )
+    with torch.no_grad():
+        outputs = theirs(pixels, labels=truth)
+        torch.testing.assert_close(head.compute_loss(encoder, pixels, truth), outputs.loss)
+        torch.testing.assert_close(head.predict(encoder, pixels), outputs.logits)

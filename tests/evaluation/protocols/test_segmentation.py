@@ -1,8 +1,9 @@
-"""Linear segmentation of frozen tokens: far above random ones, the same twice."""
+"""Segmentation: frozen tokens far above random ones, the same twice; on few images; end to end by the segmenter."""
 
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ import torch
 from PIL import Image
 
 from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.fitting.segmenters import train_and_score
+from hf_geossl.evaluation.heads.segmentation import SegmentationHead
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import load_protocol
-from hf_geossl.evaluation.protocols.segmentation import LinearSegmentationSettings
-from hf_geossl.evaluation.protocols.segmentation_finetune import FineTuningSettings
+from hf_geossl.evaluation.protocols import segmentation
+from hf_geossl.evaluation.protocols.segmentation import FewShotSettings, FineTuningSettings, LinearSegmentationSettings
 from hf_geossl.evaluation.registry import TASKS
+from hf_geossl.evaluation.samples import load_samples
 from tests.helpers.supervised import small_model
 
 QUIET = EvaluationOptions(cache_dir=None, progress=False, bootstrap=50)
@@ -70,3 +74,69 @@ def test_numbers_repeat_with_and_without_a_cache_and_leave_the_generator_alone(
         assert other.metrics != results[0].metrics
     assert torch.equal(torch.get_rng_state(), before)
     assert encoder.fingerprint == weights
+
+
+def test_few_shot_reports_mean_and_spread_over_nested_subsets(encoder: Encoder) -> None:
+    train = load_samples("scenes", "train", size=64, limit=64)
+    for seed in range(3):
+        eighth, half = ({int(sample["index"]) for sample in train.subset(share, seed)} for share in (1 / 8, 1 / 2))
+        assert eighth < half
+        assert (len(eighth), len(half)) == (8, 32)
+    data = EvaluationData(size=64, limit=16)
+    settings = FewShotSettings(shares=(1 / 8, 1.0), steps=4, batch_size=4)
+    result = ALL_TASKS["segmentation_few_shot"].measure(encoder, data, QUIET, settings)
+    for share, size in (("1/8", 2), ("1", 16)):
+        runs = result.details["subsets"][share]
+        values = [run["mean_iou"] for run in runs]
+        assert [run["training_images"] for run in runs] == [size] * 3
+        assert len(set(values)) == 3
+        assert result.metrics[f"mean_iou_{share}"] == pytest.approx(sum(values) / 3)
+        assert result.metrics[f"mean_iou_{share}_std"] == pytest.approx(np.std(values, ddof=1))
+        low, high = result.intervals[f"mean_iou_{share}"]
+        assert low <= result.metrics[f"mean_iou_{share}"] <= high
+    assert isinstance(result.pictures["samples_1_8"](), Image.Image)
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "sizes"),
+    [
+        ("semantic_fpn", "SemanticFPNHead", {"pyramid_channels": 8, "head_channels": 4, "dropout": 0.3}),
+        (
+            "upernet",
+            "UPerNetHead",
+            {"hidden_size": 8, "auxiliary_channels": 4, "auxiliary_weight": 0.7, "pool_scales": (1, 3)},
+        ),
+    ],
+)
+def test_settings_reach_the_head_and_numbers_are_the_segmenters(
+    task: str, head: str, sizes: dict[str, Any], encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(QUIET, bootstrap=20, batch_size=4, seed=5)
+    made: list[dict[str, Any]] = []
+    kind = getattr(segmentation, head)
+
+    def watch(encoder: Encoder, num_classes: int, **sizes: Any) -> SegmentationHead:
+        made.append({"num_classes": num_classes, **sizes})
+        return kind(encoder, num_classes, **sizes)
+
+    monkeypatch.setattr(segmentation, head, watch)
+    data, protocol = EvaluationData(size=64, limit=6), ALL_TASKS[task]
+    settings = protocol.settings(steps=3, batch_size=2, warmup_steps=1, **sizes)
+    result = protocol.measure(encoder, data, options, settings)
+    assert made == [{"num_classes": 17, **sizes}]
+    assert result.details["settings"] == asdict(settings)
+    assert (result.details["training_images"], result.details["images"]) == (6, 6)
+    names = data.train.names["semantic"]
+    scored = train_and_score(
+        encoder,
+        lambda count: kind(encoder, count, **sizes),
+        (data.train, data.test),
+        names,
+        settings,
+        options,
+        seed=options.seed,
+        description="",
+    )
+    assert scored.numbers == pytest.approx(result.metrics, rel=1e-6)
+    low, high = result.intervals["mean_iou"]
+    assert low <= result.metrics["mean_iou"] <= high
