@@ -9,8 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .inputs import to_array, to_floats, to_integers
-from .metric import Features, Integer, Number, SummedMetric, mean_of_known, nested, shares
+from .metric import (
+    Features,
+    Integer,
+    Number,
+    SummedMetric,
+    mean_of_known,
+    nested,
+    shares,
+    to_array,
+    to_floats,
+    to_integers,
+)
 
 
 class Accuracy(SummedMetric):
@@ -18,7 +28,6 @@ class Accuracy(SummedMetric):
 
     Args:
         num_classes (`int`): 2 or more.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If num_classes is below 2, or in `add_batch` if classes lie outside or scores and classes are mixed.
@@ -43,11 +52,7 @@ Returns:
         self.num_classes = num_classes
 
     def rows_of(self, predictions: object, references: object) -> np.ndarray:
-        """Right answers a class, images a class, both `num_classes` columns; of scores a column more, right among the first five.
-
-        Returns:
-            `np.ndarray` of uint8, of shape `(images, 2 * num_classes)` or one column more.
-        """
+        """Right answers a class, images a class, both `num_classes` columns of uint8; of scores one more, right among five."""
         array = to_array("predictions", predictions)
         scores = to_floats("predictions", array, (None, self.num_classes)) if array.ndim == 2 else None
         if scores is None:

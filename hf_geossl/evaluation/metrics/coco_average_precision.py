@@ -4,15 +4,28 @@ That is over classes and IoU thresholds .50 to .95, with 100 detections an image
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as run_lengths
 
-from .coco_evaluation import Annotation, Row, average_precisions
-from .inputs import check_shape, pairs, to_array, to_floats, to_integers
-from .metric import Boolean, Features, Integer, Metric, Number, nested
+from .metric import (
+    Boolean,
+    Features,
+    Integer,
+    Metric,
+    Number,
+    check_shape,
+    nested,
+    pairs,
+    to_array,
+    to_floats,
+    to_integers,
+)
 
+Annotation = dict[str, Any]  # an object as COCO writes it, without `id` and `image_id`
+Row = tuple[list[Annotation], list[Annotation]]  # predicted and true objects of an image
 _KINDS = {"box": "bbox", "mask": "segm"}  # and their names in COCO
 _FIELDS = {"box": "boxes", "mask": "masks"}
 
@@ -26,7 +39,6 @@ class COCOAveragePrecision(Metric[list[Row]]):
     Args:
         kinds (`tuple` of `"box"`, `"mask"`): What is measured. Defaults to boxes alone.
         box_format (`"xyxy"` or `"xywh"`): Corners (torchvision's), or corner and size (COCO's files). Defaults to `"xyxy"`.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If kinds or box_format is another, or in `add_batch` if a key is missing, shapes differ, numbers are not
@@ -143,3 +155,26 @@ def _encoded(name: str, value: object, count: int) -> list[Annotation]:
 
 def _without(field: str, objects: Sequence[Annotation]) -> list[Annotation]:
     return [{key: value for key, value in one.items() if key != field} for one in objects]
+
+
+def average_precisions(images: Sequence[Row], kind: str, **options: object) -> tuple[float, float, float]:
+    """COCO's AP over thresholds .50 to .95, at .50 and at .75, of `"bbox"`, `"segm"` or `"keypoints"`; NaN without objects."""
+    predicted, true = (
+        [{**one, "image_id": image} for image, row in enumerate(images, start=1) for one in row[side]]
+        for side in (0, 1)
+    )
+    sizes: dict[int, Any] = {one["image_id"]: one["segmentation"]["size"] for one in true + predicted if kind == "segm"}
+    dataset = COCO()
+    dataset.dataset = {
+        "images": [
+            {"id": image, **dict(zip(("height", "width"), sizes.get(image, ()), strict=False))}
+            for image in range(1, len(images) + 1)
+        ],
+        "categories": [{"id": label} for label in sorted({one["category_id"] for one in true + predicted})],
+        "annotations": [{**one, "id": index} for index, one in enumerate(true, start=1)],
+    }
+    dataset.createIndex()
+    evaluation = COCOeval_faster(dataset, dataset.loadRes(predicted), iouType=kind, **options)
+    evaluation.run()
+    ap, ap50, ap75 = (float(value) if value >= 0 else float("nan") for value in evaluation.all_stats[:3])  # -1: nothing
+    return ap, ap50, ap75

@@ -8,15 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from .inputs import to_floats
-from .metric import Features, Number, SummedMetric, nested
+from .metric import Features, Number, SummedMetric, nested, to_floats
 
 
 class CornerError(SummedMetric):
     """Mean corner error.
-
-    Args:
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: In `add_batch`, if the shape is another or numbers are not finite.

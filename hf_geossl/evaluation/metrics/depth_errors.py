@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .inputs import check_shape, pairs, to_array
-from .metric import Boolean, Features, Number, SummedMetric, nested
+from .metric import Boolean, Features, Number, SummedMetric, check_shape, nested, pairs, to_array
 
 
 class DepthErrors(SummedMetric):
@@ -19,7 +18,6 @@ class DepthErrors(SummedMetric):
     Args:
         minimum (`float`): Depths up to this do not count. Defaults to 0.001.
         cap (`float`): Depths from this on do not count: 10 m on NYU Depth v2, 80 m on KITTI. Defaults to 10.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If not 0 < minimum < cap, or in `add_batch` if sizes differ or a prediction that counts is NaN.
@@ -52,11 +50,7 @@ Returns:
     def rows_of(
         self, predictions: object, references: object, valid: Sequence[object] | np.ndarray | None = None
     ) -> np.ndarray:
-        """AbsRel, RMSE and delta1 of the image, and 1; all 0 where no pixel counts.
-
-        Returns:
-            `np.ndarray` of float64, of shape `(images, 4)`.
-        """
+        """AbsRel, RMSE and delta1 of the image, and 1, `(images, 4)`; all 0 where no pixel counts."""
         maps = pairs(predictions, references)
         masks: Sequence[object] | np.ndarray = [None] * len(maps) if valid is None else valid
         if len(masks) != len(maps):

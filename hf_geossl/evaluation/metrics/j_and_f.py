@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import ndimage
 
-from .inputs import check_shape, pairs, to_array
-from .metric import Features, Integer, Metric, nested
+from .metric import Features, Integer, Metric, check_shape, nested, pairs, to_array
 
 
 class JAndF(Metric[list[np.ndarray]]):
@@ -26,7 +25,6 @@ class JAndF(Metric[list[np.ndarray]]):
             semi-supervised evaluation. Defaults to True.
         tolerance (`float`): Of the boundary, in image diagonals, 0 or more. Defaults to 0.008.
         ignore_index (`int`): The reference's label of pixels that do not count. Defaults to 255.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If tolerance is below 0, or in `add_batch` if shapes differ or a video has no frame to evaluate.
@@ -96,27 +94,15 @@ Returns:
 
 
 def region_similarity(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """J of an object in a frame.
-
-    Args:
-        prediction, reference (`np.ndarray` of bool, of shape `(height, width)`): One object's masks in a frame.
-
-    Returns:
-        `float`: Their IoU; 1 where both are empty.
-    """
+    """J of an object's two masks in a frame, `(height, width)` of bool: their IoU; 1 where both are empty."""
     union = int((prediction | reference).sum())
     return float((prediction & reference).sum() / union) if union else 1.0
 
 
 def boundary_measure(prediction: np.ndarray, reference: np.ndarray, tolerance: float = 0.008) -> float:
-    """F of an object in a frame.
+    """F of an object's two masks in a frame: the F-measure of their boundaries, within a tolerance in image diagonals.
 
-    Args:
-        prediction, reference (`np.ndarray` of bool, of shape `(height, width)`): One object's masks in a frame.
-        tolerance (`float`): In image diagonals. Defaults to 0.008.
-
-    Returns:
-        `float`: The F-measure of the boundaries; 1 where neither mask has one, 0 where one has none.
+    It is 1 where neither mask has a boundary, and 0 where one has none.
     """
     radius = math.ceil(tolerance * math.hypot(*reference.shape))
     edge, true_edge = _boundary(prediction), _boundary(reference)

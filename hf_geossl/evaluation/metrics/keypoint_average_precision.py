@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .coco_evaluation import Annotation, Row, average_precisions
-from .inputs import check_shape, pairs, to_array, to_floats
-from .metric import Features, Integer, Metric, Number, nested
+from .coco_average_precision import Annotation, Row, average_precisions
+from .metric import Features, Integer, Metric, Number, check_shape, nested, pairs, to_array, to_floats
 
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
@@ -24,7 +23,6 @@ class KeypointAveragePrecision(Metric[list[Row]]):
     Args:
         sigmas (`tuple[float]`): How far annotators stray at each keypoint, relative to the square root of the area. Defaults
             to those of COCO's 17 keypoints.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If a sigma is not above 0, or in `add_batch` if a key is missing, shapes differ or numbers are not finite.

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .inputs import pairs, to_integers
-from .metric import Features, Integer, SummedMetric, mean_of_known, nested, shares
+from .metric import Features, Integer, SummedMetric, mean_of_known, nested, pairs, shares, to_integers
 
 
 class MeanIoU(SummedMetric):
@@ -22,7 +21,6 @@ class MeanIoU(SummedMetric):
         num_classes (`int`): 2 or more.
         ignore_index (`int`): The label of pixels that do not count, outside 0..num_classes-1 or one of them. Defaults to
             255.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If num_classes is below 2, or in `add_batch` if sizes differ or labels lie outside.
@@ -50,11 +48,7 @@ Returns:
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
     def rows_of(self, predictions: object, references: object) -> np.ndarray:
-        """Each image's confusion matrix.
-
-        Returns:
-            `np.ndarray` of int32, of shape `(images, num_classes * num_classes)`: pixels, truth by prediction.
-        """
+        """Each image's confusion matrix in pixels, truth by prediction, int32, `(images, num_classes * num_classes)`."""
         maps = pairs(predictions, references)
         rows = np.zeros((len(maps), self.num_classes**2), dtype=np.int32)
         for row, (prediction, reference) in zip(rows, maps, strict=True):

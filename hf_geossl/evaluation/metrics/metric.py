@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 import datasets
 import evaluate
 import numpy as np
+import torch
 
 Rows = TypeVar("Rows")  # of images: an array, or a list with an entry an image
 Number = datasets.Value("float64")
@@ -23,12 +24,7 @@ Features = dict[str, Any]  # by input; nested for inputs that are dictionaries
 
 
 def nested(value: Feature, axes: int) -> Feature:
-    """The `datasets` feature of an image's array.
-
-    Args:
-        value (`datasets.Value`): What the innermost list holds.
-        axes (`int`): How many axes the array has.
-    """
+    """The `datasets` feature of an image's array with so many axes."""
     for _ in range(axes):
         value = datasets.List(value)
     return value
@@ -79,13 +75,9 @@ class Metric(evaluate.Metric, ABC, Generic[Rows]):
 
     @abstractmethod
     def rows_of(self, *args: Any, **inputs: Any) -> Rows:
-        """What each image of a batch contributes, a list with an entry an image; a function of the arguments alone.
+        """What each image of a batch contributes, an array or list with an entry an image; a function of the arguments alone.
 
-        Args:
-            args, inputs: Predictions, references and the metric's other inputs, one entry an image.
-
-        Raises:
-            ValueError: If an input is not of the described shape and range.
+        They are predictions, references and the metric's other inputs; a `ValueError` says what is wrong with one.
         """
 
     @abstractmethod
@@ -215,3 +207,80 @@ def mean_of_known(values: np.ndarray) -> float:
 def shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Shares of numbers `(k,)`, NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+# ---- What a metric is given, as checked arrays
+
+
+def to_array(name: str, value: object) -> np.ndarray:
+    """A tensor on any device (bfloat16 becomes float32), an array, a number or a list of these as an array of numbers.
+
+    `name` stands in the errors' messages, here and below.
+
+    Raises:
+        ValueError: If the value is None, ragged or not made of numbers.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    elif isinstance(value, (list, tuple)) and any(isinstance(part, torch.Tensor) for part in value):
+        parts = [to_array(name, part) for part in value]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(f"{name} must be equal in shape, got {sorted({part.shape for part in parts})}")
+        array = np.stack(parts)
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # NumPy's word for a ragged list
+            raise ValueError(f"{name} must be equal in shape: {error}") from None
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be numbers, got {type(value).__name__} of {array.dtype}")
+    return array
+
+
+def to_floats(name: str, value: object, shape: tuple[int | None, ...]) -> np.ndarray:
+    """A value as float64, or a `ValueError` unless it has the shape, in which None fits every size, and is finite."""
+    array = to_array(name, value).astype(np.float64)
+    check_shape(name, array, shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} NaN or infinite numbers")
+    return array
+
+
+def to_integers(
+    name: str, value: object, shape: tuple[int | None, ...], stop: int, besides: int | None = None
+) -> np.ndarray:
+    """A value as int64, or a `ValueError` unless it has the shape and integers in 0..stop-1, or the one `besides`."""
+    array = to_array(name, value)
+    check_shape(name, array, shape)
+    if array.dtype.kind not in "bui" and array.size:
+        raise ValueError(f"{name} must be integers, got {array.dtype}; take the argmax of scores first")
+    array = array.astype(np.int64)
+    outside = (array < 0) | (array >= stop)
+    if besides is not None:
+        outside &= array != besides
+    if outside.any():
+        also = "" if besides is None else f" or {besides}"
+        raise ValueError(f"{name} must lie in 0..{stop - 1}{also}, got {int(array[outside][0])}")
+    return array
+
+
+def check_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
+    """Raises a `ValueError` unless an array has the shape, in which None fits every size."""
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}")
+
+
+def pairs(predictions: object, references: object) -> list[tuple[object, object]]:
+    """A prediction and a reference an image, from arrays or lists of one length; entries of a list may differ in shape."""
+    entries = []
+    for name, value in (("predictions", predictions), ("references", references)):
+        if not isinstance(value, (Sequence, np.ndarray, torch.Tensor)) or isinstance(value, str):
+            raise ValueError(f"{name} must be one entry an image, got {type(value).__name__}")
+        entries.append(value)
+    if len(entries[0]) != len(entries[1]):
+        raise ValueError(
+            f"predictions and references must be of the same images, got {len(entries[0])} and {len(entries[1])}"
+        )
+    return list(zip(*entries, strict=True))

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from .inputs import to_floats, to_integers
-from .metric import Features, Integer, Metric, Number, mean_of_known, nested
+from .metric import Features, Integer, Metric, Number, mean_of_known, nested, to_floats, to_integers
 
 
 class MultilabelAveragePrecision(Metric[list[np.ndarray]]):
@@ -21,7 +20,6 @@ class MultilabelAveragePrecision(Metric[list[np.ndarray]]):
 
     Args:
         num_classes (`int`): 1 or more.
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: In `add_batch`, if shapes differ, scores are not finite or references are not 0 or 1.

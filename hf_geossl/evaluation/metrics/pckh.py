@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .inputs import check_shape, to_array, to_floats
-from .metric import Boolean, Features, Number, SummedMetric, nested, shares
+from .metric import Boolean, Features, Number, SummedMetric, check_shape, nested, shares, to_array, to_floats
 
 
 class PCKh(SummedMetric):
@@ -17,7 +16,6 @@ class PCKh(SummedMetric):
 
     Args:
         threshold (`float`): In head sizes, above 0. Defaults to 0.5 (PCKh@.5).
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: If threshold is not above 0, or in `add_batch` if shapes differ, a visible joint or a head size is not

@@ -8,17 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .inputs import to_array, to_floats
-from .metric import Features, Number, SummedMetric, nested
+from .metric import Features, Number, SummedMetric, nested, to_array, to_floats
 
 
 class R2(SummedMetric):
     """R2 of sums of squares in float64.
 
     (torchmetrics' `R2Score` calls any residual below 1e-4 in all perfect, whatever the scale of the references.)
-
-    Args:
-        kwargs: Of `evaluate.Metric`.
 
     Raises:
         ValueError: In `add_batch`, if shapes differ or numbers are not finite.
@@ -38,11 +34,7 @@ Returns:
     same_columns = "references must have as many outputs in every batch"
 
     def rows_of(self, predictions: object, references: object) -> np.ndarray:
-        """One, and for each output the reference, its square and the squared residual.
-
-        Returns:
-            `np.ndarray` of float64, of shape `(images, 1 + 3 * outputs)`.
-        """
+        """One, and for each output the reference, its square and the squared residual, `(images, 1 + 3 * outputs)`."""
         axes = to_array("references", references).ndim
         if axes not in (1, 2):
             raise ValueError(f"references must have shape (images,) or (images, outputs), got {axes} axes")

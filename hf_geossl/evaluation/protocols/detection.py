@@ -13,8 +13,7 @@ from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.heads.detection import build_detector
-from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision
-from hf_geossl.evaluation.metrics.coco_evaluation import Row
+from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision, Row
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult

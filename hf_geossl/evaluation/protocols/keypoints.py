@@ -15,7 +15,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
 from hf_geossl.evaluation.heads.keypoints import KeypointHead, decode_heatmaps, draw_heatmaps
-from hf_geossl.evaluation.metrics.coco_evaluation import Row
+from hf_geossl.evaluation.metrics.coco_average_precision import Row
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
 from hf_geossl.evaluation.metrics.pckh import PCKh
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions

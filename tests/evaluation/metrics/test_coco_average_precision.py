@@ -1,5 +1,6 @@
 """Average precision of objects against pycocotools, and by hand."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hf_geossl.evaluation.metrics import (
-    COCOAveragePrecision,
-)
+from hf_geossl.evaluation.metrics import COCOAveragePrecision, KeypointAveragePrecision
 from tests.helpers.metric_cases import CASES, IMAGES
 
 
@@ -91,3 +90,20 @@ def test_what_is_found_in_images_without_objects_is_wrong() -> None:
     crowd = {**one, "iscrowd": [1]}  # but in a crowd it is not
     result = COCOAveragePrecision(kinds=("box", "mask")).compute(predictions=found, references=[one, crowd])
     assert result["box_ap"] == result["mask_ap"] == pytest.approx(1.0)
+
+
+def test_average_precision_where_there_is_nothing() -> None:
+    none = {"boxes": [], "labels": [], "masks": np.zeros((0, 8, 8), dtype=bool)}
+    one = {"boxes": [[1, 1, 5, 5]], "labels": [2], "masks": np.ones((1, 8, 8), dtype=bool)}
+    metric = COCOAveragePrecision(kinds=("box", "mask"))
+    result = metric.compute(predictions=[{**none, "scores": []}], references=[one])
+    assert result["box_ap"] == result["mask_ap"] == 0
+    for found in ({**none, "scores": []}, {**one, "scores": [0.5]}):
+        result = metric.compute(predictions=[found], references=[none])
+        assert all(math.isnan(value) for value in result.values())
+    people = KeypointAveragePrecision(sigmas=(0.1,))
+    person = {"keypoints": [[[1, 1, 2]]], "area": [4.0]}
+    assert people.compute(predictions=[{"keypoints": [], "scores": []}], references=[person])["keypoint_ap"] == 0
+    for found in ({"keypoints": [], "scores": []}, {"keypoints": [[[1, 1]]], "scores": [0.5]}):
+        result = people.compute(predictions=[found], references=[{"keypoints": [], "area": []}])
+        assert all(math.isnan(value) for value in result.values())
