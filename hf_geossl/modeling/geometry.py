@@ -269,11 +269,9 @@ def query_positions(
     """Which patch of the reference view holds each patch of one query view; see `batched_query_positions`.
 
     Args:
-        reference_box, query_box (`Sequence[int]` or `torch.Tensor` of shape `(4,)`): x1, y1, x2, y2 of the crops in whole
-            pixels of the source image, x2 and y2 exclusive.
-        query_size (`int`): Side of the query view in pixels after resizing.
-        query_grid (`int`): Patches a side of the query view.
-        reference_grid (`int`): Patches a side of the reference view.
+        reference_box, query_box (`Sequence[int]` or `torch.Tensor` of shape `(4,)`): x1, y1, x2, y2 of the crops in
+            whole pixels of the source image, x2 and y2 exclusive.
+        query_size, query_grid, reference_grid (`int`): As in `batched_query_positions`.
         reference_flipped, query_flipped (`bool`): Whether the view is mirrored left to right.
 
     Returns:
@@ -281,8 +279,6 @@ def query_positions(
 
     Raises:
         ValueError: If a box is empty, is not of whole pixels or has not four numbers, or if a size does not fit.
-
-    Source: LOCA (arXiv 2212.02400); the rounding follows the authors' code.
     """
     boxes = []
     for name, box in (("reference_box", reference_box), ("query_box", query_box)):

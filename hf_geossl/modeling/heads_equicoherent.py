@@ -15,11 +15,6 @@ from .objectives import is_distributed, mean_over_processes
 class SplitHead(nn.Linear):
     """A linear layer whose last channels go to the decoders (z_equi), the others to the host's head (z_inv).
 
-    Args:
-        in_features (`int`): Width of the tokens.
-        patch_features (`int`): Channels in all (d_patch).
-        equivariant_features (`int`): The last of them (d_equi).
-
     Source: arXiv 2503.18753; the split before the host's head, the same for every host.
     """
 
@@ -149,16 +144,7 @@ def check_views(
     local_pixel_values: torch.Tensor | None,
     bool_masked_pos: torch.Tensor | None,
 ) -> None:
-    """Refuses views that do not fit together or are too few for the host.
-
-    Args:
-        config (`EquiCoherentConfig`): Of the model.
-        global_pixel_values, local_pixel_values, bool_masked_pos (`torch.Tensor`): As `forward` of
-            `EquiCoherentForPreTraining` takes them.
-
-    Raises:
-        ValueError: If a shape is wrong, or the batch is too small.
-    """
+    """Raises a `ValueError` for arguments of `forward` that do not fit together or are too few images for the host."""
     if global_pixel_values.ndim != 5 or global_pixel_values.shape[1] != 2:
         raise ValueError(
             "global_pixel_values must have shape (batch, 2, channels, height, width), the second view transformed, "

@@ -104,16 +104,7 @@ def check_views(
     focal_queries: torch.Tensor | None,
     focal_positions: torch.Tensor | None,
 ) -> None:
-    """Refuses views and positions that do not fit together; values are looked at on a CPU alone.
-
-    Args:
-        config (`LOCAConfig`): Of the model.
-        reference, random_query, random_positions, focal_queries, focal_positions (`torch.Tensor`): As `forward` of
-            `LOCAForPreTraining` takes them.
-
-    Raises:
-        ValueError: If a shape or a position is wrong.
-    """
+    """Raises a `ValueError` for arguments of `forward` that do not fit together; values are read on a CPU alone."""
     size, patch_size = config.image_height_width, config.patch_size
     num_references = size[0] * size[1] // patch_size**2
     if reference.ndim != 4 or tuple(reference.shape[-2:]) != size:
@@ -154,19 +145,10 @@ def check_views(
 def check_token_indices(
     name: str, tokens: torch.Tensor | Sequence[int], num_tokens: int, device: torch.device
 ) -> torch.Tensor:
-    """Moves indices of tokens to the device, checked where they are without waiting for it.
-
-    Args:
-        name (`str`): What they are called in messages.
-        tokens (`torch.Tensor` of shape `(tokens,)`): Raster indices, the same for a whole batch.
-        num_tokens (`int`): Tokens that there are.
-        device (`torch.device`): Where they go.
-
-    Returns:
-        `torch.Tensor` of shape `(tokens,)`: int64.
+    """Moves raster indices `(tokens,)` to the device, as int64, checked where they are without waiting for it.
 
     Raises:
-        ValueError: If they are no indices of tokens.
+        ValueError: If they are no indices of `num_tokens` tokens; the message calls them by `name`.
     """
     tokens = torch.as_tensor(tokens)
     if tokens.ndim != 1 or not len(tokens) or tokens.dtype == torch.bool or tokens.is_floating_point():

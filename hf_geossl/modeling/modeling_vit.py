@@ -20,18 +20,15 @@ from .configuration_vit import GeometricViTConfig
 def resample_positions(
     positions: torch.Tensor, height: int, width: int, offset: float = 0.0, mode: str = "bicubic"
 ) -> torch.Tensor:
-    """Resamples a table of position embeddings to another grid, in float32.
+    """Resamples a table of position embeddings to another grid, in float32; the dtype stays.
 
     Args:
-        positions (`torch.Tensor` of shape `(grid_height, grid_width, hidden_size)`): The table.
+        positions (`torch.Tensor` of shape `(rows, columns, hidden_size)`): The table.
         height, width (`int`): The new grid, in patches.
         offset (`float`, defaults to 0.0): Added to `height` and `width` where the sampling step is computed, as DINO
             and GTSA do with 0.1; 0 resamples to the exact size.
         mode (`str`, defaults to `"bicubic"`): `"bicubic"` without antialiasing as DINO and GTSA, or `"bilinear"` with
             antialiasing where the grid shrinks as LOCA (`jax.image.resize`).
-
-    Returns:
-        `torch.Tensor` of shape `(height, width, hidden_size)`, in the dtype of `positions`.
     """
     grid_height, grid_width, _ = positions.shape
     if (height, width) == (grid_height, grid_width):
@@ -96,9 +93,7 @@ class ViTEmbeddings(nn.Module):
         use_positions: bool = True,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Maps `pixel_values (batch, channels, height, width)` to `(batch, tokens, hidden_size)`.
-
-        The tokens are class token, registers, patches, as far as there are any.
+        """Maps `(batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers, patches.
 
         `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
         `use_positions=False` adds none; `bool_masked_pos (batch, patches)` puts the mask token in the place of patches.

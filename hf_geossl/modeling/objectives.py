@@ -105,16 +105,14 @@ def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) ->
 
 
 def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Balances soft assignments over clusters.
+    """Balances soft assignments over clusters, in float32.
 
-    Each round divides columns by their sums over the tokens of all processes, then rows by theirs. No epsilon; rows sum to 1 at the end, columns are even only approximately.
+    Each round divides columns by their sums over the tokens of all processes, then rows by theirs. No epsilon; rows sum
+    to 1 at the end, columns are even only approximately.
 
     Args:
         probabilities (`torch.Tensor` of shape `(tokens, clusters)`): Positive; this process's tokens.
         iterations (`int`): Rounds, 0 or more.
-
-    Returns:
-        `torch.Tensor` of the same shape, float32.
 
     Source: arXiv 2212.02400 (after arXiv 2006.09882), as the authors' code has it.
     """
@@ -143,11 +141,7 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 def mean_over_processes(local: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all processes; its gradient is the true one once gradients are averaged over processes.
 
-    Args:
-        local (`torch.Tensor`): This process's, of the same shape everywhere.
-
-    Returns:
-        `torch.Tensor` of the same shape; the tensor itself where there is one process.
+    `local` has the same shape everywhere; where there is one process, it is returned itself.
     """
     if not is_distributed():
         return local
@@ -176,13 +170,14 @@ def patch_cluster_losses(
             to 1. What stands in rows that are not valid does not matter. No gradient flows to them.
         valid (`torch.Tensor` of shape `(tokens,)`, bool): Tokens that lie inside the reference.
         temperature (`float`): Divides the student's cosines.
-        rows (`torch.Tensor` of shape `(tokens,)`, int64, *optional*): The row of `assignments` that belongs to each token, where they
-            are not those of the same places in order.
+        rows (`torch.Tensor` of shape `(tokens,)`, int64, *optional*): The row of `assignments` that belongs to each
+            token, where they are not those of the same places in order.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over valid tokens counted as in
-        [`location_loss`] (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens, valid or not, of
-        all processes, in [-ln clusters, 0]. Its gradient is the true one once gradients are averaged over processes.
+        `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over valid tokens counted as
+        in [`location_loss`] (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens,
+        valid or not, of all processes, in [-ln clusters, 0]. Its gradient is the true one once gradients are averaged
+        over processes.
 
     Source: arXiv 2212.02400, patch clustering and mean-entropy maximisation; epsilon 1e-8 in the count.
     """

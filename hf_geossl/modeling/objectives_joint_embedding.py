@@ -7,16 +7,11 @@ from .objectives import is_distributed, sum_over_processes
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensors of all processes, one after the other in the order of their ranks.
+    """The tensors `(batch, ...)` of all processes, `(processes * batch, ...)` in the order of their ranks.
 
     A loss of what it returns has the true gradient once gradients are averaged over processes, as
-    DistributedDataParallel does: for the mean over processes of what each of them computed.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(batch, ...)`): This process's part; the same shape on all processes.
-
-    Returns:
-        `torch.Tensor` of shape `(processes * batch, ...)`; `tensor` itself outside distributed runs.
+    DistributedDataParallel does: for the mean over processes of what each of them computed. Shapes are equal on all
+    processes; outside distributed runs the tensor itself is returned.
     """
     if not is_distributed():
         return tensor
@@ -82,16 +77,13 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int) ->
 
 @torch.no_grad()
 def ema_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> torch.Tensor:
-    """The teacher's center after one optimizer step.
+    """The teacher's center `(1, prototypes)` after one optimizer step, float32; `center` is left as it is.
 
     Args:
         center (`torch.Tensor` of shape `(1, prototypes)`): The center so far.
-        batch_mean (`torch.Tensor` of shape `(1, prototypes)` or `(prototypes,)`): Mean of the teacher's scores in this
-            step, over accumulated batches and processes.
+        batch_mean (`torch.Tensor` of `prototypes` numbers): Mean of the teacher's scores in this step, over accumulated
+            batches and processes.
         momentum (`float`): Share of the old center that stays, 0..1.
-
-    Returns:
-        `torch.Tensor` of shape `(1, prototypes)`, float32, without gradient; `center` is left as it is.
 
     Source: arXiv 2104.14294, equation 4.
     """
@@ -109,10 +101,8 @@ def dino_loss(
         student_temperature (`float`): Above 0; divides the student's scores.
 
     Returns:
-        `torch.Tensor` of shape `()`: mean over the pairs of different views and the batch, 0 or more.
-
-    Raises:
-        ValueError: There is no pair of different views.
+        `torch.Tensor` of shape `()`: mean over the pairs of different views and the batch, 0 or more; a ValueError
+        where there is no such pair.
 
     Source: arXiv 2104.14294, equation 3. DINOv2's sum of global and local pairs, each divided by the number of both, is
     the same mean.
@@ -133,8 +123,8 @@ def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
     """Weights masked patches so that images count the same however many of their patches are masked.
 
     Args:
-        bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where a patch is masked for the student. The
-            images are those of all views.
+        bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where a patch is masked for the
+            student; the images are those of all views.
 
     Returns:
         `torch.Tensor` of shape `(masked_patches,)`, float32: 1 / (masked patches of its image) / images, in raster
@@ -168,19 +158,17 @@ def ibot_patch_loss(
 
 
 def koleo_loss(features: torch.Tensor) -> torch.Tensor:
-    """Spreads features over the sphere: each is pushed away from the nearest other one of this process, as in DINOv2's code.
+    """Spreads features over the sphere: each is pushed away from the nearest other one, as in DINOv2's code.
 
-    So it depends on how a batch is divided among processes, alone of all losses here.
+    Only this process's features are compared. So it depends on how a batch is divided among processes, alone of all losses here.
 
     Args:
-        features (`torch.Tensor` of shape `(batch, channels)`): One view's class tokens before the head.
+        features (`torch.Tensor` of shape `(batch, channels)`): One view's class tokens before the head, of 2 images or
+            more.
 
     Returns:
         `torch.Tensor` of shape `()`: minus the mean logarithm of the distance to the nearest neighbour, in
         [-ln 2, -ln 1e-8].
-
-    Raises:
-        ValueError: There are fewer than 2 features.
 
     Source: arXiv 1806.03198, equation 2; arXiv 2304.07193, section 4. Epsilon 1e-8 in the logarithm.
     """
@@ -202,22 +190,18 @@ def vicreg_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pulls two views' embeddings together, each channel's deviation to 1 and covariances of channels to 0.
 
-    Statistics are those of all processes' images; the gradient is the true one once gradients are averaged over processes.
+    Statistics are those of all processes' images, 2 or more; the gradient is the true one once gradients are averaged
+    over processes.
 
     Args:
-        first (`torch.Tensor` of shape `(batch, channels)`): Embeddings of the first view.
-        second (`torch.Tensor` of shape `(batch, channels)`): Embeddings of the second view, in the same order.
-        invariance_weight (`float`): 25 in the paper, 10 in SIE's code.
-        variance_weight (`float`): 25 in the paper, 10 in SIE's code.
+        first, second (`torch.Tensor` of shape `(batch, channels)`): Embeddings of the two views, in the same order.
+        invariance_weight, variance_weight (`float`): 25 in the paper, 10 in SIE's code.
         covariance_weight (`float`): 1 in both.
 
     Returns:
         `tuple[torch.Tensor, ...]` of four of shape `()`, equal on all processes: the weighted sum; invariance, the mean
         squared difference; variance, the mean over views and channels of what deviations lack to 1, in [0, 1];
         covariance, the sum over views of the mean over channels of squared covariances with the other channels.
-
-    Raises:
-        ValueError: All processes together hold fewer than 2 images.
 
     Source: arXiv 2105.04906, equations 1 to 6; epsilon 1e-4 in the deviation; the mean of the two variance terms as in
     the authors' code.
@@ -244,15 +228,12 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) 
     The gradient is the true one, of the mean over processes, once gradients are averaged over them.
 
     Args:
-        first (`torch.Tensor` of shape `(batch, channels)`): Projections of the first view.
-        second (`torch.Tensor` of shape `(batch, channels)`): Projections of the second view, in the same order.
+        first, second (`torch.Tensor` of shape `(batch, channels)`): Projections of the two views, in the same order; of
+            2 images or more over all processes.
         temperature (`float`): Above 0; divides the cosines.
 
     Returns:
         `torch.Tensor` of shape `()`: mean over this process's views, 0 or more.
-
-    Raises:
-        ValueError: All processes together hold fewer than 2 images.
 
     Source: arXiv 2002.05709, equation 1.
     """

@@ -127,14 +127,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     # ---- State that moves once per optimizer step ----
 
     def update_teacher(self, momentum: float) -> None:
-        """Moves the teacher once, see `TeacherStudentModel.update_teacher`.
-
-        Args:
-            momentum (`float`): In [0, 1].
-
-        Raises:
-            ValueError: If the host has no teacher.
-        """
+        """As `TeacherStudentModel.update_teacher`; a `ValueError` if the host has no teacher."""
         if self.teacher is None:
             raise ValueError(f"host {self.config.host!r} has no teacher to update; ibot, dinov2 and dino have one")
         super().update_teacher(momentum)

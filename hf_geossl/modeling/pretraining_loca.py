@@ -131,23 +131,12 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             super()._init_weights(module)
 
     def draw_kept_query_tokens(self, num_tokens: int) -> torch.Tensor:
-        """Draws which tokens of the random query enter the encoder, from torch's global CPU generator.
-
-        Args:
-            num_tokens (`int`): Tokens of the random query.
-
-        Returns:
-            `torch.Tensor` of shape `(kept,)`: raster indices without repetition, in random order, on the CPU.
-        """
+        """Draws the random query's tokens that enter the encoder: raster indices, by torch's global CPU generator."""
         kept = self.config.num_kept_query_tokens
         return torch.randperm(num_tokens)[:kept]
 
     def draw_visible_reference_tokens(self) -> torch.Tensor:
-        """Draws which tokens of the reference queries attend to, from torch's global CPU generator.
-
-        Returns:
-            `torch.Tensor` of shape `(visible,)`: raster indices, as `config.reference_selection` says, on the CPU.
-        """
+        """Draws the reference's tokens that queries attend to, as `config.reference_selection` says, likewise."""
         num_tokens = self.position_predictor.out_features
         visible = int(self.config.visible_reference_ratio * num_tokens)
         if not 0 < visible <= num_tokens:

@@ -76,19 +76,10 @@ class ReconstructionTask(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor, targets: torch.Tensor, grid: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructs images from the tokens of two views.
+        """Reconstructs images from patch tokens of the first global view and of the second, which is transformed.
 
-        Args:
-            first, second (`torch.Tensor` of shape `(batch, patches, features)`): Patch tokens of the first global view,
-                and of the second, which the transformation has been applied to.
-            targets (`torch.Tensor` of shape `(batch, num_decoders, channels, height, width)`): Normalised images.
-            grid (`(rows, columns)`): Patches of a view.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: the loss, `()`, and the reconstructions, of the targets' shape.
-
-        Raises:
-            ValueError: If there are other than `num_decoders` targets an image.
+        Both are `(batch, rows * columns, features)`, `targets (batch, num_decoders, channels, height, width)`
+        normalised images. Gives the loss, `()`, and the reconstructions, of the targets' shape.
         """
         if targets.ndim != 5 or targets.shape[1] != len(self.decoders) or len(targets) != len(first):
             raise ValueError(
@@ -105,16 +96,10 @@ class ReconstructionTask(nn.Module):
 def intermediate_targets(
     intermediate_pixel_values: torch.Tensor | None, final: torch.Tensor, config: ReconstructionFields
 ) -> torch.Tensor:
-    """Collects the images that are reconstructed.
+    """Collects the images that are reconstructed, `(batch, num_intermediate [+ 1], channels, height, width)`.
 
-    Args:
-        intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`, or None where K = 0):
-            The images between the two states of the transformation.
-        final (`torch.Tensor` of shape `(batch, channels, height, width)`): The last state, the second global view.
-        config (`ReconstructionFields`): Which images these are.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, num_intermediate [+ 1], channels, height, width)`.
+    `intermediate_pixel_values (batch, K, channels, height, width)` (or None where K = 0) lie between the two states of
+    the transformation, `final (batch, channels, height, width)` is the last one, the second global view.
 
     Raises:
         ValueError: If the intermediate images are missing, or are not as many or as large as expected.
@@ -147,14 +132,10 @@ def mean_image_loss(targets: torch.Tensor) -> torch.Tensor:
 
 
 def attached_task(config: ReconstructingViTConfig) -> ReconstructionTask | None:
-    """Makes the task of a method with losses of its own, to be called after all its other submodules and before `post_init`.
+    """Makes the task of a method with losses of its own: after all its other submodules and before `post_init`.
 
-    Args:
-        config (`ReconstructingViTConfig`): The method's configuration.
-
-    Returns:
-        `ReconstructionTask` or None: None where nothing is reconstructed. It leaves the random numbers as they are, so that
-        `post_init`, which comes to it last, gives all else the weights that it has without the task.
+    None where nothing is reconstructed. It leaves the random numbers as they are, so that `post_init`, which comes to
+    it last, gives all else the weights that it has without the task.
     """
     if not config.num_decoders:
         return None
@@ -175,9 +156,8 @@ def attached_reconstruction(
     Args:
         model (`PreTrainedModel`): A pretraining model whose `reconstruction` is a task.
         first (`torch.Tensor` of shape `(batch, patches, hidden_size)`): The student's patch tokens of another view.
-        shape (`torch.Size`): That view's, `(batch, channels, height, width)`.
-        transformed_pixel_values (`torch.Tensor` of this shape): The transformed view.
-        intermediate_pixel_values (`torch.Tensor` of shape `(batch, K, channels, height, width)`): The intermediate images.
+        shape (`torch.Size`): That view's, `(batch, channels, height, width)`, and the transformed one's.
+        transformed_pixel_values, intermediate_pixel_values (`torch.Tensor`): As `forward` takes them.
 
     Returns:
         `dict[str, torch.Tensor]`: the model's outputs `reconstruction_loss`, `mean_image_loss` and `reconstructions`.
@@ -205,15 +185,7 @@ def attached_reconstruction(
 
 
 def check_reconstruction_views(config: ReconstructingViTConfig, views: object) -> None:
-    """Refuses views whose transformation is not the one that the model reconstructs.
-
-    Args:
-        config (`ReconstructingViTConfig`): Of the model.
-        views (`object`): Has attributes `reconstruction` and `num_intermediate` too.
-
-    Raises:
-        ValueError: If the model does not reconstruct what the views transform.
-    """
+    """Raises a `ValueError` for views whose transformation is not the one that the model reconstructs."""
     for name in ("reconstruction", "num_intermediate"):
         ours, theirs = getattr(views, name), getattr(config, name)
         transformed_for_nothing = name == "reconstruction" and ours is not None

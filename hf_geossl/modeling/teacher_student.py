@@ -12,9 +12,8 @@ from .modeling_vit import GeometricViTPreTrainedModel
 class TeacherStudentModel(GeometricViTPreTrainedModel):
     """Base of the pretraining classes.
 
-    A subclass sets `teacher`, a module whose weights have the names of the student's,
-    after its own submodules, and ends its `__init__` with `post_init()` and `copy_student_to_teacher()`. A method
-    without a teacher sets it to None.
+    A subclass sets `teacher`, a module whose weights have the names of the student's, after its own submodules, and
+    ends its `__init__` with `post_init()` and `copy_student_to_teacher()`. A method without a teacher sets it to None.
     """
 
     accepts_loss_kwargs = False
@@ -44,20 +43,12 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
         """Drops what the forward passes of an optimizer step that was skipped have accumulated."""
 
     def teacher_pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Pairs the weights of the teacher with the student's of the same names.
-
-        Returns:
-            `tuple[list[torch.Tensor], list[torch.Tensor]]`: the teacher's and the student's; both empty without a teacher.
-        """
-        teachers: list[torch.Tensor] = []
-        students: list[torch.Tensor] = []
+        """Pairs the teacher's weights with the student's of the same names; two empty lists without a teacher."""
         if self.teacher is None:
-            return teachers, students
+            return [], []
         student = dict(self.named_parameters())
-        for name, parameter in self.teacher.named_parameters():
-            teachers.append(parameter)
-            students.append(student[name])
-        return teachers, students
+        teacher = dict(self.teacher.named_parameters())
+        return list(teacher.values()), [student[name] for name in teacher]
 
     @torch.no_grad()
     def copy_student_to_teacher(self) -> None:
@@ -69,9 +60,6 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Moves the teacher once: teacher <- momentum * teacher + (1 - momentum) * student, in the teacher's float32.
-
-        Args:
-            momentum (`float`): In [0, 1].
 
         Raises:
             ValueError: If `momentum` is outside [0, 1], or the teacher is in less than float32.

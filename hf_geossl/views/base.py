@@ -63,23 +63,12 @@ class Views(Settings, ABC):
 
     @classmethod
     def flat_settings(cls) -> dict[str, Field[Any]]:
-        """The flat keywords, in the order of positional values.
-
-        Returns:
-            `dict[str, dataclasses.Field]`: by keyword, with type, default and `metadata["help"]`.
-        """
+        """The flat keywords, in the order of positional values; `metadata["help"]` of each says what it sets."""
         return flat_fields(cls)
 
     @classmethod
     def implied_settings(cls, given: Mapping[str, object]) -> dict[str, object]:
-        """Flat settings that follow from others, where they are not given themselves.
-
-        Args:
-            given (`Mapping`): The flat settings that are given.
-
-        Returns:
-            `dict`: none, unless a subclass has such settings.
-        """
+        """Flat settings that follow from those that are `given`, where they are not given themselves."""
         return {}
 
     @property
@@ -134,21 +123,11 @@ class Views(Settings, ABC):
 
     @abstractmethod
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """`augment` without change of colour or transformation: the crops turned and normalised, nothing random.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `dict`: as `augment`, without what is transformed.
-        """
+        """`augment` without change of colour or transformation: the crops turned and normalised, nothing random."""
 
     @abstractmethod
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The crops that stand for the images, for pictures; not turned yet.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
+        """The crops of a batch that stand for the images, for pictures; not turned yet.
 
         Returns:
             `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
@@ -160,13 +139,7 @@ class Views(Settings, ABC):
 
     @staticmethod
     def collate(samples: Sequence[Batch]) -> Batch:
-        """Stacks the views of several images.
-
-        Args:
-            samples (`Sequence[dict[str, torch.Tensor]]`): What `views` returned, the same keys and shapes for all.
-
-        Returns:
-            `dict[str, torch.Tensor]`: every tensor with a leading batch axis; crops in channels-last memory stay there.
+        """Stacks the views of several images; crops in channels-last memory stay there.
 
         Raises:
             ValueError: No samples, or samples of different keys.

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 
@@ -75,19 +76,35 @@ class ColorRecipe(ColorJitter):
 
 
 @dataclass
-class ColorParameters:
+class DrawnParameters:
+    """Base of dataclasses of tensors that have one row a view or an image."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same parameters on another device, in one transfer; the object itself if it is there already."""
+        values = [getattr(self, entry.name) for entry in fields(self)]
+        if values[0].device == device:
+            return self
+        columns = [value.float().reshape(len(value), -1) for value in values]
+        moved = torch.cat(columns, dim=1).to(device, non_blocking=True).split([c.shape[1] for c in columns], dim=1)
+        return type(self)(*(new.to(old.dtype).reshape(old.shape) for old, new in zip(values, moved, strict=True)))
+
+    def select(self, rows: torch.Tensor | slice) -> Self:
+        """The parameters of some rows: indices or a mask on the parameters' device, or a slice."""
+        return type(self)(*(getattr(self, entry.name)[rows] for entry in fields(self)))
+
+
+@dataclass
+class ColorParameters(DrawnParameters):
     """What happens to the colours of `views` views; every field has one row a view.
 
     Args:
-        brightness, contrast, saturation (`torch.Tensor` of shape `(views,)`): factors, 1 changes nothing; with
+        brightness, contrast, saturation (`torch.Tensor` of shape `(views,)`): Factors, 1 changes nothing; with
             TensorFlow's operations, brightness is what is added to values in [0, 1].
-        hue (`torch.Tensor` of shape `(views,)`): turns of the colour circle, 0 changes nothing.
-        order (`torch.Tensor` of shape `(views, 4)`): a permutation of `BRIGHTNESS, CONTRAST, SATURATION, HUE`.
-        jitter (`torch.Tensor` of shape `(views,)`, bool): whether those four are applied.
-        grayscale (`torch.Tensor` of shape `(views,)`, bool): whether the view turns grey afterwards.
-        blur (`torch.Tensor` of shape `(views,)`, bool): whether the view is blurred after that.
-        blur_sigma (`torch.Tensor` of shape `(views,)`): standard deviation of the blur in pixels of the view.
-        solarize (`torch.Tensor` of shape `(views,)`, bool): whether bright values are inverted after that.
+        hue (`torch.Tensor` of shape `(views,)`): Turns of the colour circle, 0 changes nothing.
+        order (`torch.Tensor` of shape `(views, 4)`): A permutation of `BRIGHTNESS, CONTRAST, SATURATION, HUE`.
+        jitter, grayscale, blur, solarize (`torch.Tensor` of shape `(views,)`, bool): Whether those four are applied,
+            and what follows them in this order.
+        blur_sigma (`torch.Tensor` of shape `(views,)`): Standard deviation of the blur in pixels of the view.
     """
 
     brightness: torch.Tensor
@@ -101,52 +118,14 @@ class ColorParameters:
     blur_sigma: torch.Tensor
     solarize: torch.Tensor
 
-    def to(self, device: torch.device) -> "ColorParameters":
-        """The same parameters on another device, in one transfer.
-
-        Args:
-            device (`torch.device`): where to.
-
-        Returns:
-            `ColorParameters`: on that device; the object itself if it is there already.
-        """
-        if self.brightness.device == device:
-            return self
-        columns = [getattr(self, field.name).float().reshape(len(self.order), -1) for field in fields(self)]
-        moved = torch.cat(columns, dim=1).to(device, non_blocking=True).split([c.shape[1] for c in columns], dim=1)
-        return ColorParameters(
-            **{
-                field.name: column.to(getattr(self, field.name).dtype).reshape(getattr(self, field.name).shape)
-                for field, column in zip(fields(self), moved, strict=True)
-            }
-        )
-
-    def select(self, views: torch.Tensor | slice) -> "ColorParameters":
-        """The parameters of some views.
-
-        Args:
-            views (`torch.Tensor` or `slice`): Of the first axis: indices or a mask on the parameters' device, or a slice.
-
-        Returns:
-            `ColorParameters`: their rows, in that order.
-        """
-        return ColorParameters(**{field.name: getattr(self, field.name)[views] for field in fields(self)})
-
 
 def draw_color_parameters(
     recipe: ColorRecipe, num_views: int, generator: torch.Generator | None = None
 ) -> ColorParameters:
-    """Draws the colour changes of `num_views` views, independently of each other.
+    """Draws the colour changes of `num_views` views, independently of each other, on the generator's device.
 
-    Args:
-        recipe (`ColorRecipe`): the distribution.
-        num_views (`int`): how many views.
-        generator (`torch.Generator`, *optional*): source of the numbers, torch's global CPU generator if absent. A fixed
-            count of numbers is taken from it for each view, whatever the recipe, and after them one more for each view if
-            the recipe solarises.
-
-    Returns:
-        `ColorParameters`: on the generator's device.
+    A fixed count of numbers is taken from the generator (torch's global CPU generator if absent) for each view,
+    whatever the recipe, and after them one more for each view if the recipe solarises.
 
     Source: torchvision `ColorJitter.get_params`, `RandomApply`, `RandomGrayscale`.
     """

@@ -43,11 +43,7 @@ HOSTS: Mapping[str, HostViews] = {
 
 @dataclass(frozen=True)
 class EquiCoherentCrops(Settings):
-    """Which crops EquiCoherent takes of an image; the defaults are those of the host iBOT.
-
-    Raises:
-        ValueError: Sizes, counts, scales, ratios or probabilities out of range, or sizes that are not whole patches.
-    """
+    """Which crops EquiCoherent takes of an image, in whole patches; the defaults are those of the host iBOT."""
 
     patch_size: int = setting(16, "Side of the model's patches in pixels; the sizes are multiples of it.", low=1)
     global_size: int = setting(224, "Side of the two global views in pixels.")
@@ -77,11 +73,7 @@ class EquiCoherentCrops(Settings):
 
 @dataclass(frozen=True)
 class EquiCoherentColor(ColorJitter):
-    """How the colours of EquiCoherent's views change; the defaults are those of the host iBOT.
-
-    Raises:
-        ValueError: A strength, probability or width out of range.
-    """
+    """How the colours of EquiCoherent's views change; the defaults are those of the host iBOT."""
 
     brightness: float = setting(0.4, "The factor of brightness is uniform in [max(0, 1 - x), 1 + x].", low=0)
     contrast: float = setting(0.4, "The factor of contrast is uniform in [max(0, 1 - x), 1 + x].", low=0)
@@ -135,8 +127,7 @@ class EquiCoherentViews(Views):
         normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
 
     Raises:
-        TypeError: An unknown setting.
-        ValueError: An unknown word or a setting out of its range.
+        TypeError, ValueError: An unknown setting, or one out of its range.
 
     Source: EquiCoherent (arXiv 2503.18753) with the views of iBOT (arXiv 2111.07832), DINOv2 (arXiv 2304.07193), DINO
     (arXiv 2104.14294), VICReg (arXiv 2105.04906) and SimCLR (arXiv 2002.05709).
@@ -157,23 +148,12 @@ class EquiCoherentViews(Views):
 
     @classmethod
     def flat_settings(cls) -> dict[str, Field[Any]]:
-        """The flat keywords, in the order of positional values; the default of what the host decides is None.
-
-        Returns:
-            `dict[str, dataclasses.Field]`: as in `Views.flat_settings`.
-        """
+        """As `Views.flat_settings`; the default of what the host decides is None."""
         return flat_fields(cls, optional=HostViews.__annotations__)
 
     @classmethod
     def implied_settings(cls, given: Mapping[str, object]) -> dict[str, object]:
-        """The settings of the host.
-
-        Args:
-            given (`Mapping`): The flat settings that are given.
-
-        Returns:
-            `dict`: the host's settings; none of an unknown host.
-        """
+        """The settings of the host; none of an unknown host."""
         host = HOSTS.get(str(given.get("host", "ibot")))
         return {} if host is None else dict(vars(host))
 
@@ -183,19 +163,12 @@ class EquiCoherentViews(Views):
         return self.crops.global_size
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
-        """Crops of one image and the record of their geometry.
-
-        Args:
-            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): As in `Views.views`.
-            seed (`int`, *optional*): As in `Views.views`.
+        """Crops of one image and the record of their geometry, see `Views.views`.
 
         Returns:
             `dict[str, torch.Tensor]`: `global_crops` (`(2, 3, global_size, global_size)`, uint8) and `local_crops`
             (`(num_local, 3, local_size, local_size)`, uint8), mirrored already, and `crop_boxes`, `flips` and
-            `quarter_turns` (all 0) of all views, globals first, as in `Views.views`.
-
-        Raises:
-            BrokenImageError, TypeError: As `read_pixels`.
+            `quarter_turns` (all 0) of all views, globals first.
         """
         pixels = read_pixels(image)
         height, width, _ = pixels.shape
@@ -217,14 +190,7 @@ class EquiCoherentViews(Views):
         }
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The first global crops of a batch, which are never transformed.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
-        """
+        """The first global crops `(batch, 3, global_size, global_size)`, uint8, which are never transformed."""
         return batch["global_crops"][:, 0]
 
     def describe(self) -> str:
@@ -254,20 +220,15 @@ class EquiCoherentViews(Views):
         return ", ".join(parts)
 
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
-        """Colours, normalises, masks and transforms the crops of a batch on the device that holds them.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned; it is left as it is.
-            generator (`torch.Generator`, *optional*): As in `Views.augment`.
+        """Colours, normalises, masks and transforms the crops of a batch on their device, see `Views.augment`.
 
         Returns:
-            `dict`: the arguments of `EquiCoherentForPreTraining.forward`: `global_pixel_values`
-            (`(batch, 2, 3, global_size, global_size)`, float32, the second transformed), `local_pixel_values`
-            (`(batch, num_local, 3, local_size, local_size)`, float32, or None without local views),
-            `intermediate_pixel_values` (`(batch, num_intermediate, 3, global_size, global_size)`, float32: the points at
-            k / (num_intermediate + 1) of the path to the second global view; None without any) and `bool_masked_pos`
-            (`(batch, 2, N)`, bool, the masked patches of the global views in raster order; None if the host does not
-            mask).
+            `dict`: the arguments of `EquiCoherentForPreTraining.forward`: `global_pixel_values` (`(batch, 2, 3,
+            global_size, global_size)`, float32, the second transformed), `local_pixel_values` (`(batch, num_local, 3,
+            local_size, local_size)`, float32, or None without local views), `intermediate_pixel_values` (`(batch,
+            num_intermediate, 3, global_size, global_size)`, float32: the points at k / (num_intermediate + 1) of the
+            path to the second global view; None without any) and `bool_masked_pos` (`(batch, 2, N)`, bool, the masked
+            patches of the global views in raster order; None if the host does not mask).
         """
         rendered = self.render_path(batch, generator)
         del rendered["source_pixel_values"]
@@ -276,25 +237,14 @@ class EquiCoherentViews(Views):
     def render_path(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
         """`augment` for pictures: with the image where the path begins.
 
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned; it is left as it is.
-            generator (`torch.Generator`, *optional*): As in `augment`.
-
         Returns:
-            `dict`: as `augment`, and `source_pixel_values` (`(batch, 3, global_size, global_size)`, float32): the second
-            global view before it was transformed.
+            `dict`: as `augment`, and `source_pixel_values` (`(batch, 3, global_size, global_size)`, float32): the
+            second global view before it was transformed.
         """
         return self._render(batch, generator, random=True)
 
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """`augment` without change of colour, transformation or masked patches: the crops normalised, nothing random.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `dict`: as `augment`; `intermediate_pixel_values` is None.
-        """
+        """`augment` without change of colour, transformation or masked patches; `intermediate_pixel_values` is None."""
         rendered = self._render(batch, None, random=False)
         del rendered["source_pixel_values"]
         return rendered

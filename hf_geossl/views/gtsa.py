@@ -30,11 +30,7 @@ GLOBAL_OVERLAP, LOCAL_OVERLAP = 2, 1  # hundredths of the image's area
 
 @dataclass(frozen=True)
 class GTSACrops(Settings):
-    """Which crops GTSA takes of an image.
-
-    Raises:
-        ValueError: Sizes, counts, scales or ratios out of range, or crops too small to overlap as they have to.
-    """
+    """Which crops GTSA takes of an image; they must be large enough to overlap as they have to."""
 
     global_size: int = setting(224, "Side of the global views in pixels.", low=1)
     local_size: int = setting(96, "Side of the local views in pixels.", low=1)
@@ -82,8 +78,7 @@ class GTSAViews(Views):
         normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
 
     Raises:
-        TypeError: An unknown setting.
-        ValueError: A setting out of its range.
+        TypeError, ValueError: An unknown setting, or one out of its range.
 
     Source: GTSA (arXiv 2304.08014), as the authors' code draws its views.
     """
@@ -101,19 +96,12 @@ class GTSAViews(Views):
         return self.crops.global_size
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
-        """Crops of one image and the record of their geometry.
-
-        Args:
-            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): As in `Views.views`.
-            seed (`int`, *optional*): As in `Views.views`.
+        """Crops of one image and the record of their geometry, see `Views.views`.
 
         Returns:
-            `dict[str, torch.Tensor]`: `global_crops` (`(num_global, 3, global_size, global_size)`, uint8), `local_crops`
-            (`(num_local, 3, local_size, local_size)`, uint8), and `crop_boxes`, `flips` (all False) and `quarter_turns`
-            of all views, globals first, as in `Views.views`.
-
-        Raises:
-            BrokenImageError, TypeError: As `read_pixels`.
+            `dict[str, torch.Tensor]`: `global_crops` (`(num_global, 3, global_size, global_size)`, uint8),
+            `local_crops` (`(num_local, 3, local_size, local_size)`, uint8), and `crop_boxes`, `flips` (all False) and
+            `quarter_turns` of all views, globals first.
         """
         pixels = read_pixels(image)
         height, width, _ = pixels.shape
@@ -129,20 +117,13 @@ class GTSAViews(Views):
         }
 
     def draw_boxes(self, rng: random.Random, width: int, height: int) -> list[Box]:
-        """Draws the crops of one image; a crop that overlaps too little is drawn again.
+        """Draws the crops of an image, globals first; one that overlaps too little is drawn again.
 
         The first global crop is free. A further one must share more than 2 % of the image with the part that all
         globals before it share, a local one more than 1 % with every global. (For two globals that is the original's
         condition. For more, the common part leaves a place for local crops.) After 100 tries the last draw is moved to
         where it overlaps most; if that is not enough either (strips thinner than any crop), the crop becomes the first
         global, or for a local the part that all globals share. So every global overlaps every other view.
-
-        Args:
-            rng (`random.Random`): source of the numbers.
-            width, height (`int`): of the image in pixels.
-
-        Returns:
-            `list[tuple[int, int, int, int]]`: x1, y1, x2, y2 in pixels, globals first.
 
         Source: GTSA's crop sampler; the fall-back is ours (the original draws without limit).
         """
@@ -186,31 +167,20 @@ class GTSAViews(Views):
         return ", ".join(parts)
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The first global crops of a batch, not turned yet.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
-        """
+        """The first global crops `(batch, 3, global_size, global_size)`, uint8, not turned yet."""
         return batch["global_crops"][:, 0]
 
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
-        """Turns, colours and normalises the crops of a batch on the device that holds them.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned; it is left as it is.
-            generator (`torch.Generator`, *optional*): As in `Views.augment`.
+        """Turns, colours and normalises the crops of a batch on the device that holds them, see `Views.augment`.
 
         Returns:
-            `dict`: the arguments of `GTSAForPreTraining.forward`: `global_pixel_values`
-            (`(batch, num_global, 3, global_size, global_size)`, float32), `local_pixel_values`
-            (`(batch, num_local, 3, local_size, local_size)`, float32, or None without local views), and `crop_boxes` and
-            `quarter_turns` as they came. With `reconstruction` also `transformed_pixel_values` (`(batch, 3, global_size,
-            global_size)`, float32: the second global view, or the only one, transformed) and `intermediate_pixel_values`
-            (`(batch, num_intermediate, 3, global_size, global_size)`, float32: the points at k / (num_intermediate + 1) of
-            the path to it).
+            `dict`: the arguments of `GTSAForPreTraining.forward`: `global_pixel_values` (`(batch, num_global, 3,
+            global_size, global_size)`, float32), `local_pixel_values` (`(batch, num_local, 3, local_size, local_size)`,
+            float32, or None without local views), and `crop_boxes` and `quarter_turns` as they came. With
+            `reconstruction` also `transformed_pixel_values` (`(batch, 3, global_size, global_size)`, float32: the
+            second global view, or the only one, transformed) and `intermediate_pixel_values` (`(batch,
+            num_intermediate, 3, global_size, global_size)`, float32: the points at k / (num_intermediate + 1) of the
+            path to it).
         """
         views = batch["crop_boxes"].shape[:2]
         rendered = self._render(batch, draw_color_parameters(self.color, views.numel(), generator))
@@ -224,14 +194,7 @@ class GTSAViews(Views):
         return rendered
 
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """`augment` without change of colour: the crops turned and normalised, nothing random, nothing transformed.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `dict`: as `augment`.
-        """
+        """`augment` without change of colour: the crops turned and normalised, nothing random, nothing transformed."""
         return self._render(batch, None)
 
     def _render(self, batch: Batch, parameters: ColorParameters | None) -> dict[str, torch.Tensor | None]:

@@ -22,11 +22,7 @@ INTENDED_BLUR = (1.0, 0.1, 0.5)
 
 @dataclass(frozen=True)
 class LOCACrops(Settings):
-    """Which crops LOCA takes of an image.
-
-    Raises:
-        ValueError: Sizes, counts, scales, ratios or probabilities out of range, or sizes that are not whole patches.
-    """
+    """Which crops LOCA takes of an image; their sizes are whole patches."""
 
     reference_size: int = setting(224, "Side of the reference and of the random query in pixels.")
     focal_size: int = setting(96, "Side of the focal queries in pixels.")
@@ -58,11 +54,7 @@ class LOCACrops(Settings):
 
 @dataclass(frozen=True)
 class LOCAColor(ColorJitter):
-    """How the colours of LOCA's views change, by TensorFlow's operations.
-
-    Raises:
-        ValueError: A strength, probability or width out of range, or an unknown word.
-    """
+    """How the colours of LOCA's views change, by TensorFlow's operations."""
 
     brightness: float = setting(0.4, "What is added to values in 0..1 is uniform in [-x, x].", low=0)
     contrast: float = setting(
@@ -104,8 +96,8 @@ class LOCAColor(ColorJitter):
 class LOCAViews(Views):
     """Views for LOCA with their geometry: where each patch of a query lies in the reference is what the model predicts.
 
-    All crops of an image are drawn independently of each other; a query may miss the reference. Queries are mirrored, the
-    reference is not, as the authors run it.
+    All crops of an image are drawn independently of each other; a query may miss the reference. Queries are mirrored,
+    the reference is not, as the authors run it.
 
     Args:
         crops ([`LOCACrops`]): `reference_size`, `focal_size`, `num_focal`, `patch_size`, `reference_scale`,
@@ -117,8 +109,7 @@ class LOCAViews(Views):
         normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
 
     Raises:
-        TypeError: An unknown setting.
-        ValueError: A setting out of its range.
+        TypeError, ValueError: An unknown setting, or one out of its range.
 
     Source: LOCA (arXiv 2212.02400), as the authors' code draws its views.
     """
@@ -136,20 +127,13 @@ class LOCAViews(Views):
         return self.crops.reference_size
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
-        """Crops of one image and the record of their geometry.
-
-        Args:
-            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): As in `Views.views`.
-            seed (`int`, *optional*): As in `Views.views`.
+        """Crops of one image and the record of their geometry, see `Views.views`.
 
         Returns:
             `dict[str, torch.Tensor]`: `reference_crop` and `random_query_crop` (`(3, reference_size, reference_size)`)
             and `focal_query_crops` (`(num_focal, 3, focal_size, focal_size)`), uint8 (float32 in 0..255 with
             `exact_resize`) and mirrored already; and for all views in the order reference, random query, focal queries
-            `crop_boxes`, `flips` and `quarter_turns` (all 0), as in `Views.views`.
-
-        Raises:
-            BrokenImageError, TypeError: As `read_pixels`.
+            `crop_boxes`, `flips` and `quarter_turns` (all 0).
         """
         pixels = read_pixels(image)
         height, width, _ = pixels.shape
@@ -173,14 +157,7 @@ class LOCAViews(Views):
         }
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The references of a batch.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, 3, reference_size, reference_size)`: uint8.
-        """
+        """The references `(batch, 3, reference_size, reference_size)`, uint8."""
         crops = batch["reference_crop"]
         return crops if crops.dtype == torch.uint8 else crops.round().to(torch.uint8)
 
@@ -216,34 +193,23 @@ class LOCAViews(Views):
         return ", ".join(parts)
 
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
-        """Colours and normalises the crops of a batch, and locates the queries' patches in the references, on the device.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned; it is left as it is.
-            generator (`torch.Generator`, *optional*): As in `Views.augment`.
+        """Colours and normalises crops, and locates the queries' patches in the references; see `Views.augment`.
 
         Returns:
             `dict`: the arguments of `LOCAForPreTraining.forward`: `reference_pixel_values` and
             `random_query_pixel_values` (`(batch, 3, reference_size, reference_size)`, float32),
             `focal_query_pixel_values` (`(batch, num_focal, 3, focal_size, focal_size)`, float32),
-            `random_query_positions` (`(batch, N)`, int64: raster index into the reference's patches, -1 outside, for the
-            patches of the query in raster order) and `focal_query_positions` (`(batch, num_focal, n)`, int64, the same);
-            those of the focal queries are None without focal queries. With `reconstruction` also
-            `transformed_pixel_values` (`(batch, 3, reference_size, reference_size)`, float32: the reference transformed) and
-            `intermediate_pixel_values` (`(batch, num_intermediate, 3, reference_size, reference_size)`, float32: the points
-            at k / (num_intermediate + 1) of the path to it).
+            `random_query_positions` (`(batch, N)`, int64: raster index into the reference's patches, -1 outside, for
+            the patches of the query in raster order) and `focal_query_positions` (`(batch, num_focal, n)`, int64, the
+            same); those of the focal queries are None without focal queries. With `reconstruction` also
+            `transformed_pixel_values` (`(batch, 3, reference_size, reference_size)`, float32: the reference
+            transformed) and `intermediate_pixel_values` (`(batch, num_intermediate, 3, reference_size,
+            reference_size)`, float32: the points at k / (num_intermediate + 1) of the path to it).
         """
         return self._render(batch, generator, random=True)
 
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """`augment` without change of colour: the crops normalised, nothing random, nothing transformed.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `collate` returned.
-
-        Returns:
-            `dict`: as `augment`.
-        """
+        """`augment` without change of colour: the crops normalised, nothing random, nothing transformed."""
         return self._render(batch, None, random=False)
 
     @torch.no_grad()

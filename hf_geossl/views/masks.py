@@ -32,16 +32,13 @@ def draw_block_masks(
 
     Args:
         kind (`str`): "ibot" or "dinov2".
-        num_images (`int`): how many views; for "dinov2" all that share the slices, two an image.
-        rows, columns (`int`): patches of a view, down and across, at least 1.
-        generator (`torch.Generator`, *optional*): source of the numbers, torch's global CPU generator if absent. One
-            number is taken from it, and the host waits for it.
+        num_images (`int`): How many views; for "dinov2" all that share the slices, two an image.
+        rows, columns (`int`): Patches of a view, down and across, at least 1.
+        generator (`torch.Generator`, *optional*): Torch's global CPU generator if absent. One number is taken from it,
+            and the host waits for it.
 
     Returns:
         `torch.Tensor` of shape `(num_images, rows * columns)`: bool, True where masked, in raster order, on the CPU.
-
-    Raises:
-        ValueError: an unknown kind, a negative number of views, or a grid without patches.
 
     Source: BEiT (arXiv 2106.08254), algorithm 1, with the shares of iBOT (arXiv 2111.07832) and DINOv2
     (arXiv 2304.07193).

@@ -20,18 +20,15 @@ def setting(
     words: Sequence[object] = (),
     flat: bool = True,
 ) -> T:
-    """Declares a field of a dataclass of settings.
+    """Declares a field of a dataclass of settings, with its default and its help for the command line.
 
     Args:
         default: The value where none is given.
-        help (`str`): What it sets, for the command line.
-        low (`float`, *optional*), above (`float`, *optional*), high (`float`): The range of a number, or of both numbers
-            of a pair (smallest, largest): from `low` on, or above `above`, up to `high`.
+        help (`str`): What it sets.
+        low, above, high (`float`, *optional*): The range of a number, or of both numbers of a pair (smallest, largest):
+            from `low` on, or above `above`, up to `high`.
         words (`Sequence`): The values that are valid, where they are few; None among them if it is.
         flat (`bool`): Whether views take it as a keyword of their own.
-
-    Returns:
-        A `dataclasses.Field` with that default, typed as the default.
     """
     bounds = {"low": low, "above": above, "high": high, "words": tuple(words)}
     return field(default=default, metadata={"help": help, "flat": flat, **bounds})
@@ -40,13 +37,8 @@ def setting(
 def group(default: T, names: Mapping[str, str] | None = None) -> T:
     """Declares a field that holds a dataclass of settings, whose fields its owner takes as flat keywords.
 
-    Args:
-        default ([`Settings`]): The group where none is given.
-        names (`Mapping[str, str]`, *optional*): Flat keyword -> field of the group; all fields that `setting` declares
-            flat, under their own names, by default.
-
-    Returns:
-        A `dataclasses.Field` with that default, typed as the default.
+    `names` maps a flat keyword to a field of the group; by default all fields that `setting` declares flat are taken,
+    under their own names.
     """
     return field(default=default, metadata={"group": True, "names": names})
 
@@ -132,16 +124,7 @@ def flat_fields(cls: type, optional: Container[str] = ()) -> dict[str, Field[Any
 def sort_settings(
     cls: type, flat: Mapping[str, Field[Any]], values: Sequence[object], settings: Mapping[str, object]
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Sorts what a class was called with into flat keywords and whole groups.
-
-    Args:
-        cls (`type`): A dataclass whose fields are declared by `setting` and `group`.
-        flat (`Mapping[str, dataclasses.Field]`): Its `flat_fields`, in the order of positional values.
-        values (`Sequence`): Positional values.
-        settings (`Mapping`): Flat keywords, and groups by the names of their fields.
-
-    Returns:
-        `tuple(dict, dict)`: the flat settings, without a None that is the default, and the groups.
+    """Sorts what a class was called with into flat settings, without a None that is the default, and whole groups.
 
     Raises:
         TypeError: An unknown keyword, with the nearest valid one; too many values, or two for one keyword.
@@ -162,17 +145,7 @@ def sort_settings(
 def nest(
     cls: type, flat: Mapping[str, Field[Any]], given: Mapping[str, object], groups: Mapping[str, object]
 ) -> dict[str, Any]:
-    """Puts flat settings into the groups that have them.
-
-    Args:
-        cls (`type`): As in `sort_settings`.
-        flat (`Mapping[str, dataclasses.Field]`): As in `sort_settings`.
-        given (`Mapping`): Flat settings; each wins over the group that has it.
-        groups (`Mapping`): Whole groups by the names of their fields.
-
-    Returns:
-        `dict`: a value for every field of `cls`.
-    """
+    """A value for every field of `cls`; flat settings go into the groups that have them, and win over what is there."""
     nested: dict[str, Any] = {entry.name: groups.get(entry.name, entry.default) for entry in fields(cls)}
     changes: dict[str, dict[str, object]] = {}
     for name, value in given.items():

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from hf_geossl.modeling.configuration_vit import TRANSFORMATIONS
 from hf_geossl.modeling.geometry import warp_images
-from hf_geossl.views.color import BLUR_TRUNCATION
+from hf_geossl.views.color import BLUR_TRUNCATION, DrawnParameters
 from hf_geossl.views.photometric import (
     adjust_brightness,
     adjust_contrast,
@@ -18,22 +19,21 @@ from hf_geossl.views.photometric import (
 )
 from hf_geossl.views.settings import Settings, setting
 
-TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
 SMALLEST_SIGMA = 0.05  # pixels; what is blurred less stays as it is
 
 
 @dataclass
-class TransformationParameters:
+class TransformationParameters(DrawnParameters):
     """How `images` images are transformed; every field has one row an image, 0 changes nothing.
 
     Args:
-        angles (`torch.Tensor` of shape `(images,)`): turn about the centre in radians, clockwise as displayed.
-        translations (`torch.Tensor` of shape `(images, 2)`): shift to the right and down after the turn, in shares of
+        angles (`torch.Tensor` of shape `(images,)`): Turn about the centre in radians, clockwise as displayed.
+        translations (`torch.Tensor` of shape `(images, 2)`): Shift to the right and down after the turn, in shares of
             the image's width and height.
-        brightness, contrast, saturation (`torch.Tensor` of shape `(images,)`): what the factor has above 1.
-        hue (`torch.Tensor` of shape `(images,)`): turns of the colour circle.
-        blur_sigma (`torch.Tensor` of shape `(images,)`): standard deviation of the blur in pixels.
-        transformed (`torch.Tensor` of shape `(images,)`, bool): which images are transformed at all.
+        brightness, contrast, saturation (`torch.Tensor` of shape `(images,)`): What the factor has above 1.
+        hue (`torch.Tensor` of shape `(images,)`): Turns of the colour circle.
+        blur_sigma (`torch.Tensor` of shape `(images,)`): Standard deviation of the blur in pixels.
+        transformed (`torch.Tensor` of shape `(images,)`, bool): Which images are transformed at all.
     """
 
     angles: torch.Tensor
@@ -46,29 +46,9 @@ class TransformationParameters:
     transformed: torch.Tensor
 
     def scaled(self, share: float) -> "TransformationParameters":
-        """The parameters of a point of the path: linear in every number.
-
-        Args:
-            share (`float`): Of the path, 0 is the image as it was, 1 the end.
-
-        Returns:
-            `TransformationParameters`: every number times `share`; the same images are transformed.
-        """
+        """The parameters of a point of the path: every number times `share`, 0 the image as it was, 1 the end."""
         numbers = {field.name: getattr(self, field.name) * share for field in fields(self)[:-1]}
         return TransformationParameters(**numbers, transformed=self.transformed)
-
-    def to(self, device: torch.device) -> "TransformationParameters":
-        """The same parameters on another device.
-
-        Args:
-            device (`torch.device`): where to.
-
-        Returns:
-            `TransformationParameters`: on that device.
-        """
-        return TransformationParameters(
-            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        )
 
 
 @dataclass(frozen=True)
@@ -115,15 +95,10 @@ class TransformationPath(Settings):
         return math.ceil(BLUR_TRUNCATION * self.path_blur_sigma[1])
 
     def draw(self, num_images: int, generator: torch.Generator | None = None) -> TransformationParameters:
-        """Draws the ends of the paths of `num_images` images, independently of each other.
+        """Draws the ends of the paths of `num_images` images, independently of each other, on the generator's device.
 
-        Args:
-            num_images (`int`): how many images.
-            generator (`torch.Generator`, *optional*): source of the numbers, torch's global CPU generator if absent. A
-                fixed count of numbers is taken from it for each image, whatever the transformation.
-
-        Returns:
-            `TransformationParameters`: on the generator's device; what the transformation does not use is 0.
+        A fixed count of numbers is taken from the generator (torch's global CPU generator if absent) for each image,
+        whatever the transformation; what that does not use is 0.
         """
         device = generator.device if generator is not None else torch.device("cpu")
         uniform = torch.rand(num_images, 9, generator=generator, device=device)
@@ -145,16 +120,7 @@ class TransformationPath(Settings):
         )
 
     def apply(self, images: torch.Tensor, parameters: TransformationParameters, share: float = 1.0) -> torch.Tensor:
-        """A point on the paths of some images, directly from the images.
-
-        Args:
-            images (`torch.Tensor` of shape `(images, 3, height, width)`): float, in [0, 1].
-            parameters (`TransformationParameters`): the ends of the paths, on any device.
-            share (`float`): Of the path, 0 to 1.
-
-        Returns:
-            `torch.Tensor` of the shape of `images`: float32, in [0, 1].
-        """
+        """Points at a `share` of the paths of `images (images, 3, height, width)` in [0, 1]."""
         return self._transform(images, parameters.to(images.device).scaled(share), (0.0,) * 3, (1.0,) * 3)
 
     @torch.no_grad()
@@ -170,9 +136,9 @@ class TransformationPath(Settings):
         Equal to taking back the normalisation, `apply` and normalising again.
 
         Args:
-            images (`torch.Tensor` of shape `(images, 3, height, width)`): float32, normalised.
-            parameters (`TransformationParameters`): the ends of the paths, on any device.
-            mean, std (`Sequence[float]`): of each channel, for images in [0, 1].
+            images (`torch.Tensor` of shape `(images, 3, height, width)`): float32, normalised by `mean` and `std`.
+            parameters (`TransformationParameters`): The ends of the paths, on any device.
+            mean, std (`Sequence[float]`): Of each channel, for images in [0, 1].
 
         Returns:
             `tuple(torch.Tensor, torch.Tensor)`: the ends, `(images, 3, height, width)`, and the points at k / (K + 1)
@@ -207,11 +173,7 @@ class TransformationPath(Settings):
         return torch.where(parameters.transformed[:, None, None, None], result, images)
 
     def describe(self) -> str:
-        """The path in one line of words, for a model card.
-
-        Returns:
-            `str`: the transformation, its ranges and the points between.
-        """
+        """The path in one line of words, for a model card."""
         if self.transformation is None:
             return "not transformed"
         turn = f"turned by up to {self.max_rotation:g} degrees"
