@@ -54,7 +54,7 @@ TASKS: dict[str, Task] = _table(
     ("knn", "knn", _LINEAR, "class of an image by its nearest neighbours (k = 10, 20, 100, 200)"),
     ("linear", "linear", _LINEAR, "class of an image by logistic regression"),
     ("linear_sgd", "linear_sgd", _LINEAR, "class of an image by a linear layer, trained as DINO and iBOT do"),
-    ("multilabel", "multilabel", _LINEAR, "objects in an image by one logistic regression each"),
+    ("multilabel", "linear", _LINEAR, "objects in an image by one logistic regression each"),
     ("rotation", "rotation", _LINEAR, "by which quarter turn an image is turned, linear probe"),
     *((own.name, own.file, own.packages, own.summary) for method in METHODS.values() for own in method.tasks),
     (

@@ -1,7 +1,9 @@
 """Linear classifiers of features, and the result of a classification."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,13 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.cached_samples import THUMBNAILS
+from hf_geossl.evaluation.cached_samples import THUMBNAILS, cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.metrics.accuracy import Accuracy
-from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 
 def hold_out(images: int, share: float, seed: int) -> np.ndarray:
@@ -104,13 +107,12 @@ class LogisticClassifier:
         return scores
 
 
-def count_classes(samples: Samples, *labels: np.ndarray, column: str = "label") -> tuple[int, tuple[str, ...] | None]:
+def count_classes(samples: Samples, *labels: np.ndarray) -> tuple[int, tuple[str, ...] | None]:
     """How many classes there are, and their names.
 
     Args:
         samples (`Samples`): May name them.
         labels (`numpy.ndarray` of integers): Of the training images, then of other splits.
-        column (`str`): Whose names they are.
 
     Returns:
         `(int, tuple[str, ...] or None)`: At least 2; the names are None where the dataset does not have them.
@@ -120,10 +122,10 @@ def count_classes(samples: Samples, *labels: np.ndarray, column: str = "label") 
             class.
     """
     smallest, largest = min(int(values.min()) for values in labels), max(int(values.max()) for values in labels)
-    names = samples.names.get(column)
+    names = samples.names.get("label")
     if smallest < 0 or (names and largest >= len(names)):
         raise ValueError(
-            f"{column} must be classes from 0{f' to {len(names) - 1}' if names else ''}, got {smallest} to {largest}; "
+            f"label must be classes from 0{f' to {len(names) - 1}' if names else ''}, got {smallest} to {largest}; "
             "choose a split with truth"
         )
     if len(np.unique(labels[0])) < 2:
@@ -183,52 +185,90 @@ def accuracy_of(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((scores.argmax(axis=1) == labels).mean())
 
 
-def majority_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """The accuracy of always naming the class that is most frequent in training."""
-    return float((test_labels == np.bincount(train_labels).argmax()).mean())
-
-
 def floors(encoder: Encoder, column: str, seed: int) -> list[tuple[str, Encoder, str]]:
-    """Trivial features that a model's have to beat.
+    """Trivial features that a model's have to beat, as name, encoder and column for `labelled_features`.
 
-    Args:
-        encoder (`Encoder`): The model.
-        column (`str`): Its feature that the protocol reads.
-        seed (`int`): Of the random weights.
-
-    Returns:
-        `list[(str, Encoder, str)]`: Name, encoder and column for `labelled_features`: the same architecture with random
-        weights, and the colours of a 12 x 12 thumbnail.
+    They are those of the same architecture with random weights, and the colours of a 12 x 12 thumbnail.
     """
     return [(RANDOM_WEIGHTS, encoder.random_twin(seed), column), ("RGB thumbnail", encoder, "thumbnail")]
 
 
-def accuracy_floors(
-    encoder: Encoder, column: str, seed: int, measure: Callable[[Encoder, str], float], known: Mapping[str, float]
-) -> dict[str, float]:
-    """The accuracies of trivial features, after those that are known without features.
-
-    Args:
-        encoder, column, seed: As of `floors`.
-        measure (`Callable`): Maps an encoder and a column to an accuracy.
-        known (`dict[str, float]`): Further floors.
-    """
-    return {**known, **{name: measure(model, feature) for name, model, feature in floors(encoder, column, seed)}}
+def cached_splits(
+    data: EvaluationData, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions, mode: str | None = None
+) -> tuple[Samples, Samples]:
+    """The training and the test images, see `cache_if_rendered`."""
+    train, test = (data.samples(split, mode=mode or data.mode) for split in (data.train_split, data.test_split))
+    return cache_if_rendered(train, columns, encoder, options), cache_if_rendered(test, columns, encoder, options)
 
 
 def labelled_features(
-    encoder: Encoder, samples: Samples, column: str, label: str, options: EvaluationOptions
-) -> tuple[np.ndarray, np.ndarray]:
-    """A feature and a target of each image.
+    encoder: Encoder, splits: tuple[Samples, Samples], column: str, label: str, options: EvaluationOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Features `(images, width)` and targets of training images, then of test images.
 
     Args:
-        encoder, samples, options: As in `compute_features`.
-        column (`str`): A feature of `compute_features`, or `"thumbnail"`.
+        encoder, options: As in `compute_features`.
+        splits (two `Samples`): Training and test images.
+        column (`str`): Features of `compute_features`, side by side where several are joined by `+`, or `"thumbnail"`.
         label (`str`): A target of the samples.
-
-    Returns:
-        `(numpy.ndarray, numpy.ndarray)`: `(images, width)` and `(images, ...)`.
     """
-    transform = THUMBNAILS if column == "thumbnail" else None
-    columns = compute_features(encoder, samples, [column, label], options, transform=transform)
-    return columns[column], columns[label]
+    names, transform = column.split("+"), THUMBNAILS if column == "thumbnail" else None
+    read: list[np.ndarray] = []
+    for samples in splits:
+        columns = compute_features(encoder, samples, [*names, label], options, transform=transform)
+        parts = [columns[name] for name in names]
+        read += [parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), columns[label]]
+    return read[0], read[1], read[2], read[3]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a classifier says of the test images.
+
+    Args:
+        scores (`numpy.ndarray` of shape `(images, classes)`): Of the test images.
+        truth (`numpy.ndarray` of shape `(images,)`): Their classes.
+        labels (`numpy.ndarray` of shape `(images,)`): Classes of the training images.
+        details, metrics: What results hold beside what follows from these.
+    """
+
+    scores: np.ndarray
+    truth: np.ndarray
+    labels: np.ndarray
+    details: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def measure_classifier(
+    encoder: Encoder,
+    column: str,
+    train: Samples,
+    settings: ProtocolSettings,
+    options: EvaluationOptions,
+    title: str,
+    predict: Callable[[Encoder, str], Predicted],
+) -> TaskResult:
+    """Accuracy of a classifier of features, and its floors: the most frequent class, random weights, an RGB thumbnail.
+
+    Args:
+        encoder (`Encoder`): The model.
+        column (`str`): Its features, see `labelled_features`.
+        train (`Samples`): The training images, which may name the classes.
+        settings, options: The protocol's.
+        title (`str`): Of the picture.
+        predict (`Callable`): Trains on features of a model, by their column, and predicts.
+    """
+    own = predict(encoder, column)
+    num_classes, names = count_classes(train, own.labels, own.truth)
+    result = classification_result(own.scores, own.truth, num_classes, names, options, title)
+    known = {"most frequent class": float((own.truth == np.bincount(own.labels).argmax()).mean())}
+    for name, model, feature in floors(encoder, column, options.seed):
+        known[name] = accuracy_of(predict(model, feature).scores, own.truth)
+    details = {
+        **result.details,
+        "settings": asdict(settings),
+        "train_images": len(own.labels),
+        **own.details,
+        "floors": {"accuracy": known},
+    }
+    return replace(result, metrics={**result.metrics, **own.metrics}, details=details)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups, seeded
+from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
@@ -96,33 +96,24 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class DenseTraining(ProtocolSettings):
-    """How trunk and head are trained together, with AdamW, a linear warm-up and a linear decay to 0.
+class DenseTraining(EndToEndTraining):
+    """How trunk and dense head are trained together.
 
     Args:
-        steps (`int`): Optimizer steps.
         batch_size (`int`): Images a step.
-        learning_rate (`float`): Peak, of the head.
         trunk_factor (`float`): The trunk's learning rate in parts of the head's.
-        layer_decay (`float`): Further factor a layer of the trunk, from the last down, in (0, 1].
-        weight_decay (`float`): Of weights; biases, norms, tokens and positions are not decayed.
-        warmup_steps (`int`): Steps in which the learning rate rises.
         crop_size (`int`, *optional*): Side in pixels of the training frames, a multiple of the patch size; the whole image by
             default. Larger images are then measured by windows of this side.
         scales (two `float`): Range of the random scale of training images before they are cut.
-        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
+        others: As in `EndToEndTraining`.
     """
 
-    steps: int = 300
     batch_size: int = 16
     learning_rate: float = 1e-3
     trunk_factor: float = 1.0
-    layer_decay: float = 1.0
     weight_decay: float = 0.01
-    warmup_steps: int = 30
     crop_size: int | None = None
     scales: tuple[float, float] = (0.5, 2.0)
-    random_floor: bool = False
 
 
 def training_batches(
@@ -207,31 +198,22 @@ def train_dense(
     with seeded(seed, device):
         trunk = encoder.trainable_copy()
         head = make_head().to(device).train()
-        groups = layer_decay_groups(
-            trunk,
-            head,
-            settings.learning_rate,
-            settings.weight_decay,
-            settings.layer_decay,
-            trunk_factor=settings.trunk_factor,
-        )
 
         def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
             pixel_values, targets = trunk.normalize(batch["image"]), batch[head.target].to(device)
             frames = random_frames(pixel_values, targets, side, settings.scales, head.unknown)
             return head.compute_loss(trunk, *frames)
 
-        fit(
-            torch.optim.AdamW(groups),
+        fit_with_trunk(
+            trunk,
+            head,
             compute_loss,
             training_batches(encoder, samples, head.target, settings.batch_size, seed, options),
+            settings,
             options,
-            steps=settings.steps,
             description=description,
-            warmup_steps=settings.warmup_steps,
+            trunk_factor=settings.trunk_factor,
         )
-    trunk.module.eval()
-    head.eval()
 
     @torch.no_grad()
     def predict(images: torch.Tensor) -> torch.Tensor:

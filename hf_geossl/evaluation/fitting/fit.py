@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 Batch = TypeVar("Batch")
 
@@ -138,3 +140,59 @@ def _factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1.0 - done if schedule == "poly" else 1.0
+
+
+@dataclass(frozen=True)
+class EndToEndTraining(ProtocolSettings):
+    """How trunk and head are trained together, with AdamW, a linear warm-up and a linear decay to 0.
+
+    Args:
+        steps (`int`): Optimizer steps.
+        warmup_steps (`int`): Steps in which the learning rate rises.
+        learning_rate (`float`): Peak, of the head.
+        weight_decay (`float`): Of weights; biases, norms, tokens and positions are not decayed.
+        layer_decay (`float`): Factor of the learning rate a layer of the trunk, from the last down, in (0, 1].
+        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
+    """
+
+    steps: int = 300
+    warmup_steps: int = 30
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.1
+    layer_decay: float = 1.0
+    random_floor: bool = False
+
+
+def fit_with_trunk(
+    trunk: Encoder,
+    head: nn.Module,
+    compute_loss: Callable[[Batch], torch.Tensor],
+    batches: Iterator[Batch],
+    settings: EndToEndTraining,
+    options: EvaluationOptions,
+    *,
+    description: str,
+    trunk_factor: float = 1.0,
+    max_norm: float | None = None,
+) -> None:
+    """Trains a head and the trunk under it as the settings say; see `layer_decay_groups` and `fit`."""
+    groups = layer_decay_groups(
+        trunk,
+        head,
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.layer_decay,
+        trunk_factor=trunk_factor,
+    )
+    fit(
+        torch.optim.AdamW(groups),
+        compute_loss,
+        batches,
+        options,
+        steps=settings.steps,
+        description=description,
+        warmup_steps=settings.warmup_steps,
+        max_norm=max_norm,
+    )
+    trunk.module.eval()
+    head.eval()

@@ -11,14 +11,13 @@ from torchvision.models.detection import FasterRCNN
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups, seeded
+from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.detection import build_detector
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision, Row
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
 
 PRECISION_REPEATS = 100  # resamples for intervals of average precision
 SHOWN = 8
@@ -28,7 +27,7 @@ Shown = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]  # image
 
 
 @dataclass(frozen=True)
-class DetectionSettings:
+class DetectionSettings(EndToEndTraining):
     """How detector and trunk are trained, end to end.
 
     As published (ViTDet, arXiv 2203.16527): 256 channels, heads of 1024, 512 regions an image, AdamW 1e-4, weight decay .1,
@@ -37,24 +36,17 @@ class DetectionSettings:
     jittered but mirrored.
 
     Args:
-        steps (`int`): Of training.
-        warmup_steps (`int`): In which the learning rate rises.
         batch_size (`int`): Images a step.
-        learning_rate, weight_decay, layer_decay (`float`): Of AdamW.
         channels (`int`): Of the pyramid and of the mask head.
         head_width (`int`): Of the box head's two layers.
         regions (`int`): Of an image that the heads are trained on.
         proposals (`int`): Regions of an image that are classified.
         masks (`bool`): Whether instances are segmented where the data have masks.
         num_categories (`int`, *optional*): How many there are, where the data do not name them.
-        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
+        others: As in `EndToEndTraining`.
     """
 
-    steps: int = 300
-    warmup_steps: int = 30
     batch_size: int = 8
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.1
     layer_decay: float = 0.7
     channels: int = 64
     head_width: int = 256
@@ -62,10 +54,6 @@ class DetectionSettings:
     proposals: int = 300
     masks: bool = True
     num_categories: int | None = None
-    random_floor: bool = False
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def train_detector(
@@ -77,16 +65,7 @@ def train_detector(
     *,
     masks: bool,
 ) -> FasterRCNN:
-    """Trains `build_detector` on a copy of a trunk.
-
-    Args:
-        encoder, data, options, settings: As in `measure_detection`.
-        num_categories (`int`): How many there are.
-        masks (`bool`): Whether instances are segmented.
-
-    Returns:
-        The detector in eval mode.
-    """
+    """Trains `build_detector` on a copy of a trunk; returns it in eval mode."""
     trunk = encoder.trainable_copy()
     with seeded(options.seed, encoder.device):
         detector = build_detector(
@@ -109,16 +88,14 @@ def train_detector(
             return torch.stack(list(losses.values())).sum()
 
         heads = nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads])
-        fit(
-            torch.optim.AdamW(
-                layer_decay_groups(trunk, heads, settings.learning_rate, settings.weight_decay, settings.layer_decay)
-            ),
+        fit_with_trunk(
+            trunk,
+            heads,
             compute_loss,
             data.train.endless_batches(settings.batch_size, options.seed, num_workers=options.num_workers),
+            settings,
             options,
-            steps=settings.steps,
             description=f"{encoder.name}: detection",
-            warmup_steps=settings.warmup_steps,
             max_norm=1.0,
         )
     return detector.eval()
@@ -129,18 +106,11 @@ def measure_detection(
 ) -> TaskResult:
     """COCO's average precision of boxes and masks, trunk and detector trained end to end.
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images with boxes and categories, and perhaps masks of the objects.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`DetectionSettings`): How it is trained.
-
-    Returns:
-        `TaskResult`: `box_ap`, `box_ap50`, `box_ap75` and, where the data have masks, `mask_ap`, `mask_ap50`, `mask_ap75`; with
-            `random_floor` the details hold the floor of each.
+    It is `box_ap`, `box_ap50`, `box_ap75` and, where the data have masks, `mask_ap`, `mask_ap50`, `mask_ap75`; with
+    `random_floor` the details hold the floor of each.
 
     Raises:
-        ValueError: If the data have no boxes, do not name their categories, or the image size is no multiple of the patch
+        ValueError: If the data have no boxes or do not name their categories, or the image size is no multiple of the patch
             size.
     """
     train, test = data.train, data.test
@@ -234,6 +204,4 @@ def _test(
     return rows, shown
 
 
-PROTOCOLS = {
-    "detection": EvaluationProtocol(measure_detection, DetectionSettings),
-}
+PROTOCOLS = {"detection": EvaluationProtocol(measure_detection, DetectionSettings)}

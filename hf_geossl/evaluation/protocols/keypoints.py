@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import interval, metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.fitting.fit import fit, layer_decay_groups, seeded
+from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
 from hf_geossl.evaluation.heads.keypoints import KeypointHead, decode_heatmaps, draw_heatmaps
 from hf_geossl.evaluation.metrics.coco_average_precision import Row
@@ -22,8 +22,6 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import full_precision, mixed_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.protocols.detection import PRECISION_REPEATS
-from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
 
 COCO_POINTS = (
     *("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow"),
@@ -37,7 +35,7 @@ MEAN_BATCHES = 32  # of training images, for the floor of mean places
 
 
 @dataclass(frozen=True)
-class KeypointsSettings:
+class KeypointsSettings(EndToEndTraining):
     """How the head and the trunk under it are trained.
 
     As published (ViTPose, arXiv 2204.12484): crops of 256 x 192 (here: squares), 256 channels, AdamW 5e-4, weight decay .1,
@@ -45,10 +43,7 @@ class KeypointsSettings:
     steps.
 
     Args:
-        steps (`int`): Of training.
-        warmup_steps (`int`): In which the learning rate rises.
         images_per_step (`int`): Images whose objects make a batch.
-        learning_rate, weight_decay, layer_decay (`float`): Of AdamW.
         channels (`int`): Of the two transposed convolutions.
         crop_size (`int`, *optional*): Side of the crops in pixels; by default that of the images.
         margin (`float`): The crop's side over the box's longer side.
@@ -56,14 +51,11 @@ class KeypointsSettings:
         smallest_side (`float`): Of a box, its longer side, as a share of the image's: smaller ones are left out.
         score_sigma (`float`): OKS's tolerance at each point of data other than COCO's 17 points, as a share of the square root
             of the object's area.
-        random_floor (`bool`): Whether the same architecture is trained from random weights too, which takes as long again.
+        others: As in `EndToEndTraining`.
     """
 
-    steps: int = 300
     warmup_steps: int = 20
     images_per_step: int = 4
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.1
     layer_decay: float = 0.75
     channels: int = 64
     crop_size: int | None = None
@@ -71,10 +63,9 @@ class KeypointsSettings:
     sigma: float = 2.0
     smallest_side: float = 1 / 8
     score_sigma: float = 0.1
-    random_floor: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.margin < 1:
             raise ValueError(f"margin must be at least 1, got {self.margin}")
         if min(self.sigma, self.score_sigma) <= 0:
@@ -133,16 +124,9 @@ def measure_keypoints(
 ) -> TaskResult:
     """OKS average precision and PCK@.5 of keypoints in true boxes, trunk and head trained end to end.
 
-    Beside it that of the points' mean places in the training boxes. The "head size" of PCK is a fifth of the box's longer side.
-
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Scenes (see `scene_keypoints`), or data whose `objects` have keypoints.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`KeypointsSettings`): How it is trained.
-
-    Returns:
-        `TaskResult`: `keypoint_ap`, `keypoint_ap50`, `keypoint_ap75`, `pck`, and `pck_POINT` for each point.
+    Data are scenes (see `scene_keypoints`), or have keypoints in their `objects`. Metrics are `keypoint_ap`, `keypoint_ap50`,
+    `keypoint_ap75`, `pck`, and `pck_POINT` for each point; beside them those of the points' mean places in the training
+    boxes. The "head size" of PCK is a fifth of the box's longer side.
 
     Raises:
         ValueError: If the data have no keypoints, or the crop's side is no multiple of the patch size.
@@ -152,14 +136,12 @@ def measure_keypoints(
         raise ValueError(
             f"the crop's side must be a multiple of {encoder.name}'s patch size {encoder.patch_size}, got {side}"
         )
-    train = data.train
-    seen = _crops(train.batches(options.batch_size), data, data.train_split, settings, encoder.device)
-    places, names = _mean_places(seen, data, train, settings)
+    run = _Run(data, options, settings, encoder.device)
+    places, names = run.mean_places()
     models = {"": encoder, **({RANDOM_WEIGHTS: encoder.random_twin(options.seed)} if settings.random_floor else {})}
-    trained = {name: _train(model, data, options, settings, len(names)) for name, model in models.items()}
-    scores, shown = _test(trained, places, names, data, options, settings)
-
-    numbers = {name: score.numbers(names) for name, score in scores.items()}
+    scores, shown = run.test({name: run.train(model, len(names)) for name, model in models.items()}, places, names)
+    floors = {name: score.numbers(names) for name, score in scores.items()}
+    metrics = floors.pop("")
 
     def draw() -> Image.Image:
         from hf_geossl.evaluation.pictures.images import point_samples
@@ -167,119 +149,112 @@ def measure_keypoints(
         images, true, predicted = (np.concatenate(parts)[:SHOWN] for parts in zip(*shown, strict=True))
         return point_samples(images, true, predicted, f"{encoder.name}: {', '.join(names)}")
 
-    return TaskResult(
-        metrics=numbers.pop(""),
-        intervals=scores[""].intervals(names, options),
-        details={
-            "settings": asdict(settings),
-            "points": list(names),
-            "head_share": HEAD_SHARE,
-            "train_images": train.count,
-            "test_objects": len(scores[""].rows),
-            "floors": numbers,
-        },
-        pictures={"points": draw},
-    )
+    details = {
+        "settings": asdict(settings),
+        "points": list(names),
+        "head_share": HEAD_SHARE,
+        "train_images": data.train.count,
+        "test_objects": len(scores[""].rows),
+        "floors": floors,
+    }
+    return TaskResult(metrics, scores[""].intervals(names, options), details, {"points": draw})
 
 
-def _test(
-    trained: Mapping[str, tuple[Encoder, KeypointHead]],
-    places: torch.Tensor,
-    names: Sequence[str],
-    data: EvaluationData,
-    options: EvaluationOptions,
-    settings: KeypointsSettings,
-) -> tuple[dict[str, _Score], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Scores of trained models and of mean places on the test images, and what pictures show of the first model."""
-    sigmas = COCO_SIGMAS if names == COCO_POINTS else (settings.score_sigma,) * len(names)
-    scores = {name: _Score(KeypointAveragePrecision(sigmas), PCKh()) for name in (*trained, MEAN_PLACES)}
-    shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    encoder, test = trained[""][0], data.test
-    batches = test.batches(options.batch_size, num_workers=options.num_workers)
-    with options.progress_bar(f"{encoder.name}: {test.name}", test.count) as bar:
-        for crops in _crops(batches, data, data.test_split, settings, encoder.device):
-            predicted = {name: _predict(*model, crops, settings, options) for name, model in trained.items()}
-            corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
-            guessed = (corners + places.to(corners) * lengths).cpu().numpy()
-            predicted[MEAN_PLACES] = guessed, np.ones(len(guessed))
-            for name, (points, confidences) in predicted.items():
-                scores[name].add(crops, points, confidences)
-            if sum(len(images) for images, _, _ in shown) < SHOWN:
-                shown.append(_picture(crops, predicted[""][0]))
-            bar.update(options.batch_size)
-    if not shown:
-        raise ValueError(f"{test.name} has no labelled object that is large enough: take more images")
-    return scores, shown
+@dataclass(frozen=True)
+class _Run:
+    """What training and test share."""
 
+    data: EvaluationData
+    options: EvaluationOptions
+    settings: KeypointsSettings
+    device: torch.device
 
-def _train(
-    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: KeypointsSettings, points: int
-) -> tuple[Encoder, KeypointHead]:
-    """A head for so many points and the trunk under it, trained together."""
-    train, trunk = data.train, encoder.trainable_copy()
-    with seeded(options.seed, encoder.device):
-        head = KeypointHead(encoder.width, settings.channels, points).to(encoder.device)
-
-        def compute_loss(crops: Crops) -> torch.Tensor:
-            heatmaps = _heatmaps(trunk, head, crops.images)
-            true, weights = draw_heatmaps(crops.points, crops.frames, heatmaps.shape[-1], settings.sigma)
-            return ((heatmaps - true).square().mean(dim=(2, 3)) * weights).mean()
-
-        batches = train.endless_batches(settings.images_per_step, options.seed, num_workers=options.num_workers)
-        fit(
-            torch.optim.AdamW(
-                layer_decay_groups(trunk, head, settings.learning_rate, settings.weight_decay, settings.layer_decay)
-            ),
-            compute_loss,
-            _crops(batches, data, data.train_split, settings, encoder.device),
-            options,
-            steps=settings.steps,
-            description=f"{encoder.name}: keypoints",
-            warmup_steps=settings.warmup_steps,
-            max_norm=1.0,
+    def crops(self, batches: Iterable[Mapping[str, Any]], split: str) -> Iterator[Crops]:
+        """`object_crops` as the settings say."""
+        return object_crops(
+            batches,
+            self.data,
+            split,
+            side=self.settings.crop_size or self.data.size,
+            margin=self.settings.margin,
+            smallest_side=self.settings.smallest_side,
+            device=self.device,
         )
-    trunk.module.eval()
-    head.eval()
-    return trunk, head
 
-
-def _crops(
-    batches: Iterable[Mapping[str, Any]],
-    data: EvaluationData,
-    split: str,
-    settings: KeypointsSettings,
-    device: torch.device,
-) -> Iterator[Crops]:
-    """`object_crops` as the settings say."""
-    return object_crops(
-        batches,
-        data,
-        split,
-        side=settings.crop_size or data.size,
-        margin=settings.margin,
-        smallest_side=settings.smallest_side,
-        device=device,
-    )
-
-
-def _mean_places(
-    seen: Iterator[Crops], data: EvaluationData, train: Samples, settings: KeypointsSettings
-) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Where points lie on average in the boxes of training objects, `(points, 2)` in 0..1, and what they are called."""
-    total, count = torch.zeros(0, 2), torch.zeros(0)
-    for crops in itertools.islice(seen, MEAN_BATCHES):
-        boxes, points = crops.boxes.cpu()[:, None], crops.points.cpu()
-        places = (points[..., :2] - boxes[..., :2]) / (boxes[..., 2:] - boxes[..., :2])
-        weights = (points[..., 2] > 0).float()
-        sums = (places * weights[..., None]).sum(dim=0), weights.sum(dim=0)
-        total, count = (sums[0], sums[1]) if not len(count) else (total + sums[0], count + sums[1])
-    if not len(count):
-        raise ValueError(f"{train.name} has no labelled object that is large enough: take more images")
-    if data.is_scenes:
-        names: tuple[str, ...] = SCENE_POINTS
-    else:
+    def mean_places(self) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Where points lie on average in the boxes of training objects, `(points, 2)` in 0..1, and what they are called."""
+        train = self.data.train
+        sums, count = torch.zeros(()), torch.zeros(0)
+        for crops in itertools.islice(
+            self.crops(train.batches(self.options.batch_size), self.data.train_split), MEAN_BATCHES
+        ):
+            boxes, points = crops.boxes.cpu()[:, None], crops.points.cpu()
+            places = (points[..., :2] - boxes[..., :2]) / (boxes[..., 2:] - boxes[..., :2])
+            weights = (points[..., 2] > 0).float()
+            sums = sums + (places * weights[..., None]).sum(dim=0)
+            count = weights.sum(dim=0) + (count if len(count) else 0)
+        if not len(count):
+            raise ValueError(f"{train.name} has no labelled object that is large enough: take more images")
         names = COCO_POINTS if len(count) == len(COCO_POINTS) else tuple(f"point {i}" for i in range(len(count)))
-    return total / count.clamp(min=1)[:, None], names
+        return sums / count.clamp(min=1)[:, None], SCENE_POINTS if self.data.is_scenes else names
+
+    def train(self, encoder: Encoder, points: int) -> tuple[Encoder, KeypointHead]:
+        """A head for so many points and the trunk under it, trained together."""
+        settings, options, trunk = self.settings, self.options, encoder.trainable_copy()
+        with seeded(options.seed, self.device):
+            head = KeypointHead(encoder.width, settings.channels, points).to(self.device)
+
+            def compute_loss(crops: Crops) -> torch.Tensor:
+                heatmaps = _heatmaps(trunk, head, crops.images)
+                true, weights = draw_heatmaps(crops.points, crops.frames, heatmaps.shape[-1], settings.sigma)
+                return ((heatmaps - true).square().mean(dim=(2, 3)) * weights).mean()
+
+            batches = self.data.train.endless_batches(
+                settings.images_per_step, options.seed, num_workers=options.num_workers
+            )
+            fit_with_trunk(
+                trunk,
+                head,
+                compute_loss,
+                self.crops(batches, self.data.train_split),
+                settings,
+                options,
+                description=f"{encoder.name}: keypoints",
+                max_norm=1.0,
+            )
+        return trunk, head
+
+    def test(
+        self, trained: Mapping[str, tuple[Encoder, KeypointHead]], places: torch.Tensor, names: Sequence[str]
+    ) -> tuple[dict[str, _Score], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """Scores of trained models and of mean places on the test images, and what pictures show of the first model."""
+        sigmas = COCO_SIGMAS if names == COCO_POINTS else (self.settings.score_sigma,) * len(names)
+        scores = {name: _Score(KeypointAveragePrecision(sigmas), PCKh()) for name in (*trained, MEAN_PLACES)}
+        shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        options, test = self.options, self.data.test
+        batches = test.batches(options.batch_size, num_workers=options.num_workers)
+        with options.progress_bar(f"{trained[''][0].name}: {test.name}", test.count) as bar:
+            for crops in self.crops(batches, self.data.test_split):
+                predicted = {name: self.predict(*model, crops) for name, model in trained.items()}
+                corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
+                guessed = (corners + places.to(corners) * lengths).cpu().numpy()
+                predicted[MEAN_PLACES] = guessed, np.ones(len(guessed))
+                for name, (points, confidences) in predicted.items():
+                    scores[name].add(crops, points, confidences)
+                if sum(len(images) for images, _, _ in shown) < SHOWN:
+                    shown.append(_picture(crops, predicted[""][0]))
+                bar.update(options.batch_size)
+        if not shown:
+            raise ValueError(f"{test.name} has no labelled object that is large enough: take more images")
+        return scores, shown
+
+    @torch.no_grad()
+    def predict(self, encoder: Encoder, head: KeypointHead, crops: Crops) -> tuple[np.ndarray, np.ndarray]:
+        """Points `(objects, points, 2)` in pixels of the images, and a score for each object."""
+        parts = crops.images.split(self.options.batch_size)
+        heatmaps = torch.cat([_heatmaps(encoder, head, part).cpu() for part in parts])
+        points, scores = decode_heatmaps(heatmaps.numpy(), crops.frames.cpu().numpy(), self.settings.sigma)
+        return points, scores.mean(axis=1)
 
 
 def _heatmaps(encoder: Encoder, head: KeypointHead, images: torch.Tensor) -> torch.Tensor:
@@ -288,18 +263,6 @@ def _heatmaps(encoder: Encoder, head: KeypointHead, images: torch.Tensor) -> tor
         patches = encoder.tokens(encoder.normalize(images)).patches
     with full_precision(encoder.device):
         return head(patches.float())
-
-
-@torch.no_grad()
-def _predict(
-    encoder: Encoder, head: KeypointHead, crops: Crops, settings: KeypointsSettings, options: EvaluationOptions
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points `(objects, points, 2)` in pixels of the images, and a score for each object."""
-    heatmaps = []
-    for part in crops.images.split(options.batch_size):
-        heatmaps.append(_heatmaps(encoder, head, part).cpu())
-    points, scores = decode_heatmaps(torch.cat(heatmaps).numpy(), crops.frames.cpu().numpy(), settings.sigma)
-    return points, scores.mean(axis=1)
 
 
 def _picture(crops: Crops, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -314,6 +277,4 @@ def _picture(crops: Crops, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     return images, true, predicted
 
 
-PROTOCOLS = {
-    "keypoints": EvaluationProtocol(measure_keypoints, KeypointsSettings),
-}
+PROTOCOLS = {"keypoints": EvaluationProtocol(measure_keypoints, KeypointsSettings)}

@@ -1,31 +1,30 @@
 """k nearest neighbours on frozen features: the class of an image without any training."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_geossl.evaluation.cached_samples import cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
-    accuracy_floors,
+    Predicted,
     accuracy_of,
-    classification_result,
+    cached_splits,
     count_classes,
     labelled_features,
-    majority_accuracy,
+    measure_classifier,
 )
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 QUERIES, NEIGHBOURS = 512, 32768  # images in a block, whose similarities take 64 MB
 
 
 @dataclass(frozen=True)
-class KNNSettings:
+class KNNSettings(ProtocolSettings):
     """The protocol of DINO and iBOT.
 
     Args:
@@ -43,7 +42,7 @@ class KNNSettings:
     feature: str = "pooled"
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.main_neighbours not in self.neighbours or min(self.neighbours) < 1:
             raise ValueError(
                 f"neighbours must be at least 1 and hold main_neighbours = {self.main_neighbours}, got {self.neighbours}"
@@ -61,16 +60,12 @@ def vote(
     temperature: float,
     device: torch.device | str = "cpu",
 ) -> dict[int, np.ndarray]:
-    """Weighted votes of the nearest neighbours by cosine.
+    """Votes of the nearest neighbours by cosine, weighted as `KNNSettings` say.
 
     Args:
         queries (`numpy.ndarray` of shape `(queries, width)`): Features of the images that are classified.
-        features (`numpy.ndarray` of shape `(images, width)`): Features of the images that vote.
-        labels (`numpy.ndarray` of shape `(images,)`): Their classes.
+        features (`numpy.ndarray` of shape `(images, width)`): Features of the images that vote, of classes `labels`.
         neighbours (`Sequence[int]`): Numbers of neighbours, up to the number of images.
-        num_classes (`int`): How many classes there are.
-        temperature (`float`): See `KNNSettings`.
-        device: Where to compute.
 
     Returns:
         `dict[int, numpy.ndarray]`: For each number of neighbours the votes, `(queries, num_classes)`, relative to that of
@@ -106,48 +101,26 @@ def measure_knn(
 ) -> TaskResult:
     """Accuracy of weighted k-NN.
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images with `label`.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`KNNSettings`): The protocol's own.
-
-    Returns:
-        `TaskResult`: `accuracy`, `mean_per_class_accuracy` and `accuracy_top5` of the main number of neighbours, and
-        `accuracy_k10` and so on of the others. Floors: the most frequent class, random weights, an RGB thumbnail.
+    The metrics are those of the main number of neighbours, and `accuracy_k10` and so on of the others.
 
     Raises:
         ValueError: If there are no labels, or fewer training images than `main_neighbours`.
     """
-    train, test = (cache_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
-
-    features, labels = labelled_features(encoder, train, settings.feature, "label", options)
-    queries, truth = labelled_features(encoder, test, settings.feature, "label", options)
+    splits = cached_splits(data, ["label"], encoder, options)
     main = settings.main_neighbours
-    if len(labels) < main:
-        raise ValueError(f"{main} neighbours need as many training images, got {len(labels)}")
-    num_classes, names = count_classes(train, labels, truth)
 
-    def predict(queries: np.ndarray, features: np.ndarray, neighbours: Sequence[int]) -> dict[int, np.ndarray]:
-        return vote(queries, features, labels, neighbours, num_classes, settings.temperature, encoder.device)
+    def predict(model: Encoder, column: str) -> Predicted:
+        features, labels, queries, truth = labelled_features(model, splits, column, "label", options)
+        if len(labels) < main:
+            raise ValueError(f"{main} neighbours need as many training images, got {len(labels)}")
+        num_classes, _ = count_classes(splits[0], labels, truth)
+        neighbours = [k for k in settings.neighbours if k <= len(labels)]
+        votes = vote(queries, features, labels, neighbours, num_classes, settings.temperature, encoder.device)
+        others = {f"accuracy_k{k}": accuracy_of(scores, truth) for k, scores in votes.items() if k != main}
+        return Predicted(votes[main], truth, labels, metrics=others)
 
-    votes = predict(queries, features, [k for k in settings.neighbours if k <= len(labels)])
-    title = f"{encoder.name}, {main}-NN on {test.name}"
-    result = classification_result(votes[main], truth, num_classes, names, options, title)
-
-    def measure(model: Encoder, column: str) -> float:
-        features, _ = labelled_features(model, train, column, "label", options)
-        queries, _ = labelled_features(model, test, column, "label", options)
-        return accuracy_of(predict(queries, features, [main])[main], truth)
-
-    known = accuracy_floors(
-        encoder, settings.feature, options.seed, measure, {"most frequent class": majority_accuracy(labels, truth)}
-    )
-    others = {f"accuracy_k{k}": accuracy_of(scores, truth) for k, scores in votes.items() if k != main}
-    details = {"settings": asdict(settings), "train_images": len(labels), "floors": {"accuracy": known}}
-    return replace(result, metrics={**result.metrics, **others}, details={**result.details, **details})
+    title = f"{encoder.name}, {main}-NN on {splits[1].name}"
+    return measure_classifier(encoder, settings.feature, splits[0], settings, options, title, predict)
 
 
-PROTOCOLS = {
-    "knn": EvaluationProtocol(measure_knn, KNNSettings),
-}
+PROTOCOLS = {"knn": EvaluationProtocol(measure_knn, KNNSettings)}

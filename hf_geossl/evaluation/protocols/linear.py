@@ -1,35 +1,38 @@
-"""The linear probe on frozen features: logistic regression of the class."""
+"""Linear probes on frozen features by logistic regression: of the class, and of each of several labels an image."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
+from PIL import Image
 
-from hf_geossl.evaluation.cached_samples import cache_if_rendered
+from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
-    accuracy_floors,
-    accuracy_of,
-    classification_result,
+    Predicted,
+    cached_splits,
     count_classes,
+    floors,
     hold_out,
     labelled_features,
-    majority_accuracy,
+    measure_classifier,
 )
+from hf_geossl.evaluation.metrics.multilabel_average_precision import MultilabelAveragePrecision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 
 @dataclass(frozen=True)
-class LogisticSettings:
+class LogisticSettings(ProtocolSettings):
     """Logistic regression on cached, standardised features without augmentation.
 
     Args:
-        c_values (`tuple[float, ...]`): Inverse regularisations; the best on held-out training images is taken.
+        c_values (`tuple[float, ...]`): Inverse regularisations; the best on held-out training images is taken, for each label.
         held_out (`float`): Share of the training images that it is chosen on; the final fit uses all of them.
         max_iterations (`int`): Of L-BFGS.
-        feature (`str`): Which feature of `compute_features`; "both" is class token and mean patch token.
+        feature (`str`): Which feature of `compute_features`; "both" is class token and mean patch token, "pooled" what the
+            model itself defines.
 
     Source: The protocol for small datasets of SimCLR (arXiv 2002.05709, appendix B.8.2): L-BFGS, a sweep over the
     regularisation on validation images, and no augmentation.
@@ -40,57 +43,85 @@ class LogisticSettings:
     max_iterations: int = 1000
     feature: str = "both"
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 def measure_linear(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LogisticSettings
 ) -> TaskResult:
-    """Accuracy of logistic regression.
+    """Accuracy of logistic regression of `label`, which must be of two classes or more."""
+    splits = cached_splits(data, ["label"], encoder, options)
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images with `label`.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`LogisticSettings`): The protocol's own.
-
-    Returns:
-        `TaskResult`: `accuracy`, `mean_per_class_accuracy` and `accuracy_top5`. Floors: the most frequent class, random
-        weights, an RGB thumbnail.
-
-    Raises:
-        ValueError: If there are no labels, or of fewer than two classes.
-    """
-    train, test = (cache_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
-
-    def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, np.ndarray, np.ndarray]:
-        features, labels = labelled_features(model, train, column, "label", options)
-        queries, truth = labelled_features(model, test, column, "label", options)
-        num_classes, _ = count_classes(train, labels, truth)
+    def predict(model: Encoder, column: str) -> Predicted:
+        features, labels, queries, truth = labelled_features(model, splits, column, "label", options)
+        num_classes, _ = count_classes(splits[0], labels, truth)
         held_out = hold_out(len(labels), settings.held_out, options.seed)
         probe = LogisticClassifier(features, labels, held_out, settings.c_values, num_classes, settings.max_iterations)
-        return probe, probe.scores(queries), labels, truth
+        details = {"c": probe.c, "converged": probe.converged}
+        return Predicted(probe.scores(queries), truth, labels, details)
 
-    probe, scores, labels, truth = fit(encoder, settings.feature)
-    num_classes, names = count_classes(train, labels, truth)
-    title = f"{encoder.name}, linear probe on {test.name}"
-    result = classification_result(scores, truth, num_classes, names, options, title)
-    known = accuracy_floors(
-        encoder,
-        settings.feature,
-        options.seed,
-        lambda model, column: accuracy_of(fit(model, column)[1], truth),
-        {"most frequent class": majority_accuracy(labels, truth)},
+    title = f"{encoder.name}, linear probe on {splits[1].name}"
+    return measure_classifier(encoder, settings.feature, splits[0], settings, options, title, predict)
+
+
+def measure_multilabel(
+    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LogisticSettings
+) -> TaskResult:
+    """Mean average precision of one logistic regression for each of `multi_label`.
+
+    That of each label is in the details. Floors: equal scores for all images (the mean share of positives), random weights,
+    an RGB thumbnail.
+    """
+    splits = cached_splits(data, ["multi_label"], encoder, options)
+
+    def fit(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, int, list[float | None]]:
+        features, labels, queries, truth = labelled_features(model, splits, column, "multi_label", options)
+        held_out = hold_out(len(labels), settings.held_out, options.seed)
+        scores = np.zeros(truth.shape)
+        chosen: list[float | None] = []
+        for index in range(labels.shape[1]):
+            if len(np.unique(labels[~held_out, index])) < 2:  # nothing to learn: all images score alike
+                chosen.append(None)
+                continue
+            probe = LogisticClassifier(
+                features, labels[:, index], held_out, settings.c_values, 2, settings.max_iterations
+            )
+            scores[:, index] = probe.scores(queries)[:, 1]
+            chosen.append(probe.c)
+        return scores, np.asarray(truth), len(labels), chosen
+
+    scores, truth, train_count, chosen = fit(encoder, settings.feature)
+    metric = MultilabelAveragePrecision(truth.shape[1])
+    rows = metric.rows_of(scores, truth)
+    names = splits[0].names.get("multi_label") or tuple(map(str, range(truth.shape[1])))
+    values = dict(zip(names, metric.details(rows)["average_precision_per_class"], strict=True))
+
+    def precision(scores: np.ndarray) -> float:
+        return metric.numbers_of(metric.rows_of(scores, truth))["mean_average_precision"]
+
+    known = {"equal scores": precision(np.zeros_like(scores))}
+    for name, model, column in floors(encoder, settings.feature, options.seed):
+        known[name] = precision(fit(model, column)[0])
+
+    def draw() -> Image.Image:
+        from hf_geossl.evaluation.pictures.charts import bars
+
+        return bars(values, ylabel="average precision", title=f"{encoder.name}, labels of {splits[1].name}")
+
+    return TaskResult(
+        metrics=metric.numbers_of(rows),
+        intervals=metric_intervals(metric, rows, repeats=options.bootstrap, seed=options.seed),
+        details={
+            "settings": asdict(settings),
+            "train_images": train_count,
+            "test_images": len(truth),
+            "average_precision": values,
+            "c": dict(zip(names, chosen, strict=True)),
+            "floors": {"mean_average_precision": known},
+        },
+        pictures={"average_precision": draw},
     )
-    details = {
-        "settings": asdict(settings),
-        "train_images": len(labels),
-        "c": probe.c,
-        "converged": probe.converged,
-        "floors": {"accuracy": known},
-    }
-    return replace(result, details={**result.details, **details})
 
 
-PROTOCOLS = {"linear": EvaluationProtocol(measure_linear, LogisticSettings)}
+PROTOCOLS = {
+    "linear": EvaluationProtocol(measure_linear, LogisticSettings),
+    "multilabel": EvaluationProtocol(measure_multilabel, LogisticSettings),
+}

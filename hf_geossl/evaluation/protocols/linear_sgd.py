@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,26 +10,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_geossl.evaluation.cached_samples import THUMBNAILS, cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.classifiers import (
-    accuracy_floors,
+    Predicted,
     accuracy_of,
-    classification_result,
+    cached_splits,
     count_classes,
     hold_out,
-    majority_accuracy,
+    labelled_features,
+    measure_classifier,
 )
 from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 
 @dataclass(frozen=True)
-class LinearSGDSettings:
+class LinearSGDSettings(ProtocolSettings):
     """The published protocol, with two differences.
 
     Features are cached, so that images are not cropped and mirrored anew in each epoch; and the learning rate is chosen on
@@ -60,9 +58,6 @@ class LinearSGDSettings:
     average_pool: bool = False
     held_out: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 def train_heads(
     features: np.ndarray,
@@ -77,16 +72,9 @@ def train_heads(
     """Trains one linear layer for each learning rate, all from the same weights and on the same batches.
 
     Args:
-        features (`numpy.ndarray` of shape `(images, width)`): Of the training images.
-        labels (`numpy.ndarray` of shape `(images,)`): Their classes.
+        features (`numpy.ndarray` of shape `(images, width)`): Of the training images, of classes `labels`.
         rows (`numpy.ndarray` of integers): Which images are trained on.
         learning_rates (`tuple[float, ...]`): For a batch of 256.
-        num_classes (`int`): How many classes there are.
-        settings, options: The protocol's.
-        device (`torch.device`): Where to train.
-
-    Returns:
-        `nn.ModuleList`: The layers, in the order of the learning rates.
     """
     size = min(settings.batch_size, len(rows))
     with seeded(options.seed, device):
@@ -129,66 +117,26 @@ def score(head: nn.Module, features: np.ndarray, device: torch.device) -> np.nda
 def measure_linear_sgd(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearSGDSettings
 ) -> TaskResult:
-    """Accuracy of a linear layer that is trained by SGD.
+    """Accuracy of a linear layer that is trained by SGD."""
+    splits, device = cached_splits(data, ["label"], encoder, options), encoder.device
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images with `label`.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`LinearSGDSettings`): The protocol's own.
-
-    Returns:
-        `TaskResult`: `accuracy`, `mean_per_class_accuracy` and `accuracy_top5`. Floors: the most frequent class, random
-        weights, an RGB thumbnail.
-
-    Raises:
-        ValueError: If there are no labels.
-    """
-    train, test = (cache_if_rendered(samples, ["label"], encoder, options) for samples in (data.train, data.test))
-    device = encoder.device
-
-    def features_of(model: Encoder, samples: Samples, columns: str) -> tuple[np.ndarray, np.ndarray]:
-        names, transform = columns.split("+"), THUMBNAILS if columns == "thumbnail" else None
-        read = compute_features(model, samples, [*names, "label"], options, transform=transform)
-        parts = [read[name] for name in names]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), read["label"]
-
-    def measure(model: Encoder, columns: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[float, float]]:
-        features, labels = features_of(model, train, columns)
-        queries, truth = features_of(model, test, columns)
-        num_classes, _ = count_classes(train, labels, truth)
+    def predict(model: Encoder, columns: str) -> Predicted:
+        features, labels, queries, truth = labelled_features(model, splits, columns, "label", options)
+        num_classes, _ = count_classes(splits[0], labels, truth)
         held_out = hold_out(len(labels), settings.held_out, options.seed)
         rows, rates = np.arange(len(labels)), settings.learning_rates
         heads = train_heads(features, labels, rows[~held_out], rates, num_classes, settings, options, device)
         right = [accuracy_of(score(head, features[held_out], device), labels[held_out]) for head in heads]
         best = rates[int(np.argmax(right))]
         [head] = train_heads(features, labels, rows, (best,), num_classes, settings, options, device)
-        return score(head, queries, device), labels, truth, dict(zip(rates, right, strict=True))
+        by_rate = {f"{rate:g}": value for rate, value in zip(rates, right, strict=True)}
+        details = {"feature": columns, "learning_rate": best, "held_out_accuracy": by_rate}
+        return Predicted(score(head, queries, device), truth, labels, details)
 
     columns = f"class_tokens_{min(settings.class_token_layers, encoder.num_layers)}"
     columns += "+mean" if settings.average_pool else ""
-    scores, labels, truth, by_rate = measure(encoder, columns)
-    num_classes, names = count_classes(train, labels, truth)
-    title = f"{encoder.name}, linear probe by SGD on {test.name}"
-    result = classification_result(scores, truth, num_classes, names, options, title)
-    known = accuracy_floors(
-        encoder,
-        columns,
-        options.seed,
-        lambda model, feature: accuracy_of(measure(model, feature)[0], truth),
-        {"most frequent class": majority_accuracy(labels, truth)},
-    )
-    details = {
-        "settings": asdict(settings),
-        "feature": columns,
-        "train_images": len(labels),
-        "learning_rate": max(by_rate, key=lambda rate: by_rate[rate]),
-        "held_out_accuracy": {f"{rate:g}": value for rate, value in by_rate.items()},
-        "floors": {"accuracy": known},
-    }
-    return replace(result, details={**result.details, **details})
+    title = f"{encoder.name}, linear probe by SGD on {splits[1].name}"
+    return measure_classifier(encoder, columns, splits[0], settings, options, title, predict)
 
 
-PROTOCOLS = {
-    "linear_sgd": EvaluationProtocol(measure_linear_sgd, LinearSGDSettings),
-}
+PROTOCOLS = {"linear_sgd": EvaluationProtocol(measure_linear_sgd, LinearSGDSettings)}

@@ -6,45 +6,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.evaluation.cached_samples import cache_if_rendered, thumbnails
+from hf_geossl.evaluation.cached_samples import thumbnails
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features
 from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
-    accuracy_floors,
     accuracy_of,
+    cached_splits,
     classification_result,
+    floors,
     hold_out,
 )
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
+from hf_geossl.evaluation.protocols.linear import LogisticSettings
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
 
 TURNS = ("0", "90", "180", "270")  # degrees, counter-clockwise
 
 
 @dataclass(frozen=True)
-class RotationSettings:
+class RotationSettings(LogisticSettings):
     """Four-way logistic regression on standardised features; every image comes with all four turns.
 
     Args:
-        feature (`str`): Which feature of `compute_features`: "both" is class token and mean patch token, "pooled" what
-            the model itself defines.
-        c_values (`tuple[float, ...]`): Inverse regularisations; the best on held-out training images is taken.
-        held_out (`float`): Share of the training images, with all of their turns, that it is chosen on.
-        max_iterations (`int`): Of L-BFGS.
+        others: As in `LogisticSettings`. An image is held out with all of its turns.
 
     Source: GTSA (arXiv 2304.08014) measures the accuracy of four-way rotation prediction on frozen features.
     """
 
-    feature: str = "both"
     c_values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    held_out: float = 0.2
-    max_iterations: int = 1000
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def turned(turns: int) -> Transform:
@@ -67,10 +58,7 @@ def _measure(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: RotationSettings, mode: str
 ) -> tuple[TaskResult, dict[str, Any]]:
     """Accuracy on one kind of images, and the details of it."""
-    train, test = (
-        cache_if_rendered(data.samples(split, mode=mode), [], encoder, options)
-        for split in (data.train_split, data.test_split)
-    )
+    train, test = cached_splits(data, [], encoder, options, mode)
 
     def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, int]:
         features = _all_turns(model, train, column, options)
@@ -84,13 +72,9 @@ def _measure(
     truth = np.repeat(np.arange(4), len(scores) // 4)
     title = f"{encoder.name}, degrees of {test.name}"
     result = classification_result(scores, truth, 4, TURNS, options, title, repeats=4)
-    known = accuracy_floors(
-        encoder,
-        settings.feature,
-        options.seed,
-        lambda model, column: accuracy_of(fit(model, column)[1], truth),
-        {"chance": 0.25},
-    )
+    known = {"chance": 0.25}
+    for name, model, column in floors(encoder, settings.feature, options.seed):
+        known[name] = accuracy_of(fit(model, column)[1], truth)
     details = {
         "train_images": images,
         "c": probe.c,
@@ -106,16 +90,9 @@ def measure_rotation(
 ) -> TaskResult:
     """Accuracy of the predicted quarter turns.
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images; scenes of its mode, and from above as well, where nothing but chance is to be
-            expected.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`RotationSettings`): The protocol's own.
-
-    Returns:
-        `TaskResult`: `accuracy`; with scenes of another mode than "topdown" also `accuracy_topdown`, whose details lie in
-        `details["topdown"]`. Floors: chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen in it).
+    With scenes of another mode than "topdown" also `accuracy_topdown`, from above, where nothing but chance is to be expected;
+    its details lie in `details["topdown"]`. Floors: chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen
+    in it).
     """
     result, details = _measure(encoder, data, options, settings, data.mode)
     metrics = {"accuracy": result.metrics["accuracy"]}
@@ -132,6 +109,4 @@ def measure_rotation(
     return TaskResult(metrics, intervals, {"settings": asdict(settings), **details}, pictures)
 
 
-PROTOCOLS = {
-    "rotation": EvaluationProtocol(measure_rotation, RotationSettings),
-}
+PROTOCOLS = {"rotation": EvaluationProtocol(measure_rotation, RotationSettings)}

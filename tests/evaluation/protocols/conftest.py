@@ -7,7 +7,7 @@ import pytest
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.protocol import TaskResult
-from hf_geossl.evaluation.protocols import knn, linear, linear_sgd, multilabel, rotation
+from hf_geossl.evaluation.protocols import knn, linear, linear_sgd, rotation
 from tests.helpers.supervised import (
     RenderedData,
     comparing_encoder,
@@ -32,7 +32,7 @@ def measured(supervised: Encoder, tmp_path_factory: pytest.TempPathFactory) -> d
     return {
         "knn": knn.measure_knn(supervised, data, options, knn.KNNSettings()),
         "linear": linear.measure_linear(supervised, data, options, FEW),
-        "multilabel": multilabel.measure_multilabel(supervised, data, options, FEW),
+        "multilabel": linear.measure_multilabel(supervised, data, options, FEW),
         "linear_sgd": linear_sgd.measure_linear_sgd(supervised, data, options, sgd),
         "rotation": rotation.measure_rotation(supervised, data, options, turns),
     }

@@ -1,10 +1,12 @@
-"""Probes on features that were trained with labels, and on other libraries' models."""
+"""Probes on features that were trained with labels, and on other libraries' models; several labels an image."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationOptions
@@ -63,3 +65,13 @@ def test_foreign_models_give_the_same_numbers_twice_with_and_without_cache(kind:
     assert others == pytest.approx(plain, abs=0.03)  # two images of 80: the last digits may turn a vote
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(0 <= value <= 1 for value in plain.values())
+
+
+@pytest.mark.slow
+def test_average_precision_is_that_of_each_label_by_itself(measured: dict[str, TaskResult]) -> None:
+    result = measured["multilabel"]
+    values = [value for value in result.details["average_precision"].values() if not np.isnan(value)]
+    assert result.metrics["mean_average_precision"] == pytest.approx(np.mean(values))
+    truth = np.stack([sample["multi_label"].numpy() for sample in RenderedData().test])
+    equal = [average_precision_score(column, np.zeros(len(column))) for column in truth.T if column.any()]
+    assert result.details["floors"]["mean_average_precision"]["equal scores"] == pytest.approx(np.mean(equal))
