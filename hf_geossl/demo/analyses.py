@@ -13,26 +13,13 @@ Cell = tuple[int, int]  # row and column of a patch
 
 
 def cell_at(place: tuple[float, float], grid: Cell) -> Cell:
-    """The patch under a place.
-
-    Args:
-        place (`(x, y)`): In shares of the picture's width and height.
-        grid (`(rows, columns)`): Patches.
-
-    Returns:
-        `(row, column)`: Inside of the grid, wherever the place is.
-    """
+    """The patch under a place `(x, y)` in shares of the picture's sides; inside of the grid, wherever the place is."""
     rows, columns = grid
     return min(max(int(place[1] * rows), 0), rows - 1), min(max(int(place[0] * columns), 0), columns - 1)
 
 
 def feature_colors(model: DemoModel, pictures: list[Image.Image], finer: bool = False) -> torch.Tensor:
     """The first three principal components of patch features, over all pictures together.
-
-    Args:
-        model (`DemoModel`): The model; tokens of at least 3 channels.
-        pictures (`list[PIL.Image.Image]`): The pictures.
-        finer (`bool`): At twice the trained size.
 
     Returns:
         `torch.Tensor` of shape `(pictures, rows, columns, 3)`: Colours in [0, 1].
@@ -42,17 +29,11 @@ def feature_colors(model: DemoModel, pictures: list[Image.Image], finer: bool = 
 
 @dataclass
 class Match:
-    """Where a patch of one picture is found in another.
+    """Where a patch of one picture is found in another."""
 
-    Args:
-        cosines (`torch.Tensor` of shape `(rows, columns)`): Of the patch with each patch of the other picture.
-        best (`(row, column)`): Where that is largest.
-        back (`(row, column)`): What the best patch finds when it looks back.
-    """
-
-    cosines: torch.Tensor
-    best: Cell
-    back: Cell
+    cosines: torch.Tensor  # of the patch with each patch of the other picture, (rows, columns)
+    best: Cell  # where that is largest
+    back: Cell  # what the best patch finds when it looks back
 
     @property
     def cosine(self) -> float:
@@ -61,17 +42,7 @@ class Match:
 
 
 def find_match(model: DemoModel, first: Image.Image, second: Image.Image, cell: Cell, finer: bool = False) -> Match:
-    """Finds a patch of the first picture in the second, by the cosine of trunk features, and looks back.
-
-    Args:
-        model (`DemoModel`): The model.
-        first, second (`PIL.Image.Image`): The pictures.
-        cell (`(row, column)`): The patch of the first.
-        finer (`bool`): At twice the trained size.
-
-    Returns:
-        `Match`: The result.
-    """
+    """Finds a patch of the first picture in the second, by the cosine of trunk features, and looks back."""
     here, there = (F.normalize(model.encode(picture, finer)[0], dim=-1) for picture in (first, second))
     cosines = there @ here[cell]
     best = _largest(cosines)
@@ -89,17 +60,12 @@ def attention_map(
     """How much a token of the last layer looks at each patch.
 
     Args:
-        model (`DemoModel`): The model.
-        picture (`PIL.Image.Image`): The picture.
+        model, picture, finer: Of which model and picture, and whether at twice the trained size.
         cell (`(row, column)`, *optional*): The patch that looks; the class token where there is none.
         head (`int`, *optional*): One head; the mean of all by default.
-        finer (`bool`): At twice the trained size.
 
     Returns:
         `torch.Tensor` of shape `(rows, columns)`: Shares; what is missing to 1 goes to class token and registers.
-
-    Raises:
-        ValueError: If the class token is asked for, and the model has none.
     """
     prefix, grid = model.trunk.embeddings.num_prefix_tokens, model.grid(finer)
     if cell is None and not model.config.use_class_token:
@@ -112,17 +78,7 @@ def attention_map(
 def nearest_pictures(
     model: DemoModel, picture: Image.Image, others: list[Image.Image], finer: bool = False
 ) -> list[tuple[int, float]]:
-    """Orders pictures by the cosine of their pooled features with that of one picture.
-
-    Args:
-        model (`DemoModel`): The model.
-        picture (`PIL.Image.Image`): The picture.
-        others (`list[PIL.Image.Image]`): The others; the same picture among them is left out.
-        finer (`bool`): At twice the trained size.
-
-    Returns:
-        `list[tuple[int, float]]`: Index in `others` and cosine, nearest first.
-    """
+    """Index and cosine of pooled features of the other pictures, nearest first; the same picture is left out."""
     feature = model.encode(picture, finer)[1]
     found = [
         (index, F.cosine_similarity(feature, model.encode(other, finer)[1], dim=0).item())
@@ -134,19 +90,7 @@ def nearest_pictures(
 def nearest_patches(
     model: DemoModel, picture: Image.Image, cell: Cell, others: list[Image.Image], finer: bool = False
 ) -> list[tuple[int, Cell, float]]:
-    """The patch of each picture that is nearest to a patch of one picture.
-
-    Args:
-        model (`DemoModel`): The model.
-        picture (`PIL.Image.Image`): The picture.
-        cell (`(row, column)`): Its patch.
-        others (`list[PIL.Image.Image]`): The others; the same picture among them is left out.
-        finer (`bool`): At twice the trained size.
-
-    Returns:
-        `list[tuple[int, (row, column), float]]`: Index in `others`, patch and cosine; the first is the nearest of all
-        patches.
-    """
+    """For each other picture its index, its patch nearest to a patch of one picture, and their cosine, nearest first."""
     found = []
     for index, other in _other_than(picture, others):
         match = find_match(model, picture, other, cell, finer)

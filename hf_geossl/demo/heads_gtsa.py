@@ -23,15 +23,9 @@ def turned(picture: Image.Image, quarter_turns: int) -> Image.Image:
 
 @torch.no_grad()
 def turn_probabilities(model: DemoModel, picture: Image.Image, quarter_turns: int) -> list[float]:
-    """Predicts the quarter turn of a turned picture by the rotation head, from the mean of the student's patch tokens.
+    """Probabilities of 0, 1, 2 and 3 quarter turns of an upright picture that is turned before the model sees it.
 
-    Args:
-        model (`DemoModel`): With the whole pretraining model.
-        picture (`PIL.Image.Image`): The picture, upright.
-        quarter_turns (`int`): How often it is turned counter-clockwise before the model sees it.
-
-    Returns:
-        `list[float]`: Probabilities of 0, 1, 2 and 3 quarter turns.
+    They are the rotation head's, from the mean of the student's patch tokens.
     """
     outputs = model.whole.gtsa(model.pixels([turned(picture, quarter_turns)]))
     return model.whole.rotation_head(outputs.pooler_output)[0].softmax(dim=-1).tolist()

@@ -26,20 +26,13 @@ def why_not_shown(model: DemoModel) -> str | None:
 
 @dataclass
 class Placement:
-    """Where LOCA puts the patches of a box.
+    """Where LOCA puts the patches of a box."""
 
-    Args:
-        box (`tuple[int, int, int, int]`): x1, y1, x2, y2 in pixels of the picture, as it was cut out.
-        side (`int`): Patches along a side of the query.
-        true, predicted (`list[int]`): For each patch of the query the raster index of a patch of the picture.
-        grid (`int`): Patches along a side of the picture.
-    """
-
-    box: tuple[int, int, int, int]
-    side: int
-    true: list[int]
+    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the picture, as it was cut out
+    side: int  # patches along a side of the query
+    true: list[int]  # for each patch of the query the raster index of a patch of the picture
     predicted: list[int]
-    grid: int
+    grid: int  # patches along a side of the picture
 
     @property
     def exact(self) -> float:
@@ -70,16 +63,7 @@ class Placement:
 
 
 def whole_box(box: tuple[float, float, float, float], side: int, smallest: int) -> tuple[int, int, int, int]:
-    """A drawn box in whole pixels, inside of the picture and not too small.
-
-    Args:
-        box (`(x1, y1, x2, y2)`): Corners in any order, in shares of the picture's sides.
-        side (`int`): Of the picture, in pixels.
-        smallest (`int`): Side that the box has at least, in pixels.
-
-    Returns:
-        `tuple[int, int, int, int]`: x1, y1, x2, y2 in pixels.
-    """
+    """A drawn box, its corners in any order in shares of the sides, in pixels: x1, y1, x2, y2, inside and not too small."""
 
     def along(a: float, b: float) -> tuple[int, int]:
         low, high = (min(max(round(value * side), 0), side) for value in sorted((a, b)))
@@ -97,14 +81,7 @@ def place_box(model: DemoModel, picture: Image.Image, box: tuple[float, float, f
     """Gives LOCA a box of a picture as query and the picture as reference, and asks where the query's patches lie.
 
     The query is scaled as in training: to a focal query's size up to 32% of the picture's area, to the picture's above.
-
-    Args:
-        model (`DemoModel`): With the whole pretraining model.
-        picture (`PIL.Image.Image`): Square.
-        box (`(x1, y1, x2, y2)`): Corners in any order, in shares of the picture's sides.
-
-    Returns:
-        `Placement`: True and predicted places.
+    The picture is square.
     """
     grid, patch = model.grid()[0], model.config.patch_size
     pixels = whole_box(box, picture.width, math.ceil(picture.width / grid))
@@ -112,11 +89,6 @@ def place_box(model: DemoModel, picture: Image.Image, box: tuple[float, float, f
     side = math.ceil(grid * _FOCAL / _REFERENCE) if area <= _FOCAL_LIMIT else grid
     query = model.pixels([picture.crop(pixels)], (side * patch, side * patch))
     scores = model.whole.predict_positions(model.pixels([picture]), query)
-    true = query_positions(
-        (0, 0, picture.width, picture.height),
-        pixels,
-        query_size=side * patch,
-        query_grid=side,
-        reference_grid=grid,
-    )
+    whole = (0, 0, picture.width, picture.height)
+    true = query_positions(whole, pixels, query_size=side * patch, query_grid=side, reference_grid=grid)
     return Placement(pixels, side, true.tolist(), scores[0].argmax(dim=-1).tolist(), grid)

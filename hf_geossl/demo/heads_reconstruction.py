@@ -21,7 +21,7 @@ def why_not_shown(model: DemoModel) -> str | None:
     )
 
 
-# field of TransformationParameters, index, name, unit, factor from the control to the field; limits are the path's
+# field of TransformationParameters, index in it, name with unit, limits (the path's), factor from the control to the field
 Control = tuple[str, int | None, str, float, float, float]
 
 
@@ -33,52 +33,36 @@ def path_of(model: DemoModel) -> TransformationPath:
 
 
 def path_controls(path: TransformationPath) -> list[Control]:
-    """What a person can choose about the end of a path.
+    """What a person can choose about the end of a path."""
 
-    Args:
-        path (`TransformationPath`): The path.
+    def percent(field: str, index: int | None, name: str, largest: float) -> Control:
+        return field, index, name, -100 * largest, 100 * largest, 0.01
 
-    Returns:
-        `list[tuple]`: For each control the field of `TransformationParameters`, its index there (or None), its name with
-        unit, smallest and largest value, and what a value is multiplied by to give the field.
-    """
     turn: list[Control] = [
         ("angles", None, "Turn, degrees clockwise", -path.max_rotation, path.max_rotation, math.pi / 180)
     ]
-    far = 100 * path.max_translation
-    shift: list[Control] = [
-        ("translations", 0, "Shift to the right, % of the side", -far, far, 0.01),
-        ("translations", 1, "Shift down, % of the side", -far, far, 0.01),
+    shift = [
+        percent("translations", 0, "Shift to the right, % of the side", path.max_translation),
+        percent("translations", 1, "Shift down, % of the side", path.max_translation),
     ]
-    color: list[Control] = [
-        (name, None, f"{name.capitalize()}, % more or less", -100 * strength, 100 * strength, 0.01)
-        for name, strength in (
-            ("brightness", path.path_brightness),
-            ("contrast", path.path_contrast),
-            ("saturation", path.path_saturation),
-        )
+    color = [
+        percent("brightness", None, "Brightness, % more or less", path.path_brightness),
+        percent("contrast", None, "Contrast, % more or less", path.path_contrast),
+        percent("saturation", None, "Saturation, % more or less", path.path_saturation),
+        percent("hue", None, "Hue, % of the colour circle", path.path_hue),
     ]
-    color.append(("hue", None, "Hue, % of the colour circle", -100 * path.path_hue, 100 * path.path_hue, 0.01))
-    low, high = path.path_blur_sigma
-    blur: list[Control] = [("blur_sigma", None, "Blur, sigma in pixels of the model's input", low, high, 1.0)]
+    blur: list[Control] = [
+        ("blur_sigma", None, "Blur, sigma in pixels of the model's input", *path.path_blur_sigma, 1.0)
+    ]
     controls = {None: [], "se2": turn + shift, "rotation": turn, "translation": shift, "color": color, "blur": blur}
     return controls[path.transformation]
 
 
 def path_parameters(path: TransformationPath, values: list[float]) -> TransformationParameters:
-    """The end of a path as a person has chosen it.
-
-    Args:
-        path (`TransformationPath`): The path.
-        values (`list[float]`): One for each of `path_controls`; what lies outside of its range is brought inside.
-
-    Returns:
-        `TransformationParameters`: Of one image.
-    """
+    """The end of one image's path by a value for each of `path_controls`, brought into its range where it lies outside."""
     zero = {name: torch.zeros(1) for name in ("angles", "brightness", "contrast", "saturation", "hue", "blur_sigma")}
-    parameters = TransformationParameters(
-        **zero, translations=torch.zeros(1, 2), transformed=torch.ones(1, dtype=torch.bool)
-    )
+    zero |= {"translations": torch.zeros(1, 2), "transformed": torch.ones(1, dtype=torch.bool)}
+    parameters = TransformationParameters(**zero)
     for (name, index, _, low, high, factor), value in zip(path_controls(path), values, strict=True):
         number = min(max(float(value), low), high) * factor
         getattr(parameters, name)[0 if index is None else (0, index)] = number
@@ -87,25 +71,18 @@ def path_parameters(path: TransformationPath, values: list[float]) -> Transforma
 
 @dataclass
 class PathPoint:
-    """A point of the path of a transformation; images are `(3, height, width)` in [0, 1].
+    """A point of the path of a transformation.
 
-    Args:
-        first (`torch.Tensor`): v1, another crop of the picture.
-        source (`torch.Tensor`): u, where the path begins.
-        final (`torch.Tensor`): v2, where it ends.
-        true (`torch.Tensor`): The image at this point.
-        reconstructed (`torch.Tensor`, *optional*): What the decoder makes of v1 and v2; None where there is no decoder.
-        error, mean_image_error (`float`, *optional*): Mean squared error of the reconstruction, and of the mean of the
-            sample pictures at this point; of normalised pixels, as in the loss.
+    Images are `(3, height, width)` in [0, 1]; errors are mean squares of normalised pixels, as in the loss.
     """
 
-    first: torch.Tensor
-    source: torch.Tensor
-    final: torch.Tensor
-    true: torch.Tensor
-    reconstructed: torch.Tensor | None = None
-    error: float | None = None
-    mean_image_error: float | None = None
+    first: torch.Tensor  # v1, another crop of the picture
+    source: torch.Tensor  # u, where the path begins
+    final: torch.Tensor  # v2, where it ends
+    true: torch.Tensor  # the image at this point
+    reconstructed: torch.Tensor | None = None  # what the decoder makes of v1 and v2, where there is one
+    error: float | None = None  # of the reconstruction
+    mean_image_error: float | None = None  # of the mean of the sample pictures at this point
 
 
 @torch.no_grad()
@@ -114,15 +91,8 @@ def path_point(
 ) -> PathPoint:
     """Renders a point of the path of a picture and reconstructs it from the two views.
 
-    Args:
-        model (`DemoModel`): With the whole pretraining model and its decoders.
-        picture (`PIL.Image.Image`): The picture; the middle of it is the first view.
-        samples (`list[PIL.Image.Image]`): Whose mean is the baseline.
-        values (`list[float]`): The end of the path, see `path_parameters`.
-        point (`int`): 0 (u) to K + 1 (v2).
-
-    Returns:
-        `PathPoint`: Images and errors.
+    The middle of the picture is the first view, the mean of the samples the baseline; `values` are the end of the path,
+    see `path_parameters`, and the point goes from 0 (u) to K + 1 (v2).
     """
     path, whole = path_of(model), model.whole
     parameters = path_parameters(path, values)
@@ -147,12 +117,6 @@ def path_point(
     target = model.normalize(true)[0]
     mean_image = model.normalize(at(model.unit_images(samples), share)).mean(dim=0)
     std, mean = (found.new_tensor(numbers)[:, None, None] for numbers in (model.std, model.mean))
-    return PathPoint(
-        first[0],
-        source[0],
-        final[0],
-        true[0],
-        (found * std + mean).clamp(0, 1),
-        (found - target).square().mean().item(),
-        (mean_image - target).square().mean().item(),
-    )
+    error, mean_image_error = ((image - target).square().mean().item() for image in (found, mean_image))
+    reconstructed = (found * std + mean).clamp(0, 1)
+    return PathPoint(first[0], source[0], final[0], true[0], reconstructed, error, mean_image_error)

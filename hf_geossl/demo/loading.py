@@ -21,20 +21,17 @@ _CACHED = 32  # pictures whose tokens are cached
 
 @dataclass
 class DemoModel:
-    """A model as the demo uses it. Pictures given to its functions are RGB; they are scaled to the size that is asked for.
+    """A model as the demo uses it.
 
-    Args:
-        trunk (`PreTrainedModel`): What gets published: the teacher's trunk where there is a teacher.
-        whole (`PreTrainedModel`, *optional*): The pretraining model with its heads, which go with the student.
-        mean, std (three `float`): Normalisation of images in [0, 1].
-        source (`str`): Where the weights come from, in words.
+    Pictures given to its functions are RGB; they are scaled to the size that is asked for, the trained one or, `finer`,
+    twice that.
     """
 
-    trunk: Any  # attributes of modules are of no type that a checker knows
-    whole: Any
-    mean: tuple[float, ...]
+    trunk: Any  # what gets published: the teacher's trunk where there is a teacher
+    whole: Any  # the pretraining model with its heads, which go with the student; None of a trunk alone
+    mean: tuple[float, ...]  # normalisation of images in [0, 1]
     std: tuple[float, ...]
-    source: str
+    source: str  # where the weights come from, in words
     _lock: Lock = field(default_factory=Lock, repr=False)
     _tokens: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=OrderedDict, repr=False)
 
@@ -93,16 +90,7 @@ class DemoModel:
 
     @torch.no_grad()
     def encode(self, picture: Image.Image, finer: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the trunk makes of a picture.
-
-        Args:
-            picture (`PIL.Image.Image`): The picture.
-            finer (`bool`): Whether the model sees twice the size that it was trained at.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: patch tokens `(rows, columns, hidden_size)`, and the feature that stands
-            for the picture, `(hidden_size,)`.
-        """
+        """Patch tokens `(rows, columns, hidden_size)` and the feature that stands for the picture, `(hidden_size,)`."""
         key = (picture.tobytes(), picture.size, finer)
         with self._lock:
             if key in self._tokens:
@@ -141,14 +129,10 @@ class DemoModel:
 
 
 def open_model(folder: Path) -> DemoModel:
-    """Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk.
+    """Opens what a training run leaves, one of its checkpoints, a whole pretraining model, or a trunk, in float32.
 
-    Args:
-        folder (`Path`): The folder. Of a run's, the newest whole checkpoint with a pretraining model is opened, and the
-            trunk beside it where there is none.
-
-    Returns:
-        `DemoModel`: In float32 and eval mode.
+    Of a run's folder the newest whole checkpoint with a pretraining model is opened, the trunk beside it where there is
+    none.
 
     Raises:
         ValueError: If there is no folder, no model of this library in it, or its weights cannot be read.

@@ -1,4 +1,4 @@
-"""Pieces of the page: figures with captions, the strip of pictures to choose from, bars."""
+"""Pieces of the page: figures with captions, the strip of pictures to choose from, bars; their behaviour and style."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +13,14 @@ _THUMBNAIL = 96
 
 @dataclass
 class Figure:
-    """A picture with its caption.
-
-    Args:
-        picture (`PIL.Image.Image`): The picture.
-        caption (`str`): What it shows, in plain text.
-        kind (`str`, *optional*): `"pick"` where it is clicked, `"box"` where a box is drawn on it.
-        place (`(x, y)`): What is picked now, in shares of the sides; arrow keys move it.
-        grid (`(rows, columns)`): Patches that they move it over.
-        rough (`bool`): Whether its pixels stay visible where it is enlarged.
-    """
+    """A picture with its caption, in plain text."""
 
     picture: Image.Image
     caption: str
-    kind: str | None = None
-    place: tuple[float, float] = (0.5, 0.5)
-    grid: tuple[int, int] = (1, 1)
-    rough: bool = False
+    kind: str | None = None  # "pick" where it is clicked, "box" where a box is drawn on it
+    place: tuple[float, float] = (0.5, 0.5)  # what is picked now, x, y in shares of the sides; arrow keys move it
+    grid: tuple[int, int] = (1, 1)  # rows and columns of patches that they move it over
+    rough: bool = False  # its pixels stay visible where it is enlarged
 
 
 def figures(*shown: Figure, columns: int = 3, narrow: int = 2) -> str:
@@ -56,16 +47,9 @@ def said(text: str) -> str:
 
 
 def strip(pictures: Sequence[Image.Image], chosen: int, upload: Image.Image | None, name: str) -> str:
-    """Pictures to choose from, in one row that scrolls by itself.
+    """Pictures to choose from, in one row that scrolls by itself; the upload, of index -1, stands first.
 
-    Args:
-        pictures (`Sequence[PIL.Image.Image]`): The samples.
-        chosen (`int`): Index of the chosen one, -1 for the upload.
-        upload (`PIL.Image.Image`, *optional*): What has been uploaded; it stands first.
-        name (`str`): What is chosen, for those who do not see it.
-
-    Returns:
-        `str`: HTML.
+    `name` says what is chosen to those who do not see it.
     """
     offered = [(-1, upload, "the uploaded picture")] if upload is not None else []
     shown = [*offered, *((index, picture, f"sample {index + 1}") for index, picture in enumerate(pictures))]
@@ -89,3 +73,114 @@ def bars(names: Sequence[str], shares: Sequence[float], true: int) -> str:
         for index, (name, share) in enumerate(zip(names, shares, strict=True))
     ]
     return f'<div class="geo-bars">{"".join(rows)}</div>'
+
+
+# ---- Style and behaviour; part of the page, so that nothing is fetched
+
+# `element`, `trigger`: given by gradio.HTML. A picture is clicked (or moved over with arrow keys), or a box is drawn on it.
+PICTURE_SCRIPT = """
+const share = (value) => Math.min(1, Math.max(0, value));
+const place = (event, picture) => {
+    const box = picture.getBoundingClientRect();
+    return [share((event.clientX - box.left) / box.width), share((event.clientY - box.top) / box.height)];
+};
+let start = null;
+let frame = null;
+const draw = (from, to) => {
+    const low = [0, 1].map((axis) => Math.min(from[axis], to[axis]));
+    const high = [0, 1].map((axis) => Math.max(from[axis], to[axis]));
+    Object.assign(frame.style, {
+        left: `${100 * low[0]}%`, top: `${100 * low[1]}%`,
+        width: `${100 * (high[0] - low[0])}%`, height: `${100 * (high[1] - low[1])}%`,
+    });
+};
+const stop = () => { start = null; if (frame) { frame.remove(); frame = null; } };
+element.addEventListener('pointerdown', (event) => {
+    const picture = event.target.closest('[data-kind=box]');
+    if (!picture || !event.isPrimary || event.button) return;
+    event.preventDefault();
+    stop();
+    start = place(event, picture);
+    frame = document.createElement('div');
+    frame.className = 'geo-frame';
+    picture.append(frame);
+    draw(start, start);
+    picture.setPointerCapture(event.pointerId);
+});
+element.addEventListener('pointermove', (event) => {
+    if (start) draw(start, place(event, frame.parentElement));
+});
+element.addEventListener('pointerup', (event) => {
+    if (!start) return;
+    const end = place(event, frame.parentElement);
+    trigger('box', {x1: start[0], y1: start[1], x2: end[0], y2: end[1]});
+    stop();
+});
+element.addEventListener('pointercancel', stop);
+element.addEventListener('dragstart', (event) => event.preventDefault());
+element.addEventListener('click', (event) => {
+    const picture = event.target.closest('[data-kind=pick]');
+    if (!picture) return;
+    const [x, y] = place(event, picture);
+    trigger('pick', {x, y});
+});
+element.addEventListener('keydown', (event) => {
+    const picture = event.target.closest('[data-kind=pick]');
+    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!picture || !step) return;
+    event.preventDefault();
+    const data = picture.dataset;
+    trigger('pick', {
+        x: share(Number(data.x) + step[0] / Number(data.columns)),
+        y: share(Number(data.y) + step[1] / Number(data.rows)),
+    });
+});
+"""
+
+STRIP_SCRIPT = """
+element.addEventListener('click', (event) => {
+    const button = event.target.closest('button[data-index]');
+    if (button) trigger('choose', {index: Number(button.dataset.index)});
+});
+"""
+
+STYLE = """<style>
+.gradio-container { overflow-x: hidden; }
+.gradio-container button, .gradio-container label { touch-action: manipulation; }
+.gradio-container button.geo-upload { min-height: 44px; }
+.gradio-container [role=radiogroup] label, .gradio-container fieldset .wrap label { min-height: 44px; min-width: 44px; }
+.gradio-container .html-container { padding: 0; }
+.gradio-container input[type=range] { min-height: 12px; }
+.gradio-container input[type=range]::-webkit-slider-thumb { width: 28px; height: 28px; margin-top: -10px; }
+.gradio-container input[type=range]::-moz-range-thumb { width: 28px; height: 28px; }
+.tab-container.wrap { background: none !important; }
+.tab-container.wrap button { height: 44px !important; font-size: 16px; }
+.geo-strip { display: flex; gap: 8px; overflow-x: auto; padding: 4px 4px 10px; }
+.geo-strip button { flex: 0 0 auto; width: 68px; height: 68px; padding: 0; border: 3px solid transparent;
+    border-radius: 10px; background: none; overflow: hidden; cursor: pointer; }
+.geo-strip button[aria-pressed=true] { border-color: var(--color-accent); }
+.geo-strip button:focus-visible, .geo-picture:focus-visible { outline: 3px solid var(--color-accent); outline-offset: -3px; }
+.geo-strip img { width: 100%; height: 100%; object-fit: cover; display: block; border-radius: 6px; }
+.geo-figures { display: grid; gap: 14px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); margin: 4px 0; }
+.geo-figures figure { margin: 0; }
+.geo-figures figcaption { color: var(--body-text-color); font-size: 15px; line-height: 1.35; padding: 4px 0; }
+.geo-figures img { width: 100%; max-width: 448px; height: auto; display: block; border-radius: 4px; }
+.geo-figures .geo-rough img { image-rendering: pixelated; }
+.geo-picture { position: relative; max-width: 448px; cursor: crosshair; user-select: none; -webkit-user-select: none; }
+.geo-picture img { pointer-events: none; -webkit-user-drag: none; }
+.geo-picture[data-kind=box] { touch-action: none; }
+.geo-frame { position: absolute; border: 3px solid #00c8ff; box-shadow: 0 0 0 1px #000, inset 0 0 0 1px #000;
+    box-sizing: border-box; pointer-events: none; }
+.geo-said { color: var(--body-text-color); font-size: 16px; line-height: 1.45; margin: 8px 0; }
+.geo-bars { display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center; max-width: 620px;
+    color: var(--body-text-color); font-size: 16px; margin: 8px 0; }
+.geo-bars .track { background: var(--border-color-primary); border-radius: 4px; height: 22px; overflow: hidden; }
+.geo-bars .track span { display: block; height: 100%; background: var(--color-accent); }
+.geo-bars .true { font-weight: 700; }
+@media (max-width: 640px) {
+    .geo-figures { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)); gap: 10px; }
+    .geo-figures figure:has(.geo-picture), .geo-figures figure:only-child { grid-column: 1 / -1; }
+    .geo-figures figure:first-child:has(.geo-picture) ~ figure:last-child:nth-child(even) { grid-column: 1 / -1; }
+    .geo-figures figcaption { font-size: 14px; }
+}
+</style>"""

@@ -12,9 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from PIL import Image
 
-from hf_geossl.demo.assets import STRIP_SCRIPT, STYLE
 from hf_geossl.demo.loading import DemoModel, open_model
-from hf_geossl.demo.markup import strip
+from hf_geossl.demo.markup import STRIP_SCRIPT, STYLE, strip
 from hf_geossl.demo.pictures import MAX_BYTES, UploadError, fit_picture, read_upload, sample_pictures
 from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, attention_tab, correspondence_tab, features_tab, neighbours_tab
 from hf_geossl.methods import METHODS
@@ -31,15 +30,10 @@ _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
 @dataclass
 class Picked:
-    """A person's picture A or B.
+    """A person's picture A or B."""
 
-    Args:
-        index (`int`): Of a sample, -1 for the upload.
-        upload (`PIL.Image.Image`, *optional*): In the model's shape, at the size of the page.
-    """
-
-    index: int
-    upload: Image.Image | None = None
+    index: int  # of a sample, -1 for the upload
+    upload: Image.Image | None = None  # in the model's shape, at the size of the page
 
 
 def plainly(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
@@ -60,12 +54,7 @@ def plainly(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _
 
 
 class Page:
-    """The page of a model while it is built.
-
-    Args:
-        model (`DemoModel`): The model.
-        samples (`list[PIL.Image.Image]`): Sample pictures, two or more, of any size.
-    """
+    """The page of a model while it is built, with two or more sample pictures of any size."""
 
     def __init__(self, model: DemoModel, samples: list[Image.Image]) -> None:
         self.model = model
@@ -142,12 +131,8 @@ class Page:
             gr.Markdown(f"### {name}")
             state = gr.State(Picked(index))
             pictures = gr.HTML(strip(self.samples, index, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
-            upload = gr.UploadButton(
-                f"Upload p{name[1:]}",
-                file_types=["image"],
-                type="binary",
-                elem_classes=["geo-upload"],
-            )
+            label = f"Upload p{name[1:]}"
+            upload = gr.UploadButton(label, file_types=["image"], type="binary", elem_classes=["geo-upload"])
         return state, pictures, upload, name
 
     def _wire_chooser(self, state: gr.State, pictures: gr.HTML, upload: gr.UploadButton, name: str) -> None:
@@ -176,26 +161,25 @@ class Page:
     def _wire(self, tab: Tab, container: gr.Tab) -> None:
         inputs, name = [*self.common, *tab.inputs], tab.name
         set_by_pick = tab.inputs[: tab.pick_sets is not None]
-        show = partial(self._show, tab)
 
         def answer(first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
-            return show(first, second, finer, place, *own)
+            return self._show(tab, first, second, finer, place, *own)
 
         def select(first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
-            return [name, *show(first, second, finer, place, *own)]
+            return [name, *answer(first, second, finer, place, *own)]
 
         def pick(
             event: gr.EventData, first: Picked, second: Picked, finer: bool, place: Place, *own: object
         ) -> list[Any]:
             place = (_share(event.x), _share(event.y))
             own = own if tab.pick_sets is None else (tab.pick_sets, *own[1:])
-            return [place, *own[: len(set_by_pick)], *show(first, second, finer, place, *own)]
+            return [place, *own[: len(set_by_pick)], *answer(first, second, finer, place, *own)]
 
         def draw(
             event: gr.EventData, first: Picked, second: Picked, finer: bool, place: Place, *own: object
         ) -> list[Any]:
             box = (_share(event.x1), _share(event.y1), _share(event.x2), _share(event.y2))
-            return [box, *show(first, second, finer, place, box)]
+            return [box, *answer(first, second, finer, place, box)]
 
         container.select(
             plainly(select),
@@ -254,15 +238,7 @@ def build_demo(folder: Path, samples: Path | None = None) -> gr.Blocks:
 
 
 def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say: Callable[[str], None]) -> gr.Blocks:
-    """Serves a page with its limits; see `hf_geossl.demo.launch_demo`.
-
-    Args:
-        demo (`gradio.Blocks`): The page.
-        host, port, block, say: As of `launch_demo`.
-
-    Returns:
-        `gradio.Blocks`: The page.
-    """
+    """Serves a page with its limits; see `hf_geossl.demo.launch_demo`."""
     demo.queue(max_size=64, default_concurrency_limit=2)
     try:
         demo.launch(

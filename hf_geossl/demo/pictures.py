@@ -16,7 +16,7 @@ MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 2**25
 # the colours of a heat map from its smallest to its largest value
 _HEAT = torch.tensor([[13, 8, 60], [92, 18, 110], [190, 55, 84], [245, 125, 21], [252, 240, 130]], dtype=torch.float32)
-_MARK = ((0, 0, 0), (255, 255, 255), (0, 200, 255))
+_BLACK, _WHITE, _BLUE = (0, 0, 0), (255, 255, 255), (0, 200, 255)
 
 
 class UploadError(ValueError):
@@ -24,21 +24,10 @@ class UploadError(ValueError):
 
 
 def read_upload(content: bytes) -> Image.Image:
-    """Decodes what somebody has uploaded.
-
-    Args:
-        content (`bytes`): The file.
-
-    Returns:
-        `PIL.Image.Image`: Upright RGB.
-
-    Raises:
-        UploadError: If it is no picture, broken or too large.
-    """
+    """Decodes an uploaded file to upright RGB; raises `UploadError` if it is no picture, broken or too large."""
     if len(content) > MAX_BYTES:
-        raise UploadError(
-            f"This file has {len(content) / 2**20:.0f} MiB; the demo takes up to {MAX_BYTES // 2**20} MiB."
-        )
+        size, limit = len(content) / 2**20, MAX_BYTES // 2**20
+        raise UploadError(f"This file has {size:.0f} MiB; the demo takes up to {limit} MiB.")
     try:
         return decode_image(content, MAX_PIXELS)
     except BrokenImageError as error:
@@ -61,17 +50,7 @@ def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def sample_pictures(folder: Path | None) -> list[Image.Image]:
-    """The sample pictures.
-
-    Args:
-        folder (`Path`, *optional*): Holds them; scenes are drawn by default.
-
-    Returns:
-        `list[PIL.Image.Image]`: In the order of their names.
-
-    Raises:
-        ValueError: If the folder holds no picture, or one that cannot be read.
-    """
+    """The sample pictures of a folder by name, or scenes; `ValueError` if it holds too few or one cannot be read."""
     if folder is None:
         return scene_pictures()
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS)
@@ -104,15 +83,7 @@ def from_colors(colors: torch.Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def heat_map(picture: Image.Image, values: torch.Tensor) -> Image.Image:
-    """Lays one value a patch over a picture, from its smallest (dark blue) to its largest (yellow).
-
-    Args:
-        picture (`PIL.Image.Image`): RGB.
-        values (`torch.Tensor` of shape `(rows, columns)`): The values.
-
-    Returns:
-        `PIL.Image.Image`: Of the picture's size.
-    """
+    """Lays one value a patch, `(rows, columns)`, over a picture, from the smallest (dark blue) to the largest (yellow)."""
     share = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12) * (len(_HEAT) - 1)
     below = share.floor().long().clamp_max(len(_HEAT) - 2)
     colors = _HEAT[below] + (share - below)[..., None] * (_HEAT[below + 1] - _HEAT[below])
@@ -122,22 +93,17 @@ def heat_map(picture: Image.Image, values: torch.Tensor) -> Image.Image:
 def cell_box(cell: tuple[int, int], grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Left, top, right and bottom in pixels of a patch `(row, column)` over a picture of `(width, height)`."""
     (row, column), (rows, columns), (width, height) = cell, grid, size
-    return (
-        round(column * width / columns),
-        round(row * height / rows),
-        round((column + 1) * width / columns) - 1,
-        round((row + 1) * height / rows) - 1,
-    )
+    left, right = (round(edge * width / columns) for edge in (column, column + 1))
+    top, bottom = (round(edge * height / rows) for edge in (row, row + 1))
+    return left, top, right - 1, bottom - 1
 
 
 def marked(picture: Image.Image, box: Sequence[int]) -> Image.Image:
     """A copy of a picture with a box outlined in black, white and blue, which is seen on any ground."""
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
-    for ring, color in enumerate(_MARK):
-        left, top, right, bottom = box[0] - ring, box[1] - ring, box[2] + ring, box[3] + ring
-        draw.rectangle((left, top, right, bottom), outline=color, width=1)
-    left, top, right, bottom = box[0] - 5, box[1] - 5, box[2] + 5, box[3] + 5
-    draw.rectangle((left, top, right, bottom), outline=_MARK[2], width=3)
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_MARK[0], width=1)
+    # ring of so many pixels around the box, colour, width
+    for ring, color, width in ((0, _BLACK, 1), (1, _WHITE, 1), (2, _BLUE, 1), (5, _BLUE, 3), (6, _BLACK, 1)):
+        around = (box[0] - ring, box[1] - ring, box[2] + ring, box[3] + ring)
+        draw.rectangle(around, outline=color, width=width)
     return picture

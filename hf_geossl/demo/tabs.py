@@ -15,9 +15,8 @@ from hf_geossl.demo.analyses import (
     nearest_patches,
     nearest_pictures,
 )
-from hf_geossl.demo.assets import PICTURE_SCRIPT
 from hf_geossl.demo.loading import DemoModel
-from hf_geossl.demo.markup import Figure, figures, said
+from hf_geossl.demo.markup import PICTURE_SCRIPT, Figure, figures, said
 from hf_geossl.demo.pictures import cell_box, from_colors, heat_map, marked
 
 _NEAREST = 4  # pictures and patches that are shown
@@ -25,41 +24,26 @@ _NEAREST = 4  # pictures and patches that are shown
 
 @dataclass
 class Chosen:
-    """What a person has chosen for all tabs.
+    """What a person has chosen for all tabs."""
 
-    Args:
-        first, second (`PIL.Image.Image`): Pictures A and B.
-        finer (`bool`): Whether the model sees twice the size that it was trained at.
-        place (`(x, y)`): The clicked place of picture A, in shares of its sides.
-    """
-
-    first: Image.Image
-    second: Image.Image
-    finer: bool
-    place: tuple[float, float]
+    first: Image.Image  # picture A
+    second: Image.Image  # picture B
+    finer: bool  # the model sees twice the size that it was trained at
+    place: tuple[float, float]  # the clicked place of picture A, x, y in shares of its sides
 
 
 @dataclass
 class Tab:
-    """A tab of the page.
+    """A tab of the page."""
 
-    Args:
-        name (`str`): Its title.
-        show (`Callable`): `show(chosen, *values)` gives one value for each output; one value for each input.
-        outputs, inputs (`list`): Components.
-        picked (component, *optional*): On which places of picture A are clicked.
-        pick_sets (*optional*): What the first input becomes when one is.
-        boxed (component, *optional*): On which a box is drawn; its corners go to `box`, an input.
-    """
-
-    name: str
-    show: Callable[..., list[str]]
-    outputs: list[Any]
+    name: str  # its title
+    show: Callable[..., list[str]]  # show(chosen, *values of the inputs) -> values of the outputs
+    outputs: list[Any]  # components
     inputs: list[Any] = field(default_factory=list)
-    picked: Any = None
-    pick_sets: Any = None
-    boxed: Any = None
-    box: Any = None
+    picked: Any = None  # the component on which places of picture A are clicked
+    pick_sets: Any = None  # what the first input becomes when one is
+    boxed: Any = None  # the component on which a box is drawn
+    box: Any = None  # the input that its corners go to
 
 
 TabMaker = tuple[str, Callable[[], Tab]]  # a title, and what makes the tab inside of it
@@ -90,14 +74,13 @@ def features_tab(model: DemoModel) -> Tab:
     def show(chosen: Chosen) -> list[str]:
         pictures = {"A": chosen.first, "B": chosen.second}
         both = feature_colors(model, list(pictures.values()), chosen.finer)
-        first, joint = [], []
+        first: list[Figure] = []
+        joint: list[Figure] = []
         for (name, picture), colors in zip(pictures.items(), both, strict=True):
             own = feature_colors(model, [picture], chosen.finer)[0]
-            first += [Figure(picture, f"Picture {name}"), Figure(from_colors(own, picture.size), f"Features of {name}")]
-            joint += [
-                Figure(picture, f"Picture {name}"),
-                Figure(from_colors(colors, picture.size), f"Features of {name}"),
-            ]
+            for row, shown in ((first, own), (joint, colors)):
+                row.append(Figure(picture, f"Picture {name}"))
+                row.append(Figure(from_colors(shown, picture.size), f"Features of {name}"))
         return [figures(*first, columns=4), figures(*joint, columns=4)]
 
     return Tab("Features", show, [alone, together])

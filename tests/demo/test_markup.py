@@ -1,12 +1,20 @@
-"""Pieces of the page: what they show, and that texts cannot become markup."""
+"""Pieces of the page: what they show, that texts cannot become markup, and that scripts and style fit them."""
 
 import re
 
 from PIL import Image
 
-from hf_geossl.demo.markup import Figure, bars, figures, said, strip
+from hf_geossl.demo.markup import PICTURE_SCRIPT, STRIP_SCRIPT, STYLE, Figure, bars, figures, said, strip
 
 RED = Image.new("RGB", (8, 4), "red")
+HTML = "".join(
+    (
+        figures(Figure(RED, "x", "pick"), Figure(RED, "y", "box"), Figure(RED, "z", rough=True)),
+        said("x"),
+        bars(["a"], [1.0], 0),
+        strip([RED], 0, None, "A"),
+    )
+)
 
 
 def test_captions_and_sentences_are_escaped() -> None:
@@ -38,3 +46,26 @@ def test_bars_have_the_width_of_their_share() -> None:
     html = bars(["a", "b"], [0.125, 0.875], 1)
     assert re.findall(r"width: ([\d.]+)%", html) == ["12.50", "87.50"]
     assert '<span class="true">b</span>' in html
+
+
+def test_scripts_read_what_the_markup_writes() -> None:
+    written = set(re.findall(r"data-(\w+)=", HTML))
+    read = set(re.findall(r"(?:data|dataset)\.(\w+)", PICTURE_SCRIPT + STRIP_SCRIPT)) - {"dataset"}
+    read |= set(re.findall(r"\[data-(\w+)", PICTURE_SCRIPT + STRIP_SCRIPT))
+    assert read == written
+    assert set(re.findall(r"\[data-kind=(\w+)\]", PICTURE_SCRIPT)) == {"pick", "box"}
+
+
+def test_events_are_those_that_the_page_listens_to() -> None:
+    assert set(re.findall(r"trigger\('(\w+)', \{([\w0-9, :\[\]\.]*?)[:,]", PICTURE_SCRIPT)) == {
+        ("box", "x1"),
+        ("pick", "x"),
+    }
+    assert re.findall(r"trigger\('(\w+)'", PICTURE_SCRIPT) == ["box", "pick", "pick"]
+    assert re.findall(r"trigger\('(\w+)'", STRIP_SCRIPT) == ["choose"]
+
+
+def test_every_class_of_ours_has_a_style() -> None:
+    used = set(re.findall(r"class(?:Name)?=?['\" ]*=? ?['\"](geo-[\w-]+)", HTML + PICTURE_SCRIPT))
+    assert used == {"geo-figures", "geo-picture", "geo-rough", "geo-said", "geo-bars", "geo-strip", "geo-frame"}
+    assert used <= set(re.findall(r"\.(geo-[\w-]+)", STYLE))
