@@ -25,11 +25,7 @@ ANCHOR_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the image's side: 32
 class EncoderPyramid(nn.Module):
     """An encoder's last patch tokens as a pyramid of maps: a backbone for torchvision's detectors.
 
-    Only the trunk computes in mixed precision.
-
-    Args:
-        encoder (`Encoder`): In training mode if it is to be trained.
-        channels (`int`): Of every level.
+    Only the trunk, which is in training mode if it is to be trained, computes in mixed precision.
     """
 
     def __init__(self, encoder: Encoder, channels: int) -> None:
@@ -50,10 +46,6 @@ class PatchAnchors(AnchorGenerator):
     """Anchors at the exact positions of a pyramid over patches.
 
     (torchvision's rounds strides to whole pixels, which patches of 14 have not at four positions a patch.)
-
-    Args:
-        patch_size (`int`): Side of a patch in pixels.
-        size (`int`): Side of the images in pixels.
     """
 
     def __init__(self, patch_size: int, size: int) -> None:
@@ -64,8 +56,7 @@ class PatchAnchors(AnchorGenerator):
         ]  # "pool" takes every second position
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Anchors of the first position of each level, around its middle."""
-        # around the middle of the first position, not its corner; unrounded, since small ones would all be alike
+        """Anchors around the middle of each level's first position, not its corner; rounded, small ones would be alike."""
         cells = []
         for (size,), ratios, offset in zip(self.sizes, self.aspect_ratios, self.offsets, strict=True):
             heights = size * torch.tensor(ratios, dtype=torch.float64).sqrt()
@@ -93,17 +84,12 @@ def build_detector(
     regions: int,
     proposals: int,
 ) -> FasterRCNN:
-    """Mask R-CNN (Faster R-CNN without masks) over a trunk.
+    """Mask R-CNN (Faster R-CNN without masks) over a trunk, which becomes a part of it.
 
     Args:
-        encoder (`Encoder`): The trunk, which becomes a part of the detector.
         size (`int`): Side of the images in pixels, a multiple of the patch size.
         num_categories (`int`): How many there are; they are labelled from 1.
-        masks (`bool`): Whether instances are segmented.
-        channels (`int`): Of the pyramid and of the mask head.
-        head_width (`int`): Of the box head's two layers.
-        regions (`int`): Of an image that the heads are trained on.
-        proposals (`int`): Regions of an image that are classified.
+        masks, channels, head_width, regions, proposals: See `DetectionSettings`.
 
     Returns:
         A detector of torchvision, which takes images in [0, 1] and normalises them as the encoder needs them.
@@ -142,12 +128,7 @@ def build_detector(
 
 
 class PatchPool(MultiScaleRoIAlign):
-    """Pools regions of about 14 positions' side from the map itself, as FPN does, larger and smaller ones from those beside it.
-
-    Args:
-        side (`int`): Cells of the result along an axis.
-        patch_size (`int`): Side of a patch in pixels.
-    """
+    """Pools regions of about 14 positions' side from the map itself, as FPN does, larger and smaller ones from those beside it."""
 
     def __init__(self, side: int, patch_size: int) -> None:
         super().__init__(list(LEVELS), side, 2)

@@ -14,11 +14,7 @@ LUMA = (0.299, 0.587, 0.114)
 def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Solves for the homographies that map four points to four others.
 
-    Args:
-        sources, targets (`torch.Tensor` of shape `(batch, 4, 2)`): x and y; no three on a line.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, 3, 3)`, float64: The last entry is 1.
+    They have shape `(batch, 3, 3)`, float64, with 1 as the last entry; points `(batch, 4, 2)` are x and y, no three on a line.
 
     Source: direct linear transform; Hartley and Zisserman, Multiple View Geometry, 2004, section 4.1.
     """
@@ -33,17 +29,13 @@ def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
 
 def cut_patches(images: torch.Tensor, homographies: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
-    """Square patches of images that were warped.
+    """Square patches `(batch, channels, side, side)` of images that were warped: bilinear, float32.
 
     Args:
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): Floats.
         homographies (`torch.Tensor` of shape `(batch, 3, 3)`): From positions in the warped image to positions in the image,
             in pixels from the upper left corner of the first pixel.
         corners (`torch.Tensor` of shape `(batch, 2)`): x and y of the patch's upper left corner, in pixels.
-        side (`int`): Of the patch, in pixels.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, channels, side, side)`: Bilinear, float32.
     """
     line = torch.arange(side, device=images.device, dtype=torch.float64) + 0.5
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -98,9 +90,6 @@ def make_pairs(images: torch.Tensor, side: int, draws: torch.Tensor) -> Pairs:
         images (`torch.Tensor` of shape `(batch, 3, size, size)`): uint8.
         side (`int`): Of the patches, in pixels.
         draws (`torch.Tensor` of shape `(batch, 5, 2)`): In [0, 1): where the patch lies, and the shifts of its corners.
-
-    Returns:
-        `Pairs`.
     """
     size = images.shape[-1]
     reach = side * SHIFT_SHARE
@@ -122,10 +111,6 @@ class HomographyHead(nn.Module):
     """Three convolutions over both feature maps, side by side in channels, predict a map of displacements.
 
     A corner's displacement is the mean over the quarter of the map that it belongs to.
-
-    Args:
-        width (`int`): Channels of one feature map.
-        channels (`int`): Of the hidden layers.
     """
 
     def __init__(self, width: int, channels: int) -> None:

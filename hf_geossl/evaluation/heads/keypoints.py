@@ -13,13 +13,7 @@ from transformers.models.vitpose.image_processing_vitpose import (
 
 
 class KeypointHead(nn.Module):
-    """ViTPose's classic head: two transposed convolutions with BatchNorm and ReLU, each doubling the map, and a 1 x 1 one.
-
-    Args:
-        width (`int`): Channels of the trunk.
-        channels (`int`): Of the transposed convolutions.
-        points (`int`): Heatmaps.
-    """
+    """ViTPose's classic head: two transposed convolutions with BatchNorm and ReLU, each doubling the map, and a 1 x 1 one."""
 
     def __init__(self, width: int, channels: int, points: int) -> None:
         super().__init__()
@@ -41,16 +35,12 @@ class KeypointHead(nn.Module):
 
 
 def cut_crops(images: torch.Tensor, sources: torch.Tensor, frames: torch.Tensor, side: int) -> torch.Tensor:
-    """Squares of images, enlarged or reduced.
+    """Squares `(objects, 3, side, side)` of images, in [0, 1]: bilinear, black outside of the image.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8.
         sources (`torch.Tensor` of shape `(objects,)`): Which image each square is cut from.
         frames (`torch.Tensor` of shape `(objects, 3)`): Left, top and side of the squares, in pixels.
-        side (`int`): Of the result.
-
-    Returns:
-        `torch.Tensor` of shape `(objects, 3, side, side)`: In [0, 1], bilinear, black outside of the image.
     """
     line = (torch.arange(side, device=images.device) + 0.5) / side
     extent = frames.new_tensor([images.shape[-1], images.shape[-2]])
@@ -88,10 +78,7 @@ def decode_heatmaps(heatmaps: np.ndarray, frames: np.ndarray, sigma: float) -> t
     That is the maximum, moved by less than a pixel to the peak of the parabola through the logarithm around it (DARK, arXiv
     1910.06278, as in transformers' ViTPose).
 
-    Args:
-        heatmaps (`numpy.ndarray` of shape `(objects, points, side, side)`): As predicted.
-        frames (`numpy.ndarray` of shape `(objects, 3)`): Left, top and side of the crops in the image.
-        sigma (`float`): Of the Gaussians, in pixels of the heatmaps.
+    Heatmaps `(objects, points, side, side)`, frames and sigma are as of `draw_heatmaps`.
 
     Returns:
         Points `(objects, points, 2)` in pixels of the image, and their scores `(objects, points)`.

@@ -9,13 +9,9 @@ from torch.nn import functional
 
 
 def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
-    """The four layers that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths; the last is one of them.
+    """The four layers, from 0, that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths.
 
-    Args:
-        num_layers (`int`): Layers of the trunk, at least 1; below 4 some come more than once.
-
-    Returns:
-        `tuple[int, int, int, int]`: Layers, from 0, in order.
+    The last layer is one of them; of trunks with fewer than 4 some come more than once.
     """
     first, second, third, last = (max(num_layers * part // 4, 1) - 1 for part in (1, 2, 3, 4))
     return first, second, third, last
@@ -53,17 +49,7 @@ class RescaleNeck(nn.Module):
         )
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Rescales four maps.
-
-        Args:
-            maps (four `torch.Tensor` of shape `(batch, width, rows, columns)`): From the shallowest layer to the deepest.
-
-        Returns:
-            `list[torch.Tensor]`: `(batch, out_channels, s * rows, s * columns)` with s = 4, 2, 1 and 1/2 (rounded up).
-
-        Raises:
-            ValueError: If there are not four maps.
-        """
+        """Four maps `(batch, width, rows, columns)`, from the shallowest layer to the deepest, at 4, 2, 1 and 1/2 times the size."""
         if len(maps) != len(self.scales):
             raise ValueError(f"maps must be {len(self.scales)}, got {len(maps)}; see layers_of_maps")
         return [scale(part) for scale, part in zip(self.scales, maps, strict=True)]
@@ -78,14 +64,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class SimplePyramid(nn.Module):
-    """A feature pyramid out of the last map alone, with the names of levels that torchvision's detectors expect.
-
-    Args:
-        width (`int`): Channels of the map, a multiple of 4.
-        out_channels (`int`): Channels of every level.
-
-    Raises:
-        ValueError: If width is no multiple of 4.
+    """A feature pyramid out of the last map alone, whose width is a multiple of 4.
 
     Source: ViTDet (arXiv 2203.16527), section 3 and appendix A.2.
     """
@@ -115,14 +94,10 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, last: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """The pyramid of a map.
+        """The pyramid of the last layer's patch tokens `(batch, width, rows, columns)`, by the names that torchvision expects.
 
-        Args:
-            last (`torch.Tensor` of shape `(batch, width, rows, columns)`): The last layer's patch tokens.
-
-        Returns:
-            `OrderedDict[str, torch.Tensor]`: Maps of `out_channels` by name: "0" to "3" of 4, 2, 1 and 1/2 times as many
-            rows and columns (rounded up), and "pool", every second position of "3".
+        Levels "0" to "3" have 4, 2, 1 and 1/2 times as many rows and columns (rounded up); "pool" has every second position
+        of "3".
         """
         levels = OrderedDict((str(index), level(last)) for index, level in enumerate(self.levels))
         levels["pool"] = functional.max_pool2d(levels["3"], kernel_size=1, stride=2)

@@ -35,7 +35,7 @@ from hf_geossl.evaluation.protocols.transformations import (
     target_ranges,
     untouched,
 )
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 MODEL = "model"
 FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
@@ -45,7 +45,7 @@ BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the
 
 
 @dataclass(frozen=True)
-class EquivarianceSettings:
+class EquivarianceSettings(ProtocolSettings):
     """Regression of the transformation on frozen features.
 
     Args:
@@ -84,7 +84,7 @@ class EquivarianceSettings:
     padded: bool = True
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         unknown = sorted(set(self.transformations) - set(TRANSFORMATIONS))
         if unknown or not self.transformations:
             raise ValueError(
@@ -100,7 +100,7 @@ class EquivarianceSettings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Predictions of one regression on one kind of features for the test images: `(transformations * images, outputs)`."""
+    """Predictions of a regression on one kind of features for the test images: `(transformations * images, outputs)`."""
 
     predictions: np.ndarray
     truth: np.ndarray
@@ -200,23 +200,15 @@ def measure_equivariance(
 ) -> TaskResult:
     """R2 of rotation, translation, colour and blur.
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images, no truth is needed. Scenes are seen from above, those with padding from the side,
-            whatever the data's mode; where other images have an up and a down, mind the floor "transformed image alone".
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`EquivarianceSettings`): The protocol's own.
+    Scenes are seen from above, those with padding from the side, whatever the data's mode; where other images have an up and
+    a down, mind the floor "transformed image alone".
 
-    Returns:
-        `TaskResult`: `rotation_r2_ridge`, `rotation_r2_bilinear`, `rotation_r2_mlp` and so on without borders; the mean over
-        outputs, for several of them also `..._variance_weighted`, which pools them. With `padded` `rotation_r2_mlp_zeros`
-        and so on for ordinary images, black outside (the paper's protocol), and `..._reflection`, mirrored outside, for
-        motions. `details` hold the floors of each number, in `beats_all_floors` for each transformation and regression
-        whether the model is above 0 and all of them by more than chance, and of scenes the `mode` of those without borders
-        and the `padded_mode` of the others.
-
-    Raises:
-        ValueError: If the data holds too few images.
+    Metrics are `rotation_r2_ridge`, `rotation_r2_bilinear`, `rotation_r2_mlp` and so on without borders; the mean over
+    outputs, for several of them also `..._variance_weighted`, which pools them. With `padded` `rotation_r2_mlp_zeros` and so
+    on for ordinary images, black outside (the paper's protocol), and `..._reflection`, mirrored outside, for motions.
+    The details hold the floors of each number, in `beats_all_floors` for each transformation and regression whether the model
+    is above 0 and all of them by more than chance, and of scenes the `mode` of those without borders and the `padded_mode` of
+    the others.
     """
     report = _Report(options)
     details: dict[str, Any] = {"settings": asdict(settings), "floors": report.floors, "beats_all_floors": {}}
@@ -308,10 +300,6 @@ def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray
     counts, is R2. Predicting the same angle for every pair gives 1 in the middle, and less than 0 at the ends, which is why
     that curve stands beside the others.
 
-    Args:
-        predictions (`numpy.ndarray` of shape `(pairs,)`): Degrees.
-        angles (`numpy.ndarray` of shape `(pairs,)`): True ones.
-
     Returns:
         `(numpy.ndarray, numpy.ndarray)`: R2 and mean absolute error in degrees of each bin, `(ANGLE_BINS,)`; NaN in an empty
         one.
@@ -332,11 +320,7 @@ def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray
 
 
 class AngleCurves:
-    """R2 and the mean absolute error of rotation, by the angle.
-
-    Args:
-        fitted (`dict[str, Fitted]`): Of rotation, by features.
-    """
+    """R2 and the mean absolute error of rotation, by the angle, of each kind of features."""
 
     def __init__(self, fitted: Mapping[str, Fitted]) -> None:
         angles = fitted[MODEL].truth[:, 0]
@@ -365,6 +349,4 @@ class AngleCurves:
         return curve_panels(self.centres, panels, xlabel="angle in degrees", title=title)
 
 
-PROTOCOLS = {
-    "equivariance": EvaluationProtocol(measure_equivariance, EquivarianceSettings),
-}
+PROTOCOLS = {"equivariance": EvaluationProtocol(measure_equivariance, EquivarianceSettings)}

@@ -20,13 +20,13 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import full_precision, mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 SHOWN = 8
 
 
 @dataclass(frozen=True)
-class HomographySettings:
+class HomographySettings(ProtocolSettings):
     """How displacements of corners are learned.
 
     As published (DeTone et al., arXiv 1606.03798): grey images of 320 x 240 (here: the data's squares, `size=240`), patches of
@@ -47,25 +47,14 @@ class HomographySettings:
     channels: int = 64
     tuned: bool = False
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 def measure_homography(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: HomographySettings
 ) -> TaskResult:
     """Mean corner error of homographies that a small head predicts from the patch tokens of two patches.
 
-    Beside it that of predicting no displacement, and of the same architecture with random weights under a head trained alike.
-
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Images; no truth is needed.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`HomographySettings`): How the head is trained.
-
-    Returns:
-        `TaskResult`: `mean_corner_error`, in pixels; `relative_corner_error`, in sides of the patch.
+    The metrics are `mean_corner_error` in pixels and `relative_corner_error` in sides of the patch. Beside them those of
+    predicting no displacement, and of the same architecture with random weights under a head trained alike.
 
     Raises:
         ValueError: If patches do not fit into the images.
@@ -130,18 +119,7 @@ def train_homography(
     options: EvaluationOptions,
     settings: HomographySettings,
 ) -> tuple[Encoder, HomographyHead]:
-    """Trains a head on pairs of patches, and where the settings say so the trunk.
-
-    Args:
-        encoder (`Encoder`): The trunk; a copy is trained.
-        batches (`Iterator`): `"images"` and `"draws"`, see `make_pairs`.
-        side (`int`): Of the patches in pixels.
-        options (`EvaluationOptions`): Seed and progress.
-        settings (`HomographySettings`): How.
-
-    Returns:
-        `(Encoder, HomographyHead)`: The trunk, and the head.
-    """
+    """Trains a head on pairs of patches, and where the settings say so a copy of the trunk; batches are as of `drawn_rows`."""
     device = encoder.device
     if settings.tuned:
         encoder = encoder.trainable_copy()
@@ -220,6 +198,4 @@ def _shifts(encoder: Encoder, head: HomographyHead, pairs: Pairs, settings: Homo
         return head(first.float(), second.float())
 
 
-PROTOCOLS = {
-    "homography": EvaluationProtocol(measure_homography, HomographySettings),
-}
+PROTOCOLS = {"homography": EvaluationProtocol(measure_homography, HomographySettings)}

@@ -20,13 +20,13 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 6))
 
 
 @dataclass(frozen=True)
-class OrientationSettings:
+class OrientationSettings(ProtocolSettings):
     """Whose angle is regressed. Kites are the objects of the scenes that are seen at any angle; from above every object is.
 
     Args:
@@ -43,7 +43,7 @@ class OrientationSettings:
     pooled_side: int = 1
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.mode is not None and self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, or None for the data's, got {self.mode!r}")
         unknown = sorted(set(self.categories) - set(THING_CLASSES))
@@ -54,15 +54,7 @@ class OrientationSettings:
 
 
 def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """The angles between predicted and true directions.
-
-    Args:
-        predictions (`numpy.ndarray` of shape `(objects, 2)`): cosine and sine, of any length.
-        angles (`numpy.ndarray` of shape `(objects,)`): True angles, radians.
-
-    Returns:
-        `numpy.ndarray` of shape `(objects,)`: Degrees between them, 0 to 180.
-    """
+    """Degrees, 0 to 180, between predicted directions `(objects, 2)`, cosine and sine of any length, and angles in radians."""
     differences = np.arctan2(predictions[:, 1], predictions[:, 0]) - angles
     return np.degrees(np.abs((differences + math.pi) % (2 * math.pi) - math.pi))
 
@@ -70,19 +62,11 @@ def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:
 def measure_orientation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: OrientationSettings
 ) -> TaskResult:
-    """Mean angular error of ridge regression from the patch tokens in true boxes, pooled by RoIAlign.
+    """Mean angular error of ridge regression from the patch tokens in true boxes of scenes, pooled by RoIAlign.
 
-    Cosine and sine are regressed, with a penalty that is chosen by leave-one-out on the training objects. Beside it the same
-    from random weights, and predicting the mean direction.
-
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Scenes.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`OrientationSettings`): Whose angle.
-
-    Returns:
-        `TaskResult`: `angular_error` in degrees (90 by chance), `within_30_degrees`, a share.
+    Cosine and sine are regressed, with a penalty that is chosen by leave-one-out on the training objects. Metrics are
+    `angular_error` in degrees (90 by chance) and `within_30_degrees`, a share; beside them the same from random weights, and
+    predicting the mean direction.
 
     Raises:
         ValueError: If the data have no angles, or hardly any such object.
@@ -182,6 +166,4 @@ def _summarize(sums: np.ndarray) -> dict[str, float]:
     return {"angular_error": float(sums[0] / sums[2]), "within_30_degrees": float(sums[1] / sums[2])}
 
 
-PROTOCOLS = {
-    "orientation": EvaluationProtocol(measure_orientation, OrientationSettings),
-}
+PROTOCOLS = {"orientation": EvaluationProtocol(measure_orientation, OrientationSettings)}

@@ -12,7 +12,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.views.loca import LOCAViews
 
@@ -21,7 +21,7 @@ HIDDEN_PATTERNS = 8  # random choices of visible tokens, which the images take i
 
 
 @dataclass(frozen=True)
-class PositionSettings:
+class PositionSettings(ProtocolSettings):
     """Views are drawn and coloured as in training, each image's by its own seed.
 
     Args:
@@ -38,9 +38,6 @@ class PositionSettings:
     reference_scale: tuple[float, float] = (0.32, 1.0)
     focal_scale: tuple[float, float] = (0.05, 0.32)
     visible_tokens: float = 39 / 196
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def score_positions(logits: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
@@ -104,18 +101,11 @@ def missing_head(encoder: Encoder) -> str | None:
 def measure_position(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PositionSettings
 ) -> TaskResult:
-    """Position accuracy of a `LOCAForPreTraining`.
+    """Position accuracy of a `LOCAForPreTraining`; of the data only the test split is read, at a size that fits the model.
 
-    Args:
-        encoder (`Encoder`): Of a model with its training head.
-        data (`EvaluationData`): Images, no truth is needed; only the test split is read, at a size that fits the model.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`PositionSettings`): The protocol's own.
-
-    Returns:
-        `TaskResult`: `position_accuracy` (tokens of all queries inside of the reference whose highest score is right),
-        `position_distance` (in patches); the same with `_masked` where most of the reference is hidden. The accuracy of
-        guessing, and random and focal queries by themselves, lie in `details`.
+    Metrics are `position_accuracy` (tokens of all queries inside of the reference whose highest score is right) and
+    `position_distance` (in patches); the same with `_masked` where most of the reference is hidden. The accuracy of guessing,
+    and random and focal queries by themselves, lie in the details.
 
     Raises:
         ValueError: If the model is not a `LOCAForPreTraining`.
@@ -225,6 +215,4 @@ def _score(
     return score_positions(logits.unflatten(0, queries.shape[:2]).flatten(1, 2), positions, side).cpu()
 
 
-PROTOCOLS = {
-    "position": EvaluationProtocol(measure_position, PositionSettings, missing_head),
-}
+PROTOCOLS = {"position": EvaluationProtocol(measure_position, PositionSettings, missing_head)}

@@ -21,7 +21,7 @@ from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import check_settings
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 IGNORED = 255  # in masks: a pixel without truth
 RADIUS = 12  # patches
@@ -30,7 +30,7 @@ _BLOCK = 2**24  # affinities in memory at once: 64 MB
 
 
 @dataclass(frozen=True)
-class PropagationSettings:
+class PropagationSettings(ProtocolSettings):
     """How labels are propagated.
 
     The defaults are DINO's for DAVIS 2017 (top 5, 7 frames and the first, radius 12 patches at 480 pixels, temperature .1); VIP
@@ -65,7 +65,7 @@ class PropagationSettings:
     smallest_object: float = 0.01
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         least = {"context_frames": 1, "top_k": 1, "side": 1, "magnification": 1, "clips": 1, "frames": 3}
         for name, number in least.items():
             if getattr(self, name) < number:
@@ -141,13 +141,7 @@ def propagate_labels(
 
 @torch.no_grad()
 def propagate_masks(encoder: Encoder, clip: Clip, settings: PropagationSettings, *, batch_size: int = 8) -> np.ndarray:
-    """The masks of a clip, from its first one.
-
-    Args:
-        encoder (`Encoder`): Whose patch tokens of the last layer are compared.
-        clip (`Clip`): Sides of its frames are multiples of the encoder's patch size.
-        settings (`PropagationSettings`): How.
-        batch_size (`int`): Frames that are encoded at a time.
+    """The masks of a clip from its first one, by the patch tokens of the last layer, `batch_size` frames at a time.
 
     Returns:
         `numpy.ndarray` of shape `(frames, height, width)`, uint8: Of the size of its masks; the first is the given one.
@@ -193,20 +187,13 @@ def _enlarge(shares: torch.Tensor, ids: np.ndarray, size: tuple[int, ...]) -> np
 def measure_propagation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: PropagationSettings
 ) -> TaskResult:
-    """J, F and their mean (mean IoU with `semantic`) of propagated masks.
+    """`j_and_f_mean`, `j_mean` and `f_mean` (`mean_iou`, `pixel_accuracy`, `mean_class_accuracy` if `semantic`) of masks.
 
     Beside them what leaving the first mask in place gives, and the same architecture with random weights; and as the ceiling
     what the true masks give that are reduced to the grid of patches.
 
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): Scenes, of which clips are made in their mode, or a folder as `folder_clips` reads it; its
-            test split. Of mode "object" most objects hardly move: mind the floor `first_mask`.
-        options (`EvaluationOptions`): How to evaluate.
-        settings (`PropagationSettings`): How labels are propagated.
-
-    Returns:
-        `TaskResult`: `j_and_f_mean`, `j_mean`, `f_mean`, or `mean_iou`, `pixel_accuracy`, `mean_class_accuracy`.
+    Clips are made of scenes in the data's mode, or read from the test split of a folder, see `folder_clips`. Of mode "object"
+    most objects hardly move: mind the floor `first_mask`.
 
     Raises:
         ValueError: If the data are neither, or the image size is no multiple of the patch size.
@@ -307,6 +294,4 @@ def _check_sides(encoder: Encoder, sides: tuple[int, ...]) -> None:
         )
 
 
-PROTOCOLS = {
-    "propagation": EvaluationProtocol(measure_propagation, PropagationSettings),
-}
+PROTOCOLS = {"propagation": EvaluationProtocol(measure_propagation, PropagationSettings)}

@@ -21,11 +21,7 @@ CHUNK = 1024  # images whose parameters are drawn together
 def larger_size(size: int) -> int:
     """How large an image has to be so that no transformation brings its border into the center.
 
-    Args:
-        size (`int`): Side of the center in pixels.
-
-    Returns:
-        `int`: A side that leaves as many pixels on the left as on the right.
+    It leaves as many pixels on the left as on the right. Sizes are sides in pixels.
     """
     radius = TransformationPath("blur", 0, path_blur_sigma=BLUR).blur_radius
     needed = math.ceil(max(size * math.sqrt(2) + 2, size * (1 + 2 * TRANSLATION) + 2, size + 2 * radius + 2))
@@ -35,13 +31,8 @@ def larger_size(size: int) -> int:
 def target_ranges(transformation: str, size: int) -> dict[str, tuple[float, float]]:
     """The parameters of a transformation that are regressed, with their ranges.
 
-    Args:
-        transformation (`str`): One of `TRANSFORMATIONS`.
-        size (`int`): Side of the images in pixels.
-
-    Returns:
-        `dict[str, (float, float)]`: Smallest and largest value of each target: the angle in degrees, shifts in pixels, the
-        changes of the factors of brightness, contrast and saturation, turns of the hue, and sigma in pixels.
+    These are the angle in degrees, shifts in pixels (of images of `size` pixels), the changes of the factors of brightness,
+    contrast and saturation, turns of the hue, and sigma in pixels.
     """
     return {
         "rotation": {"angle": (-ROTATION, ROTATION)},
@@ -127,14 +118,6 @@ def untouched(size: int) -> Transform:
 
 
 def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Cuts the center out of images.
-
-    Args:
-        images (`torch.Tensor` of shape `(..., height, width)`): At least `size` high and wide.
-        size (`int`): Side of the center in pixels.
-
-    Returns:
-        `torch.Tensor` of shape `(..., size, size)`.
-    """
+    """Cuts the center `(..., size, size)` out of images that are at least as large."""
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
