@@ -166,6 +166,3 @@ class EquiCoherentConfig(GeometricViTConfig):
         self.require("0 or more", lambda value: 0 <= value < math.inf, *counts, *weights)
         self.require("in [0, 1]", lambda share: 0 <= share <= 1, "center_momentum")
         self.require("one or more widths", lambda widths: min(widths, default=0) >= 1, "projector_sizes")
-
-
-__all__ = ["EquiCoherentConfig"]

@@ -83,6 +83,3 @@ class LOCAConfig(ReconstructingViTConfig):
                 "reconstruction needs two views of an image, and location_target='self' trains on one; got "
                 f"reconstruction={self.reconstruction!r}, set it to None"
             )
-
-
-__all__ = ["LOCAConfig"]

@@ -45,12 +45,3 @@ class EquiCoherentForSemanticSegmentation(EquiCoherentPreTrainedModel, ViTTrunkF
     """A linear decoder on the patch tokens, resized bilinearly to the input."""
 
     trunk_class = EquiCoherentModel
-
-
-__all__ = [
-    "EquiCoherentBackbone",
-    "EquiCoherentForImageClassification",
-    "EquiCoherentForSemanticSegmentation",
-    "EquiCoherentModel",
-    "EquiCoherentPreTrainedModel",
-]

@@ -44,12 +44,3 @@ class GTSAForSemanticSegmentation(GTSAPreTrainedModel, ViTTrunkForSemanticSegmen
     """A linear decoder on the patch tokens, resized bilinearly to the input."""
 
     trunk_class = GTSAModel
-
-
-__all__ = [
-    "GTSABackbone",
-    "GTSAForImageClassification",
-    "GTSAForSemanticSegmentation",
-    "GTSAModel",
-    "GTSAPreTrainedModel",
-]

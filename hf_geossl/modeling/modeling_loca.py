@@ -101,12 +101,3 @@ class LOCAForSemanticSegmentation(LOCAPreTrainedModel, ViTTrunkForSemanticSegmen
     """A linear decoder on the patch tokens, resized bilinearly to the input: Segmenter's, which the authors evaluate with."""
 
     trunk_class = LOCAModel
-
-
-__all__ = [
-    "LOCABackbone",
-    "LOCAForImageClassification",
-    "LOCAForSemanticSegmentation",
-    "LOCAModel",
-    "LOCAPreTrainedModel",
-]

@@ -20,8 +20,8 @@ from .configuration_vit import GeometricViTConfig
 from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEmbeddings, ViTEncoder
 
 
-class ViTTrunkModel(GeometricViTPreTrainedModel):
-    """The trunk with its final norm."""
+class ViTTrunk(GeometricViTPreTrainedModel):
+    """Embeddings, layers and final norm."""
 
     encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder  # a method with an initialisation of its own has another
 
@@ -30,6 +30,13 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
         self.embeddings = ViTEmbeddings(config)
         self.encoder = self.encoder_class(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class ViTTrunkModel(ViTTrunk):
+    """The trunk with its final norm."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
         self.post_init()
 
     @can_return_tuple
@@ -85,17 +92,12 @@ class ViTTrunkModel(GeometricViTPreTrainedModel):
         return tokens[:, 0] if self.pools_class_token else tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1)
 
 
-class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
+class ViTTrunkBackbone(BackboneMixin, ViTTrunk):
     """Feature maps of chosen layers, for UperNet, DPT, Mask2Former and others that take a `backbone_config`."""
-
-    encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.embeddings = ViTEmbeddings(config)
-        self.encoder = self.encoder_class(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
     @can_return_tuple
@@ -133,8 +135,8 @@ class ViTTrunkBackbone(BackboneMixin, GeometricViTPreTrainedModel):
         )
 
 
-class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
-    """The trunk's `pooler_output`, layer norm, linear classifier."""
+class ViTTrunkForLabels(GeometricViTPreTrainedModel):
+    """Base of the models that have a head on the trunk."""
 
     accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
     trunk_class: type[ViTTrunkModel]
@@ -143,6 +145,13 @@ class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels or 0
         setattr(self, self.base_model_prefix, self.trunk_class(config))
+
+
+class ViTTrunkForImageClassification(ViTTrunkForLabels):
+    """The trunk's `pooler_output`, layer norm, linear classifier."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -169,16 +178,11 @@ class ViTTrunkForImageClassification(GeometricViTPreTrainedModel):
         )
 
 
-class ViTTrunkForSemanticSegmentation(GeometricViTPreTrainedModel):
+class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
     """A linear decoder on the patch tokens, resized bilinearly to the input."""
-
-    accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
-    trunk_class: type[ViTTrunkModel]
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels or 0
-        setattr(self, self.base_model_prefix, self.trunk_class(config))
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Unpack, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
@@ -135,11 +136,9 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     @torch.no_grad()
     def _accumulate(self, name: str, total: torch.Tensor, count: int) -> None:
         """Adds scores `total (1, prototypes)` of `count` tokens to those that the next `update_centers` moves by."""
-        if not self.training or not hasattr(self, name):
-            return
-        added = (total.float(), total.new_tensor(count, dtype=torch.float32))
-        before = self._accumulated.get(name)
-        self._accumulated[name] = added if before is None else (before[0] + added[0], before[1] + added[1])
+        if self.training and hasattr(self, name):
+            added = F.pad(total.float().flatten(), (0, 1), value=count)
+            self._accumulated[name] = added + self._accumulated.get(name, 0)
 
     @torch.no_grad()
     def update_centers(self) -> None:
@@ -149,8 +148,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         """
         for name in [name for name in ("class_center", "patch_center") if hasattr(self, name)]:
             center = getattr(self, name)
-            total, count = self._accumulated.get(name, (torch.zeros_like(center), center.new_zeros(())))
-            packed = torch.cat([total.flatten(), count[None]])
+            packed = self._accumulated.get(name, F.pad(torch.zeros_like(center).flatten(), (0, 1)))
             if is_distributed():
                 packed = sum_over_processes(packed)
             mean = packed[:-1] / packed[-1].clamp_min(1)
@@ -160,8 +158,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
 
     def reset_accumulated(self) -> None:
         """Drops the scores of an optimizer step that was skipped."""
-        # of each center: sums of the teacher's scores, and how many
-        self._accumulated: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._accumulated: dict[str, torch.Tensor] = {}  # of each center: sums of the teacher's scores, and how many
 
     def on_optimizer_step(self, momentum: float) -> None:
         """Moves centers and, where there is one, the teacher; once per optimizer step."""
@@ -352,6 +349,3 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-__all__ = ["EquiCoherentForPreTraining", "EquiCoherentForPreTrainingOutput"]

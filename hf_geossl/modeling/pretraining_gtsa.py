@@ -329,6 +329,3 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         num_pairs = max(num_global * (len(sizes) - 1), 1)
         pairs = 1.0 - torch.eye(len(sizes), num_global, device=teacher.device)  # a view is no pair with itself
         return (torch.cat(crop) * pairs).sum() / num_pairs, (torch.cat(correspondence) * pairs).sum() / num_pairs
-
-
-__all__ = ["GTSAForPreTraining", "GTSAForPreTrainingOutput"]

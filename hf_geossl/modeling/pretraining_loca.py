@@ -306,34 +306,30 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         reference_clusters: torch.Tensor | None,
         positions: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Computes the losses of query tokens at `positions (B, T)`, by the names of the output's fields."""
+        """Computes the losses of query tokens at `positions (B, T)`, by the names of the output's fields.
+
+        `logits (B, T, N)` score positions, `clusters (B, T, P)` are the student's cosines, of the reference's tokens
+        `reference_clusters (B, N, P)` the teacher's.
+        """
         with torch.autocast(logits.device.type, enabled=False):
             location, accuracy = location_loss(logits, positions)
             losses = {"location_loss": location, "location_accuracy": accuracy}
             losses["loss"] = self.config.location_weight * location
             if clusters is not None and reference_clusters is not None:
-                cluster, mean_entropy = self._cluster_losses(clusters, reference_clusters, positions)
+                config = self.config
+                with torch.no_grad():
+                    probabilities = F.softmax(reference_clusters.float() / config.teacher_temperature, dim=-1)
+                    assignments = sinkhorn(probabilities.flatten(0, 1), config.sinkhorn_iterations)
+                    images = torch.arange(len(positions), device=positions.device)[:, None]
+                    rows = (images * reference_clusters.shape[1] + positions.clamp_min(0)).flatten()
+                inside, temperature = positions.flatten() >= 0, config.student_temperature
+                cluster, mean_entropy = patch_cluster_losses(
+                    clusters.flatten(0, 1), assignments, inside, temperature, rows
+                )
                 losses |= {"cluster_loss": cluster, "mean_entropy_loss": mean_entropy}
                 losses["feature_loss"] = cluster + mean_entropy
                 losses["loss"] = losses["loss"] + losses["feature_loss"]
         return losses
-
-    def _cluster_losses(
-        self, clusters: torch.Tensor, reference_clusters: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes the losses of the student's cosines `(B, T, P)`, against the teacher's `(B, N, P)` at `positions (B, T)`."""
-        with torch.no_grad():
-            probabilities = F.softmax(reference_clusters.float() / self.config.teacher_temperature, dim=-1)
-            assignments = sinkhorn(probabilities.flatten(0, 1), self.config.sinkhorn_iterations)
-            images = torch.arange(len(positions), device=positions.device)[:, None]
-            rows = images * reference_clusters.shape[1] + positions.clamp_min(0)
-        return patch_cluster_losses(
-            clusters.flatten(0, 1),
-            assignments,
-            positions.flatten() >= 0,
-            self.config.student_temperature,
-            rows.flatten(),
-        )
 
     def _predict_own_positions(
         self, pixel_values: torch.Tensor, visible_tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -358,6 +354,3 @@ def _split(
     if values is None or focal_shape is None:
         return values, None
     return values[:, :num_kept], values[:, num_kept:].unflatten(1, focal_shape)
-
-
-__all__ = ["LOCAForPreTraining", "LOCAForPreTrainingOutput"]
