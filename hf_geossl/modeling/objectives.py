@@ -5,14 +5,10 @@ from torch.nn import functional as F
 
 
 def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor) -> torch.Tensor:
-    """GTSA's crop loss of each pair of views: minus the cosine of what both see of their overlap, cell by cell.
+    """GTSA's crop loss of each pair of views `(views, globals)`: minus the cosine of what both see of their overlap.
 
-    Args:
-        student_cells (`torch.Tensor` of shape `(batch, views, globals, cells, channels)`): Pooled student maps.
-        teacher_cells (`torch.Tensor` of the same shape): Pooled teacher maps, already turned to the student's frame.
-
-    Returns:
-        `torch.Tensor` of shape `(views, globals)`: mean over batch and cells, in [-1, 1].
+    Both arguments are pooled maps `(batch, views, globals, cells, channels)`, the teacher's already turned to the
+    student's frame. The mean is over batch and cells, in [-1, 1].
 
     Source: arXiv 2304.08014, crop loss; epsilon 1e-12 as in the authors' code.
     """
@@ -24,7 +20,7 @@ def overlap_cosine_loss(student_cells: torch.Tensor, teacher_cells: torch.Tensor
 def patch_correspondence_loss(
     student_tokens: torch.Tensor, teacher_tokens: torch.Tensor, num_matches: int
 ) -> torch.Tensor:
-    """GTSA's patch-correspondence loss of each pair of views.
+    """GTSA's patch-correspondence loss of each pair of views `(views, globals)`.
 
     Every token is matched to the most similar one in the other view, and the best matches in each direction are pulled
     together. Gradient flows to the student's tokens, not through the choice.
@@ -53,14 +49,10 @@ def patch_correspondence_loss(
 
 
 def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the predicted quarter turn.
+    """Cross-entropy of the predicted quarter turn, a mean over views and batch; ln 4 at chance level.
 
-    Args:
-        rotation_logits (`torch.Tensor` of shape `(batch, views, 4)`): Scores of 0, 1, 2, 3 counter-clockwise turns.
-        quarter_turns (`torch.Tensor` of shape `(batch, views)`): The turns made, 0..3.
-
-    Returns:
-        `torch.Tensor` of shape `()`: mean over views and batch; ln 4 at chance level.
+    `rotation_logits (batch, views, 4)` score 0 to 3 counter-clockwise turns, `quarter_turns (batch, views)` are those
+    made.
 
     Source: arXiv 2304.08014, rotation prediction.
     """
@@ -68,16 +60,12 @@ def rotation_loss(rotation_logits: torch.Tensor, quarter_turns: torch.Tensor) ->
 
 
 def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the predicted position in the reference, and how often it is right.
+    """Cross-entropy of the predicted position in the reference, and how often it is right, in [0, 1]; both `()`.
 
-    Args:
-        location_logits (`torch.Tensor` of shape `(..., reference_tokens)`): Scores of every reference position.
-        positions (`torch.Tensor` of shape `(...)`): Raster index of the true one, -1 where it lies outside.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: loss and accuracy in [0, 1], both of shape `()`: sums over this process's
-        tokens that lie inside, divided by the mean number of such tokens a process. Their means over processes are the
-        means over all these tokens; 0 where there is none.
+    `location_logits (..., reference_tokens)` score every position, `positions (...)` hold the raster index of the true
+    one, -1 where it lies outside. Both results are sums over this process's tokens that lie inside, divided by the mean
+    number of such tokens a process. Their means over processes are the means over all these tokens; 0 where there is
+    none.
 
     Source: arXiv 2212.02400, localisation loss; epsilon 1e-8 in the count as in the authors' code, which divides by the
     count of each device: there a token weighs the more, the fewer of its device's tokens lie inside.
@@ -91,13 +79,9 @@ def location_loss(location_logits: torch.Tensor, positions: torch.Tensor) -> tup
 
 
 def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of reconstructed images: `1/K sum_k mean (D_k - N(u_k))^2`.
+    """Mean squared error of reconstructed images: `1/K sum_k mean (D_k - N(u_k))^2`; no pixel is left out, black borders neither.
 
-    Args:
-        reconstructions, targets (`torch.Tensor` of shape `(batch, K, channels, height, width)`): Normalised images.
-
-    Returns:
-        `torch.Tensor` of shape `()`: a mean over everything, 0 or more; no pixel is left out, black borders neither.
+    Both arguments are normalised images `(batch, K, channels, height, width)`.
 
     Source: arXiv 2503.18753, reconstruction of intermediate transformations.
     """
@@ -105,14 +89,10 @@ def reconstruction_loss(reconstructions: torch.Tensor, targets: torch.Tensor) ->
 
 
 def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Balances soft assignments over clusters, in float32.
+    """Balances soft assignments of this process's tokens `(tokens, clusters)`, positive, over clusters; float32.
 
     Each round divides columns by their sums over the tokens of all processes, then rows by theirs. No epsilon; rows sum
-    to 1 at the end, columns are even only approximately.
-
-    Args:
-        probabilities (`torch.Tensor` of shape `(tokens, clusters)`): Positive; this process's tokens.
-        iterations (`int`): Rounds, 0 or more.
+    to 1 at the end, columns are even only approximately. Without rounds they stay as they are.
 
     Source: arXiv 2212.02400 (after arXiv 2006.09882), as the authors' code has it.
     """
@@ -162,7 +142,7 @@ def patch_cluster_losses(
     temperature: float,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy with the teacher's clusters, and the negative entropy of the mean prediction.
+    """Cross-entropy with the teacher's clusters, and the negative entropy of the mean prediction; both `()`.
 
     Args:
         cluster_logits (`torch.Tensor` of shape `(tokens, clusters)`): The student's cosines with the prototypes.
@@ -174,10 +154,9 @@ def patch_cluster_losses(
             token, where they are not those of the same places in order.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]` of shape `()` each: the cross-entropy, a mean over valid tokens counted as
-        in [`location_loss`] (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens,
-        valid or not, of all processes, in [-ln clusters, 0]. Its gradient is the true one once gradients are averaged
-        over processes.
+        `tuple[torch.Tensor, torch.Tensor]`: the cross-entropy, a mean over valid tokens counted as in [`location_loss`]
+        (0 where there is none); and `sum p log p` of the mean prediction `p` over all tokens, valid or not, of all
+        processes, in [-ln clusters, 0]. Its gradient is the true one once gradients are averaged over processes.
 
     Source: arXiv 2212.02400, patch clustering and mean-entropy maximisation; epsilon 1e-8 in the count.
     """

@@ -29,13 +29,8 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 def center_and_sharpen(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
     """The teacher's probabilities, centered so that no prototype takes all and sharpened so that they are not uniform.
 
-    Args:
-        logits (`torch.Tensor` of shape `(..., prototypes)`): The teacher's scores.
-        center (`torch.Tensor` of shape `(1, prototypes)` or `(prototypes,)`): Their moving mean.
-        temperature (`float`): Above 0; divides the centered scores.
-
-    Returns:
-        `torch.Tensor` of shape `(..., prototypes)`, float32, without gradient: rows sum to 1.
+    `logits (..., prototypes)` are its scores, `center` (`prototypes` numbers) their moving mean; `temperature`, above
+    0, divides the difference. Rows sum to 1; float32, without gradient.
 
     Source: arXiv 2104.14294, section 3.1.
     """
@@ -58,9 +53,6 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int) ->
     Returns:
         `torch.Tensor` of the same shape, float32, without gradient: rows sum to 1, columns are even approximately.
 
-    Raises:
-        ValueError: `iterations` is below 1: the scores would not become probabilities.
-
     Source: arXiv 2304.07193, section 4 (Sinkhorn-Knopp centering, after arXiv 2006.09882).
     """
     if iterations < 1:
@@ -79,11 +71,8 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int) ->
 def ema_center(center: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> torch.Tensor:
     """The teacher's center `(1, prototypes)` after one optimizer step, float32; `center` is left as it is.
 
-    Args:
-        center (`torch.Tensor` of shape `(1, prototypes)`): The center so far.
-        batch_mean (`torch.Tensor` of `prototypes` numbers): Mean of the teacher's scores in this step, over accumulated
-            batches and processes.
-        momentum (`float`): Share of the old center that stays, 0..1.
+    `batch_mean` (`prototypes` numbers) is the mean of the teacher's scores in this step, over accumulated batches and
+    processes, `momentum` the share of the old center that stays, 0..1.
 
     Source: arXiv 2104.14294, equation 4.
     """
@@ -122,13 +111,9 @@ def dino_loss(
 def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
     """Weights masked patches so that images count the same however many of their patches are masked.
 
-    Args:
-        bool_masked_pos (`torch.Tensor` of shape `(images, patches)`, bool): True where a patch is masked for the
-            student; the images are those of all views.
-
-    Returns:
-        `torch.Tensor` of shape `(masked_patches,)`, float32: 1 / (masked patches of its image) / images, in raster
-        order. Their sum is the share of images that have a mask.
+    `bool_masked_pos (images, patches)` is True where a patch is masked for the student; the images are those of all
+    views. Gives 1 / (masked patches of its image) / images for each, `(masked_patches,)` in raster order, float32.
+    Their sum is the share of images that have a mask.
 
     Source: arXiv 2111.07832 and arXiv 2304.07193, as the authors' codes have it.
     """
@@ -141,14 +126,9 @@ def ibot_patch_loss(
 ) -> torch.Tensor:
     """Cross-entropy of masked patches with the teacher's probabilities of the same patches unmasked.
 
-    Args:
-        student_logits (`torch.Tensor` of shape `(masked_patches, prototypes)`): The student's scores.
-        teacher_probabilities (`torch.Tensor` of shape `(masked_patches, prototypes)`): Rows sum to 1.
-        weights (`torch.Tensor` of shape `(masked_patches,)`): See [`masked_patch_weights`].
-        student_temperature (`float`): Above 0; divides the student's scores.
-
-    Returns:
-        `torch.Tensor` of shape `()`: weighted sum, 0 where nothing is masked.
+    Both scores and probabilities are `(masked_patches, prototypes)`, `weights (masked_patches,)` those of
+    [`masked_patch_weights`]; `student_temperature`, above 0, divides the student's scores. A weighted sum, 0 where
+    nothing is masked.
 
     Source: arXiv 2111.07832, equation 2.
     """
@@ -158,17 +138,11 @@ def ibot_patch_loss(
 
 
 def koleo_loss(features: torch.Tensor) -> torch.Tensor:
-    """Spreads features over the sphere: each is pushed away from the nearest other one, as in DINOv2's code.
+    """Spreads features over the sphere: each is pushed away from the nearest other one of this process.
 
-    Only this process's features are compared. So it depends on how a batch is divided among processes, alone of all losses here.
-
-    Args:
-        features (`torch.Tensor` of shape `(batch, channels)`): One view's class tokens before the head, of 2 images or
-            more.
-
-    Returns:
-        `torch.Tensor` of shape `()`: minus the mean logarithm of the distance to the nearest neighbour, in
-        [-ln 2, -ln 1e-8].
+    So it depends on how a batch is divided among processes, as in DINOv2's code, alone of all losses here. `features
+    (batch, channels)` are one view's class tokens before the head, of 2 images or more. Gives minus the mean logarithm
+    of the distance to the nearest neighbour, in [-ln 2, -ln 1e-8].
 
     Source: arXiv 1806.03198, equation 2; arXiv 2304.07193, section 4. Epsilon 1e-8 in the logarithm.
     """
@@ -225,15 +199,9 @@ def vicreg_loss(
 def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
     """Each view picks the other view of its image among all other views of all processes' images.
 
-    The gradient is the true one, of the mean over processes, once gradients are averaged over them.
-
-    Args:
-        first, second (`torch.Tensor` of shape `(batch, channels)`): Projections of the two views, in the same order; of
-            2 images or more over all processes.
-        temperature (`float`): Above 0; divides the cosines.
-
-    Returns:
-        `torch.Tensor` of shape `()`: mean over this process's views, 0 or more.
+    `first` and `second` are projections `(batch, channels)` of the two views, in the same order, of 2 images or more
+    over all processes; `temperature`, above 0, divides the cosines. A mean over this process's views, 0 or more; the
+    gradient is the true one, of the mean over processes, once gradients are averaged over them.
 
     Source: arXiv 2002.05709, equation 1.
     """
@@ -252,12 +220,8 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) 
 def prediction_diversity(probabilities: torch.Tensor) -> torch.Tensor:
     """Mutual information of tokens and prototypes: 0 when all predictions are equal, as after a collapse.
 
-    Args:
-        probabilities (`torch.Tensor` of shape `(tokens, prototypes)`): This process's predictions; rows sum to 1.
-
-    Returns:
-        `torch.Tensor` of shape `()`: entropy of the mean prediction minus the mean entropy of predictions, in nats, in
-        [0, ln prototypes].
+    It is the entropy of the mean of `probabilities (tokens, prototypes)`, this process's, minus their mean entropy, in
+    nats, in [0, ln prototypes].
     """
     probabilities = probabilities.float()
     of_mean = torch.special.entr(probabilities.mean(dim=0)).sum()

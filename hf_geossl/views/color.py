@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 
-from hf_geossl.views.settings import Settings, setting
+from hf_geossl.views.settings import Settings, probability, setting
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the values in `ColorParameters.order`
 BLUR_TRUNCATION = 3.0  # the kernel reaches 3 standard deviations of the widest blur
@@ -28,13 +28,15 @@ class ColorJitter(Settings):
     hue: float = setting(
         0.2, "The hue turns by a number uniform in [-x, x], in full turns of the colour circle.", low=0, high=0.5
     )
-    color_jitter_probability: float = setting(
-        0.8, "How often a view gets these four, in a random order.", low=0, high=1
-    )
-    grayscale_probability: float = setting(0.2, "How often a view loses its colour.", low=0, high=1)
+    color_jitter_probability: float = probability(0.8, "How often a view gets these four, in a random order.")
+    grayscale_probability: float = probability(0.2, "How often a view loses its colour.")
     blur_sigma: tuple[float, float] = setting(
         (0.1, 2.0), "Smallest and largest standard deviation of the blur, in pixels of the view.", above=0
     )
+
+    def recipe(self, **others: Any) -> "ColorRecipe":
+        """A recipe of these settings and others."""
+        return ColorRecipe(**{entry.name: getattr(self, entry.name) for entry in fields(ColorJitter)}, **others)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class ColorRecipe(ColorJitter):
     Source: torchvision `ColorJitter` and `tf.image`; GTSA (arXiv 2304.08014) uses the defaults for every view.
     """
 
-    blur_probability: float = setting(0.2, "How often a view is blurred.", low=0, high=1)
-    solarize_probability: float = setting(
-        0.0, "How often values from one half on are inverted, after the blur.", low=0, high=1, flat=False
+    blur_probability: float = probability(0.2, "How often a view is blurred.")
+    solarize_probability: float = probability(
+        0.0, "How often values from one half on are inverted, after the blur.", flat=False
     )
     operations: str = setting(
         "torchvision", "Whose operations are meant.", words=("torchvision", "tensorflow"), flat=False

@@ -1,7 +1,7 @@
 """The views of EquiCoherent: those of a host method, the second global one transformed, and the points between."""
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hf_geossl.views.color import ColorJitter, ColorRecipe, draw_color_parameter
 from hf_geossl.views.crops import cut_crops, draw_crop, make_random, read_pixels
 from hf_geossl.views.masks import MASK_KINDS, draw_block_masks
 from hf_geossl.views.photometric import Normalization, render_color
-from hf_geossl.views.settings import Settings, flat_fields, group, setting
+from hf_geossl.views.settings import Settings, area_share, flat_fields, group, probability, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
 
@@ -49,16 +49,12 @@ class EquiCoherentCrops(Settings):
     global_size: int = setting(224, "Side of the two global views in pixels.")
     local_size: int = setting(96, "Side of the local views in pixels.")
     num_local: int = setting(10, "How many local views; VICReg and SimCLR take none.", low=0)
-    global_scale: tuple[float, float] = setting(
-        (0.25, 1.0), "Smallest and largest share of the image's area of a global view.", above=0, high=1
-    )
-    local_scale: tuple[float, float] | None = setting(
-        (0.05, 0.25), "Smallest and largest share of the image's area of a local view.", above=0, high=1
-    )
+    global_scale: tuple[float, float] = area_share((0.25, 1.0), "a global view")
+    local_scale: tuple[float, float] | None = area_share((0.05, 0.25), "a local view")
     aspect_ratio: tuple[float, float] = setting(
         (3 / 4, 4 / 3), "Smallest and largest width / height of a crop.", above=0
     )
-    flip_probability: float = setting(0.5, "How often a view is mirrored left to right, each by itself.", low=0, high=1)
+    flip_probability: float = probability(0.5, "How often a view is mirrored left to right, each by itself.")
     exact_resize: bool = setting(
         False, "Resize with Pillow, bit for bit, instead of torch's kernel, which is 4 times as fast."
     )
@@ -84,8 +80,8 @@ class EquiCoherentColor(ColorJitter):
     blur_probability: tuple[float, float, float] = setting(
         (1.0, 0.1, 0.5), "How often the first global, the second global and a local view are blurred."
     )
-    solarize_probability: float = setting(
-        0.2, "How often the bright values of the second global view are inverted.", low=0, high=1
+    solarize_probability: float = probability(
+        0.2, "How often the bright values of the second global view are inverted."
     )
 
     def __post_init__(self) -> None:
@@ -99,12 +95,8 @@ class EquiCoherentColor(ColorJitter):
 
     def recipes(self) -> tuple[ColorRecipe, ColorRecipe, ColorRecipe]:
         """The recipes of the first global, the second global and the local views."""
-        shared = {entry.name: getattr(self, entry.name) for entry in fields(ColorJitter)}
-        first, second, local = (
-            ColorRecipe(**shared, blur_probability=blur, solarize_probability=solarize)
-            for blur, solarize in zip(self.blur_probability, (0.0, self.solarize_probability, 0.0), strict=True)
-        )
-        return first, second, local
+        first, second, local = (self.recipe(blur_probability=blur) for blur in self.blur_probability)
+        return first, replace(second, solarize_probability=self.solarize_probability), local
 
 
 @dataclass(frozen=True, init=False)

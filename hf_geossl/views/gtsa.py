@@ -21,7 +21,7 @@ from hf_geossl.views.crops import (
     slide_onto,
 )
 from hf_geossl.views.photometric import Normalization, render_color
-from hf_geossl.views.settings import Settings, group, setting
+from hf_geossl.views.settings import Settings, area_share, group, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
 OVERLAP_TRIES = 100
@@ -36,12 +36,8 @@ class GTSACrops(Settings):
     local_size: int = setting(96, "Side of the local views in pixels.", low=1)
     num_global: int = setting(2, "How many global views.", low=1)
     num_local: int = setting(8, "How many local views.", low=0)
-    global_scale: tuple[float, float] = setting(
-        (0.3, 1.0), "Smallest and largest share of the image's area of a global view.", above=0, high=1
-    )
-    local_scale: tuple[float, float] = setting(
-        (0.1, 0.3), "Smallest and largest share of the image's area of a local view.", above=0, high=1
-    )
+    global_scale: tuple[float, float] = area_share((0.3, 1.0), "a global view")
+    local_scale: tuple[float, float] = area_share((0.1, 0.3), "a local view")
     aspect_ratio: tuple[float, float] = setting(
         (3 / 4, 4 / 3), "Smallest and largest width / height of a crop.", above=0
     )

@@ -1,6 +1,6 @@
 """The views of LOCA: a reference, a random query of the same size, and small focal queries to be located in it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from hf_geossl.views.base import Batch, Views, describe_crops, percent
 from hf_geossl.views.color import ColorJitter, ColorRecipe, draw_color_parameters
 from hf_geossl.views.crops import cut_crops_without_antialias, draw_distorted_crop, make_random, read_pixels
 from hf_geossl.views.photometric import Normalization, render_color
-from hf_geossl.views.settings import Settings, group, setting
+from hf_geossl.views.settings import Settings, area_share, group, probability, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
 BLUR_RADIUS = 11  # a tenth of 224 pixels is the authors' kernel; it is the same for the small views
@@ -28,17 +28,11 @@ class LOCACrops(Settings):
     focal_size: int = setting(96, "Side of the focal queries in pixels.")
     num_focal: int = setting(9, "How many focal queries.", low=0)
     patch_size: int = setting(16, "Side of the model's patches in pixels; both sizes are multiples of it.", low=1)
-    reference_scale: tuple[float, float] = setting(
-        (0.32, 1.0), "Smallest and largest share of the image's area of reference and random query.", above=0, high=1
-    )
-    focal_scale: tuple[float, float] = setting(
-        (0.05, 0.32), "Smallest and largest share of the image's area of a focal query.", above=0, high=1
-    )
+    reference_scale: tuple[float, float] = area_share((0.32, 1.0), "reference and random query")
+    focal_scale: tuple[float, float] = area_share((0.05, 0.32), "a focal query")
     aspect_ratio: tuple[float, float] = setting((0.75, 1.33), "Smallest and largest width / height of a crop.", above=0)
-    reference_flip_probability: float = setting(
-        0.0, "How often the reference is mirrored left to right.", low=0, high=1
-    )
-    query_flip_probability: float = setting(0.5, "How often a query is mirrored, each by itself.", low=0, high=1)
+    reference_flip_probability: float = probability(0.0, "How often the reference is mirrored left to right.")
+    query_flip_probability: float = probability(0.5, "How often a query is mirrored, each by itself.")
     exact_resize: bool = setting(
         False,
         "Leave the resized crops float32, not rounded, as the authors' program does; a batch is four times as large.",
@@ -64,9 +58,7 @@ class LOCAColor(ColorJitter):
     hue: float = setting(
         0.1, "The hue turns by a number uniform in [-x, x], in full turns of the colour circle.", low=0, high=0.5
     )
-    solarize_probability: float = setting(
-        0.2, "How often the bright values of the random query are inverted.", low=0, high=1
-    )
+    solarize_probability: float = probability(0.2, "How often the bright values of the random query are inverted.")
     blur: str = setting(
         "off",
         "off is what the authors' program does, intended what its configuration evidently meant: every reference, half of "
@@ -76,20 +68,10 @@ class LOCAColor(ColorJitter):
 
     def recipes(self) -> tuple[ColorRecipe, ColorRecipe, ColorRecipe]:
         """The recipes of the reference, the random query and the focal queries."""
-        shared = {entry.name: getattr(self, entry.name) for entry in fields(ColorJitter)}
+        operations = {"operations": "tensorflow", "blur_border": "zero", "blur_kernel_radius": BLUR_RADIUS}
         blurred = INTENDED_BLUR if self.blur == "intended" else (0.0, 0.0, 0.0)
-        reference, random_query, focal = (
-            ColorRecipe(
-                **shared,
-                blur_probability=blur,
-                solarize_probability=solarize,
-                operations="tensorflow",
-                blur_border="zero",
-                blur_kernel_radius=BLUR_RADIUS,
-            )
-            for blur, solarize in zip(blurred, (0.0, self.solarize_probability, 0.0), strict=True)
-        )
-        return reference, random_query, focal
+        reference, random_query, focal = (self.recipe(blur_probability=blur, **operations) for blur in blurred)
+        return reference, replace(random_query, solarize_probability=self.solarize_probability), focal
 
 
 @dataclass(frozen=True, init=False)

@@ -34,6 +34,16 @@ def setting(
     return field(default=default, metadata={"help": help, "flat": flat, **bounds})
 
 
+def probability(default: float, help: str, *, flat: bool = True) -> float:
+    """Declares a field that holds how often something happens, from 0 to 1."""
+    return setting(default, help, low=0, high=1, flat=flat)
+
+
+def area_share(default: tuple[float, float], crop: str) -> tuple[float, float]:
+    """Declares a field that holds how much of an image's area a kind of crop takes, in (0, 1]."""
+    return setting(default, f"Smallest and largest share of the image's area of {crop}.", above=0, high=1)
+
+
 def group(default: T, names: Mapping[str, str] | None = None) -> T:
     """Declares a field that holds a dataclass of settings, whose fields its owner takes as flat keywords.
 

@@ -17,7 +17,7 @@ from hf_geossl.views.photometric import (
     gaussian_blur,
     normalize_,
 )
-from hf_geossl.views.settings import Settings, setting
+from hf_geossl.views.settings import Settings, probability, setting
 
 SMALLEST_SIGMA = 0.05  # pixels; what is blurred less stays as it is
 
@@ -87,7 +87,7 @@ class TransformationPath(Settings):
     path_blur_sigma: tuple[float, float] = setting(
         (0.1, 2.0), "Smallest and largest standard deviation of the blur at the end, in pixels.", low=0
     )
-    transformation_probability: float = setting(1.0, "How often an image is transformed at all.", low=0, high=1)
+    transformation_probability: float = probability(1.0, "How often an image is transformed at all.")
 
     @property
     def blur_radius(self) -> int:
