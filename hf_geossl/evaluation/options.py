@@ -1,13 +1,16 @@
 """How an evaluation computes, and on which data."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
 from hf_geossl.data.sources.opening import CLIP_FOLDERS
+from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
@@ -43,6 +46,19 @@ class EvaluationOptions:
         return tqdm(
             total=total, desc=description, unit=f" {unit}", disable=not self.progress, leave=False, dynamic_ncols=True
         )
+
+    def batches(self, samples: Samples, description: str) -> Iterator[dict[str, Any]]:
+        """Every sample once, in order, in batches, beside a progress bar."""
+        with self.progress_bar(description, samples.count) as bar:
+            for batch in samples.batches(self.batch_size, num_workers=self.num_workers):
+                yield batch
+                bar.update(len(batch["index"]))
+
+    def intervals(
+        self, summarize: Callable[[np.ndarray], dict[str, float]], sums: np.ndarray
+    ) -> dict[str, tuple[float, float]]:
+        """`interval` of the numbers of sums over images; empty without a bootstrap."""
+        return interval(summarize, sums, repeats=self.bootstrap, seed=self.seed) if self.bootstrap else {}
 
 
 @dataclass(frozen=True)

@@ -44,14 +44,7 @@ class FrozenTraining(ProtocolSettings):
 
 
 class FrozenTokens:
-    """Frozen patch tokens of both splits beside their maps of truth.
-
-    Args:
-        encoder (`Encoder`): The model.
-        data (`EvaluationData`): With the target in both splits.
-        target (`str`): `"semantic"` or `"depth"`.
-        options (`EvaluationOptions`): How to evaluate.
-    """
+    """Frozen patch tokens of both splits beside their maps of truth, which `target` names."""
 
     def __init__(self, encoder: Encoder, data: EvaluationData, target: str, options: EvaluationOptions) -> None:
         self.encoder, self.target, self.options = encoder, target, options
@@ -123,19 +116,8 @@ def training_batches(
 
     Scenes are rendered once, to a temporary file; other images are read each time.
 
-    Args:
-        encoder (`Encoder`): For the progress bar's name.
-        samples (`Samples`): The images.
-        target (`str`): The map that they must have.
-        batch_size (`int`): Images a batch; where there are fewer, some come more than once.
-        seed (`int`): Of the order.
-        options (`EvaluationOptions`): Workers and progress.
-
-    Returns:
-        `Iterator[dict]`: `"image"` (`(batch, 3, height, width)`, uint8) and the target.
-
-    Raises:
-        ValueError: If the samples have no such map.
+    They hold `"image"` (`(batch, 3, height, width)`, uint8) and the target, the map that the samples must have; where there are
+    fewer images than a batch has, some come more than once.
     """
     require(samples, target)
     if samples.mode is None:
@@ -156,11 +138,7 @@ def shuffled_rows(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray
 
 
 def require(samples: Samples, target: str) -> None:
-    """Checks that samples have a target.
-
-    Raises:
-        ValueError: If the first sample lacks it.
-    """
+    """Refuses samples of which the first lacks a target."""
     if target not in next(iter(samples)):
         raise ValueError(
             f"{samples.name} has no {target!r}, which this task needs: choose data with it, or name its column"
@@ -182,12 +160,8 @@ def train_dense(
 
     Args:
         encoder (`Encoder`): The trunk, left as it is.
-        make_head (`Callable`): Makes the head.
         samples (`Samples`): The images, with the map that the head learns.
-        settings (`DenseTraining`): How.
-        options (`EvaluationOptions`): Workers and progress.
         seed (`int`): Of weights, order and frames.
-        description (`str`): For the progress bar.
         window_stride (`int`, *optional*): From a window to the next; the windows' side by default.
 
     Returns:
@@ -228,10 +202,8 @@ def predicted_batches(
     predict: Predict, samples: Samples, target: str, options: EvaluationOptions, description: str
 ) -> Iterator[Batch]:
     """Images, truth and predictions of all samples."""
-    with options.progress_bar(f"{description} of {samples.name}", samples.count) as bar:
-        for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
-            yield batch["image"], batch[target], predict(batch["image"])
-            bar.update(len(batch["image"]))
+    for batch in options.batches(samples, f"{description} of {samples.name}"):
+        yield batch["image"], batch[target], predict(batch["image"])
 
 
 def random_frames(
@@ -243,10 +215,10 @@ def random_frames(
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
-        targets (`torch.Tensor` of shape `(batch, height, width)`): The truth of each pixel, uint8 or float.
+        targets (`torch.Tensor` of shape `(batch, height, width)`): The truth of each pixel, uint8 or float; `unknown` where
+            there is none.
         side (`int`): Of the frames, in pixels.
         scales (two `float`): The scale is drawn uniformly between them; with `(1, 1)` nothing is scaled.
-        unknown (`int`): What the target is where there is no truth.
 
     Returns:
         Frames `(batch, 3, side, side)`, bilinear, and their targets `(batch, side, side)` of the nearest pixel, in the
@@ -283,14 +255,7 @@ def slide(
     Args:
         predict (`Callable`): Maps images `(batch, 3, height, width)` to `(batch, channels, height, width)`.
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): Any size.
-        window (`int`): Side of a window in pixels; a smaller image is one window.
-        stride (`int`): From a window to the next, in 1..window.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`.
-
-    Raises:
-        ValueError: If the stride is not in 1..window.
+        window, stride (`int`): Side of a window in pixels (a smaller image is one window), and from one to the next.
     """
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be in 1..{window}, the window, got {stride}")

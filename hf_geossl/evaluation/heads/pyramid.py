@@ -22,31 +22,18 @@ class RescaleNeck(nn.Module):
 
     Two transposed convolutions with BatchNorm and GELU between them, one, none, and max-pooling, as iBOT and the GTSA
     authors put before UPerNet and Mask R-CNN (`Feature2Pyramid` in mmsegmentation).
-
-    Args:
-        width (`int`): Channels of the maps that come.
-        out_channels (`int`, *optional*): Channels of the maps that go; as many as come by default, without further weights.
     """
 
-    def __init__(self, width: int, out_channels: int | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.out_channels = out_channels or width
-        self.scales = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.ConvTranspose2d(width, width, 2, stride=2),
-                    nn.BatchNorm2d(width),
-                    nn.GELU(),
-                    nn.ConvTranspose2d(width, self.out_channels, 2, stride=2),
-                ),
-                nn.ConvTranspose2d(width, self.out_channels, 2, stride=2),
-                nn.Identity() if out_channels is None else nn.Conv2d(width, out_channels, 1),
-                nn.Sequential(
-                    nn.MaxPool2d(2, ceil_mode=True),
-                    nn.Identity() if out_channels is None else nn.Conv2d(width, out_channels, 1),
-                ),
-            ]
+        up = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width, 2, stride=2),
         )
+        down = nn.MaxPool2d(2, ceil_mode=True)
+        self.scales = nn.ModuleList([up, nn.ConvTranspose2d(width, width, 2, stride=2), nn.Identity(), down])
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Four maps `(batch, width, rows, columns)`, from the shallowest layer to the deepest, at 4, 2, 1 and 1/2 times the size."""

@@ -184,23 +184,21 @@ def _test(
     """The metric's rows of all images, and what pictures show."""
     rows: list[Row] = []
     shown: list[Shown] = []
-    with options.progress_bar(f"{encoder.name}: {samples.name}", samples.count) as bar:
-        for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
-            pixels, targets = _inputs(batch, masks, encoder.device)
-            outputs = detector(pixels)
-            for image, output, target in zip(batch["image"], outputs, targets, strict=True):
-                predicted = {key: value.cpu() for key, value in output.items()}
-                truth = {key: value.cpu() for key, value in target.items()}
-                if masks:
-                    predicted["masks"] = predicted["masks"][:, 0] > 0.5
-                    truth["masks"] = truth["masks"].bool()
-                rows += metric.rows_of([predicted], [truth])
-                if len(shown) < SHOWN:
-                    sure = predicted["scores"] >= SURE
-                    objects = {key: value[sure].numpy() for key, value in predicted.items()}
-                    true_objects = {key: value.numpy() for key, value in truth.items()}
-                    shown.append((image.permute(1, 2, 0).numpy(), objects, true_objects))
-            bar.update(len(batch["index"]))
+    for batch in options.batches(samples, f"{encoder.name}: {samples.name}"):
+        pixels, targets = _inputs(batch, masks, encoder.device)
+        outputs = detector(pixels)
+        for image, output, target in zip(batch["image"], outputs, targets, strict=True):
+            predicted = {key: value.cpu() for key, value in output.items()}
+            truth = {key: value.cpu() for key, value in target.items()}
+            if masks:
+                predicted["masks"] = predicted["masks"][:, 0] > 0.5
+                truth["masks"] = truth["masks"].bool()
+            rows += metric.rows_of([predicted], [truth])
+            if len(shown) < SHOWN:
+                sure = predicted["scores"] >= SURE
+                objects = {key: value[sure].numpy() for key, value in predicted.items()}
+                true_objects = {key: value.numpy() for key, value in truth.items()}
+                shown.append((image.permute(1, 2, 0).numpy(), objects, true_objects))
     return rows, shown
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import interval, metric_intervals
+from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.cached_samples import CachedSamples, grey
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
@@ -40,6 +40,7 @@ from hf_geossl.evaluation.settings import ProtocolSettings
 MODEL = "model"
 FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
 ANGLE_BINS = 9
+ANGLES = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION  # in the middle of the bins
 MEAN_ANGLE = "mean angle"  # the same prediction for every pair
 BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the data's mode
 
@@ -227,9 +228,11 @@ def measure_equivariance(
         details |= {"train_images": bench.train_images, "test_images": fitted["ridge"][MODEL].images}
         if transformation == "rotation":
             kind = "bilinear" if settings.components else "ridge"
-            curves = AngleCurves(fitted[kind])
-            details |= curves.details
-            pictures["rotation_by_angle"] = partial(curves.draw, f"{title}, {kind} regression")
+            curves = angle_curves(fitted[kind])
+            for key, series in curves.items():
+                known = {name: [None if np.isnan(v) else float(v) for v in one] for name, one in series.items()}
+                details[key] = {"angle": ANGLES.tolist(), **known}  # None in empty bins
+            pictures["rotation_by_angle"] = partial(_draw_angles, curves, f"{title}, {kind} regression")
     for padding in ("zeros", "reflection") if settings.padded else ():
         padded = _Bench(encoder, data, options, settings, padding=padding)
         for transformation in settings.transformations:
@@ -249,9 +252,8 @@ def _is_above(model: Fitted, floor: Fitted, options: EvaluationOptions) -> bool:
         of_model, of_floor = (metric.summarize(part)["r2"] for part in (row[:columns], row[columns:]))
         return {"r2": of_model - max(of_floor, 0.0)}
 
-    if not options.bootstrap:
-        return difference(sums.sum(axis=0))["r2"] > 0
-    return interval(difference, sums, repeats=options.bootstrap, seed=options.seed)["r2"][0] > 0
+    ends = options.intervals(difference, sums)
+    return (ends["r2"][0] if ends else difference(sums.sum(axis=0))["r2"]) > 0
 
 
 @dataclass
@@ -319,34 +321,23 @@ def r2_by_angle(predictions: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray
     return 1 - squares / max(angles.var(), 1e-12), errors
 
 
-class AngleCurves:
-    """R2 and the mean absolute error of rotation, by the angle, of each kind of features."""
+def angle_curves(fitted: Mapping[str, Fitted]) -> dict[str, dict[str, np.ndarray]]:
+    """R2 and the mean absolute error of rotation by the angle, of each kind of features and of the mean angle."""
+    angles = fitted[MODEL].truth[:, 0]
+    predictions = {name: one.predictions[:, 0] for name, one in fitted.items()}
+    predictions[MEAN_ANGLE] = np.full_like(angles, angles.mean())
+    curves = {name: r2_by_angle(predicted, angles) for name, predicted in predictions.items()}
+    keys = "rotation_r2_by_angle", "rotation_error_by_angle"
+    return {key: {name: pair[place] for name, pair in curves.items()} for place, key in enumerate(keys)}
 
-    def __init__(self, fitted: Mapping[str, Fitted]) -> None:
-        angles = fitted[MODEL].truth[:, 0]
-        self.centres = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION
-        predictions = {name: one.predictions[:, 0] for name, one in fitted.items()}
-        predictions[MEAN_ANGLE] = np.full_like(angles, angles.mean())
-        curves = {name: r2_by_angle(predicted, angles) for name, predicted in predictions.items()}
-        self.r2, self.errors = ({name: pair[place] for name, pair in curves.items()} for place in (0, 1))
 
-    @property
-    def details(self) -> dict[str, Any]:
-        """As the results have them; None in empty bins."""
-        return {
-            key: {
-                "angle": self.centres.tolist(),
-                **{name: [None if np.isnan(v) else float(v) for v in values] for name, values in series.items()},
-            }
-            for key, series in (("rotation_r2_by_angle", self.r2), ("rotation_error_by_angle", self.errors))
-        }
+def _draw_angles(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Image.Image:
+    """Both as panels."""
+    from hf_geossl.evaluation.pictures.charts import curve_panels
 
-    def draw(self, title: str) -> Image.Image:
-        """Both as panels."""
-        from hf_geossl.evaluation.pictures.charts import curve_panels
-
-        panels = {"R2, relative to the variance of all angles": self.r2, "mean error in degrees": self.errors}
-        return curve_panels(self.centres, panels, xlabel="angle in degrees", title=title)
+    names = "R2, relative to the variance of all angles", "mean error in degrees"
+    panels = dict(zip(names, curves.values(), strict=True))
+    return curve_panels(ANGLES, panels, xlabel="angle in degrees", title=title)
 
 
 PROTOCOLS = {"equivariance": EvaluationProtocol(measure_equivariance, EquivarianceSettings)}

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.cached_samples import cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
@@ -83,22 +82,17 @@ def measure_homography(
         return {"mean_corner_error": error, "relative_corner_error": error / side}
 
     numbers = {name: summarize(sums.sum(axis=0)) for name, sums in rows.items()}
-    intervals = {}
-    if options.bootstrap:
-        intervals = interval(summarize, rows[""], repeats=options.bootstrap, seed=options.seed)
-    return TaskResult(
-        metrics=numbers.pop(""),
-        intervals=intervals,
-        details={
-            "settings": asdict(settings),
-            "train_images": train.count,
-            "test_images": len(rows[""]),
-            "patch": side,
-            "largest_shift": side * SHIFT_SHARE,
-            "floors": numbers,
-        },
-        pictures={"corners": partial(_draw, shown[0], side, encoder.name)},
-    )
+    metrics = numbers.pop("")
+    details = {
+        "settings": asdict(settings),
+        "train_images": train.count,
+        "test_images": len(rows[""]),
+        "patch": side,
+        "largest_shift": side * SHIFT_SHARE,
+        "floors": numbers,
+    }
+    pictures = {"corners": partial(_draw, shown[0], side, encoder.name)}
+    return TaskResult(metrics, options.intervals(summarize, rows[""]), details, pictures)
 
 
 def _draw(shown: tuple[np.ndarray, ...], side: int, name: str) -> Image.Image:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import interval, metric_intervals
+from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
@@ -110,12 +110,10 @@ class _Score:
 
     def intervals(self, names: Sequence[str], options: EvaluationOptions) -> dict[str, tuple[float, float]]:
         """Of all numbers; average precision, which is slow, has fewer repeats."""
-        if not options.bootstrap:
-            return {}
-        repeats, seed = min(options.bootstrap, PRECISION_REPEATS), options.seed
+        repeats = min(options.bootstrap, PRECISION_REPEATS)
         return {
-            **metric_intervals(self.precision, self.precision_rows, repeats=repeats, seed=seed),
-            **interval(partial(self.pck, names), self.rows, repeats=options.bootstrap, seed=seed),
+            **metric_intervals(self.precision, self.precision_rows, repeats=repeats, seed=options.seed),
+            **options.intervals(partial(self.pck, names), self.rows),
         }
 
 
@@ -231,19 +229,17 @@ class _Run:
         sigmas = COCO_SIGMAS if names == COCO_POINTS else (self.settings.score_sigma,) * len(names)
         scores = {name: _Score(KeypointAveragePrecision(sigmas), PCKh()) for name in (*trained, MEAN_PLACES)}
         shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        options, test = self.options, self.data.test
-        batches = test.batches(options.batch_size, num_workers=options.num_workers)
-        with options.progress_bar(f"{trained[''][0].name}: {test.name}", test.count) as bar:
-            for crops in self.crops(batches, self.data.test_split):
-                predicted = {name: self.predict(*model, crops) for name, model in trained.items()}
-                corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
-                guessed = (corners + places.to(corners) * lengths).cpu().numpy()
-                predicted[MEAN_PLACES] = guessed, np.ones(len(guessed))
-                for name, (points, confidences) in predicted.items():
-                    scores[name].add(crops, points, confidences)
-                if sum(len(images) for images, _, _ in shown) < SHOWN:
-                    shown.append(_picture(crops, predicted[""][0]))
-                bar.update(options.batch_size)
+        test = self.data.test
+        batches = self.options.batches(test, f"{trained[''][0].name}: {test.name}")
+        for crops in self.crops(batches, self.data.test_split):
+            predicted = {name: self.predict(*model, crops) for name, model in trained.items()}
+            corners, lengths = crops.boxes[:, None, :2], (crops.boxes[:, 2:] - crops.boxes[:, :2])[:, None]
+            guessed = (corners + places.to(corners) * lengths).cpu().numpy()
+            predicted[MEAN_PLACES] = guessed, np.ones(len(guessed))
+            for name, (points, confidences) in predicted.items():
+                scores[name].add(crops, points, confidences)
+            if sum(len(images) for images, _, _ in shown) < SHOWN:
+                shown.append(_picture(crops, predicted[""][0]))
         if not shown:
             raise ValueError(f"{test.name} has no labelled object that is large enough: take more images")
         return scores, shown

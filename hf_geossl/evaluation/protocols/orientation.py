@@ -14,7 +14,6 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.ops import roi_align
 
 from hf_geossl.data import MODES, THING_CLASSES
-from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import mixed_precision
@@ -95,9 +94,7 @@ def measure_orientation(
         penalties[name or "model"] = float(model[-1].alpha_)
     rows = {name: np.stack([e, e <= 30, np.ones_like(e)], axis=1) for name, e in errors.items()}
     numbers = {name: _summarize(one.sum(axis=0)) for name, one in rows.items()}
-    metrics, intervals = numbers.pop(""), {}
-    if options.bootstrap:
-        intervals = interval(_summarize, rows[""], repeats=options.bootstrap, seed=options.seed)
+    metrics, intervals = numbers.pop(""), options.intervals(_summarize, rows[""])
 
     def draw() -> Image.Image:
         from hf_geossl.evaluation.pictures.charts import bars
@@ -129,21 +126,17 @@ def _collect(
     wanted = torch.tensor([THING_CLASSES.index(name) for name in settings.categories])
     features: list[list[np.ndarray]] = [[] for _ in encoders]
     angles = []
-    with options.progress_bar(f"objects of {samples.name}", samples.count) as bar:
-        for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
-            boxes, images = [], []
-            for image, *truth in zip(batch["image"], batch["boxes"], batch["categories"], batch["angles"], strict=True):
-                sides = (truth[0][:, 2:] - truth[0][:, :2]).amin(dim=1)
-                chosen = torch.isin(truth[1], wanted) & (sides >= settings.smallest_side * samples.size)
-                if chosen.any():
-                    images.append(image)
-                    boxes.append(truth[0][chosen])
-                    angles.append(truth[2][chosen])
-            bar.update(len(batch["index"]))
-            if not images:
-                continue
-            for one, parts in zip(encoders, features, strict=True):
-                parts.append(_pool(one, torch.stack(images), boxes, settings.pooled_side))
+    for batch in options.batches(samples, f"objects of {samples.name}"):
+        boxes, images = [], []
+        for image, *truth in zip(batch["image"], batch["boxes"], batch["categories"], batch["angles"], strict=True):
+            sides = (truth[0][:, 2:] - truth[0][:, :2]).amin(dim=1)
+            chosen = torch.isin(truth[1], wanted) & (sides >= settings.smallest_side * samples.size)
+            if chosen.any():
+                images.append(image)
+                boxes.append(truth[0][chosen])
+                angles.append(truth[2][chosen])
+        for one, parts in zip(encoders, features, strict=True) if images else ():
+            parts.append(_pool(one, torch.stack(images), boxes, settings.pooled_side))
     if not angles:
         return [np.zeros((0, 1)) for _ in encoders], np.zeros(0)
     return [np.concatenate(parts) for parts in features], torch.cat(angles).double().numpy()

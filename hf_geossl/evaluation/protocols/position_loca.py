@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.precision import full_precision
@@ -118,11 +117,9 @@ def measure_position(
     samples = data.samples(data.test_split, size=round(SOURCE_SCALE * views.reference_size))
     visible = max(1, round(settings.visible_tokens * side * side))
     collected: dict[str, list[torch.Tensor]] = {}
-    with options.progress_bar(f"{encoder.name}: positions", samples.count) as bar:
-        for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
-            for name, sums in _score_batch(model, views, batch, visible, encoder.device, options.seed).items():
-                collected.setdefault(name, []).append(sums)
-            bar.update(len(batch["index"]))
+    for batch in options.batches(samples, f"{encoder.name}: positions"):
+        for name, sums in _score_batch(model, views, batch, visible, encoder.device, options.seed).items():
+            collected.setdefault(name, []).append(sums)
     of_images = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
     names = sorted({name.removesuffix("_masked") for name in of_images})
     metrics: dict[str, float] = {}
@@ -130,9 +127,8 @@ def measure_position(
     for suffix in ("", "_masked"):
         total = np.sum([of_images[f"{name}{suffix}"] for name in names], axis=0)
         metrics |= {f"position_{key}{suffix}": value for key, value in summarize(total.sum(axis=0)).items()}
-        if options.bootstrap:
-            ends = interval(summarize, total, repeats=options.bootstrap, seed=options.seed)
-            intervals |= {f"position_{key}{suffix}": value for key, value in ends.items()}
+        ends = options.intervals(summarize, total)
+        intervals |= {f"position_{key}{suffix}": value for key, value in ends.items()}
     chance = 1 / (side * side)
     queries = {name: summarize(values.sum(axis=0)) for name, values in of_images.items()}
 

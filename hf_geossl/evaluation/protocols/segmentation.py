@@ -6,7 +6,7 @@ without `semantic` maps in both splits are refused.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.dense_training import FrozenTokens, FrozenTraining, require
 from hf_geossl.evaluation.fitting.segmenters import (
@@ -168,7 +167,8 @@ def measure_few_shot_segmentation(
         values, *random = ([run.numbers["mean_iou"] for run in one] for one in (runs, *others))
         metrics[f"mean_iou_{of}"] = float(np.mean(values))
         metrics |= {f"mean_iou_{of}_std": float(np.std(values, ddof=1))} if len(values) > 1 else {}
-        intervals |= {f"mean_iou_{of}": ends for ends in _intervals(runs, options)}
+        rows = np.concatenate([run.rows for run in runs], axis=1)  # (images, runs * classes * classes)
+        intervals |= options.intervals(partial(_mean_over_runs, f"mean_iou_{of}", runs), rows)
         details["subsets"][of] = [
             {"mean_iou": run.numbers["mean_iou"], "training_images": size, "iou_per_class": run.iou_per_class}
             for run, size in zip(runs, sizes, strict=True)
@@ -181,17 +181,18 @@ def measure_few_shot_segmentation(
     return TaskResult(metrics, intervals, details, pictures)
 
 
-def _intervals(runs: Sequence[Scored], options: EvaluationOptions) -> list[tuple[float, float]]:
-    """The interval of the mean over runs of their mean IoU, of the same images for all; none without a bootstrap."""
-    if not options.bootstrap:
-        return []
-    metric = runs[0].metric
+def _mean_over_runs(name: str, runs: Sequence[Scored], sums: np.ndarray) -> dict[str, float]:
+    """The mean of the runs' mean IoU, of confusion matrices `(runs * classes * classes,)` of the same images."""
+    parts = np.split(sums, len(runs))
+    return {
+        name: float(np.mean([run.metric.summarize(part)["mean_iou"] for run, part in zip(runs, parts, strict=True)]))
+    }
 
-    def mean(sums: np.ndarray) -> dict[str, float]:
-        return {"": float(np.mean([metric.summarize(part)["mean_iou"] for part in np.split(sums, len(runs))]))}
 
-    rows = np.concatenate([run.rows for run in runs], axis=1)  # (images, runs * classes * classes)
-    return list(interval(mean, rows, repeats=options.bootstrap, seed=options.seed).values())
+def _head_settings(settings: SegmentationTraining) -> dict[str, Any]:
+    """The settings that are arguments of the head: those beyond the ones of training."""
+    training = {field.name for field in fields(SegmentationTraining)}
+    return {name: value for name, value in asdict(settings).items() if name not in training}
 
 
 @dataclass(frozen=True)
@@ -220,16 +221,7 @@ def measure_semantic_fpn(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: SemanticFPNSettings
 ) -> TaskResult:
     """Measures Semantic FPN, trained with the whole trunk on all training images."""
-
-    def make_head(num_classes: int) -> SemanticFPNHead:
-        return SemanticFPNHead(
-            encoder,
-            num_classes,
-            pyramid_channels=settings.pyramid_channels,
-            head_channels=settings.head_channels,
-            dropout=settings.dropout,
-        )
-
+    make_head = partial(SemanticFPNHead, encoder, **_head_settings(settings))
     return measure_segmenter(encoder, data, options, settings, make_head, "Semantic FPN")
 
 
@@ -270,17 +262,7 @@ def measure_upernet(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: UPerNetSettings
 ) -> TaskResult:
     """Measures UPerNet, trained with the whole trunk on all training images."""
-
-    def make_head(num_classes: int) -> UPerNetHead:
-        return UPerNetHead(
-            encoder,
-            num_classes,
-            hidden_size=settings.hidden_size,
-            pool_scales=settings.pool_scales,
-            auxiliary_channels=settings.auxiliary_channels,
-            auxiliary_weight=settings.auxiliary_weight,
-        )
-
+    make_head = partial(UPerNetHead, encoder, **_head_settings(settings))
     return measure_segmenter(encoder, data, options, settings, make_head, "UPerNet")
 
 

@@ -28,8 +28,6 @@ def test_the_neck_gives_each_map_its_stride() -> None:
     weight, bias = neck.scales[1].weight, neck.scales[1].bias  # (in, out, 2, 2): each position becomes a square of four
     expected = torch.einsum("bi,io->bo", maps[1][:, :, 3, 2], weight[:, :, 1, 0]) + bias
     torch.testing.assert_close(found[1][:, :, 7, 4], expected)
-    narrow = RescaleNeck(8, 6)(maps)
-    assert [tuple(part.shape) for part in narrow] == [(2, 6, 28, 16), (2, 6, 14, 8), (2, 6, 7, 4), (2, 6, 4, 2)]
     with pytest.raises(ValueError, match="maps must be 4, got 3"):
         neck(maps[:3])
 
