@@ -36,32 +36,11 @@ class DemoModel:
     _tokens: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
-        self.encoder = Encoder(self.trunk, self.name, self.mean, self.std, max(self.trunk.config.image_height_width))
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        """The model's configuration."""
-        return self.trunk.config
-
-    @property
-    def method(self) -> str:
-        """Its `model_type`."""
-        return self.config.model_type
-
-    @property
-    def name(self) -> str:
-        """The method as its paper writes it."""
-        return METHODS[self.method].title
-
-    @property
-    def pooled(self) -> str:
-        """What stands for a picture, in words."""
-        return METHODS[self.method].pooled
-
-    @property
-    def pools_class_token(self) -> bool:
-        """Whether the class token stands for a picture, and is trained to."""
-        return self.pooled == "the class token"
+        self.config: PreTrainedConfig = self.trunk.config
+        self.method: str = self.config.model_type
+        self.name = METHODS[self.method].title  # as the paper writes it
+        self.pooled = METHODS[self.method].pooled  # what stands for a picture, and is trained to, in words
+        self.encoder = Encoder(self.trunk, self.name, self.mean, self.std, max(self.config.image_height_width))
 
     def size(self, finer: bool = False) -> tuple[int, int]:
         """Height and width in pixels of what the model sees: as in training, or twice that."""

@@ -107,3 +107,8 @@ def marked(picture: Image.Image, box: Sequence[int]) -> Image.Image:
         around = (box[0] - ring, box[1] - ring, box[2] + ring, box[3] + ring)
         draw.rectangle(around, outline=color, width=width)
     return picture
+
+
+def marked_cell(picture: Image.Image, cell: tuple[int, int], grid: tuple[int, int]) -> Image.Image:
+    """A copy of a picture with a patch `(row, column)` outlined."""
+    return marked(picture, cell_box(cell, grid, picture.size))

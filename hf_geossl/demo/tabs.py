@@ -17,7 +17,7 @@ from hf_geossl.demo.analyses import (
 )
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import PICTURE_SCRIPT, Figure, figures, said
-from hf_geossl.demo.pictures import cell_box, from_colors, heat_map, marked
+from hf_geossl.demo.pictures import from_colors, heat_map, marked_cell
 
 _NEAREST = 4  # pictures and patches that are shown
 
@@ -99,17 +99,14 @@ def correspondence_tab(model: DemoModel) -> Tab:
         grid = model.grid(chosen.finer)
         cell = cell_at(chosen.place, grid)
         match = find_match(model, chosen.first, chosen.second, cell, chosen.finer)
-        here, there = (cell_box(one, grid, chosen.first.size) for one in (cell, match.best))
         low, high = match.cosines.min().item(), match.cosines.max().item()
+        heat = marked_cell(heat_map(chosen.second, match.cosines), match.best, grid)
         back = "the same patch" if match.back == cell else f"another patch, {_apart(match.back, cell)} away"
         return [
             figures(
-                Figure(marked(chosen.first, here), "Picture A: click a patch", "pick", chosen.place, grid),
-                Figure(
-                    marked(heat_map(chosen.second, match.cosines), there),
-                    f"Picture B: similarity (cosine) from {low:.2f} to {high:.2f}",
-                ),
-                Figure(marked(chosen.second, there), "Picture B: the most similar patch"),
+                Figure(marked_cell(chosen.first, cell, grid), "Picture A: click a patch", "pick", chosen.place, grid),
+                Figure(heat, f"Picture B: similarity (cosine) from {low:.2f} to {high:.2f}"),
+                Figure(marked_cell(chosen.second, match.best, grid), "Picture B: the most similar patch"),
             ),
             said(
                 f"The patch in row {cell[0] + 1}, column {cell[1] + 1} of A is found in row {match.best[0] + 1}, column "
@@ -129,15 +126,16 @@ def _apart(one: tuple[int, int], other: tuple[int, int]) -> str:
 def attention_tab(model: DemoModel) -> Tab:
     """What the last layer's class token or a clicked patch looks at."""
     class_token = model.config.use_class_token
+    trained = class_token and model.pooled == "the class token"
     note = "" if class_token else "This model has no class token."
-    if class_token and not model.pools_class_token:
+    if class_token and not trained:
         note = f"{model.name} does not train its class token directly, so a patch tells more."
     gr.Markdown(
         "How much one token of the last layer looks at each patch of picture A: yellow is most, dark blue is least. **Click "
         f"a patch** to see what that patch looks at. {note} Attention shows where a head takes its values from, not why."
     )
     starts = [("the clicked patch", "patch"), *([("the class token", "class")] if class_token else [])]
-    first = "class" if class_token and model.pools_class_token else "patch"
+    first = "class" if trained else "patch"
     start = gr.Radio(starts, value=first, label="Who looks", visible=class_token)
     heads = [("mean of all", -1), *((str(head + 1), head) for head in range(model.config.num_attention_heads))]
     head = gr.Radio(heads, value=-1, label="Head")
@@ -152,8 +150,7 @@ def attention_tab(model: DemoModel) -> Tab:
         who = "the class token" if cell is None else f"the patch in row {cell[0] + 1}, column {cell[1] + 1}"
         picture, heat = chosen.first, heat_map(chosen.first, seen)
         if cell is not None:
-            box = cell_box(cell, grid, picture.size)
-            picture, heat = marked(picture, box), marked(heat, box)
+            picture, heat = marked_cell(picture, cell, grid), marked_cell(heat, cell, grid)
         by = "the mean of all heads" if head < 0 else f"head {int(head) + 1}"
         return [
             figures(
@@ -187,21 +184,17 @@ def neighbours_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
         cell = cell_at(chosen.place, grid)
         near = nearest_pictures(model, chosen.first, samples, chosen.finer)[:_NEAREST]
         patches = nearest_patches(model, chosen.first, cell, samples, chosen.finer)[:_NEAREST]
-        here = marked(chosen.first, cell_box(cell, grid, chosen.first.size))
-        found = [
-            Figure(marked(samples[index], cell_box(best, grid, samples[index].size)), f"{place}. cosine {cosine:.3f}")
-            for place, (index, best, cosine) in enumerate(patches, start=1)
-        ]
+        here = marked_cell(chosen.first, cell, grid)
+        whole = _ranked([(samples[index], cosine) for index, cosine in near])
+        found = _ranked([(marked_cell(samples[index], best, grid), cosine) for index, best, cosine in patches])
         return [
-            figures(
-                Figure(chosen.first, "Picture A"),
-                *(
-                    Figure(samples[index], f"{place}. cosine {cosine:.3f}")
-                    for place, (index, cosine) in enumerate(near, start=1)
-                ),
-                columns=5,
-            ),
+            figures(Figure(chosen.first, "Picture A"), *whole, columns=5),
             figures(Figure(here, "Picture A: click a patch", "pick", chosen.place, grid), *found),
         ]
 
     return Tab("Nearest neighbours", show, [pictures, area], picked=area)
+
+
+def _ranked(pictures: list[tuple[Image.Image, float]]) -> list[Figure]:
+    """Pictures and their cosines, nearest first, as figures."""
+    return [Figure(one, f"{place}. cosine {cosine:.3f}") for place, (one, cosine) in enumerate(pictures, start=1)]

@@ -12,11 +12,7 @@ from .metric import Features, Number, SummedMetric, nested, to_floats
 
 
 class CornerError(SummedMetric):
-    """Mean corner error.
-
-    Raises:
-        ValueError: In `add_batch`, if the shape is another or numbers are not finite.
-    """
+    """Mean corner error; `add_batch` refuses other shapes and numbers that are not finite."""
 
     image_features: ClassVar[Features] = {"predictions": nested(Number, 2), "references": nested(Number, 2)}
     inputs = """

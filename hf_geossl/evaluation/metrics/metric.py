@@ -131,16 +131,7 @@ class Metric(evaluate.Metric, ABC, Generic[Rows]):
         self.batches += 1
 
     def add(self, *, prediction: object = None, reference: object = None, **inputs: object) -> None:
-        """Takes one image in.
-
-        Args:
-            prediction (`list/array/tensor`): Of one image.
-            reference (`list/array/tensor`): Of one image.
-            inputs: Others that the metric names, of one image.
-
-        Raises:
-            ValueError: See `add_batch`.
-        """
+        """Takes one image in: an entry of what `add_batch` takes."""
         self.add_batch(
             predictions=None if prediction is None else [prediction],
             references=None if reference is None else [reference],

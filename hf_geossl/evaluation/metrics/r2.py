@@ -15,9 +15,7 @@ class R2(SummedMetric):
     """R2 of sums of squares in float64.
 
     (torchmetrics' `R2Score` calls any residual below 1e-4 in all perfect, whatever the scale of the references.)
-
-    Raises:
-        ValueError: In `add_batch`, if shapes differ or numbers are not finite.
+    `add_batch` refuses shapes that differ and numbers that are not finite.
     """
 
     image_features: ClassVar[Features] = {"predictions": nested(Number, 1), "references": nested(Number, 1)}
