@@ -23,9 +23,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "steps epochs batch_size images_per_step max_iterations class_token_layers crop_size window_stride num_categories "
         "subsets transformations_per_image test_images pool_scales mlp_hidden_size mlp_batch_size channels head_width "
         "regions proposals hidden_size auxiliary_channels pyramid_channels head_channels neck_hidden_sizes "
-        "fusion_hidden_size",
+        "fusion_hidden_size context_frames top_k side magnification clips pooled_side",
     ),
     ("at least 2", lambda value: value >= 2, "num_classes train_images"),
+    ("at least 3", lambda value: value >= 3, "frames"),
     (
         "at least 0",
         lambda value: 0 <= value < math.inf,

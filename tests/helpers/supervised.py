@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from hf_geossl import GTSAConfig, GTSAModel, LOCAForPreTraining
 from hf_geossl.data import SCENE_CLASSES, SEMANTIC_CLASSES, THING_CLASSES
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.homography import patch_side
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import TaskResult, load_protocol
@@ -235,7 +234,7 @@ def matching_encoder(start: Encoder, seed: int = 0, *, images: int = 300, steps:
     settings = homography.HomographySettings(steps=steps, batch_size=32, learning_rate=1e-3, tuned=True)
     options = EvaluationOptions(seed=1000 + seed, cache_dir=None, progress=False)
     batches = homography.drawn_rows(pixels, settings.batch_size, options.seed)
-    trunk, _ = homography.train_homography(start, batches, patch_side(SIZE, PATCH), options, settings)
+    trunk, _ = homography.train_homography(start, batches, homography.patch_side(SIZE, PATCH), options, settings)
     return load_encoder(trunk.module)
 
 

@@ -23,18 +23,11 @@ from hf_geossl.evaluation.settings import ProtocolSettings
 
 
 def hold_out(images: int, share: float, seed: int) -> np.ndarray:
-    """Chooses training images on which a setting is chosen.
+    """Training images on which a setting is chosen, `(images,)`, bool.
 
     Args:
         images (`int`): How many there are, at least 2.
         share (`float`): Of them, in (0, 1); at least one is held out and one is not.
-        seed (`int`): Of the choice.
-
-    Returns:
-        `numpy.ndarray` of shape `(images,)`, bool.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
     if not 0 < share < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {share}")
@@ -50,20 +43,15 @@ class LogisticClassifier:
     """Multinomial logistic regression on standardised features, by scikit-learn's L-BFGS.
 
     Args:
-        features (`numpy.ndarray` of shape `(rows, width)`): Of the training images.
-        labels (`numpy.ndarray` of shape `(rows,)`): Their classes, 0 to `num_classes` - 1.
+        features (`numpy.ndarray` of shape `(rows, width)`): Of the training images, of classes `labels`.
         held_out (`numpy.ndarray` of shape `(rows,)`, bool): On which rows the regularisation is chosen, by accuracy; the
             classifier is then fitted to all rows.
         c_values (`Sequence[float]`): Inverse regularisations to choose from; the first of equally good ones is taken.
         num_classes (`int`): How many classes there are, seen in training or not.
-        max_iterations (`int`): Of L-BFGS.
 
     Attributes:
         c (`float`): The chosen one.
         converged (`bool`): Whether the last fit has come to its end within the iterations.
-
-    Raises:
-        ValueError: If there are fewer than two classes among the rows that are not held out.
     """
 
     def __init__(
@@ -108,14 +96,11 @@ class LogisticClassifier:
 
 
 def count_classes(samples: Samples, *labels: np.ndarray) -> tuple[int, tuple[str, ...] | None]:
-    """How many classes there are, and their names.
+    """How many classes there are, at least 2, and their names, which are None where the dataset does not have them.
 
     Args:
         samples (`Samples`): May name them.
         labels (`numpy.ndarray` of integers): Of the training images, then of other splits.
-
-    Returns:
-        `(int, tuple[str, ...] or None)`: At least 2; the names are None where the dataset does not have them.
 
     Raises:
         ValueError: If a label is negative (as in test splits without truth) or has no name, or all training images are of one
@@ -147,19 +132,10 @@ def classification_result(
     *,
     repeats: int = 1,
 ) -> TaskResult:
-    """Accuracy, its intervals and the confusion matrix.
+    """Accuracy, its intervals and the confusion matrix, of which a picture has the title.
 
-    Args:
-        scores (`numpy.ndarray` of shape `(repeats * images, num_classes)`): Of all images, then of all images again.
-        labels (`numpy.ndarray` of shape `(repeats * images,)`): True classes.
-        num_classes (`int`): How many.
-        names (`Sequence[str]`, *optional*): Of the classes.
-        options (`EvaluationOptions`): For the bootstrap, which draws images with all of their repeats.
-        title (`str`): Of the picture.
-        repeats (`int`): How many rows an image has.
-
-    Returns:
-        `TaskResult`: `accuracy`, `mean_per_class_accuracy` and with more than 5 classes `accuracy_top5`.
+    Scores `(repeats * images, num_classes)` and true classes are of all images, then of all images again; the bootstrap draws
+    images with all of their repeats.
     """
     metric = Accuracy(num_classes)
     rows = metric.rows_of(scores, labels)
@@ -206,11 +182,8 @@ def labelled_features(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Features `(images, width)` and targets of training images, then of test images.
 
-    Args:
-        encoder, options: As in `compute_features`.
-        splits (two `Samples`): Training and test images.
-        column (`str`): Features of `compute_features`, side by side where several are joined by `+`, or `"thumbnail"`.
-        label (`str`): A target of the samples.
+    The column is a feature of `compute_features`, several of them side by side, joined by `+`, or `"thumbnail"`; the label a
+    target of the samples.
     """
     names, transform = column.split("+"), THUMBNAILS if column == "thumbnail" else None
     read: list[np.ndarray] = []
@@ -223,13 +196,9 @@ def labelled_features(
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a classifier says of the test images.
+    """Scores of the test images, `(images, classes)`, their classes, and those of the training images.
 
-    Args:
-        scores (`numpy.ndarray` of shape `(images, classes)`): Of the test images.
-        truth (`numpy.ndarray` of shape `(images,)`): Their classes.
-        labels (`numpy.ndarray` of shape `(images,)`): Classes of the training images.
-        details, metrics: What results hold beside what follows from these.
+    Details and metrics are what results hold beside what follows from these.
     """
 
     scores: np.ndarray
@@ -251,11 +220,8 @@ def measure_classifier(
     """Accuracy of a classifier of features, and its floors: the most frequent class, random weights, an RGB thumbnail.
 
     Args:
-        encoder (`Encoder`): The model.
-        column (`str`): Its features, see `labelled_features`.
+        column (`str`): The features, see `labelled_features`.
         train (`Samples`): The training images, which may name the classes.
-        settings, options: The protocol's.
-        title (`str`): Of the picture.
         predict (`Callable`): Trains on features of a model, by their column, and predicts.
     """
     own = predict(encoder, column)

@@ -24,11 +24,7 @@ EVAL_CROPS = {
 
 
 def check_depth_settings(cap: float, eval_crop: str | None) -> None:
-    """Checks settings that all depth protocols have.
-
-    Raises:
-        ValueError: If there is no such crop, or the cap lies below the smallest depth.
-    """
+    """Refuses a crop that there is not, and a cap below the smallest depth."""
     if not cap > MINIMUM:
         raise ValueError(f"cap must be above {MINIMUM} metres, got {cap}")
     if eval_crop is not None and eval_crop not in EVAL_CROPS:
@@ -38,13 +34,9 @@ def check_depth_settings(cap: float, eval_crop: str | None) -> None:
 def crop_mask(eval_crop: EvalCrop, height: int, width: int) -> np.ndarray:
     """The pixels that count by a published crop.
 
-    Args:
-        eval_crop (`str`, *optional*): "eigen", of NYU Depth v2: rows 45 to 471 and columns 41 to 601 of 480 x 640; "garg", of
-            KITTI: the lower part without the sides; None for all pixels. Eigen's own crop of KITTI has other shares.
-        height, width (`int`): Of the map. The crop is taken in parts of them and rounded down.
-
-    Returns:
-        `numpy.ndarray` of shape `(height, width)`, bool.
+    "eigen" is that of NYU Depth v2, rows 45 to 471 and columns 41 to 601 of 480 x 640; "garg" of KITTI, the lower part without
+    the sides (Eigen's own crop of KITTI has other shares); None all pixels. The crop is taken in parts of the map's height
+    and width, and rounded down.
 
     Source: Eigen et al., NIPS 2014, as in BTS (arXiv 1907.10326); Garg et al. (arXiv 1603.04992), as in Monodepth
     (arXiv 1609.03677).

@@ -37,14 +37,10 @@ def layer_decay_groups(
     """Parameter groups of a trunk and its head: the deeper below the head, the smaller the learning rate.
 
     Args:
-        encoder (`Encoder`): The trunk; all of it is trained.
-        head (`nn.Module`): On top of it, at the full learning rate.
-        learning_rate, weight_decay (`float`): Of the head; biases, norms, tokens and positions are not decayed.
+        head (`nn.Module`): On top of the trunk, at the full learning rate.
+        weight_decay (`float`): Biases, norms, tokens and positions are not decayed.
         layer_decay (`float`): Factor a layer, in (0, 1].
         trunk_factor (`float`): Further factor of the whole trunk.
-
-    Returns:
-        `list[dict]`: For an optimizer.
 
     Source: BEiT (arXiv 2106.08254), as used by MAE and by the GTSA authors.
     """
@@ -89,11 +85,9 @@ def fit(
 
     Args:
         optimizer (`torch.optim.Optimizer`): Its learning rates are the peak ones.
-        compute_loss (`Callable`): Maps a batch to the loss, under autocast on a GPU.
+        compute_loss (`Callable`): Maps a batch to the loss, under autocast on a GPU. Random draws come from torch's global
+            generator: seed it.
         batches (`Iterator`): Gives as many batches as there are steps.
-        options (`EvaluationOptions`): For the progress bar. Random draws come from torch's global generator: seed it.
-        steps (`int`): How many.
-        description (`str`): For the progress bar.
         warmup_steps (`int`): Steps in which the learning rate rises linearly.
         schedule (`"poly"`, `"cosine"` or `"constant"`): How it falls then; "poly" linearly.
         max_norm (`float`, *optional*): Largest gradient norm.

@@ -39,16 +39,11 @@ class Crops:
 
 
 def scene_keypoints(split: str, index: int, ids: list[int], size: int, mode: str = "scene") -> torch.Tensor:
-    """Points of objects, by their exact geometry.
+    """Points of objects of a scene by their ids, by their exact geometry.
 
     These are the middle of the whole object; the middles of the upper and lower edge of its own, turned frame; and those of its
     front and back edge where it has a front (cars, boats, animals), which its mirroring decides. From above an object's own
     frame has its nose at the upper edge, which is the front there.
-
-    Args:
-        split, index, mode: Of the scene, as in `sample_scene`.
-        ids (`list[int]`): Of the objects.
-        size (`int`): Side of the image in pixels.
 
     Returns:
         `torch.Tensor` of shape `(objects, 5, 3)`: `SCENE_POINTS`, x and y in pixels, and 2, or 0 for a point outside of the
@@ -90,16 +85,10 @@ def object_crops(
     """Cuts the objects of each batch of images that are large enough and have a labelled point.
 
     Args:
-        batches (`Iterable`): Of the split's samples.
-        data (`EvaluationData`): Where they are from.
-        split (`str`): Its name.
+        batches (`Iterable`): Of the split's samples; those without any such object are skipped.
         side (`int`): Of the crops in pixels.
         margin (`float`): The crop's side over the box's longer side.
         smallest_side (`float`): Of a box, its longer side, as a share of the image's: smaller ones are left out.
-        device (`torch.device`): Where to.
-
-    Returns:
-        `Iterator[Crops]`: Batches without any such object are skipped.
 
     Raises:
         ValueError: If the data have no keypoints.

@@ -31,8 +31,7 @@ class DenseScore(ABC):
     """The score of predicted maps.
 
     Args:
-        metric (`Metric`): What they are measured by.
-        rows (`numpy.ndarray` of shape `(images, k)`): Its contributions.
+        rows (`numpy.ndarray` of shape `(images, k)`): What images contribute to the metric.
         shown (three `numpy.ndarray`): Some images `(images, height, width, 3)`, their truth and prediction.
     """
 
@@ -112,13 +111,7 @@ def score(batches: Iterator[Batch], names: tuple[str, ...]) -> Scored:
 def class_names(
     samples: Samples, num_classes: int | None, options: EvaluationOptions, encoder: Encoder
 ) -> tuple[str, ...]:
-    """Names of the semantic classes: those of the dataset, else numbers.
-
-    Args:
-        samples (`Samples`): The training images.
-        num_classes (`int`, *optional*): How many; by default up to the largest label.
-        options (`EvaluationOptions`): Of reading the labels.
-        encoder (`Encoder`): For the progress bar's name.
+    """Names of the semantic classes: those of the dataset, else numbers, by default up to the largest label.
 
     Raises:
         ValueError: If the samples have no semantic maps, or no pixel has a class.
@@ -209,12 +202,7 @@ def measure_end_to_end(
     measure: Callable[[Encoder, str], DenseScore],
     what: str,
 ) -> TaskResult:
-    """The score of a model that was trained on so many images, and the floor of random weights where the settings say so.
-
-    Args:
-        measure (`Callable`): Trains a model, under a title, and scores it.
-        what (`str`): The protocol's name in titles.
-    """
+    """The score of a model that was trained on so many images, and the floor of random weights where the settings say so."""
     scored = measure(encoder, f"{encoder.name}: {what}")
     details: dict[str, Any] = {"settings": asdict(settings), "training_images": images}
     if settings.random_floor:

@@ -9,8 +9,7 @@ from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.pyramid import layers_of_maps
-from hf_geossl.evaluation.heads.segmentation import DenseHead, upsample
+from hf_geossl.evaluation.heads.segmentation import DenseHead, layers_of_maps, upsample
 from hf_geossl.evaluation.precision import full_precision
 
 MINIMUM = 1e-3  # metres; nearer pixels have no truth

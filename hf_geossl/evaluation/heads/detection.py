@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -14,12 +15,60 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.pyramid import SimplePyramid
 from hf_geossl.evaluation.precision import mixed_precision
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
 SCALES = (4.0, 2.0, 1.0, 0.5)  # their positions a patch, along an axis
 ANCHOR_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the image's side: 32 to 512 at 1024 pixels, as on COCO
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position of maps `(batch, channels, rows, columns)`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalises maps."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SimplePyramid(nn.Module):
+    """A feature pyramid out of the last map alone, whose width is a multiple of 4.
+
+    Source: ViTDet (arXiv 2203.16527), section 3 and appendix A.2.
+    """
+
+    def __init__(self, width: int, out_channels: int = 256) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {width}")
+        self.out_channels = out_channels
+        half, quarter = width // 2, width // 4
+        up = nn.ConvTranspose2d
+        scales: list[tuple[int, list[nn.Module]]] = [
+            (quarter, [up(width, half, 2, stride=2), ChannelNorm(half), nn.GELU(), up(half, quarter, 2, stride=2)]),
+            (half, [up(width, half, 2, stride=2)]),
+            (width, []),
+            (width, [nn.MaxPool2d(2, ceil_mode=True)]),
+        ]
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *layers,
+                nn.Conv2d(channels, out_channels, 1, bias=False),
+                ChannelNorm(out_channels),
+                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                ChannelNorm(out_channels),
+            )
+            for channels, layers in scales
+        )
+
+    def forward(self, last: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """The pyramid of the last layer's patch tokens `(batch, width, rows, columns)`, by the names that torchvision expects.
+
+        Levels "0" to "3" have 4, 2, 1 and 1/2 times as many rows and columns (rounded up); "pool" has every second position
+        of "3".
+        """
+        levels = OrderedDict((str(index), level(last)) for index, level in enumerate(self.levels))
+        levels["pool"] = functional.max_pool2d(levels["3"], kernel_size=1, stride=2)
+        return levels
 
 
 class EncoderPyramid(nn.Module):

@@ -13,7 +13,6 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.pyramid import RescaleNeck, layers_of_maps
 from hf_geossl.evaluation.sample_reader import IGNORED
 
 
@@ -85,6 +84,40 @@ class LinearHead(SegmentationHead):
     def classify(self, patches: torch.Tensor) -> torch.Tensor:
         """Logits `(batch, classes, rows, columns)` of patch tokens `(batch, rows, columns, width)`."""
         return self.classifier(self.norm(patches.permute(0, 3, 1, 2)))
+
+
+def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
+    """The four layers, from 0, that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths.
+
+    The last layer is one of them; of trunks with fewer than 4 some come more than once.
+    """
+    first, second, third, last = (max(num_layers * part // 4, 1) - 1 for part in (1, 2, 3, 4))
+    return first, second, third, last
+
+
+class RescaleNeck(nn.Module):
+    """Gives four maps of one stride the strides of a convolutional network: a quarter, a half, once and twice the patch size.
+
+    Two transposed convolutions with BatchNorm and GELU between them, one, none, and max-pooling, as iBOT and the GTSA
+    authors put before UPerNet and Mask R-CNN (`Feature2Pyramid` in mmsegmentation).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        up = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+        )
+        down = nn.MaxPool2d(2, ceil_mode=True)
+        self.scales = nn.ModuleList([up, nn.ConvTranspose2d(width, width, 2, stride=2), nn.Identity(), down])
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Four maps `(batch, width, rows, columns)`, from the shallowest layer to the deepest, at 4, 2, 1 and 1/2 times the size."""
+        if len(maps) != len(self.scales):
+            raise ValueError(f"maps must be {len(self.scales)}, got {len(maps)}; see layers_of_maps")
+        return [scale(part) for scale, part in zip(self.scales, maps, strict=True)]
 
 
 class SemanticFPNHead(SegmentationHead):

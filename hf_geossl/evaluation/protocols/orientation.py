@@ -48,8 +48,6 @@ class OrientationSettings(ProtocolSettings):
         unknown = sorted(set(self.categories) - set(THING_CLASSES))
         if unknown or not self.categories:
             raise ValueError(f"categories must be of {', '.join(THING_CLASSES)}, got {unknown or 'none'}")
-        if self.pooled_side < 1:
-            raise ValueError(f"pooled_side must be at least 1, got {self.pooled_side}")
 
 
 def angular_errors(predictions: np.ndarray, angles: np.ndarray) -> np.ndarray:

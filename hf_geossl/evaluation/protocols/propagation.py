@@ -66,10 +66,6 @@ class PropagationSettings(ProtocolSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"context_frames": 1, "top_k": 1, "side": 1, "magnification": 1, "clips": 1, "frames": 3}
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise ValueError(f"{name} must be at least {number}, got {getattr(self, name)}")
         if self.temperature <= 0 or (self.radius is not None and self.radius < 0):
             raise ValueError(
                 f"temperature must be above 0 and radius not negative, got {self.temperature}, {self.radius}"

@@ -1,9 +1,12 @@
-"""Mask R-CNN over patches: anchors and pools at their exact positions."""
+"""Mask R-CNN over patches: anchors and pools at their exact positions, over a pyramid with values written out."""
 
+import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
 
-from hf_geossl.evaluation.heads.detection import PatchAnchors, build_detector
+from hf_geossl.evaluation.heads.detection import ChannelNorm, PatchAnchors, SimplePyramid, build_detector
 from tests.helpers.tiny_models import timm_encoder
 
 
@@ -32,3 +35,38 @@ def test_anchors_and_pools_lie_where_patches_of_14_pixels_do() -> None:
         expected = box[0] + (torch.arange(7) + 0.5) / 7 * width
         torch.testing.assert_close(pooled[0, 0, 3], expected, atol=2.0, rtol=0)
         assert pooled[0, 0, 3].diff().min() > 0
+
+
+def test_each_position_is_normalised_over_its_channels() -> None:
+    torch.manual_seed(0)
+    maps, norm = torch.randn(2, 8, 3, 5), ChannelNorm(8)
+    torch.nn.init.normal_(norm.weight)
+    torch.testing.assert_close(
+        norm(maps)[1, :, 2, 4], F.layer_norm(maps[1, :, 2, 4], (8,), norm.weight, norm.bias), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_simple_pyramid_feeds_torchvisions_detectors() -> None:
+    torch.manual_seed(0)
+    last = torch.randn(2, 8, 7, 4, requires_grad=True)
+    pyramid = SimplePyramid(8, 16)
+    levels = pyramid(last)
+    assert {name: tuple(level.shape) for name, level in levels.items()} == {
+        "0": (2, 16, 28, 16),
+        "1": (2, 16, 14, 8),
+        "2": (2, 16, 7, 4),
+        "3": (2, 16, 4, 2),
+        "pool": (2, 16, 2, 1),
+    }
+    assert torch.equal(levels["pool"], levels["3"][:, :, ::2, ::2])
+    for name in "0123":
+        torch.testing.assert_close(levels[name].mean(dim=1), torch.zeros(2, *levels[name].shape[2:]), atol=1e-5, rtol=0)
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=3, sampling_ratio=2)
+    boxes = [torch.tensor([[0.0, 0.0, 30.0, 50.0]]), torch.tensor([[4.0, 4.0, 8.0, 9.0]])]
+    assert pool(levels, boxes, [(112, 64)] * 2).shape == (2, 16, 3, 3)
+    assert pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    sum(level.square().sum() for level in levels.values()).backward()
+    assert last.grad is not None
+    assert last.grad.abs().min() > 0
+    with pytest.raises(ValueError, match="width must be a multiple of 4, got 6"):
+        SimplePyramid(6)

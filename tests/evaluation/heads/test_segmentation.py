@@ -11,9 +11,11 @@ from hf_geossl import GTSAConfig
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.heads.segmentation import (
     LinearHead,
+    RescaleNeck,
     SegmentationHead,
     SemanticFPNHead,
     UPerNetHead,
+    layers_of_maps,
     pixel_cross_entropy,
 )
 from hf_geossl.evaluation.loading import load_encoder
@@ -123,3 +125,27 @@ def test_upernet_has_the_loss_of_transformers_own_model(encoder: Encoder) -> Non
         outputs = theirs(pixels, labels=truth)
         torch.testing.assert_close(head.compute_loss(encoder, pixels, truth), outputs.loss)
         torch.testing.assert_close(head.predict(encoder, pixels), outputs.logits)
+
+
+def test_layers_are_those_of_papers_and_evenly_spaced_elsewhere() -> None:
+    assert layers_of_maps(12) == (2, 5, 8, 11)
+    assert layers_of_maps(24) == (5, 11, 17, 23)
+    assert layers_of_maps(4) == (0, 1, 2, 3)
+    assert layers_of_maps(3) == (0, 0, 1, 2)
+    assert layers_of_maps(1) == (0, 0, 0, 0)
+
+
+def test_the_neck_gives_each_map_its_stride() -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 8, 7, 4) for _ in range(4)]
+    neck = RescaleNeck(8).eval()
+    found = neck(maps)
+    assert [tuple(part.shape) for part in found] == [(2, 8, 28, 16), (2, 8, 14, 8), (2, 8, 7, 4), (2, 8, 4, 2)]
+    assert torch.equal(found[2], maps[2])
+    assert torch.equal(found[3][:, :, 1, 0], maps[3][:, :, 2:4, 0:2].amax(dim=(2, 3)))
+    assert torch.equal(found[3][:, :, 3, 1], maps[3][:, :, 6, 2:4].amax(dim=2))  # what is left of an odd side
+    weight, bias = neck.scales[1].weight, neck.scales[1].bias  # (in, out, 2, 2): each position becomes a square of four
+    expected = torch.einsum("bi,io->bo", maps[1][:, :, 3, 2], weight[:, :, 1, 0]) + bias
+    torch.testing.assert_close(found[1][:, :, 7, 4], expected)
+    with pytest.raises(ValueError, match="maps must be 4, got 3"):
+        neck(maps[:3])
