@@ -108,18 +108,18 @@ class Backdrop:
     colors: tuple[Color, ...]  # one for each polygon
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Thing:
     """One instance, at time 0, and how it moves."""
 
-    id: int  # 1 to 255, the value in the instance map, the same at all times
+    id: int = 0  # 1 to 255, the value in the instance map, the same at all times
     category: int  # index into `THING_CLASSES`
-    x: float  # x, y, z: its local origin in the world, metres (plan views: z is the height of its top)
-    y: float
-    z: float
-    angle: float  # radians, counter-clockwise from upright (plan views: from up in the image)
+    x: float = 0.0  # x, y, z: its local origin in the world, metres (plan views: z is the height of its top)
+    y: float = 0.0
+    z: float = 0.0
+    angle: float = 0.0  # radians, counter-clockwise from upright (plan views: from up in the image)
     mirror: bool  # whether its local x axis is mirrored, before it is turned
-    velocity: tuple[float, float, float]  # metres a second along X and Z (plan views: X and Y), radians a second
+    velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)  # metres/s along X, Z (plan views: X, Y), radians/s
     polygons: tuple[Polygon, ...]  # its parts in local metres, drawn in order
     colors: tuple[Color, ...]  # one for each part
     extent: tuple[float, float, float, float]  # left, bottom, right, top of its parts, local metres
@@ -150,40 +150,22 @@ class Light:
     noise_seed: int  # seed of the noise
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Scene:
-    """A scene; `render` draws it.
+    """A scene; `render` draws it."""
 
-    Attributes:
-        mode (`str`): one of `MODES`.
-        split (`str`): one of `SPLITS`.
-        index (`int`): number in the split.
-        seed (`int`): seed of the distribution.
-        label (`int`): index into `SCENE_CLASSES`; with `mode="object"` the thing's index into `THING_CLASSES`.
-        horizon (`float`): image height of the horizon in image widths (0.5 where there is none).
-        altitude (`float`): plan views: width of the view and distance to the ground, metres; else 0.
-        far (`Surface`): the sky; the plain backdrop with `mode="object"`.
-        far_depth (`float`): its depth, metres.
-        ground (`Surface` or `None`): the ground; none with `mode="object"`.
-        regions (`tuple` of `Band` or `Patch`): what lies on the ground, later ones on top.
-        backdrops (`tuple` of `Backdrop`): silhouettes.
-        things (`tuple` of `Thing`): ordered by id.
-        light (`Light`): light, air and sensor.
-        pan (`tuple[float, float]`): image widths a second by which the world moves through the image, x right and y down.
-    """
-
-    mode: str
-    split: str
-    index: int
-    seed: int
-    label: int
-    horizon: float
-    altitude: float
-    far: Surface
-    far_depth: float
-    ground: Surface | None
-    regions: tuple[Region, ...]
-    backdrops: tuple[Backdrop, ...]
-    things: tuple[Thing, ...]
-    light: Light
-    pan: tuple[float, float]
+    mode: str  # one of `MODES`
+    split: str  # one of `SPLITS`
+    index: int  # number in the split
+    seed: int  # seed of the distribution
+    label: int  # index into `SCENE_CLASSES`; with `mode="object"` the thing's index into `THING_CLASSES`
+    horizon: float = 0.5  # image height of the horizon in image widths (0.5 where there is none)
+    altitude: float = 0.0  # plan views: width of the view and distance to the ground, metres; else 0
+    far: Surface  # the sky; the plain backdrop with `mode="object"`
+    far_depth: float  # its depth, metres
+    ground: Surface | None = None  # the ground; none with `mode="object"`
+    regions: tuple[Region, ...] = ()  # what lies on the ground, later ones on top
+    backdrops: tuple[Backdrop, ...] = ()  # silhouettes
+    things: tuple[Thing, ...]  # ordered by id
+    light: Light  # light, air and sensor
+    pan: tuple[float, float] = (0.0, 0.0)  # image widths/s that the world moves in the image, right and down

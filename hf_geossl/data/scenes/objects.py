@@ -38,14 +38,8 @@ def sample_thing(rng: np.random.Generator, category: str, *, plan: bool) -> Thin
     corners = np.concatenate([polygon for polygon, _ in shape])
     (left, bottom), (right, top) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return Thing(
-        id=0,
         category=THING_CLASSES.index(category),
-        x=0.0,
-        y=0.0,
-        z=0.0,
-        angle=0.0,
         mirror=bool(rng.random() < 0.5),
-        velocity=(0.0, 0.0, 0.0),
         polygons=tuple(polygon for polygon, _ in shape),
         colors=tuple(palette[role] for _, role in shape),
         extent=(left, bottom, right, top),

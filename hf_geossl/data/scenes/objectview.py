@@ -37,16 +37,10 @@ def sample_object(rng: np.random.Generator, split: str, index: int, seed: int) -
         index=index,
         seed=seed,
         label=category,
-        horizon=0.5,
-        altitude=0.0,
         far=replace(far, contrast=0.05),
         far_depth=_DEPTH + float(rng.uniform(2, 12)),
-        ground=None,
-        regions=(),
-        backdrops=(),
         things=(replace(thing, velocity=(speed, 0.0, sample_spin(rng, name))),),
         light=sample_light(rng, math.pi * (0.25 if rng.random() < 0.5 else 0.75), 0.0),
-        pan=(0.0, 0.0),
     )
 
 

@@ -20,6 +20,8 @@ from hf_geossl.data.scenes.painting import FIRST_GROUND, Materials, View, center
 from hf_geossl.data.scenes.textures import LEVEL_OFFSETS, MIP_LEVELS, TILE_SIZE, TILE_STRIDE, texture_bank
 
 Float = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int32]
+Plane = tuple[Float, Float]  # coordinates p, q of each pixel, flat: the image's own, or the world's on the ground
 _LEVEL_OFFSETS = LEVEL_OFFSETS[:MIP_LEVELS].astype(np.int32)
 
 
@@ -69,7 +71,7 @@ def render(scene: Scene, size: int = 96, t: float = 0.0) -> RenderedScene:
     view = View(scene, size, t)
     materials = Materials([], [], [], [], [])
     paint, shadows = paint_scene(view, materials)
-    plane_p, plane_q, row_depths = _lay_ground(view, paint)
+    plane, row_depths = _lay_ground(view, paint)
     flat = paint.ravel()
     on_ground = (flat >= FIRST_GROUND) & (flat <= view.last_ground)
 
@@ -81,7 +83,7 @@ def render(scene: Scene, size: int = 96, t: float = 0.0) -> RenderedScene:
         np.copyto(depth[start:].reshape(-1, size), row_depths[:, None], where=row_of_pixel)
         np.copyto(clear[start:].reshape(-1, size), _transmittance(scene.light, row_depths)[:, None], where=row_of_pixel)
 
-    color = _shade(view, materials, flat, on_ground, plane_p, plane_q, depth)
+    color = _shade(view, materials, flat, on_ground, plane, depth)
     if shadows is not None:
         color *= np.where(shadows.ravel().astype(bool) & on_ground, np.float32(scene.light.shadow), np.float32(1))
     image = _develop(scene.light, color, clear, size, t)
@@ -106,12 +108,8 @@ def _transmittance(light: Light, depths: Float) -> Float:
     return np.exp(-light.fog * depths.astype(np.float64)).astype(np.float32)
 
 
-def _lay_ground(view: View, paint: npt.NDArray[np.int32]) -> tuple[Float, Float, Float]:
-    """Lays the regions over the ground in `paint`.
-
-    Returns:
-        Plane coordinates p, q of each pixel, flat (the image's own, or the world's on the ground), and the depth of each ground row.
-    """
+def _lay_ground(view: View, paint: Integers) -> tuple[Plane, Float]:
+    """Lays the regions over the ground in `paint`; returns the pixels' plane coordinates and the depth of each ground row."""
     scene, size, first = view.scene, view.size, view.first_ground_row
     line = _line(size)
     p, q = np.empty((size, size), np.float32), np.empty((size, size), np.float32)
@@ -125,7 +123,7 @@ def _lay_ground(view: View, paint: npt.NDArray[np.int32]) -> tuple[Float, Float,
         rows = np.minimum(CAMERA_HEIGHT / np.maximum(below, 1e-9), FARTHEST).astype(np.float32)
         down = rows
     if not len(rows):
-        return p.ravel(), q.ravel(), rows
+        return (p.ravel(), q.ravel()), rows
     ground_p = (line[None, :] - np.float32(view.center_x)) * rows[:, None]
     ground_q = np.broadcast_to(down[:, None], ground_p.shape)
     painted = paint[first:]
@@ -134,19 +132,14 @@ def _lay_ground(view: View, paint: npt.NDArray[np.int32]) -> tuple[Float, Float,
         np.copyto(painted, number, where=is_ground & region.contains(ground_p, ground_q))
     np.copyto(p[first:], ground_p, where=is_ground)
     np.copyto(q[first:], ground_q, where=is_ground)
-    return p.ravel(), q.ravel(), rows
+    return (p.ravel(), q.ravel()), rows
 
 
 def _shade(
-    view: View,
-    materials: Materials,
-    flat: npt.NDArray[np.int32],
-    on_ground: npt.NDArray[np.bool_],
-    p: Float,
-    q: Float,
-    depth: Float,
+    view: View, materials: Materials, flat: Integers, on_ground: npt.NDArray[np.bool_], plane: Plane, depth: Float
 ) -> Float:
     """Colour of each pixel before the air, shape `(3, pixels)`: material colour x texture x side shading."""
+    p, q = plane
     size = view.size
     table = np.array(materials.rows, np.float64).astype(np.float32).T.copy()
 
@@ -175,7 +168,7 @@ def _shade(
     return np.stack([each(10 + channel) * brightness for channel in range(3)])
 
 
-def _mip_level(span: Float) -> npt.NDArray[np.int32]:
+def _mip_level(span: Float) -> Integers:
     return np.clip(np.frexp(span)[1], 0, MIP_LEVELS - 1).astype(np.int32)
 
 

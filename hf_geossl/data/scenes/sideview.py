@@ -95,7 +95,6 @@ def sample_sideview(rng: np.random.Generator, split: str, index: int, seed: int)
         seed=seed,
         label=label,
         horizon=horizon,
-        altitude=0.0,
         far=far,
         far_depth=FARTHEST,
         ground=ground,
