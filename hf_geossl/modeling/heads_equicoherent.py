@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_equicoherent import EquiCoherentConfig
-from .modeling_equicoherent import EquiCoherentModel
 from .objectives import is_distributed, mean_over_processes
 
 
@@ -119,23 +118,6 @@ def make_heads(config: EquiCoherentConfig) -> dict[str, nn.Module]:
     if config.masks and not config.shared_head:
         heads["patch_head"] = PrototypeHead(inputs, outputs, config)
     return heads
-
-
-class EquiCoherentTeacher(nn.Module):
-    """The momentum copy of trunk, split and heads, without stochastic depth; it gets no gradient."""
-
-    equicoherent: EquiCoherentModel
-    split_head: SplitHead
-    head: PrototypeHead
-    patch_head: PrototypeHead
-
-    def __init__(self, config: EquiCoherentConfig) -> None:
-        super().__init__()
-        self.equicoherent = EquiCoherentModel(config)
-        self.equicoherent.disable_drop_path()
-        for name, head in make_heads(config).items():
-            self.add_module(name, head)
-        self.requires_grad_(False)
 
 
 def check_views(

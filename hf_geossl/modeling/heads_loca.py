@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from .configuration_loca import LOCAConfig
-from .modeling_loca import LOCAModel
 from .modeling_vit import ViTAttentionBase, ViTMLP
 
 
@@ -80,20 +79,6 @@ def make_heads(config: LOCAConfig) -> dict[str, nn.Module]:
     heads["final_norm"] = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
     heads["position_predictor"] = nn.Linear(config.hidden_size, height * width)
     return heads
-
-
-class LOCATeacher(nn.Module):
-    """The momentum copy of everything that is trained, under the student's names; it gets no gradient."""
-
-    loca: LOCAModel
-    cluster_head: LOCAClusterHead
-
-    def __init__(self, config: LOCAConfig) -> None:
-        super().__init__()
-        self.loca = LOCAModel(config)
-        for name, head in make_heads(config).items():
-            self.add_module(name, head)
-        self.requires_grad_(False)
 
 
 def check_views(

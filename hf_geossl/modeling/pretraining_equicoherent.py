@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_equicoherent import EquiCoherentConfig
 from .heads_equicoherent import (
-    EquiCoherentTeacher,
     GlobalBatchNorm,
     Projector,
     PrototypeHead,
@@ -37,7 +36,7 @@ from .objectives_joint_embedding import (
     vicreg_loss,
 )
 from .reconstruction import ReconstructionTask, intermediate_targets, mean_image_loss
-from .teacher_student import TeacherStudentModel
+from .teacher_student import Teacher, TeacherStudentModel
 
 
 @dataclass
@@ -89,7 +88,6 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     split_head: SplitHead  # this and the heads from `make_heads`
     head: PrototypeHead | Projector
     patch_head: PrototypeHead
-    teacher: EquiCoherentTeacher | None
 
     def __init__(self, config: EquiCoherentConfig) -> None:
         super().__init__(config)
@@ -98,7 +96,10 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             self.equicoherent.embeddings.add_mask_token()  # the student's alone
         for name, head in make_heads(config).items():
             self.add_module(name, head)
-        self.teacher = EquiCoherentTeacher(config) if config.has_teacher else None
+        self.teacher = None
+        if config.has_teacher:
+            self.teacher = Teacher(equicoherent=EquiCoherentModel(config), **make_heads(config))
+            self.teacher.equicoherent.disable_drop_path()
         centers = ["class_center", "patch_center"][: 1 + config.masks] if config.has_teacher else []
         for name in centers if config.centering == "softmax" else []:
             self.register_buffer(name, torch.zeros(1, cast(int, config.num_prototypes)))
@@ -168,9 +169,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
 
     # ---- The hosts ----
 
-    def invariant(
-        self, module: "EquiCoherentForPreTraining | EquiCoherentTeacher", tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def invariant(self, module: Any, tokens: torch.Tensor) -> torch.Tensor:
         """Gives the part of tokens `(..., hidden_size)` that goes to the host's head, of this model or of its teacher."""
         return module.split_head(tokens) if self.config.split == "feature" else tokens
 
@@ -196,7 +195,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         self, views: torch.Tensor, masked: torch.Tensor | None, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Makes the probabilities of the class tokens `(2, B, K)` and of the masked patches `(M, K)` of views `(B, 2, ...)`."""
-        teacher = cast(EquiCoherentTeacher, self.teacher)
+        teacher = self.teacher
         outputs = teacher.equicoherent(views.flatten(0, 1))
         scores = self._scores(teacher.head, self.invariant(teacher, outputs.pooler_output))  # (2B, K)
         self._accumulate("class_center", scores.sum(dim=0, keepdim=True), len(scores))

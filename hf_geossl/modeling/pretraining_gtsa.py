@@ -17,7 +17,7 @@ from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import init_like_torch, is_part_of
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
 from .reconstruction import attached_reconstruction, attached_task
-from .teacher_student import TeacherStudentModel
+from .teacher_student import Teacher, TeacherStudentModel
 
 
 @dataclass
@@ -129,17 +129,6 @@ class GTSARotationHead(nn.Module):
         return self.classifier(features)
 
 
-class GTSATeacher(nn.Module):
-    """The momentum copy of trunk and projector, without stochastic depth; it gets no gradient."""
-
-    def __init__(self, config: GTSAConfig) -> None:
-        super().__init__()
-        self.gtsa = GTSAModel(config)
-        self.gtsa.disable_drop_path()
-        self.projector = GTSAProjector(config)
-        self.requires_grad_(False)
-
-
 class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
     """Student, teacher and the three losses of GTSA; the student trunk is `gtsa`, the teacher's `teacher.gtsa`."""
 
@@ -148,7 +137,6 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         "AutoModelForPreTraining": "pretraining_gtsa.GTSAForPreTraining",
     }
     main_input_name = "global_pixel_values"
-    teacher: GTSATeacher
 
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__(config)
@@ -156,7 +144,8 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         self.projector = GTSAProjector(config)
         self.predictor = GTSAPredictor(config)
         self.rotation_head = GTSARotationHead(config)
-        self.teacher = GTSATeacher(config)
+        self.teacher = Teacher(gtsa=GTSAModel(config), projector=GTSAProjector(config))
+        self.teacher.gtsa.disable_drop_path()
         self.reconstruction = attached_task(config)  # last, so that all else initialises as without it
         self.post_init()
         self.copy_student_to_teacher()

@@ -15,7 +15,6 @@ from .heads_loca import (
     LOCAClusterHead,
     LOCACrossAttentionBlock,
     LOCAPrototypes,
-    LOCATeacher,
     check_token_indices,
     check_views,
     make_heads,
@@ -23,7 +22,7 @@ from .heads_loca import (
 from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
 from .reconstruction import attached_reconstruction, attached_task
-from .teacher_student import TeacherStudentModel
+from .teacher_student import Teacher, TeacherStudentModel
 
 
 @dataclass
@@ -92,7 +91,6 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         "AutoModelForPreTraining": "pretraining_loca.LOCAForPreTraining",
     }
     main_input_name = "reference_pixel_values"
-    teacher: LOCATeacher
     cluster_head: LOCAClusterHead  # this and the following from `make_heads`
     cross_attention: LOCACrossAttentionBlock
     final_norm: nn.LayerNorm
@@ -110,7 +108,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         self.loca = LOCAModel(config)
         for name, head in make_heads(config).items():
             self.add_module(name, head)
-        self.teacher = LOCATeacher(config)
+        self.teacher = Teacher(loca=LOCAModel(config), **make_heads(config))
         self.reconstruction = attached_task(config)  # last, so that all else initialises as without it
         self.post_init()
         self.freeze_untrained()

@@ -4,9 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .modeling_vit import GeometricViTPreTrainedModel
+
+
+class Teacher(nn.Module):
+    """The momentum copy of what is trained, under the student's names; it gets no gradient."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.requires_grad_(False)
 
 
 class TeacherStudentModel(GeometricViTPreTrainedModel):
@@ -18,7 +29,7 @@ class TeacherStudentModel(GeometricViTPreTrainedModel):
 
     accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["teacher"]
-    teacher: Any  # nn.Module
+    teacher: Any  # a module, or None
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
