@@ -1,4 +1,4 @@
-"""Boxes, quarter turns, RoI pooling, query positions and warps: pure functions of tensors in float32, without loops over samples."""
+"""Boxes, quarter turns, RoI pooling, query positions and warps: pure functions in float32, without loops over samples."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,8 @@ import torch.nn.functional as F
 def turn_boxes(boxes: torch.Tensor, quarter_turns: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """Turns boxes together with the square picture they lie in, counter-clockwise.
 
-    Args:
-        boxes (`torch.Tensor` of shape `(..., 4)`): x1, y1, x2, y2 in pixels of the upright picture.
-        quarter_turns (`torch.Tensor` broadcastable to `(...)`): Counter-clockwise quarter turns, 0..3.
-        size (`torch.Tensor` broadcastable to `(...)`): Side of the picture in pixels.
-
-    Returns:
-        `torch.Tensor` of shape `(..., 4)`: x1, y1, x2, y2 in pixels of the turned picture.
+    `boxes (..., 4)` hold x1, y1, x2, y2 in pixels of the upright picture, the result those of the turned one.
+    `quarter_turns`, 0..3, and `size`, the picture's side in pixels, are broadcastable to `(...)`.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     candidates = torch.stack(
@@ -103,8 +98,8 @@ def _axis_weights(start: torch.Tensor, end: torch.Tensor, cells: int, length: in
 def roi_align_weights(boxes: torch.Tensor, output_size: int, height: int, width: int) -> torch.Tensor:
     """RoI-align as a matrix: pooled cells = weights @ map positions.
 
-    Equal to torchvision's `roi_align` with `aligned=True, sampling_ratio=-1` for boxes within the map, but deterministic,
-    batched and free of host syncs.
+    Equal to torchvision's `roi_align` with `aligned=True, sampling_ratio=-1` for boxes within the map, but
+    deterministic, batched and free of host syncs.
 
     Args:
         boxes (`torch.Tensor` of shape `(..., 4)`): x1, y1, x2, y2 in units of map positions, within the map.
@@ -122,14 +117,9 @@ def roi_align_weights(boxes: torch.Tensor, output_size: int, height: int, width:
 
 
 def turn_cells(cells: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor:
-    """Turns square grids counter-clockwise, each by its own number of quarter turns.
+    """Turns square grids `(..., side ** 2, channels)` in raster order, each by its own number of quarter turns `(...)`.
 
-    Args:
-        cells (`torch.Tensor` of shape `(..., side ** 2, channels)`): Grids in raster order.
-        quarter_turns (`torch.Tensor` of shape `(...)`): Counter-clockwise quarter turns; any integer.
-
-    Returns:
-        `torch.Tensor` of the shape of `cells`; equal to `torch.rot90(grid, quarter_turns, dims=(-2, -1))`.
+    Equal to `torch.rot90(grid, quarter_turns, dims=(-2, -1))`, counter-clockwise, for any integers.
     """
     side = round(cells.shape[-2] ** 0.5)
     grid = torch.arange(side * side, device=cells.device).view(side, side)
@@ -268,14 +258,7 @@ def query_positions(
 ) -> torch.Tensor:
     """Which patch of the reference view holds each patch of one query view; see `batched_query_positions`.
 
-    Args:
-        reference_box, query_box (`Sequence[int]` or `torch.Tensor` of shape `(4,)`): x1, y1, x2, y2 of the crops in
-            whole pixels of the source image, x2 and y2 exclusive.
-        query_size, query_grid, reference_grid (`int`): As in `batched_query_positions`.
-        reference_flipped, query_flipped (`bool`): Whether the view is mirrored left to right.
-
-    Returns:
-        `torch.Tensor` of shape `(query_grid ** 2,)`: int64, raster indices into the reference's patches, -1 outside.
+    Boxes are four whole numbers, x1, y1, x2, y2; the result is `(query_grid ** 2,)`.
 
     Raises:
         ValueError: If a box is empty, is not of whole pixels or has not four numbers, or if a size does not fit.
@@ -307,7 +290,8 @@ def warp_images(
 ) -> torch.Tensor:
     """Turns each image about its centre by an angle of its own, then shifts it: one bilinear sampling for the whole batch.
 
-    A point x (y pointing down) goes to R (x - c) + c + t with R = [[cos, -sin], [sin, cos]] and c the middle of the image.
+    A point x (y pointing down) goes to R (x - c) + c + t with R = [[cos, -sin], [sin, cos]] and c the middle of the
+    image.
 
     Args:
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): Of any floating type, square or not.
@@ -320,9 +304,6 @@ def warp_images(
 
     Returns:
         `torch.Tensor` of the shape and type of `images`; sampled in float32.
-
-    Raises:
-        ValueError: If shapes do not fit together, for an unknown padding mode, or for a fill that has no place.
 
     Source: EquiCoherent (arXiv 2503.18753), the transformations in the plane; with "zeros" equal to torchvision's
     bilinear `affine` without its fill.

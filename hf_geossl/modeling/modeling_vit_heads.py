@@ -1,4 +1,4 @@
-"""The models around the trunk, for every method: the trunk itself, backbone, image classification, semantic segmentation.
+"""The models around the trunk, for every method.
 
 A method's classes inherit from these and from its own base, which gives configuration, prefix and initialisation.
 """
@@ -160,10 +160,10 @@ class ViTTrunkForImageClassification(ViTTrunkForLabels):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
-        """Classifies images.
+        """Classifies normalised images `(batch, channels, height, width)`.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
+            pixel_values (`torch.Tensor`): The images.
             labels (`torch.Tensor` of shape `(batch,)`, *optional*): Class indices (or targets, as
                 `config.problem_type` says) to compute the loss with.
 

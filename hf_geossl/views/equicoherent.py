@@ -255,7 +255,11 @@ class EquiCoherentViews(Views):
         local = render(batch["local_crops"], local_recipe) if self.crops.num_local else None
         masks = None
         if self.host in MASK_KINDS:
-            masks = self._masks(len(first), generator, random=random).to(first.device, non_blocking=True)
+            grid = self.crops.global_size // self.crops.patch_size
+            masks = torch.zeros(len(first), 2, grid * grid, dtype=torch.bool)
+            if random:
+                masks = draw_block_masks(self.host, 2 * len(first), grid, grid, generator).view(masks.shape)
+            masks = masks.to(first.device, non_blocking=True)
         second, between = source, None
         if random and self.path.transformation is not None:  # drawn last, so that all else is equal without it
             parameters = self.path.draw(len(first), generator)
@@ -267,9 +271,3 @@ class EquiCoherentViews(Views):
             "bool_masked_pos": masks,
             "source_pixel_values": source,
         }
-
-    def _masks(self, batch_size: int, generator: torch.Generator | None, *, random: bool) -> torch.Tensor:
-        grid = self.crops.global_size // self.crops.patch_size
-        if not random:
-            return torch.zeros(batch_size, 2, grid * grid, dtype=torch.bool)
-        return draw_block_masks(self.host, 2 * batch_size, grid, grid, generator).view(batch_size, 2, -1)

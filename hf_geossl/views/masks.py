@@ -19,26 +19,21 @@ DINOV2_SMALLEST_BLOCK = 4  # patches
 def draw_block_masks(
     kind: str, num_images: int, rows: int, columns: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Masks of some views; about as many patches are masked as asked for, never more.
+    """Masks of some views, `(num_images, rows * columns)`: bool, True where masked, in raster order, on the CPU.
 
-    A view's mask is filled by rectangles of random area, aspect ratio and place until it holds what was asked for, or
-    until ten draws in a row do not fit. None reaches over the whole height or width, so a single row is never masked.
+    A view's mask is filled by rectangles of random area, aspect ratio and place until it holds what was asked for,
+    never more, or until ten draws in a row do not fit. None reaches over the whole height or width, so a single row is
+    never masked. One number is taken from the generator (torch's global CPU generator if absent), and the host waits
+    for it.
 
     - "ibot": each view by itself stays unmasked with probability one half, or a share of its patches uniform in
       [0.1, 0.5] is asked for; blocks are no smaller than a third of the shorter side squared (less only at the end).
-    - "dinov2": exactly half of all views (rounded down) are masked, chosen at random; of [0.1, 0.5] each gets a share
-      from a slice of its own; blocks have four patches or more (less only at the end). Half of a view is their most, as
-      no view is asked for more.
+    - "dinov2": exactly half of all views (rounded down; `num_images` is two an image) are masked, chosen at random; of
+      [0.1, 0.5] each gets a share from a slice of its own; blocks have four patches or more (less only at the end). Half
+      of a view is their most, as no view is asked for more.
 
-    Args:
-        kind (`str`): "ibot" or "dinov2".
-        num_images (`int`): How many views; for "dinov2" all that share the slices, two an image.
-        rows, columns (`int`): Patches of a view, down and across, at least 1.
-        generator (`torch.Generator`, *optional*): Torch's global CPU generator if absent. One number is taken from it,
-            and the host waits for it.
-
-    Returns:
-        `torch.Tensor` of shape `(num_images, rows * columns)`: bool, True where masked, in raster order, on the CPU.
+    Raises:
+        ValueError: An unknown kind, a negative number of views, or a grid without patches.
 
     Source: BEiT (arXiv 2106.08254), algorithm 1, with the shares of iBOT (arXiv 2111.07832) and DINOv2
     (arXiv 2304.07193).

@@ -1,4 +1,4 @@
-"""Settings as values: frozen dataclasses of fields that know their range and their help, and flat keywords for nested ones."""
+"""Settings as values: frozen dataclasses whose fields have a range and a help, and flat keywords for nested ones."""
 
 import difflib
 import inspect
@@ -102,15 +102,11 @@ def _check(name: str, value: object, is_pair: bool, declared: Mapping[str, objec
 
 
 def flat_fields(cls: type, optional: Container[str] = ()) -> dict[str, Field[Any]]:
-    """The flat keywords of a dataclass whose fields are declared by `setting` and `group`.
+    """The flat keywords of a dataclass whose fields are declared by `setting` and `group`, with type, default and metadata.
 
-    Args:
-        cls (`type`): The dataclass.
-        optional (`Container[str]`): Keywords whose default is None, as something else decides where they are not given.
-
-    Returns:
-        `dict[str, dataclasses.Field]`: by keyword, with type, default and in its `metadata` the "help" and the "place":
-        the field that holds the group (None for a setting without one) and the setting's name there.
+    The `metadata` has the "help" and the "place": the field that holds the group (None for a setting without one) and
+    the setting's name there. The default of `optional` keywords is None: something else decides where they are not
+    given.
     """
     specified = []
     for owner in fields(cls):

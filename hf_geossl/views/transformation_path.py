@@ -131,18 +131,10 @@ class TransformationPath(Settings):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ends of the paths of some normalised images, and the points between.
+        """The ends of the paths of normalised images `(images, 3, height, width)`, and the points between.
 
-        Equal to taking back the normalisation, `apply` and normalising again.
-
-        Args:
-            images (`torch.Tensor` of shape `(images, 3, height, width)`): float32, normalised by `mean` and `std`.
-            parameters (`TransformationParameters`): The ends of the paths, on any device.
-            mean, std (`Sequence[float]`): Of each channel, for images in [0, 1].
-
-        Returns:
-            `tuple(torch.Tensor, torch.Tensor)`: the ends, `(images, 3, height, width)`, and the points at k / (K + 1)
-            of the path for k = 1 to K, `(images, num_intermediate, 3, height, width)`; float32, normalised.
+        Equal to taking back the normalisation by `mean` and `std`, `apply` and normalising again; float32. The points
+        between are those at k / (K + 1) of the path for k = 1 to K, `(images, num_intermediate, 3, height, width)`.
         """
         parameters = parameters.to(images.device)
         steps = self.num_intermediate + 1
