@@ -98,10 +98,7 @@ def sinkhorn(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
     """
     assignments = probabilities.to(torch.float32, copy=True)
     for _ in range(iterations):
-        columns = assignments.sum(dim=0)
-        if is_distributed():
-            columns = sum_over_processes(columns)
-        assignments.div_(columns)
+        assignments.div_(sum_over_processes(assignments.sum(dim=0)))
         assignments.div_(assignments.sum(dim=1, keepdim=True))
     return assignments
 
@@ -112,7 +109,9 @@ def is_distributed() -> bool:
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums a tensor over all processes, without gradient."""
+    """Sums a tensor over all processes, without gradient; gives the tensor itself where there is one process."""
+    if not is_distributed():
+        return tensor
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(total)
     return total

@@ -22,7 +22,7 @@ from .heads_equicoherent import (
     make_heads,
 )
 from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedModel
-from .objectives import is_distributed, sum_over_processes
+from .objectives import sum_over_processes
 from .objectives_joint_embedding import (
     center_and_sharpen,
     dino_loss,
@@ -149,9 +149,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         """
         for name in [name for name in ("class_center", "patch_center") if hasattr(self, name)]:
             center = getattr(self, name)
-            packed = self._accumulated.get(name, F.pad(torch.zeros_like(center).flatten(), (0, 1)))
-            if is_distributed():
-                packed = sum_over_processes(packed)
+            packed = self._accumulated.get(name, center.new_zeros(center.numel() + 1))
+            packed = sum_over_processes(packed)
             mean = packed[:-1] / packed[-1].clamp_min(1)
             moved = ema_center(center, mean, self.config.center_momentum)
             center.copy_(torch.where(packed[-1] > 0, moved, center))

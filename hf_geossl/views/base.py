@@ -1,7 +1,7 @@
-"""The views of an image: what every method's views are and do.
+"""What every method's views are and do.
 
-Views are made in two places. In a worker: the crops, resized in uint8, and the record of their geometry (`Views.views`).
-On the device, in batch: quarter turns, colour and normalisation (`Views.augment`).
+Views are made in two places. In a worker: the crops, resized in uint8, and the record of their geometry
+(`Views.views`). On the device, in batch: quarter turns, colour and normalisation (`Views.augment`).
 """
 
 from abc import ABC, abstractmethod
