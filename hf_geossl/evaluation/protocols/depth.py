@@ -4,12 +4,20 @@ Both give `abs_rel`, `rmse` (metres) and `delta1`, and refuse data without `dept
 """
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import nn
+from transformers import DPTConfig
+from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.dense_training import (
+    Batch,
     DenseTraining,
     FrozenTokens,
     FrozenTraining,
@@ -18,18 +26,167 @@ from hf_geossl.evaluation.fitting.dense_training import (
     require,
     train_dense,
 )
-from hf_geossl.evaluation.fitting.depth_scores import (
-    EvalCrop,
-    ScoredDepth,
-    check_depth_settings,
-    mean_log_depth,
-    score_depth,
-)
-from hf_geossl.evaluation.fitting.segmenters import measure_end_to_end
-from hf_geossl.evaluation.heads.depth import DPTHead, LinearDepthHead, silog_loss
+from hf_geossl.evaluation.fitting.segmenters import DenseScore, measure_end_to_end, score_batches
+from hf_geossl.evaluation.heads.segmentation import DenseHead, layers_of_maps, upsample
+from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+
+MINIMUM = 1e-3  # metres; nearer pixels have no truth
+EvalCrop = Literal[None, "eigen", "garg"]
+# first and last row, first and last column (exclusive), in parts of the map's height and width
+EVAL_CROPS = {
+    "eigen": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+
+
+def check_depth_settings(cap: float, eval_crop: str | None) -> None:
+    """Refuses a crop that there is not, and a cap below the smallest depth."""
+    if not cap > MINIMUM:
+        raise ValueError(f"cap must be above {MINIMUM} metres, got {cap}")
+    if eval_crop is not None and eval_crop not in EVAL_CROPS:
+        raise ValueError(f"eval_crop must be one of {', '.join(EVAL_CROPS)}, or None, got {eval_crop!r}")
+
+
+def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_weight: float = 0.5) -> torch.Tensor:
+    """Scale-invariant logarithmic error.
+
+    With g = log prediction - log truth it is sqrt(mean(g^2) - mean_weight * mean(g)^2) over all pixels of the batch whose truth
+    lies between 1 mm and the cap; 0 where there is none. A `mean_weight` of 1 forgives any common factor, 0 none.
+
+    Args:
+        log_depth (`torch.Tensor` of shape `(batch, height, width)`): Logarithm of the predicted metres.
+        depth (`torch.Tensor` of shape `(batch, height, width)`): True metres, 0 where unknown.
+
+    Source: Eigen et al., NIPS 2014, equation 4; its root as in Depth Anything V2 (arXiv 2406.09414).
+    """
+    known = (depth > MINIMUM) & (depth < cap)
+    count = known.sum().clamp(min=1)
+    error = torch.where(known, log_depth.float() - depth.clamp(min=MINIMUM).log(), 0.0)
+    variance = error.square().sum() / count - mean_weight * (error.sum() / count).square()
+    return variance.clamp(min=1e-12).sqrt()  # the root's slope is infinite at 0
+
+
+class LinearDepthHead(nn.Module):
+    """A BatchNorm and one linear map of each patch token to log metres, which starts at their mean, resized to the image."""
+
+    def __init__(self, width: int, mean_log_depth: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.linear = nn.Conv2d(width, 1, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, mean_log_depth)  # type: ignore[arg-type]
+
+    def forward(self, patches: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Log metres `(batch, height, width)` of patch tokens `(batch, rows, columns, width)`."""
+        return upsample(self.linear(self.norm(patches.permute(0, 3, 1, 2))), size)[:, 0]
+
+
+class DPTHead(DenseHead):
+    """transformers' DPT neck and head over layers 2, 5, 8 and 11 of 12, without the class token.
+
+    A sigmoid in the place of the last ReLU gives the depth as a share of the cap, as in Depth Anything V2's metric models. The
+    arguments are those of `DPTSettings`.
+
+    Source: DPT (arXiv 2103.13413), section 3; Depth Anything V2 (arXiv 2406.09414).
+    """
+
+    target, unknown = "depth", 0
+
+    def __init__(self, width: int, *, neck_hidden_sizes: Sequence[int], fusion_hidden_size: int, cap: float) -> None:
+        super().__init__()
+        config = DPTConfig(
+            hidden_size=width,
+            neck_hidden_sizes=list(neck_hidden_sizes),
+            fusion_hidden_size=fusion_hidden_size,
+            readout_type="ignore",
+        )
+        self.cap = cap
+        self.neck = DPTNeck(config)
+        self.head = DPTDepthEstimationHead(config)
+        self.head.head[-1] = nn.Identity()
+
+    def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Log metres `(batch, height, width)` of normalised images."""
+        maps = encoder.maps(pixel_values, layers_of_maps(encoder.num_layers))
+        rows, columns = maps[0].shape[-2:]
+        tokens = [part.flatten(2).transpose(1, 2) for part in maps]
+        tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
+        features = self.neck(tokens, rows, columns)
+        with full_precision(pixel_values.device):  # bfloat16 would round depths to a percent
+            logits = self.head([part.float() for part in features])
+        logits = upsample(logits[:, None], pixel_values.shape[-2:])[:, 0]
+        return nn.functional.logsigmoid(logits) + math.log(self.cap)
+
+    def predict(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Log metres `(batch, 1, height, width)` of normalised images."""
+        return self(encoder, pixel_values)[:, None]
+
+    def compute_loss(self, encoder: Encoder, pixel_values: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The scale-invariant logarithmic error."""
+        return silog_loss(self(encoder, pixel_values), truth, self.cap)
+
+
+def crop_mask(eval_crop: EvalCrop, height: int, width: int) -> np.ndarray:
+    """The pixels that count by a published crop.
+
+    "eigen" is that of NYU Depth v2, rows 45 to 471 and columns 41 to 601 of 480 x 640; "garg" of KITTI, the lower part without
+    the sides (Eigen's own crop of KITTI has other shares); None all pixels. The crop is taken in parts of the map's height
+    and width, and rounded down.
+
+    Source: Eigen et al., NIPS 2014, as in BTS (arXiv 1907.10326); Garg et al. (arXiv 1603.04992), as in Monodepth
+    (arXiv 1609.03677).
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    parts = EVAL_CROPS[eval_crop] if eval_crop else (0, 1, 0, 1)
+    # a part such as 471 / 480 of 480 may come out a little below 471
+    top, bottom, left, right = (
+        int(part * length + 1e-9) for part, length in zip(parts, (height, height, width, width), strict=True)
+    )
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+@dataclass(frozen=True)
+class ScoredDepth(DenseScore):
+    """The score of predicted depths."""
+
+    def result(self, options: EvaluationOptions, title: str, details: Mapping[str, Any]) -> TaskResult:
+        """That of `DenseScore`; images without a pixel that counts are not counted."""
+        result = super().result(options, title, details)
+        result.details["images"] = int(self.rows[:, -1].sum())
+        return result
+
+    def draw(self, title: str) -> Image.Image:
+        """See `DenseScore`."""
+        from hf_geossl.evaluation.pictures.images import depth_samples
+
+        return depth_samples(*self.shown, title)
+
+
+def score_depth(batches: Iterator[Batch], cap: float, eval_crop: EvalCrop) -> ScoredDepth:
+    """Measures predicted metres `(batch, height, width)`, see `LinearDepthSettings`."""
+    metric = DepthErrors(MINIMUM, cap)
+
+    def rows_of(predicted: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
+        valid = np.broadcast_to(crop_mask(eval_crop, *truth.shape[-2:]), truth.shape)
+        return metric.rows_of(predicted, truth, valid)
+
+    return ScoredDepth(metric, *score_batches(metric, batches, rows_of))
+
+
+def mean_log_depth(depths: np.ndarray, cap: float) -> float:
+    """The mean logarithm of the metres that count."""
+    total, count = 0.0, 0
+    for depth in depths:
+        logs = np.log(depth[(depth > MINIMUM) & (depth < cap)], dtype=np.float64)
+        total, count = total + float(logs.sum()), count + len(logs)
+    if count == 0:
+        raise ValueError(f"no training pixel has a depth between {MINIMUM} and {cap} metres: check depth_scale and cap")
+    return total / count
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,6 @@ class EquivarianceSettings(ProtocolSettings):
                 f"transformations must be some of {', '.join(TRANSFORMATIONS)}, got {', '.join(unknown) or 'none'}"
             )
 
-    @property
-    def regressions(self) -> tuple[str, ...]:
-        """By which regressions R2 is measured."""
-        wanted = {"ridge": True, "bilinear": self.components > 0, "mlp": self.mlp_epochs > 0}
-        return tuple(kind for kind, use in wanted.items() if use)
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -172,7 +166,7 @@ class _Bench:
         train, test = self.pairs(transformation, self.train), self.pairs(transformation, self.test)
         self.train_images = train[MODEL].images
         ranges = list(target_ranges(transformation, self.size).values())
-        fitted: dict[str, dict[str, Fitted]] = {kind: {} for kind in settings.regressions}
+        fitted: dict[str, dict[str, Fitted]] = {}
         for name, pairs in train.items():
             held_out = hold_out(pairs.images, settings.held_out, self.options.seed)
             regressions: dict[str, Any] = {"ridge": Ridge(pairs, held_out, settings.penalties, encoder.device)}
@@ -192,7 +186,8 @@ class _Bench:
                     device=encoder.device,
                 )
             for kind, regression in regressions.items():
-                fitted[kind][name] = Fitted(regression.predict(test[name]), test[name].truth, test[name].images)
+                one = Fitted(regression.predict(test[name]), test[name].truth, test[name].images)
+                fitted.setdefault(kind, {})[name] = one
         return fitted
 
 
@@ -238,7 +233,7 @@ def measure_equivariance(
         for transformation in settings.transformations:
             if padding == "zeros" or transformation in ("rotation", "translation"):  # others bring nothing in
                 report.add(padded.fit(transformation), transformation, f"_{padding}")
-    for kind in settings.regressions:
+    for kind in fitted:
         pictures[f"r2_{kind}"] = partial(report.draw, kind, settings.transformations, f"{title}, {kind}")
     return TaskResult(report.metrics, report.intervals, details, pictures)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -205,7 +206,7 @@ def measure_homography(
 
     numbers = {name: summarize(sums.sum(axis=0)) for name, sums in rows.items()}
     metrics = numbers.pop("")
-    details = {
+    details: dict[str, Any] = {
         "settings": asdict(settings),
         "train_images": train.count,
         "test_images": len(rows[""]),
@@ -213,8 +214,8 @@ def measure_homography(
         "largest_shift": side * SHIFT_SHARE,
         "floors": numbers,
     }
-    pictures = {"corners": partial(_draw, shown[0], side, encoder.name)}
-    return TaskResult(metrics, options.intervals(summarize, rows[""]), details, pictures)
+    draw = partial(_draw, shown[0], side, encoder.name)
+    return TaskResult(metrics, options.intervals(summarize, rows[""]), details, {"corners": draw})
 
 
 def _draw(shown: tuple[np.ndarray, ...], side: int, name: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Linear depth of frozen tokens above its floors; DPT end to end: it learns, its trunk slowly, and predicts by windows."""
+"""Depth: losses, heads and crops by their papers; frozen tokens above their floors; DPT end to end, by windows."""
 
 import json
 import math
@@ -10,14 +10,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import DPTConfig, DPTForDepthEstimation
 
+from hf_geossl import GTSAConfig, GTSAModel
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.fit import layer_decay_groups
-from hf_geossl.evaluation.heads.depth import DPTHead, silog_loss
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import load_protocol
-from hf_geossl.evaluation.protocols.depth import DPTSettings, LinearDepthSettings, train_dpt
+from hf_geossl.evaluation.protocols.depth import (
+    DPTHead,
+    DPTSettings,
+    LinearDepthHead,
+    LinearDepthSettings,
+    crop_mask,
+    silog_loss,
+    train_dpt,
+)
 from hf_geossl.evaluation.samples import load_samples
 from tests.helpers.supervised import small_model
 from tests.helpers.tiny_models import foreign_model
@@ -139,3 +148,109 @@ def test_larger_images_are_predicted_by_windows(encoder: Encoder) -> None:
     whole = predict(images)
     assert whole.shape == (4, 64, 64)
     torch.testing.assert_close(whole[:, 32:, :32], predict(images[:, :, 32:, :32]))
+
+
+def test_silog_is_the_formula_of_the_paper() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.rand(2, 3, 4, generator=generator) * 20 + 0.5
+    truth = torch.rand(2, 3, 4, generator=generator) * 20 + 0.5
+    truth[0, 0, :2], truth[1, 2, 3], truth[1, 0, 0] = 0, 80.0, 1e-4
+    errors = [
+        math.log(float(predicted[place])) - math.log(float(truth[place]))
+        for place in np.ndindex(2, 3, 4)
+        if 1e-3 < truth[place] < 80
+    ]
+    assert len(errors) == 20
+    for weight in (0.0, 0.5, 0.85):
+        expected = math.sqrt(sum(error**2 for error in errors) / 20 - weight * sum(errors) ** 2 / 20**2)
+        assert float(silog_loss(predicted.log(), truth, 80.0, weight)) == pytest.approx(expected, rel=1e-5)
+    same = silog_loss((predicted * 3).log(), truth, 80.0, 1.0)
+    assert float(same) == pytest.approx(float(silog_loss(predicted.log(), truth, 80.0, 1.0)), rel=1e-4)
+
+
+def test_silog_of_nothing_and_of_the_truth_has_a_finite_gradient() -> None:
+    logs = torch.zeros(1, 2, 2, requires_grad=True)
+    for truth in (torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.full((1, 2, 2), 90.0)):
+        loss = silog_loss(logs, truth, 80.0)
+        (gradient,) = torch.autograd.grad(loss, logs)
+        assert loss < 1e-5
+        assert torch.isfinite(gradient).all()
+
+
+def test_the_linear_head_starts_at_the_mean_and_maps_each_patch_by_itself() -> None:
+    torch.manual_seed(0)
+    patches = torch.randn(2, 4, 3, 6)
+    head = LinearDepthHead(6, 1.5).eval()
+    assert torch.equal(head(patches, (32, 24)), torch.full((2, 32, 24), 1.5))
+    torch.nn.init.normal_(head.linear.weight)
+    expected = patches / math.sqrt(1 + 1e-5) @ head.linear.weight[0, :, 0, 0] + 1.5
+    torch.testing.assert_close(head(patches, (4, 3)), expected)
+
+
+def test_dpt_is_transformers_own_up_to_the_last_activation() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "patch_size": 16,
+    }
+    trunk = GTSAModel(GTSAConfig(**sizes)).eval()
+    encoder = load_encoder(trunk)
+    head = DPTHead(16, **SMALL, cap=10.0).eval()
+    config = DPTConfig(
+        backbone_config=GTSAConfig(
+            **sizes, out_indices=[1, 2, 3, 4], reshape_hidden_states=False, apply_layernorm=False
+        ),
+        hidden_size=16,
+        readout_type="ignore",
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+    )
+    theirs = DPTForDepthEstimation(config).eval()
+    theirs.backbone.load_state_dict(trunk.state_dict())
+    theirs.neck.load_state_dict(head.neck.state_dict())
+    theirs.head.load_state_dict(head.head.state_dict())
+    theirs.head.head[-1] = torch.nn.Identity()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = 10.0 * theirs(pixels).predicted_depth.sigmoid()
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(head(encoder, pixels).exp(), expected, rtol=1e-4, atol=1e-5)
+        assert head(encoder, pixels[:, :, :48]).shape == (2, 48, 64)
+
+
+def test_crops_are_the_published_ones() -> None:
+    for eval_crop, (height, width), (top, bottom, left, right) in (
+        ("eigen", (480, 640), (45, 471, 41, 601)),
+        ("garg", (375, 1242), (153, 371, 44, 1197)),
+        ("eigen", (240, 320), (22, 235, 20, 300)),
+        ("garg", (64, 64), (26, 63, 2, 61)),
+        (None, (5, 7), (0, 5, 0, 7)),
+    ):
+        expected = np.zeros((height, width), dtype=bool)
+        expected[top:bottom, left:right] = True
+        np.testing.assert_array_equal(crop_mask(eval_crop, height, width), expected)
+
+
+def test_only_pixels_of_the_crop_are_measured(encoder: Encoder) -> None:
+    data = EvaluationData(size=64, limit=12)
+    settings = LinearDepthSettings(steps=5, random_floor=False, eval_crop="garg")
+    result = load_protocol("depth").measure(encoder, data, QUIET, settings)
+    whole = load_protocol("depth").measure(encoder, data, QUIET, replace(settings, eval_crop=None))
+    logs = [sample["depth"][sample["depth"] < 80].double().log() for sample in data.train]
+    constant, found = float(torch.cat(logs).mean().exp()), []
+    for sample in data.test:
+        truth = sample["depth"][26:63, 2:61]
+        truth = truth[truth < 80]
+        found.append(float(((truth - constant).abs() / truth).mean()))
+    assert result.details["floors"]["constant"] == pytest.approx(np.mean(found), rel=1e-4)
+    assert whole.details["floors"]["constant"] != pytest.approx(np.mean(found), rel=1e-3)
+    assert result.metrics["abs_rel"] != whole.metrics["abs_rel"]
+    small = DPTSettings(**SMALL, steps=1, batch_size=4)
+    numbers = [
+        load_protocol("depth_dpt").measure(encoder, data, QUIET, replace(small, eval_crop=crop))
+        for crop in (None, "eigen")
+    ]
+    assert numbers[0].metrics != numbers[1].metrics
