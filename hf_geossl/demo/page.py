@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
 _SESSIONS = 200
+_PRIVATE = {"api_visibility": "private", "show_progress": "minimal"}  # what only the page itself calls
 _Parameters = ParamSpec("_Parameters")
 _Answer = TypeVar("_Answer")
 Place = tuple[float, float]  # x and y, in shares of the sides
@@ -181,22 +182,18 @@ class Page:
             box = (_share(event.x1), _share(event.y1), _share(event.x2), _share(event.y2))
             return [box, *answer(first, second, finer, place, box)]
 
-        container.select(
-            plainly(select),
-            inputs,
-            [self.current, *tab.outputs],
-            api_name=name.lower().replace(" ", "_"),
-            show_progress="minimal",
-        )
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        api_name = name.lower().replace(" ", "_")
+        outputs = [self.current, *tab.outputs]
+        container.select(plainly(select), inputs, outputs, api_name=api_name, show_progress="minimal")
+        private: dict[str, Any] = {**_PRIVATE, "trigger_mode": "always_last"}
         for control in tab.inputs:
             if not isinstance(control, gr.State):
-                control.input(plainly(answer), inputs, tab.outputs, trigger_mode="always_last", **private)
+                control.input(plainly(answer), inputs, tab.outputs, **private)
         if tab.picked is not None:
             outputs = [self.place, *set_by_pick, *tab.outputs]
-            tab.picked.pick(plainly(pick), inputs, outputs, trigger_mode="always_last", **private)
+            tab.picked.pick(plainly(pick), inputs, outputs, **private)
         if tab.boxed is not None:
-            tab.boxed.box(plainly(draw), inputs, [tab.box, *tab.outputs], trigger_mode="always_last", **private)
+            tab.boxed.box(plainly(draw), inputs, [tab.box, *tab.outputs], **private)
 
     def _refresh(self, event: Callable[..., object], **kwargs: object) -> None:
         """Lets an event show the open tab anew; the others follow when they are opened."""
@@ -215,14 +212,7 @@ class Page:
 
         inputs = [component for tab in self.tabs for component in tab.inputs]
         outputs = [component for tab in self.tabs for component in tab.outputs]
-        event(
-            plainly(refresh),
-            [self.current, *self.common, *inputs],
-            outputs,
-            api_visibility="private",
-            show_progress="minimal",
-            **kwargs,
-        )
+        event(plainly(refresh), [self.current, *self.common, *inputs], outputs, **_PRIVATE, **kwargs)
 
 
 def _share(value: float) -> float:

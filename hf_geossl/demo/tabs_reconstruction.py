@@ -31,11 +31,8 @@ def path_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
         sliders = []
         for index, (_, _, name, low, high, _) in enumerate(path_controls(path)):
             start = high if index == 0 else low + 0.75 * (high - low)
-            sliders.append(
-                gr.Slider(
-                    round(low, 2), round(high, 2), value=round(start, 2), step=0.01 if high < 5 else 0.1, label=name
-                )
-            )
+            step = 0.01 if high < 5 else 0.1
+            sliders.append(gr.Slider(round(low, 2), round(high, 2), value=round(start, 2), step=step, label=name))
     point = gr.Slider(0, last, value=min(1, last), step=1, label=f"Point of the path: 0 is u, {last} is v2")
     views, here, text = plain_area(), plain_area(), plain_area()
 

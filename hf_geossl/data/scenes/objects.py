@@ -15,9 +15,6 @@ from hf_geossl.data.scenes.shapes_topdown import TOPDOWN_SHAPES
 # Things that float; everything else of the ground stays on land.
 AFLOAT = ("boat",)
 AIRBORNE = ("kite",)
-# Standing tilt is N(0, 4 degrees) but for these.
-UPRIGHT = ("car", "house")
-TILT_DEVIATION = math.radians(4.0)
 # Seconds for which motion is checked: until then land things stay on land and boats on water.
 CLIP_SECONDS = 2.0
 
@@ -54,6 +51,13 @@ def sample_speed(rng: np.random.Generator, category: str) -> float:
     """Metres a second; 0 for what does not move."""
     low, high = _SPEEDS.get(category, (0.0, 0.0))
     return float(rng.uniform(low, high)) if high else 0.0
+
+
+def sample_tilt(rng: np.random.Generator, category: str) -> float:
+    """Radians from upright: kites hang at any angle, cars and houses stand upright, the others tilt by N(0, 4 degrees)."""
+    if category in AIRBORNE:
+        return float(rng.uniform(-math.pi, math.pi))
+    return 0.0 if category in ("car", "house") else float(rng.normal(0, math.radians(4.0)))
 
 
 def sample_spin(rng: np.random.Generator, category: str) -> float:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from hf_geossl.data.scenes.appearance import sample_light, sample_surface
 from hf_geossl.data.scenes.description import STUFF_CLASSES, THING_CLASSES, Polygon, Scene, Thing
-from hf_geossl.data.scenes.objects import AIRBORNE, TILT_DEVIATION, UPRIGHT, sample_speed, sample_spin, sample_thing
+from hf_geossl.data.scenes.objects import AIRBORNE, sample_speed, sample_spin, sample_thing, sample_tilt
 
 _LOWEST, _HIGHEST = 0.41, 0.66  # of the area; room is left for rounding at other sizes
 _GRID = 64  # pixels a side of the mask on which the area is measured
@@ -48,10 +48,7 @@ def _sample_subject(rng: np.random.Generator, name: str) -> Thing:
     """A thing zoomed to its share of the area: whole or nearly so where that is enough."""
     for _ in range(_TRIES):
         thing = _stouter(sample_thing(rng, name, plan=False), name)
-        if name in AIRBORNE:
-            angle = float(rng.uniform(-math.pi, math.pi))
-        else:
-            angle = 0.0 if name in UPRIGHT else float(rng.normal(0, TILT_DEVIATION))
+        angle = sample_tilt(rng, name)
         shift = rng.uniform(-0.03, 0.03, 2)
         fitting = _fitting_zoom(thing, angle)
         full = _coverage(_posed(thing, angle, shift, fitting))

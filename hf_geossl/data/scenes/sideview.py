@@ -27,12 +27,11 @@ from hf_geossl.data.scenes.objects import (
     AFLOAT,
     AIRBORNE,
     CLIP_SECONDS,
-    TILT_DEVIATION,
-    UPRIGHT,
     sample_counts,
     sample_speed,
     sample_spin,
     sample_thing,
+    sample_tilt,
 )
 from hf_geossl.data.scenes.shapes import box, disc
 
@@ -73,6 +72,11 @@ def is_water(regions: tuple[Region, ...], p: float, q: float) -> bool:
         if region.contains(p, q):
             return region.surface.stuff == _WATER
     return False
+
+
+def belongs(category: str, regions: tuple[Region, ...], p: float, q: float) -> bool:
+    """Whether a thing may be at a ground point: boats on water, what flies anywhere, everything else on land."""
+    return category in AIRBORNE or is_water(regions, p, q) == (category in AFLOAT)
 
 
 def sample_sideview(rng: np.random.Generator, split: str, index: int, seed: int) -> Scene:
@@ -230,13 +234,12 @@ def _pose(rng: np.random.Generator, thing: Thing, category: str, horizon: float,
         z = float(rng.uniform(5, min(16.0, limit - 1)))
         on_screen = float(rng.uniform(0.06, max(0.1, horizon - 0.04)))
         y = CAMERA_HEIGHT + (horizon - on_screen) * z
-        angle = float(rng.uniform(-math.pi, math.pi))
     else:
         size = max(height, 0.7 * (right - left))
         nearest, farthest = max(2.6, 1.25 * size), min(14 * size, limit - 1, 55.0)
         z = nearest * (max(farthest, nearest + 0.5) / nearest) ** float(rng.random())
         y = 0.0
-        angle = 0.0 if category in UPRIGHT else float(rng.normal(0, TILT_DEVIATION))
+    angle = sample_tilt(rng, category)
     x = (float(rng.uniform(-0.08, 1.08)) - 0.5) * z
     return replace(thing, x=x, y=y, z=z, angle=angle)
 
@@ -244,7 +247,7 @@ def _pose(rng: np.random.Generator, thing: Thing, category: str, horizon: float,
 def _fits(thing: Thing, category: str, regions: tuple[Region, ...], placed: list[Thing]) -> bool:
     if category in AIRBORNE:
         return True
-    if is_water(regions, thing.x, thing.z) != (category in AFLOAT):
+    if not belongs(category, regions, thing.x, thing.z):
         return False
     half = (thing.extent[2] - thing.extent[0]) / 2
     # No two stand inside each other.
@@ -260,8 +263,6 @@ def _stays(thing: Thing, category: str, regions: tuple[Region, ...], limit: floa
     """Whether it stays in front of the camera, before the backdrop, and on land or water, as it should, while it moves."""
     for t in (CLIP_SECONDS / 2, CLIP_SECONDS):
         x, z = thing.x + thing.velocity[0] * t, thing.z + thing.velocity[1] * t
-        if not 1.5 < z < limit:
-            return False
-        if category not in AIRBORNE and is_water(regions, x, z) != (category in AFLOAT):
+        if not 1.5 < z < limit or not belongs(category, regions, x, z):
             return False
     return True

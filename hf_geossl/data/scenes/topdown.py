@@ -10,9 +10,9 @@ import numpy as np
 from hf_geossl.data.scenes.appearance import sample_light, sample_surface
 from hf_geossl.data.scenes.description import SCENE_CLASSES, Patch, Region, Scene, Thing
 from hf_geossl.data.scenes.grammar import SCENE_GRAMMAR, STRAY_RATE, STRIP_STUFF
-from hf_geossl.data.scenes.objects import AFLOAT, AIRBORNE, CLIP_SECONDS, sample_counts, sample_speed, sample_thing
+from hf_geossl.data.scenes.objects import AIRBORNE, CLIP_SECONDS, sample_counts, sample_speed, sample_thing
 from hf_geossl.data.scenes.shapes_topdown import TOPDOWN_HEIGHTS
-from hf_geossl.data.scenes.sideview import any_of, choose, is_water, winding_band
+from hf_geossl.data.scenes.sideview import any_of, belongs, choose, winding_band
 
 _TEXELS = 14.0  # a metre
 _FIELD_RATE = 1.2
@@ -94,11 +94,7 @@ def _place_things(
         thing = replace(sample_thing(rng, category, plan=True), z=float(rng.uniform(low, high)))
         for _ in range(_TRIES):
             x, y = (float(value) for value in rng.uniform(-0.52 * width, 0.52 * width, 2))
-            if category not in AIRBORNE and is_water(regions, x, y) != (category in AFLOAT):
-                continue
-            if category not in AIRBORNE and any(
-                math.hypot(x - other.x, y - other.y) < 0.7 * (_radius(thing) + _radius(other)) for other in placed
-            ):
+            if not belongs(category, regions, x, y) or (category not in AIRBORNE and _overlaps(thing, x, y, placed)):
                 continue
             angle = float(rng.uniform(-math.pi, math.pi))
             speed = sample_speed(rng, category)
@@ -113,13 +109,16 @@ def _place_things(
     return tuple(placed)
 
 
-def _radius(thing: Thing) -> float:
-    left, bottom, right, top = thing.extent
-    return (right - left + top - bottom) / 4
+def _overlaps(thing: Thing, x: float, y: float, placed: list[Thing]) -> bool:
+    def radius(thing: Thing) -> float:
+        left, bottom, right, top = thing.extent
+        return (right - left + top - bottom) / 4
+
+    return any(math.hypot(x - other.x, y - other.y) < 0.7 * (radius(thing) + radius(other)) for other in placed)
 
 
 def _stays(thing: Thing, velocity: tuple[float, float, float], category: str, regions: tuple[Region, ...]) -> bool:
-    return category in AIRBORNE or all(
-        is_water(regions, thing.x + velocity[0] * t, thing.y + velocity[1] * t) == (category in AFLOAT)
+    return all(
+        belongs(category, regions, thing.x + velocity[0] * t, thing.y + velocity[1] * t)
         for t in (CLIP_SECONDS / 2, CLIP_SECONDS)
     )
