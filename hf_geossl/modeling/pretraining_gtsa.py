@@ -107,10 +107,7 @@ class GTSAPredictor(nn.Module):
 
 
 class GTSARotationHead(nn.Module):
-    """Predicts the quarter turn of a view from the mean of its patch tokens; no GELU before the last layer.
-
-    Its linear layers have PyTorch's own initialisation.
-    """
+    """Predicts a view's quarter turn from its mean patch token; no GELU before the last layer, PyTorch's initialisation."""
 
     def __init__(self, config: GTSAConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reconstruction of the intermediate images of a transformation: a task that any method with two global views can carry."""
+"""Reconstruction of a transformation's intermediate images: a task that any method with two global views can carry."""
 
 from typing import Protocol, cast
 
@@ -153,14 +153,9 @@ def attached_reconstruction(
 ) -> dict[str, torch.Tensor]:
     """Encodes the transformed view, in one more pass of the student, and reconstructs the intermediate images.
 
-    Args:
-        model (`PreTrainedModel`): A pretraining model whose `reconstruction` is a task.
-        first (`torch.Tensor` of shape `(batch, patches, hidden_size)`): The student's patch tokens of another view.
-        shape (`torch.Size`): That view's, `(batch, channels, height, width)`, and the transformed one's.
-        transformed_pixel_values, intermediate_pixel_values (`torch.Tensor`): As `forward` takes them.
-
-    Returns:
-        `dict[str, torch.Tensor]`: the model's outputs `reconstruction_loss`, `mean_image_loss` and `reconstructions`.
+    `first (batch, patches, hidden_size)` are the student's patch tokens of another view of `shape`, the transformed
+    one's too. The images are those that `forward` takes. Gives the outputs `reconstruction_loss`, `mean_image_loss` and
+    `reconstructions`.
 
     Raises:
         ValueError: If images are missing or have another shape.

@@ -215,24 +215,17 @@ class EquiCoherentViews(Views):
         """Colours, normalises, masks and transforms the crops of a batch on their device, see `Views.augment`.
 
         Returns:
-            `dict`: the arguments of `EquiCoherentForPreTraining.forward`: `global_pixel_values` (`(batch, 2, 3,
-            global_size, global_size)`, float32, the second transformed), `local_pixel_values` (`(batch, num_local, 3,
-            local_size, local_size)`, float32, or None without local views), `intermediate_pixel_values` (`(batch,
-            num_intermediate, 3, global_size, global_size)`, float32: the points at k / (num_intermediate + 1) of the
-            path to the second global view; None without any) and `bool_masked_pos` (`(batch, 2, N)`, bool, the masked
-            patches of the global views in raster order; None if the host does not mask).
+            `dict`: the arguments of `EquiCoherentForPreTraining.forward`, images in float32: `global_pixel_values` (the
+            second transformed), `local_pixel_values` (None without local views), `intermediate_pixel_values` (the
+            points at k / (num_intermediate + 1) of the path to the second global view; None without any) and
+            `bool_masked_pos` (of the patches in raster order; None if the host does not mask).
         """
         rendered = self.render_path(batch, generator)
         del rendered["source_pixel_values"]
         return rendered
 
     def render_path(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
-        """`augment` for pictures: with the image where the path begins.
-
-        Returns:
-            `dict`: as `augment`, and `source_pixel_values` (`(batch, 3, global_size, global_size)`, float32): the
-            second global view before it was transformed.
-        """
+        """`augment` for pictures: with `source_pixel_values` too, the second global view before it was transformed."""
         return self._render(batch, generator, random=True)
 
     def normalize(self, batch: Batch) -> dict[str, torch.Tensor | None]:

@@ -170,13 +170,10 @@ class GTSAViews(Views):
         """Turns, colours and normalises the crops of a batch on the device that holds them, see `Views.augment`.
 
         Returns:
-            `dict`: the arguments of `GTSAForPreTraining.forward`: `global_pixel_values` (`(batch, num_global, 3,
-            global_size, global_size)`, float32), `local_pixel_values` (`(batch, num_local, 3, local_size, local_size)`,
-            float32, or None without local views), and `crop_boxes` and `quarter_turns` as they came. With
-            `reconstruction` also `transformed_pixel_values` (`(batch, 3, global_size, global_size)`, float32: the
-            second global view, or the only one, transformed) and `intermediate_pixel_values` (`(batch,
-            num_intermediate, 3, global_size, global_size)`, float32: the points at k / (num_intermediate + 1) of the
-            path to it).
+            `dict`: the arguments of `GTSAForPreTraining.forward`, images in float32; `local_pixel_values` is None
+            without local views. With `reconstruction` also `transformed_pixel_values` (the second global view, or the
+            only one, transformed) and `intermediate_pixel_values` (the points at k / (num_intermediate + 1) of the path
+            to it).
         """
         views = batch["crop_boxes"].shape[:2]
         rendered = self._render(batch, draw_color_parameters(self.color, views.numel(), generator))

@@ -178,15 +178,10 @@ class LOCAViews(Views):
         """Colours and normalises crops, and locates the queries' patches in the references; see `Views.augment`.
 
         Returns:
-            `dict`: the arguments of `LOCAForPreTraining.forward`: `reference_pixel_values` and
-            `random_query_pixel_values` (`(batch, 3, reference_size, reference_size)`, float32),
-            `focal_query_pixel_values` (`(batch, num_focal, 3, focal_size, focal_size)`, float32),
-            `random_query_positions` (`(batch, N)`, int64: raster index into the reference's patches, -1 outside, for
-            the patches of the query in raster order) and `focal_query_positions` (`(batch, num_focal, n)`, int64, the
-            same); those of the focal queries are None without focal queries. With `reconstruction` also
-            `transformed_pixel_values` (`(batch, 3, reference_size, reference_size)`, float32: the reference
-            transformed) and `intermediate_pixel_values` (`(batch, num_intermediate, 3, reference_size,
-            reference_size)`, float32: the points at k / (num_intermediate + 1) of the path to it).
+            `dict`: the arguments of `LOCAForPreTraining.forward`, images in float32 and positions in int64; those of
+            the focal queries are None without focal queries. With `reconstruction` also `transformed_pixel_values` (the
+            reference transformed) and `intermediate_pixel_values` (the points at k / (num_intermediate + 1) of the path
+            to it).
         """
         return self._render(batch, generator, random=True)
 
