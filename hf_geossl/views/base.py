@@ -72,9 +72,9 @@ class Views(Settings, ABC):
         return {}
 
     @property
-    @abstractmethod
     def global_size(self) -> int:
-        """Side in pixels of the views that stand for a whole image."""
+        """Side in pixels of the views that stand for a whole image: by default the setting of the crops."""
+        return self.crops.global_size
 
     @property
     def mean(self) -> tuple[float, float, float]:

@@ -149,11 +149,6 @@ class EquiCoherentViews(Views):
         host = HOSTS.get(str(given.get("host", "ibot")))
         return {} if host is None else dict(vars(host))
 
-    @property
-    def global_size(self) -> int:
-        """Side of the global views in pixels."""
-        return self.crops.global_size
-
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """Crops of one image and the record of their geometry, see `Views.views`.
 

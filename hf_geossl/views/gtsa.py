@@ -86,11 +86,6 @@ class GTSAViews(Views):
     )
     normalization: Normalization = group(Normalization())
 
-    @property
-    def global_size(self) -> int:
-        """Side of the global views in pixels."""
-        return self.crops.global_size
-
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """Crops of one image and the record of their geometry, see `Views.views`.
 
