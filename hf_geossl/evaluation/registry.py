@@ -55,7 +55,7 @@ TASKS: dict[str, Task] = _table(
     ("linear", "linear", _LINEAR, "class of an image by logistic regression"),
     ("linear_sgd", "linear_sgd", _LINEAR, "class of an image by a linear layer, trained as DINO and iBOT do"),
     ("multilabel", "linear", _LINEAR, "objects in an image by one logistic regression each"),
-    ("rotation", "rotation", _LINEAR, "by which quarter turn an image is turned, linear probe"),
+    ("rotation", "linear", _LINEAR, "by which quarter turn an image is turned, linear probe"),
     *((own.name, own.file, own.packages, own.summary) for method in METHODS.values() for own in method.tasks),
     (
         "equivariance",

@@ -22,9 +22,9 @@ from hf_geossl.evaluation import features
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.protocols import linear_sgd, rotation
+from hf_geossl.evaluation.protocols import linear_sgd
 from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
-from hf_geossl.evaluation.protocols.linear import LogisticSettings, measure_linear
+from hf_geossl.evaluation.protocols.linear import LogisticSettings, RotationSettings, measure_linear, measure_rotation
 from hf_geossl.evaluation.samples import Columns, load_samples
 from tests.helpers.supervised import small_model
 
@@ -204,7 +204,7 @@ def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: py
     measure_linear(encoder, data, QUIET, few)
     sgd = linear_sgd.LinearSGDSettings(epochs=1, learning_rates=(0.1,))
     linear_sgd.measure_linear_sgd(encoder, data, QUIET, sgd)
-    rotation.measure_rotation(encoder, data, QUIET, rotation.RotationSettings(c_values=(1.0,)))
+    measure_rotation(encoder, data, QUIET, RotationSettings(c_values=(1.0,)))
     assert {"pooled", "both", "label", "thumbnail"} <= columns
     assert "image" not in columns
     measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.scenes.painting import View
-from hf_geossl.evaluation.heads.keypoints import cut_crops
 from hf_geossl.evaluation.options import EvaluationData
 
 SCENE_POINTS = ("center", "top", "bottom", "front", "back")
@@ -132,3 +132,19 @@ def object_crops(
             areas=torch.cat(areas)[chosen].to(device),
             sources=sources,
         )
+
+
+def cut_crops(images: torch.Tensor, sources: torch.Tensor, frames: torch.Tensor, side: int) -> torch.Tensor:
+    """Squares `(objects, 3, side, side)` of images, in [0, 1]: bilinear, black outside of the image.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8.
+        sources (`torch.Tensor` of shape `(objects,)`): Which image each square is cut from.
+        frames (`torch.Tensor` of shape `(objects, 3)`): Left, top and side of the squares, in pixels.
+    """
+    line = (torch.arange(side, device=images.device) + 0.5) / side
+    extent = frames.new_tensor([images.shape[-1], images.shape[-2]])
+    x, y = (frames[:, axis, None] + line * frames[:, 2:] for axis in (0, 1))  # (objects, side)
+    grid = torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
+    chosen = images[sources].float() / 255
+    return functional.grid_sample(chosen, grid / extent * 2 - 1, padding_mode="zeros", align_corners=False)

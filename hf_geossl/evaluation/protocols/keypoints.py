@@ -1,6 +1,7 @@
 """Keypoints of objects: a plain head on the trunk predicts a heatmap of each point from a crop of the object (ViTPose)."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -9,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from transformers.models.vitpose.image_processing_vitpose import (
+    get_keypoint_predictions,
+    post_dark_unbiased_data_processing,
+)
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
-from hf_geossl.evaluation.heads.keypoints import KeypointHead, decode_heatmaps, draw_heatmaps
 from hf_geossl.evaluation.metrics.coco_average_precision import Row
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
 from hf_geossl.evaluation.metrics.pckh import PCKh
@@ -70,6 +75,70 @@ class KeypointsSettings(EndToEndTraining):
             raise ValueError(f"margin must be at least 1, got {self.margin}")
         if min(self.sigma, self.score_sigma) <= 0:
             raise ValueError(f"sigma and score_sigma must be above 0, got {self.sigma} and {self.score_sigma}")
+
+
+class KeypointHead(nn.Module):
+    """ViTPose's classic head: two transposed convolutions with BatchNorm and ReLU, each doubling the map, and a 1 x 1 one."""
+
+    def __init__(self, width: int, channels: int, points: int) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, points, 1)
+        nn.init.normal_(last.weight, std=0.001)
+        self.layers = nn.Sequential(
+            nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            last,
+        )
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patch tokens `(batch, rows, columns, width)` -> heatmaps `(batch, points, 4 * rows, 4 * columns)`."""
+        return self.layers(patches.permute(0, 3, 1, 2))
+
+
+def draw_heatmaps(
+    points: torch.Tensor, frames: torch.Tensor, side: int, sigma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws target heatmaps.
+
+    Args:
+        points (`torch.Tensor` of shape `(objects, points, 3)`): x, y in pixels of the image, and 0 where not labelled.
+        frames (`torch.Tensor` of shape `(objects, 3)`): Left, top and side of the crops in the image.
+        side (`int`): Of the heatmaps.
+        sigma (`float`): Of the Gaussians, in pixels of the heatmaps.
+
+    Returns:
+        Heatmaps `(objects, points, side, side)` with 1 at the point, and weights `(objects, points)`: 1 where the point is
+        labelled and lies in the crop.
+    """
+    places = (points[..., :2] - frames[:, None, :2]) / frames[:, None, 2:] * side  # from the first pixel's corner
+    inside = ((places >= 0) & (places <= side)).all(dim=-1) & (points[..., 2] > 0)
+    line = torch.arange(side, device=points.device) + 0.5
+    x, y = ((line - places[..., axis, None]).square() for axis in (0, 1))  # (objects, points, side)
+    return torch.exp(-(x[:, :, None, :] + y[:, :, :, None]) / (2 * sigma**2)), inside.float()
+
+
+def decode_heatmaps(heatmaps: np.ndarray, frames: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes heatmaps to points.
+
+    That is the maximum, moved by less than a pixel to the peak of the parabola through the logarithm around it (DARK, arXiv
+    1910.06278, as in transformers' ViTPose).
+
+    Heatmaps `(objects, points, side, side)`, frames and sigma are as of `draw_heatmaps`.
+
+    Returns:
+        Points `(objects, points, 2)` in pixels of the image, and their scores `(objects, points)`.
+    """
+    side = heatmaps.shape[-1]
+    coarse, scores = get_keypoint_predictions(heatmaps)
+    coarse = np.maximum(coarse, 0)  # where no value is above 0
+    kernel = 2 * math.ceil(2.5 * sigma) + 1
+    fine = post_dark_unbiased_data_processing(coarse.copy(), heatmaps, kernel=kernel)
+    places = coarse + np.clip(fine.reshape(coarse.shape) - coarse, -1, 1) + 0.5
+    return frames[:, None, :2] + places / side * frames[:, None, 2:], scores[..., 0]
 
 
 @dataclass

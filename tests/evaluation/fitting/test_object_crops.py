@@ -11,7 +11,7 @@ import torch
 
 from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.scenes import render
-from hf_geossl.evaluation.fitting.object_crops import FACING, object_crops, scene_keypoints
+from hf_geossl.evaluation.fitting.object_crops import FACING, cut_crops, object_crops, scene_keypoints
 from hf_geossl.evaluation.options import EvaluationData
 from hf_geossl.evaluation.samples import load_samples
 from tests.helpers.tiny_data import coco_folder
@@ -99,3 +99,16 @@ def test_keypoints_of_a_dataset_follow_the_cut(tmp_path: Path) -> None:
             assert points[0, 0, 2] == 2
         else:
             assert points[0, 0].tolist() == [0, 0, 0]
+
+
+def test_crops_show_the_frame_that_they_are_cut_from() -> None:
+    line = (torch.arange(64) * 3).to(torch.uint8)
+    images = torch.stack([line.expand(64, 64), line[:, None].expand(64, 64), line.expand(64, 64)])[None].repeat(
+        2, 1, 1, 1
+    )
+    frames = torch.tensor([[10.0, 20.0, 24.0], [4.5, 6.25, 50.0]])
+    crops = cut_crops(images, torch.tensor([1, 0]), frames, 16)
+    for crop, (left, top, side) in zip(crops, frames, strict=True):
+        middles = (torch.arange(16) + 0.5) / 16 * side
+        torch.testing.assert_close(crop[0, 5] * 255, (left + middles - 0.5) * 3, atol=1e-2, rtol=0)
+        torch.testing.assert_close(crop[1, :, 5] * 255, (top + middles - 0.5) * 3, atol=1e-2, rtol=0)

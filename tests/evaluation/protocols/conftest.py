@@ -7,7 +7,7 @@ import pytest
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.protocol import TaskResult
-from hf_geossl.evaluation.protocols import knn, linear, linear_sgd, rotation
+from hf_geossl.evaluation.protocols import knn, linear, linear_sgd
 from tests.helpers.supervised import (
     RenderedData,
     comparing_encoder,
@@ -28,13 +28,13 @@ def measured(supervised: Encoder, tmp_path_factory: pytest.TempPathFactory) -> d
     data = RenderedData()
     options = replace(QUIET, cache_dir=tmp_path_factory.mktemp("features"))
     sgd = linear_sgd.LinearSGDSettings(epochs=60, batch_size=32, learning_rates=(0.1, 0.5))
-    turns = rotation.RotationSettings(c_values=(1e-3, 1e-2))
+    turns = linear.RotationSettings(c_values=(1e-3, 1e-2))
     return {
         "knn": knn.measure_knn(supervised, data, options, knn.KNNSettings()),
         "linear": linear.measure_linear(supervised, data, options, FEW),
         "multilabel": linear.measure_multilabel(supervised, data, options, FEW),
         "linear_sgd": linear_sgd.measure_linear_sgd(supervised, data, options, sgd),
-        "rotation": rotation.measure_rotation(supervised, data, options, turns),
+        "rotation": linear.measure_rotation(supervised, data, options, turns),
     }
 
 

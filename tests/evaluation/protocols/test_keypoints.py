@@ -6,11 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import keypoints
-from hf_geossl.evaluation.protocols.keypoints import KeypointsSettings, measure_keypoints
+from hf_geossl.evaluation.protocols.keypoints import (
+    KeypointsSettings,
+    decode_heatmaps,
+    draw_heatmaps,
+    measure_keypoints,
+)
 from tests.helpers.supervised import small_model
 from tests.helpers.tiny_data import coco_folder
 
@@ -40,3 +46,21 @@ def test_keypoints_of_a_dataset_are_measured_and_the_same_twice(tmp_path: Path) 
     with pytest.raises(ValueError, match="must be a multiple of .* patch size 8, got 60"):
         measure_keypoints(load_encoder(small_model()), data, OPTIONS, replace(settings, crop_size=60))
     assert len(keypoints.COCO_POINTS) == 17
+
+
+def test_points_survive_being_drawn_as_heatmaps_to_a_part_of_a_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.tensor([[10.0, -4.0, 48.0], [30.0, 12.0, 24.0], [0.0, 0.0, 96.0]])
+    places = 0.15 + 0.7 * torch.rand(3, 5, 2, generator=generator)
+    points = torch.cat([frames[:, None, :2] + places * frames[:, None, 2:], torch.full((3, 5, 1), 2.0)], dim=-1)
+    points[0, 0, 2] = 0
+    points[0, 1, 0] = -3
+    heatmaps, weights = draw_heatmaps(points, frames, 24, 2.0)
+    assert weights[0].tolist() == [0, 0, 1, 1, 1]
+    assert weights[1:].min() == 1
+    decoded, scores = decode_heatmaps(heatmaps.numpy(), frames.numpy(), 2.0)
+    seen = weights.bool().numpy()
+    pixel = (frames[:, 2] / 24).numpy()[:, None]
+    errors = np.linalg.norm(decoded - points[..., :2].numpy(), axis=-1) / pixel
+    assert errors[seen].max() < 0.1  # a whole pixel's rounding alone would be up to .7
+    assert (scores[seen] > 0.8).all()
