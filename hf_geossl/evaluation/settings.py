@@ -6,12 +6,9 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from hf_geossl.evaluation.registry import nearest
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Settings = TypeVar("Settings")
 
@@ -54,37 +51,29 @@ _RULE_OF = {name: (words, holds) for words, holds, names in _RULES for name in n
 _RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to the larger
 
 
-def check_settings(settings: "DataclassInstance") -> None:
-    """Checks counts, shares, learning rates and names of features by their names, the same in every protocol.
+@dataclasses.dataclass(frozen=True)
+class ProtocolSettings:
+    """A protocol's own numbers. Counts, shares, learning rates and features are checked by their names, in every protocol alike.
 
     None, where a setting may be that, is left alone.
-
-    Args:
-        settings: A dataclass.
 
     Raises:
         ValueError: If a setting makes no sense.
     """
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name not in _RULE_OF or value is None:
-            continue
-        words, holds = _RULE_OF[field.name]
-        several = isinstance(value, (tuple, list))
-        if several and not value:
-            raise ValueError(f"{field.name} must hold at least one value, got none")
-        if not all(map(holds, value if several else (value,))):
-            raise ValueError(f"{field.name} must be {words}, got {value}")
-        if field.name in _RANGES and (len(value) != 2 or value[0] > value[1]):
-            raise ValueError(f"{field.name} must be the smaller and the larger end of a range, got {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ProtocolSettings:
-    """A protocol's own numbers, checked when they are made."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _RULE_OF or value is None:
+                continue
+            words, holds = _RULE_OF[field.name]
+            several = isinstance(value, (tuple, list))
+            if several and not value:
+                raise ValueError(f"{field.name} must hold at least one value, got none")
+            if not all(map(holds, value if several else (value,))):
+                raise ValueError(f"{field.name} must be {words}, got {value}")
+            if field.name in _RANGES and (len(value) != 2 or value[0] > value[1]):
+                raise ValueError(f"{field.name} must be the smaller and the larger end of a range, got {value}")
 
 
 def make_settings(task: str, kind: type[Settings], given: Mapping[str, object]) -> Settings:

@@ -60,7 +60,6 @@ class Ridge:
             penalty is chosen by the mean over outputs of the squared error relative to the variance; the regression is then
             fitted to all images.
         penalties (`Sequence[float]`): To choose from.
-        device (`torch.device`): Where to compute.
 
     Attributes:
         penalty (`float`): The chosen one.
@@ -179,12 +178,7 @@ class Perceptron:
 
     The learning rate is constant. An epoch visits each image once, with the next of its transformations.
 
-    Args:
-        pairs (`Pairs`): Of the training images.
-        ranges (`Sequence[tuple[float, float]]`): Smallest and largest value of each target, which become -1 and 1.
-        hidden_size, epochs, batch_size, learning_rate: Of the network and its training.
-        options (`EvaluationOptions`): For seed and progress.
-        device (`torch.device`): Where to train.
+    Ranges are the smallest and largest value of each target, which become -1 and 1.
 
     Source: The evaluation head of SIE (arXiv 2302.10283), which EquiCoherent (arXiv 2503.18753) follows.
     """

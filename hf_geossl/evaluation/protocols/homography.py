@@ -110,11 +110,7 @@ class Pairs:
 
 
 def patch_side(size: int, multiple: int) -> int:
-    """The side of patches in images of `size` pixels: the multiple that is nearest to DeTone's share.
-
-    Raises:
-        ValueError: If patches and shifts do not fit into the image.
-    """
+    """The side of patches in images of `size` pixels: the multiple that is nearest to DeTone's share."""
     side = max(1, round(size * PATCH_SHARE / multiple)) * multiple
     if side * (1 + 2 * SHIFT_SHARE) > size:
         raise ValueError(
@@ -124,12 +120,9 @@ def patch_side(size: int, multiple: int) -> int:
 
 
 def make_pairs(images: torch.Tensor, side: int, draws: torch.Tensor) -> Pairs:
-    """Cuts pairs of patches out of images.
+    """Cuts pairs of patches out of images `(batch, 3, size, size)`, uint8.
 
-    Args:
-        images (`torch.Tensor` of shape `(batch, 3, size, size)`): uint8.
-        side (`int`): Of the patches, in pixels.
-        draws (`torch.Tensor` of shape `(batch, 5, 2)`): In [0, 1): where the patch lies, and the shifts of its corners.
+    Draws `(batch, 5, 2)` in [0, 1) say where the patch lies, and the shifts of its corners.
     """
     size = images.shape[-1]
     reach = side * SHIFT_SHARE

@@ -102,17 +102,14 @@ class KeypointHead(nn.Module):
 def draw_heatmaps(
     points: torch.Tensor, frames: torch.Tensor, side: int, sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws target heatmaps.
+    """Target heatmaps `(objects, points, side, side)`, 1 at the point, and weights `(objects, points)`.
+
+    A weight is 1 where the point is labelled and lies in the crop.
 
     Args:
         points (`torch.Tensor` of shape `(objects, points, 3)`): x, y in pixels of the image, and 0 where not labelled.
         frames (`torch.Tensor` of shape `(objects, 3)`): Left, top and side of the crops in the image.
-        side (`int`): Of the heatmaps.
         sigma (`float`): Of the Gaussians, in pixels of the heatmaps.
-
-    Returns:
-        Heatmaps `(objects, points, side, side)` with 1 at the point, and weights `(objects, points)`: 1 where the point is
-        labelled and lies in the crop.
     """
     places = (points[..., :2] - frames[:, None, :2]) / frames[:, None, 2:] * side  # from the first pixel's corner
     inside = ((places >= 0) & (places <= side)).all(dim=-1) & (points[..., 2] > 0)
@@ -122,15 +119,10 @@ def draw_heatmaps(
 
 
 def decode_heatmaps(heatmaps: np.ndarray, frames: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes heatmaps to points.
+    """Points `(objects, points, 2)` in pixels of the image, and scores `(objects, points)` of predicted heatmaps.
 
-    That is the maximum, moved by less than a pixel to the peak of the parabola through the logarithm around it (DARK, arXiv
+    A point is the maximum, moved by less than a pixel to the peak of the parabola through the logarithm around it (DARK, arXiv
     1910.06278, as in transformers' ViTPose).
-
-    Heatmaps `(objects, points, side, side)`, frames and sigma are as of `draw_heatmaps`.
-
-    Returns:
-        Points `(objects, points, 2)` in pixels of the image, and their scores `(objects, points)`.
     """
     side = heatmaps.shape[-1]
     coarse, scores = get_keypoint_predictions(heatmaps)

@@ -94,11 +94,7 @@ def propagate_labels(
         context_frames, top_k, radius, temperature: See `PropagationSettings`.
 
     Returns:
-        `torch.Tensor` of shape `(frames, rows, columns, labels)`: Shares of each label, float32, the first frame's as they
-        came.
-
-    Raises:
-        ValueError: If shapes do not fit.
+        `torch.Tensor` of shape `(frames, rows, columns, labels)`: Shares, float32, the first frame's as they came.
 
     Source: Jabri et al. (arXiv 2006.14613), as in DINO (arXiv 2104.14294), section 4.2.1.
     """
@@ -137,11 +133,7 @@ def propagate_labels(
 
 @torch.no_grad()
 def propagate_masks(encoder: Encoder, clip: Clip, settings: PropagationSettings, *, batch_size: int = 8) -> np.ndarray:
-    """The masks of a clip from its first one, by the patch tokens of the last layer, `batch_size` frames at a time.
-
-    Returns:
-        `numpy.ndarray` of shape `(frames, height, width)`, uint8: Of the size of its masks; the first is the given one.
-    """
+    """The masks of a clip, uint8, from its first one by the patch tokens of the last layer, `batch_size` frames at a time."""
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
     _check_sides(encoder, tuple(frames.shape[-2:]))
     features = []
@@ -230,10 +222,10 @@ def measure_propagation(
     if not settings.semantic:
         details["objects"] = sum(map(len, rows_of[""]))
     return TaskResult(
-        metrics=metric.numbers_of(rows_of[""]),
-        intervals=metric_intervals(metric, rows_of[""], repeats=options.bootstrap, seed=options.seed),
-        details=details,
-        pictures={"strip": partial(_draw, *shown[0], encoder.name)} if shown else {},
+        metric.numbers_of(rows_of[""]),
+        metric_intervals(metric, rows_of[""], repeats=options.bootstrap, seed=options.seed),
+        details,
+        {"strip": partial(_draw, *shown[0], encoder.name)} if shown else {},
     )
 
 
