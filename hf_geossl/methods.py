@@ -34,7 +34,7 @@ class Picture:
 FEATURES = Picture(
     "features.png",
     "Features before and after",
-    "hf_geossl.training.pictures.features:FeaturePicture",
+    "hf_geossl.training.pictures.base:FeaturePicture",
     "Crops of training images, and the first three principal components of their patch features before and after training.",
 )
 

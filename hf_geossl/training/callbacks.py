@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
-from hf_geossl.training.logs.meter import LossMeter, Stopwatch
-from hf_geossl.training.monitors.non_finite import NonFiniteGuard
-from hf_geossl.training.monitors.teacher import TeacherMonitor
+from hf_geossl.training.feed import PROCESS, seed_at
+from hf_geossl.training.logs import LossMeter, Stopwatch
+from hf_geossl.training.monitors import NonFiniteGuard, TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,15 @@ def model_of(kwargs: Mapping[str, object]) -> TeacherStudentModel:
     return cast(TeacherStudentModel, kwargs["model"])
 
 
-def optimizer_of(kwargs: Mapping[str, object]) -> torch.optim.Optimizer:
-    """The optimizer among what transformers gives a callback."""
-    return cast(torch.optim.Optimizer, kwargs["optimizer"])
+class ProcessSeedCallback(TrainerCallback):
+    """Lets each process draw its own stochastic depth and tokens; the first draws what it would draw alone."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Seeds the process; the generators of a checkpoint are loaded after this."""
+        if args.process_index:
+            torch.manual_seed(seed_at(args.seed, args.process_index, PROCESS, state.global_step))
 
 
 class WeightDecayCallback(TrainerCallback):
@@ -43,8 +49,7 @@ class WeightDecayCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Sets the weight decay of the step."""
-        optimizer = optimizer_of(kwargs)
-        for group in optimizer.param_groups:
+        for group in cast(torch.optim.Optimizer, kwargs["optimizer"]).param_groups:
             if group.get("decayed"):
                 group["weight_decay"] = self.plan.weight_decay_at(state.global_step)
 
@@ -114,12 +119,6 @@ class NonFiniteCallback(TrainerCallback):
     """Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any.
 
     The processes ask each other in the same message whether one has received a signal.
-
-    Args:
-        guard (`NonFiniteGuard`): Decides and counts.
-        meter (`LossMeter`): Which forgets the losses of a step that is left out.
-        preemption (`PreemptionCallback`): Which gets the signal.
-        accelerator (`Accelerator`): Of the run.
     """
 
     def __init__(
@@ -137,16 +136,11 @@ class NonFiniteCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Decides; without gradients the optimizer moves nothing.
-
-        Raises:
-            NonFiniteLossError: If that was the last of `max_nonfinite_steps` in a row.
-        """
-        model = model_of(kwargs)
+        """Decides; without gradients the optimizer moves nothing."""
         scaled = self.accelerator.scaler is not None
         self.preemption.sync_signal(self.guard.decide(self.preemption.received_signal or 0, scaled))
         if self.guard.skips:
-            model.zero_grad(set_to_none=True)
+            model_of(kwargs).zero_grad(set_to_none=True)
             self._skip(state.global_step)
 
     def on_optimizer_step(
@@ -179,27 +173,18 @@ class TeacherCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Forgets what a step that was not made has accumulated."""
-        model = model_of(kwargs)
-        model.reset_accumulated()
+        model_of(kwargs).reset_accumulated()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Moves them with the momentum of the step."""
-        model = model_of(kwargs)
         if not (self.guard.skips or self.guard.overflows or self.accelerator.optimizer_step_was_skipped):
-            model.on_optimizer_step(self.plan.teacher_momentum_at(state.global_step))
+            model_of(kwargs).on_optimizer_step(self.plan.teacher_momentum_at(state.global_step))
 
 
 class TeacherMonitorCallback(TrainerCallback):
-    """Measures now and then how far the teacher is from its student, for the log.
-
-    Args:
-        monitor (`TeacherMonitor`): Measures and warns.
-        plan (`OptimizerPlan`): Knows the momentum.
-        meter (`LossMeter`): Gets `teacher_distance`.
-        every (`int`): Optimizer steps between two measurements; 0 is never.
-    """
+    """Measures every few steps (0 is never) how far the teacher is from its student, for the log."""
 
     def __init__(self, monitor: TeacherMonitor, plan: OptimizerPlan, meter: LossMeter, every: int) -> None:
         self.monitor, self.plan, self.meter, self.every = monitor, plan, meter, every
@@ -208,8 +193,7 @@ class TeacherMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Warns of a momentum that no teacher moves with."""
-        model = model_of(kwargs)
-        if model.teacher is not None:
+        if model_of(kwargs).teacher is not None:
             self.monitor.check_momentum(self.plan.args.teacher_momentum, self.plan.args.teacher_momentum_end)
 
     def on_step_begin(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -10,18 +11,22 @@ from hf_geossl.data.batches import StreamBatches
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
-from hf_geossl.training.seeds import TRAINING, seed_at
 from hf_geossl.views.base import Views
 
 Inputs = dict[str, Any]
 
+# the first number of a seed's position says what is drawn there
+TRAINING, EVALUATION_VIEWS, PROCESS, EVALUATION = range(4)
+
+
+def seed_at(seed: int, *position: int) -> int:
+    """A seed in [0, 2^63) of the run's and of a position in it, so that nothing depends on what was drawn before."""
+    drawn = np.random.SeedSequence((seed, *position)).generate_state(1, np.uint64)
+    return int(drawn[0] >> np.uint64(1))
+
 
 class TrainingFeed:
     """Feeds a run: opens the loader, knows the position in the stream, and makes the inputs of each micro-batch.
-
-    Args:
-        args (`TeacherStudentTrainingArguments`): The training arguments.
-        views (`Views`): Makes the views of an image.
 
     Attributes:
         batches (`StreamBatches` or `None`): The batches of the present call of `train`.
@@ -34,15 +39,7 @@ class TrainingFeed:
         self.micro_batch = 0
 
     def open(self, stream: ImageStream | None, saved: Sequence[dict] | None) -> DataLoader:
-        """Opens the loader of this process.
-
-        Args:
-            stream (`ImageStream`): The images.
-            saved (`Sequence[dict]`, *optional*): The position of each process in a checkpoint.
-
-        Raises:
-            ValueError: Without a stream, or if the position belongs to other data or another batch size.
-        """
+        """Opens the loader of this process, at the positions that a checkpoint has `saved` of each process."""
         if stream is None:
             raise ValueError("training needs a train_dataset: load_stream(...) makes one")
         args = self.args
@@ -66,11 +63,7 @@ class TrainingFeed:
         )
 
     def opened(self) -> StreamBatches:
-        """The batches of the present call of `train`.
-
-        Raises:
-            ValueError: Outside of training.
-        """
+        """The batches of the present call of `train`."""
         if self.batches is None:
             raise ValueError("there are batches and checkpoints during training only: call train()")
         return self.batches
@@ -87,15 +80,9 @@ class TrainingFeed:
     def make_inputs(
         self, batch: Mapping[str, object], step: int, to_device: Callable[[dict], dict]
     ) -> tuple[Inputs, list[str]]:
-        """Makes the model's inputs of a batch; colours, blur and quarter turns depend on its place in the run alone.
+        """Makes the model's inputs of a batch, and names its images.
 
-        Args:
-            batch (`Mapping[str, object]`): From the loader.
-            step (`int`): The optimizer step.
-            to_device (`Callable`): Moves a batch to the device.
-
-        Returns:
-            `tuple[dict, list[str]]`: Arguments of the model's forward, and the keys of the images.
+        Colours, blur and quarter turns depend on the batch's place in the run alone.
         """
         crops = dict(batch)
         keys = self.opened().advance(crops)
@@ -107,12 +94,7 @@ class TrainingFeed:
 
 
 def as_stream(dataset: object, seed: int) -> ImageStream | FirstImages | None:
-    """A stream of what a trainer was given.
-
-    Args:
-        dataset (`ImageStream`, `FirstImages` or dataset, *optional*): Any dataset whose samples hold an `image`.
-        seed (`int`): Of the order of a dataset.
-    """
+    """A stream of what a trainer was given: any dataset whose samples hold an `image`, in an order of `seed`."""
     if dataset is None or isinstance(dataset, ImageStream | FirstImages):
         return dataset
     return ImageStream.from_dataset(dataset, seed=seed)

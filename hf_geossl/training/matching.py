@@ -4,17 +4,7 @@ from hf_geossl.methods import Method
 
 
 def check_method(method: Method, model: object, views: object) -> None:
-    """Checks that a model and views are of a method.
-
-    Args:
-        method (`Method`): Of the trainer.
-        model (`PreTrainedModel`): What a trainer was given. A class that came with a folder, of the same `model_type`,
-            will do.
-        views (`Views`): What a trainer was given.
-
-    Raises:
-        TypeError: If they are another method's.
-    """
+    """Raises a TypeError for another method's model or views; any class of the same `model_type` will do."""
     check_model(method, model)
     expected = method.load("views")
     if not isinstance(views, expected):

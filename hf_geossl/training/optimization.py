@@ -18,25 +18,13 @@ class OptimizerPlan:
 
     One convention for the optimizer step: steps are counted from 0, and `step` is the number of steps made before it. Step
     `step` uses the learning rate and the weight decay of `step`; after it the teacher moves with the momentum of `step`.
-
-    Args:
-        args (`TeacherStudentTrainingArguments`): The training arguments, with `max_steps`.
     """
 
     def __init__(self, args: TeacherStudentTrainingArguments) -> None:
         self.args = args
 
     def lr_lambda(self, step: int, total_steps: int, warmup_steps: int, end: float) -> float:
-        """Learning rate at a step as a share of the peak.
-
-        Args:
-            step (`int`): The step.
-            total_steps, warmup_steps (`int`): Length of the run and of its warm-up.
-            end (`float`): The share at `total_steps`.
-
-        Returns:
-            `float`: The share, in [0, 1].
-        """
+        """Learning rate at a step as a share of the peak, in [0, 1]; `end` is the share at `total_steps`."""
         return warmup_cosine(step, total_steps, warmup_steps, 1.0, end)
 
     def lr_multiplier(self, name: str, model: PreTrainedModel) -> float:
@@ -64,12 +52,7 @@ class OptimizerPlan:
         ]
 
     def split_groups(self, optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> None:
-        """Divides the groups of a new optimizer by learning rate, and marks those with weight decay as `decayed`.
-
-        Args:
-            optimizer (`torch.optim.Optimizer`): The optimizer; one whose groups are divided already stays as it is.
-            model (`PreTrainedModel`): The model.
-        """
+        """Divides the groups of a new optimizer by learning rate, once, and marks those with weight decay as `decayed`."""
         if all("decayed" in group for group in optimizer.param_groups):
             return
         names = set(self.decayed_parameters(model))
@@ -103,14 +86,9 @@ class OptimizerPlan:
 
 
 def clip_each_tensor(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """Clips each gradient by itself, in place, without waiting for the device.
+    """Clips each gradient to `max_norm` by itself, in place, without waiting for the device.
 
-    Args:
-        gradients (`list[torch.Tensor]`): The gradients; at least one.
-        max_norm (`float`): Above 0; no gradient's norm is larger afterwards.
-
-    Returns:
-        `torch.Tensor` of shape `()`: the norm of all of them together, before.
+    Returns the norm of all of them together, before, of shape `()`.
 
     Source: arXiv 2304.08014, the authors' code; epsilon 1e-6 in the quotient.
     """

@@ -15,22 +15,17 @@ from hf_geossl.training.callbacks import (
     MeterCallback,
     NonFiniteCallback,
     PreemptionCallback,
+    ProcessSeedCallback,
     TeacherCallback,
     TeacherMonitorCallback,
     WeightDecayCallback,
 )
 from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer, Resumed
 from hf_geossl.training.feed import TrainingFeed
-from hf_geossl.training.logs.held_out import HeldOutLosses
-from hf_geossl.training.logs.log_line import LogLine
-from hf_geossl.training.logs.meter import LossMeter, Stopwatch
-from hf_geossl.training.monitors.collapse import CollapseCallback
-from hf_geossl.training.monitors.non_finite import NonFiniteGuard
-from hf_geossl.training.monitors.probes import Features, Probes
-from hf_geossl.training.monitors.teacher import TeacherMonitor
+from hf_geossl.training.logs import HeldOutLosses, LogLine, LossMeter, Stopwatch
+from hf_geossl.training.monitors import CollapseCallback, Features, NonFiniteGuard, Probes, TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.pictures.base import PictureBook
-from hf_geossl.training.seeds import ProcessSeedCallback
 from hf_geossl.views.base import Views
 
 logger = logging.getLogger(__name__)
@@ -39,20 +34,7 @@ logger = logging.getLogger(__name__)
 class TrainerParts:
     """The parts of a trainer; those with state in checkpoints have a `state_dict()`.
 
-    Args:
-        args (`TeacherStudentTrainingArguments`): The training arguments of the run.
-        accelerator (`Accelerator`): Of the run.
-        feed (`TrainingFeed`): From stream to inputs.
-        plan (`OptimizerPlan`): How the weights move.
-        features (`Features`): What the probes measure.
-        scalars (`Callable`): A model's outputs -> what is logged of them.
-
-    Raises:
-        ValueError: If FSDP was asked for and is not used.
-
-    Attributes:
-        checkpointer (`Checkpointer`), meter (`LossMeter`), stopwatch (`Stopwatch`), guard (`NonFiniteGuard`),
-        probes (`Probes`), preemption (`PreemptionCallback`), log_line (`LogLine`), held_out (`HeldOutLosses`): see there.
+    `features` is what the probes measure, `scalars` gives what is logged of a model's outputs.
     """
 
     def __init__(
@@ -81,12 +63,7 @@ class TrainerParts:
         self.held_out = HeldOutLosses(args, feed.views, accelerator, scalars)
 
     def callbacks(self, own: Sequence[TrainerCallback], chance_losses: Mapping[str, float]) -> list[TrainerCallback]:
-        """The callbacks of a run in their order.
-
-        Args:
-            own (`Sequence[TrainerCallback]`): The method's.
-            chance_losses (`Mapping[str, float]`): What the logged losses are where nothing has been learned.
-        """
+        """The callbacks of a run in their order, with the method's own."""
         every = self.args.probe_every_steps
         return [
             ProcessSeedCallback(),

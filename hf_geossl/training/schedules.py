@@ -4,16 +4,7 @@ import math
 
 
 def cosine(step: int, total_steps: int, start: float, end: float) -> float:
-    """Half a cosine from `start` at step 0 to `end` at step `total_steps`; constant before and after.
-
-    Args:
-        step (`int`): Optimizer steps done.
-        total_steps (`int`): Length of the run, at least 1.
-        start, end (`float`): Values at both ends.
-
-    Returns:
-        `float`: The value of this step.
-    """
+    """Half a cosine from `start` at step 0 to `end` at step `total_steps`, at least 1; constant before and after."""
     progress = min(max(step / total_steps, 0.0), 1.0)
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
 
@@ -22,14 +13,6 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, e
     """Linear from 0 to `peak` over `warmup_steps` steps, both ends included, then half a cosine to `end`.
 
     The peak appears twice and `end` belongs to step `total_steps`, as in the DINO and GTSA authors' schedules.
-
-    Args:
-        step (`int`): Optimizer steps done.
-        total_steps, warmup_steps (`int`): Length of the run and of its warm-up.
-        peak, end (`float`): Values at the end of the warm-up and of the run.
-
-    Returns:
-        `float`: The value of this step.
     """
     if step < warmup_steps:
         return peak * step / max(warmup_steps - 1, 1)
@@ -40,14 +23,6 @@ def linear_warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: f
     """Half a cosine from `peak` at step `warmup_steps` to `end` at step `total_steps`, times a linear rise from 0.
 
     The peak appears once. The authors' cosine starts again after the last step, this one stays at `end`.
-
-    Args:
-        step (`int`): Optimizer steps done.
-        total_steps, warmup_steps (`int`): Length of the run and of its warm-up.
-        peak, end (`float`): Values at the end of the warm-up and of the run.
-
-    Returns:
-        `float`: The value of this step.
 
     Source: the LOCA authors' code (arXiv 2212.02400).
     """

@@ -44,14 +44,9 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_state(model: nn.Module, wanted: bool) -> dict[str, torch.Tensor]:
-    """Gathers the weights of a model, one after the other.
+    """Gathers parameters and buffers of a model by name, whole, on the CPU, one after the other; empty where not `wanted`.
 
-    Args:
-        model (`nn.Module`): The model; all processes must call this.
-        wanted (`bool`): Whether this process wants them.
-
-    Returns:
-        `dict[str, torch.Tensor]`: Parameters and buffers by name, whole, on the CPU; empty where they are not wanted.
+    All processes must call this.
     """
     state = {}
     for name, value in model.state_dict().items():  # FSDP gives parts here, whatever was gathered for a forward pass
@@ -62,34 +57,18 @@ def gather_state(model: nn.Module, wanted: bool) -> dict[str, torch.Tensor]:
 
 
 def whole_model(model: PreTrainedModel, wanted: bool) -> Any:
-    """A model itself where it is not divided, otherwise a copy as `unsharded_copy`."""
-    return unsharded_copy(model, wanted) if is_sharded(model) else model
+    """A model itself where it is not divided, otherwise a copy on the CPU, of the class that FSDP wrapped.
 
-
-def unsharded_copy(model: PreTrainedModel, wanted: bool) -> Any:
-    """Copies a model that is divided among processes to the CPU of one.
-
-    Args:
-        model (`PreTrainedModel`): The model; all processes must call this.
-        wanted (`bool`): Whether this process wants the copy.
-
-    Returns:
-        `PreTrainedModel` or `None`: A model of the class that FSDP wrapped; None where it is not wanted.
+    All processes must call this; the copy is None where it is not `wanted`.
     """
+    if not is_sharded(model):
+        return model
     state = gather_state(model, wanted)
     return _copy_with(model, state) if wanted else None
 
 
 def read_unsharded(model: PreTrainedModel, folder: str | Path) -> Any:
-    """Reads a model that is divided among processes from its checkpoint, without asking them.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        folder (`str` or `Path`): A checkpoint of it.
-
-    Returns:
-        `PreTrainedModel`: A model of the class that FSDP wrapped, on the CPU.
-    """
+    """Reads a model that is divided among processes from its checkpoint to the CPU, without asking them."""
     return _copy_with(model, read_state(folder))
 
 
@@ -112,11 +91,7 @@ def _copy_with(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> Any:
 
 @torch.no_grad()
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Gives a model whole weights; where it is divided, each process takes its parts.
-
-    Args:
-        model (`nn.Module`): The model, on its device or divided.
-        state (`Mapping[str, torch.Tensor]`): Parameters and buffers by name, the same on all processes.
+    """Gives a model whole weights by name; where it is divided, each process takes its parts.
 
     Raises:
         ValueError: If names or shapes are not the model's.
@@ -141,14 +116,9 @@ def broadcast_state(model: nn.Module, device: torch.device) -> None:
 
 
 def fsdp_plugin_settings(given: Mapping[str, Any] | None, mixed_precision: str) -> dict[str, Any] | None:
-    """What accelerate's FSDP plugin is made of, where FSDP was asked for by arguments or by the launcher.
+    """Settings of accelerate's FSDP plugin with this library's layers and precision; None where FSDP was not asked for.
 
-    Args:
-        given (`Mapping[str, Any]` or `None`): The plugin's settings by transformers' arguments.
-        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
-
-    Returns:
-        `dict[str, Any]` or `None`: Settings with this library's layers and precision; None without FSDP.
+    It is asked for by transformers' arguments (`given`) or by the launcher.
 
     Raises:
         ValueError: For FSDP of version 1.
@@ -198,16 +168,11 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def gather_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, wanted: bool) -> dict[str, Any]:
-    """Gathers the state of an optimizer in a form that does not know how processes divide it.
-
-    Args:
-        model (`nn.Module`): The model that it moves, without a DDP wrapper; all processes must call this.
-        optimizer (`torch.optim.Optimizer`): The optimizer.
-        wanted (`bool`): Whether this process wants the state.
+    """Gathers the state of an optimizer in a form that does not know how processes divide it; all must call this.
 
     Returns:
         `dict[str, Any]`: `state`, for each parameter's name its tensors, whole and on the CPU, and `param_groups` with
-        names in `params`; a parameter that has never moved has no state. Without state where it is not wanted.
+        names in `params`; a parameter that has never moved has no state. Without state where it is not `wanted`.
     """
     names, state, groups = _names(model), {}, []
     for group in optimizer.param_groups:
@@ -225,12 +190,7 @@ def gather_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, w
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Puts back what `gather_optimizer_state` returned, in this or another division.
-
-    Args:
-        model (`nn.Module`): The model that it moves, without a DDP wrapper.
-        optimizer (`torch.optim.Optimizer`): The optimizer.
-        saved (`Mapping[str, Any]`): The state, the same on all processes.
+    """Puts back what `gather_optimizer_state` returned, the same on all processes, in this or another division.
 
     Raises:
         ValueError: If it is of other parameters, or they are grouped in another way.
@@ -264,14 +224,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sav
 
 
 def gradient_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """Norms of gradients, of which processes may hold parts: one exchange for all.
-
-    Args:
-        gradients (`list[torch.Tensor]`): The gradients, divided in the same way; at least one.
-
-    Returns:
-        `torch.Tensor` of shape `(gradients,)`: The norm of each whole gradient.
-    """
+    """Norms `(gradients,)` of whole gradients that processes may hold parts of, divided in the same way: one exchange."""
     first = gradients[0]
     if not isinstance(first, DTensor):
         return torch.stack(torch._foreach_norm(gradients))

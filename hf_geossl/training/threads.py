@@ -14,11 +14,7 @@ from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 
 @contextmanager
 def cpu_threads(num_workers: int) -> Iterator[None]:
-    """Leaves the data loader's workers a core each; threads that contend for a core slow each other down many times over.
-
-    Args:
-        num_workers (`int`): Of the data loader.
-    """
+    """Leaves the data loader's workers a core each; threads that contend for a core slow each other down many times over."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - num_workers)))
     try:
@@ -29,11 +25,7 @@ def cpu_threads(num_workers: int) -> Iterator[None]:
 
 @contextmanager
 def training_context(args: TeacherStudentTrainingArguments) -> Iterator[None]:
-    """Threads for a run on a CPU, and log messages that do not tear its progress bar.
-
-    Args:
-        args (`TeacherStudentTrainingArguments`): The training arguments.
-    """
+    """Threads for a run on a CPU, and log messages that do not tear its progress bar."""
     with ExitStack() as stack:
         if args.device.type == "cpu":
             stack.enter_context(cpu_threads(args.dataloader_num_workers))

@@ -20,16 +20,15 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training import sharding
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.checkpointer import Resumed
-from hf_geossl.training.checkpoints.state import read_optimizer, read_weights, write_json, write_optimizer
+from hf_geossl.training.checkpoints.files import read_optimizer, read_weights, write_json, write_optimizer
 from hf_geossl.training.feed import TrainingFeed, as_stream
-from hf_geossl.training.logs.meter import scalars_of
-from hf_geossl.training.logs.progress import ImagesProgressCallback, describe_evaluation
+from hf_geossl.training.logs import scalars_of
 from hf_geossl.training.matching import check_method
 from hf_geossl.training.optimization import OptimizerPlan
-from hf_geossl.training.outputs.exporter import Exporter
-from hf_geossl.training.outputs.publisher import HubPublisher
+from hf_geossl.training.outputs.exporter import Exporter, HubPublisher
 from hf_geossl.training.outputs.run_description import describe_run
 from hf_geossl.training.parts import TrainerParts
+from hf_geossl.training.progress import ImagesProgressCallback, describe_evaluation
 from hf_geossl.training.threads import training_context
 from hf_geossl.views.base import Views
 

@@ -11,9 +11,9 @@ from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_loca import LOCATrainingArguments
-from hf_geossl.training.logs.progress import count_of, describe_stream
 from hf_geossl.training.matching import check_model
 from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.progress import count_of, describe_stream
 from hf_geossl.training.schedules import linear_warmup_cosine
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.base import Views

@@ -373,7 +373,7 @@ def test_missing_held_out_images_are_named_before_training(
             "geossl card",
         ),
         (
-            "hf_geossl.training.pictures.features:FeaturePicture.draw",
+            "hf_geossl.training.pictures.base:FeaturePicture.draw",
             "could not be made (ZeroDivisionError: broken)",
             "",
         ),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_geossl.training.seeds import EVALUATION_VIEWS, seed_at
+from hf_geossl.training.feed import EVALUATION_VIEWS, seed_at
 
 
 def record_inputs(trainer: Any) -> list[dict[str, Any]]:

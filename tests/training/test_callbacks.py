@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_geossl.training import callbacks
-from hf_geossl.training.callbacks import PreemptionCallback
+from hf_geossl.training.callbacks import PreemptionCallback, ProcessSeedCallback
 from tests.helpers.gtsa_run import make_trainer
 
 
@@ -80,3 +81,19 @@ def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.Monk
     preemption.receive(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
         preemption.receive(signal.SIGINT, None)
+
+
+def test_the_first_process_draws_what_it_would_draw_alone() -> None:
+    def drawn(rank: int, step: int = 0) -> list[float]:
+        args = SimpleNamespace(process_index=rank, seed=7)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            ProcessSeedCallback().on_train_begin(args, SimpleNamespace(global_step=step), None)  # type: ignore[arg-type]
+            return torch.rand(3).tolist()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        alone = torch.rand(3).tolist()
+    assert drawn(0) == alone
+    assert drawn(1) == drawn(1)
+    assert len({tuple(values) for values in (alone, drawn(1), drawn(2), drawn(1, step=5))}) == 4

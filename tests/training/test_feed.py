@@ -4,11 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from hf_geossl.training.feed import TrainingFeed
-from hf_geossl.training.seeds import TRAINING, seed_at
+from hf_geossl.training.feed import EVALUATION, EVALUATION_VIEWS, PROCESS, TRAINING, TrainingFeed, seed_at
 from tests.helpers.gtsa_run import make_trainer, small_arguments
 
 
@@ -86,3 +86,21 @@ def test_a_run_from_other_streams_than_its_checkpoints_keeps_those(images: Any, 
     resumed.train(resume_from_checkpoint=True)
     assert resumed.feed.batches is not None
     assert resumed.feed.batches.state_dict()["num_streams"] == 2
+
+
+def test_a_seed_is_numpys_seed_sequence_of_the_position() -> None:
+    """63 bits, so that torch, which takes signed numbers, takes them all."""
+    expected = int(np.random.SeedSequence([5, 1, 2, 3]).generate_state(1, np.uint64)[0]) // 2
+    assert seed_at(5, 1, 2, 3) == expected
+    assert 0 <= expected < 2**63
+    torch.Generator().manual_seed(2**63 - 1)
+
+
+def test_no_two_positions_share_a_seed() -> None:
+    """Steps, places in a step, purposes and processes of a run, and neighbouring seeds of runs."""
+    kinds = (TRAINING, EVALUATION_VIEWS, PROCESS, EVALUATION)
+    assert len(set(kinds)) == 4
+    positions = [
+        (seed, 0, kind, step, place) for seed in (0, 1) for kind in kinds for step in range(40) for place in (0, 1)
+    ]
+    assert len({seed_at(*position) for position in positions}) == len(positions) == 640

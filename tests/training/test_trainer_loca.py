@@ -14,8 +14,8 @@ from transformers import AutoModel, TrainerCallback
 from hf_geossl import LOCAForPreTraining, LOCATrainer, LOCATrainingArguments
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import load_stream
+from hf_geossl.training.feed import EVALUATION, seed_at
 from hf_geossl.training.schedules import linear_warmup_cosine
-from hf_geossl.training.seeds import EVALUATION, seed_at
 from hf_geossl.training.trainer_loca import LOCAPlan
 from tests.helpers.exact_resume import different_weights, undisturbed_and_resumed
 from tests.helpers.golden import golden_json

@@ -33,13 +33,7 @@ RunState = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint that a run goes on from.
-
-    Args:
-        folder (`Path`): The checkpoint.
-        states (`Sequence[RunState]`): What each process has written.
-        trainer_state (`TrainerState`): transformers' record of the run.
-    """
+    """A checkpoint that a run goes on from: its folder, what each process has written, and transformers' record."""
 
     folder: Path
     states: Sequence[Mapping]
@@ -52,10 +46,6 @@ class Resumed:
 
 class Checkpointer:
     """Writes checkpoints of a run beside their place and moves them there when they are whole; finds them again.
-
-    Args:
-        args (`TeacherStudentTrainingArguments`): The training arguments.
-        accelerator (`Accelerator`): Of the run.
 
     Attributes:
         failed (`int`): Checkpoints that a full disk has prevented.
@@ -70,15 +60,12 @@ class Checkpointer:
     def find(
         self, requested: str | bool | None, config: Mapping[str, object], settings: Mapping[str, object]
     ) -> Resumed | None:
-        """Finds what to resume from.
+        """Finds what to resume from; None where nothing was requested.
 
         Args:
             requested (`str`, `bool` or `None`): A `checkpoint-N` folder, or True for the newest whole one of the run.
             config (`Mapping`): The model's configuration as plain values.
-            settings (`Mapping`): What a run has to go on with, as `write` was given it.
-
-        Returns:
-            `Resumed` or `None`: None where nothing was requested.
+            settings (`Mapping`): What a run has to go on with, as it was saved.
 
         Raises:
             CheckpointError: If there is no such checkpoint, it is not whole, or it does not fit model or settings.

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and the choice of the one to resume from."""
+"""The files of a checkpoint: whole or absent, with whole tensors by name, so that one process, DDP and FSDP2 read each other's."""
 
 import errno
 import json
@@ -8,9 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hf_geossl.hub.run_folder import MANIFEST, file_sizes, list_checkpoints, why_not_whole
+from hf_geossl.training.sharding import gather_optimizer_state, load_optimizer_state, load_state, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +67,7 @@ def _sync(path: Path) -> None:
 def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
     """Makes a staged folder a checkpoint in one step: writes the list of its files, flushes all to disk and renames it.
 
-    Args:
-        staged (`Path`): Folder that all processes have finished writing.
-        final (`Path`): The checkpoint's place, on the same file system. One that lies there is replaced.
-        world_size (`int`): Processes whose files must be there.
-
-    Raises:
-        CheckpointError: If a process's file is missing.
+    `final` is on the same file system; what lies there is replaced. The files of `world_size` processes must be there.
     """
     sizes = file_sizes(staged)
     missing = [name for rank in range(world_size) if (name := f"run_state_{rank}.json") not in sizes]
@@ -90,14 +89,7 @@ def publish_checkpoint(staged: Path, final: Path, world_size: int) -> None:
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """Finds where a run can be resumed.
-
-    Args:
-        output_dir (`str` or `Path`): Folder of the run.
-
-    Returns:
-        `Path` or `None`: The newest whole checkpoint. Damaged ones are passed over with a warning.
-    """
+    """Finds the newest whole checkpoint of a run's folder; damaged ones are passed over with a warning."""
     for checkpoint in list_checkpoints(output_dir):
         wrong = why_not_whole(checkpoint)
         if wrong is None:
@@ -107,14 +99,7 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def check_checkpoint(checkpoint: str | Path, config: dict[str, Any]) -> Path:
-    """Makes sure that a checkpoint can be resumed from with this model.
-
-    Args:
-        checkpoint (`str` or `Path`): The folder.
-        config (`dict`): The configuration of the model to train, from `config.to_dict()`.
-
-    Returns:
-        `Path`: The folder.
+    """Returns the folder of a checkpoint that can be resumed from with a model of this `config.to_dict()`.
 
     Raises:
         CheckpointError: If it does not exist, is not whole, holds weights alone, or is of another method or model.
@@ -151,3 +136,39 @@ def check_checkpoint(checkpoint: str | Path, config: dict[str, Any]) -> Path:
                 f"{folder.name} is of another model: {name} was {saved[name]!r} and is {ours[name]!r}; resume with the same"
             )
     return folder
+
+
+def write_json(path: Path, values: object) -> None:
+    """Writes plain values to a file."""
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Gives a model the weights of a checkpoint."""
+    try:
+        load_state(model, read_state(checkpoint))
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.name} does not fit: {error}") from error
+
+
+def write_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, folder: Path, wanted: bool
+) -> None:
+    """Writes optimizer and learning-rate schedule where they are `wanted`; all processes must call this."""
+    state = gather_optimizer_state(model, optimizer, wanted)
+    if wanted:
+        torch.save(state, folder / OPTIMIZER_NAME)
+        torch.save(scheduler.state_dict(), folder / SCHEDULER_NAME)
+
+
+def read_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, checkpoint: Path
+) -> None:
+    """Puts optimizer and schedule back."""
+    # mapped, so that a process reads the pages of its own parts alone
+    saved = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        load_optimizer_state(model, optimizer, saved)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.name} does not fit: {error}") from error
+    scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))

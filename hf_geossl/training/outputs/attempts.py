@@ -7,16 +7,7 @@ logger = logging.getLogger(__name__)
 
 
 def attempt(subject: str, action: Callable[..., object], remedy: str, *args: object, **kwargs: object) -> bool:
-    """Does something that a trained model does not depend on.
-
-    Args:
-        subject (`str`): What is made, for the warning: "the model card".
-        action (`Callable`): Makes it; called with the other arguments.
-        remedy (`str`): What to do where it fails.
-
-    Returns:
-        `bool`: Whether it was made. If not, one warning has said why.
-    """
+    """Does what a trained model does not depend on; where it fails, warns with the `remedy` and returns False."""
     try:
         action(*args, **kwargs)
     except Exception as error:  # whatever it is: weights and configuration are on the disk

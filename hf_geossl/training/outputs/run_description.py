@@ -12,8 +12,8 @@ from transformers.trainer_callback import CallbackHandler
 
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
-from hf_geossl.training.logs.progress import describe_stream
 from hf_geossl.training.parts import TrainerParts
+from hf_geossl.training.progress import describe_stream
 from hf_geossl.views.base import Views
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -43,14 +43,7 @@ class Run(Protocol):
 
 
 def describe_run(run: Run) -> dict[str, Any]:
-    """Describes a run; nothing that was not measured or set.
-
-    Args:
-        run (`Run`): The run.
-
-    Returns:
-        `dict[str, Any]`: Plain values for JSON, as `hub.run_record.write_record` takes them; None for what is not known.
-    """
+    """Describes a run in plain values, as `hub.run_record.write_record` takes them; None for what is not known."""
     args, state, stream = run.args, run.state, run.train_dataset
     started_from = getattr(run.model, "name_or_path", None)
     return {

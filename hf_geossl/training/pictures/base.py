@@ -1,4 +1,4 @@
-"""What all pictures of a run have in common: crops stored at the first step, drawn when the model is saved."""
+"""What all pictures of a run have in common, and the picture of patch features before and after training."""
 
 import os
 from abc import ABC, abstractmethod
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
@@ -23,12 +24,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class RunPicture(ABC):
-    """A picture that a run ends with. Its parts are files, so that a resumed run can draw it.
-
-    Args:
-        views (`Views`): The run's.
-        run_dir (`Path`): The folder of the run.
-    """
+    """A picture that a run ends with. Its parts are files, so that a resumed run can draw it."""
 
     file: ClassVar[str]  # in the folder of the run
 
@@ -42,25 +38,11 @@ class RunPicture(ABC):
 
     @abstractmethod
     def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
-        """Stores crops of the run's first batch, or of held-out images, before anything is learned.
-
-        Args:
-            batch (`dict[str, torch.Tensor]`): What `Views.collate` returned.
-            model (`TeacherStudentModel`): The model, whole.
-            held_out (`ImageStream` or `FirstImages`, *optional*): Images to measure on.
-        """
+        """Stores crops of the run's first batch, or of held-out images, before anything is learned."""
 
     @abstractmethod
     def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
-        """Draws the picture from its parts.
-
-        Args:
-            model (`TeacherStudentModel`): The trained model, whole.
-            step (`int`): The optimizer step of its weights.
-
-        Returns:
-            `PIL.Image.Image` or `None`: None where there are no parts.
-        """
+        """Draws the picture from its parts; None where there are none."""
 
 
 class CropsPicture(RunPicture):
@@ -93,12 +75,7 @@ class CropsPicture(RunPicture):
 
 
 class PictureBook:
-    """The pictures of a run; one that fails costs itself.
-
-    Args:
-        pictures (`Sequence[RunPicture]`): The pictures.
-        first_process (`bool`): Whether this process is the one that stores them.
-    """
+    """The pictures of a run, stored by its first process; one that fails costs itself."""
 
     def __init__(self, pictures: Sequence[RunPicture], first_process: bool = True) -> None:
         self.pictures, self.first_process = pictures, first_process
@@ -138,3 +115,101 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG whole or not at all."""
     picture.save(path.with_suffix(".tmp"), format="PNG")
     os.replace(path.with_suffix(".tmp"), path)
+
+
+# the corners of the colour code: top left, top right, bottom left, bottom right
+_CORNERS = torch.tensor([[[235, 64, 52], [250, 204, 40]], [[52, 84, 224], [40, 190, 120]]], dtype=torch.float32)
+
+
+def principal_components(tokens: torch.Tensor) -> torch.Tensor:
+    """Colours patch tokens by their first three principal components, over all images together.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(images, rows, columns, channels)`): Patch features, at least 3 channels.
+
+    Returns:
+        `torch.Tensor` of shape `(images, rows, columns, 3)`: In [0, 1]; each component from its 2nd to its 98th
+        percentile. The sign of a component is arbitrary and fixed so that most of its weights are positive.
+    """
+    flat = tokens.double().flatten(0, 2)
+    flat = flat - flat.mean(dim=0)
+    _, vectors = torch.linalg.eigh(flat.T @ flat)
+    vectors = vectors[:, -3:].flip(-1)
+    vectors = vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)
+    components = flat @ vectors
+    low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
+    colours = ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    return colours.view(*tokens.shape[:3], 3).float()
+
+
+def color_code(side: int) -> torch.Tensor:
+    """Colours of a square of patches, uint8 of shape `(side, side, 3)`: red, yellow, blue and green at the corners."""
+    corners = _CORNERS.permute(2, 0, 1)[None]
+    spread = torch.nn.functional.interpolate(corners, (side, side), mode="bilinear", align_corners=True)
+    return spread[0].permute(1, 2, 0).round().to(torch.uint8)
+
+
+IMAGES, SIDE, GAP = 6, 168, 6
+
+
+@torch.no_grad()
+def feature_row(
+    trunk: PreTrainedModel, crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> list[Image.Image]:
+    """Principal components of a trunk's patch features on some crops, at twice their size.
+
+    `crops` are uint8 of shape `(images, 3, side, side)`, `mean` and `std` of images in [0, 1]; the pictures are `SIDE`
+    pixels square.
+    """
+    parameter = next(trunk.parameters())
+    pixels = crops.to(parameter.device).float() / 255
+    pixels = (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+    pixels = torch.nn.functional.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False)
+    training = trunk.training
+    tokens = trunk.eval()(pixels.to(parameter.dtype)).last_hidden_state
+    trunk.train(training)
+    rows = pixels.shape[-1] // trunk.config.patch_size
+    colours = principal_components(tokens[:, -rows * rows :].unflatten(1, (rows, rows)).cpu())
+    pictures = [Image.fromarray((colour * 255).round().byte().numpy()) for colour in colours]
+    return [picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in pictures]
+
+
+class FeaturePicture(RunPicture):
+    """Some crops, and the principal components of their patch features before and after training."""
+
+    file: ClassVar[str] = "features.png"
+
+    def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
+        """Stores some crops of the run's first batch and what the untrained teacher sees in them."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        crops = self.views.main_crops(batch)[:IMAGES].cpu()
+        before = feature_row(_trunk(model), crops, self.views.mean, self.views.std)
+        for index, (crop, features) in enumerate(zip(crops, before, strict=True)):
+            Image.fromarray(crop.permute(1, 2, 0).numpy()).save(self.parts / f"input_{index}.png")
+            features.save(self.parts / f"before_{index}.png")
+
+    def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
+        """Puts inputs, features before and features after under one another."""
+        inputs = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("input_*.png"))]
+        before = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("before_*.png"))]
+        if not inputs:
+            return None
+        crops = torch.stack(
+            [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(*p.size[::-1], 3) for p in inputs]
+        )
+        after = feature_row(_trunk(model), crops.permute(0, 3, 1, 2), self.views.mean, self.views.std)
+        large = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]
+        titles = ("input", "features before training", f"features after {step} steps")
+        width, head = SIDE + GAP, 20
+        sheet = Image.new("RGB", (width * len(inputs) + GAP, (width + head) * 3 + GAP), "white")
+        draw = ImageDraw.Draw(sheet)
+        for row, (title, pictures) in enumerate(zip(titles, (large, before, after), strict=True)):
+            top = GAP + row * (width + head)
+            draw.text((GAP, top + 3), title, fill="black")
+            for column, picture in enumerate(pictures):
+                sheet.paste(picture, (GAP + column * width, top + head))
+        return sheet
+
+
+def _trunk(model: TeacherStudentModel) -> PreTrainedModel:
+    return getattr(model if model.teacher is None else model.teacher, model.base_model_prefix)

@@ -63,14 +63,7 @@ def find_reconstructions(
 ) -> list[ReconstructionRow]:
     """Renders the paths of a batch and lets the model reconstruct them from its views, without masked patches.
 
-    Args:
-        model (`EquiCoherentForPreTraining`): The model; it and its centers are left as they are.
-        views (`EquiCoherentViews`): What made the batch.
-        batch (`dict[str, torch.Tensor]`): What `views.collate` returned, of two images or more.
-        seed (`int`): Of colours and transformations.
-
-    Returns:
-        `list[ReconstructionRow]`: One an image.
+    The batch is what `views.collate` returned, of two images or more; model and centers are left as they are.
 
     Raises:
         ValueError: If the model reconstructs nothing, or there is one image alone.
@@ -88,32 +81,19 @@ def find_reconstructions(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        reconstructed_images = _reconstruct(model, pairs, targets).float()
+        reconstructed = _reconstruct(model, pairs, targets).float()
     finally:
         for module, training in modes:
             module.train(training)  # parents come before their children
-    errors = (reconstructed_images - targets).square().mean(dim=(2, 3, 4)).tolist()
+    errors = (reconstructed - targets).square().mean(dim=(2, 3, 4)).tolist()
     mean_image_errors = (targets.mean(dim=0) - targets).square().mean(dim=(2, 3, 4)).tolist()
     std, mean = (source.new_tensor(values)[:, None, None] for values in (views.std, views.mean))
 
     def shown(images: torch.Tensor) -> torch.Tensor:
         return ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
-    firsts, sources, finals, true, reconstructed = map(
-        shown, (pairs[:, 0], source, pairs[:, 1], targets, reconstructed_images)
-    )
-    return [
-        ReconstructionRow(
-            firsts[image],
-            sources[image],
-            finals[image],
-            true[image],
-            reconstructed[image],
-            errors[image],
-            mean_image_errors[image],
-        )
-        for image in range(len(source))
-    ]
+    images = map(shown, (pairs[:, 0], source, pairs[:, 1], targets, reconstructed))
+    return [ReconstructionRow(*row) for row in zip(*images, errors, mean_image_errors, strict=True)]
 
 
 def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -129,17 +109,10 @@ def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets
 def draw_reconstructions(
     rows: Sequence[ReconstructionRow], num_intermediate: int, transformation: str | None, title: str
 ) -> Image.Image:
-    """Draws the picture: for each image the way from `u` to the second view, and the reconstructions under it.
+    """Draws for each image the way from `u` to the second view, and the reconstructions under it; at most 1600 pixels wide.
 
-    Args:
-        rows (`Sequence[ReconstructionRow]`): The images, at least one; the first four are drawn, the others measured.
-        num_intermediate (`int`): How many points lie between the image and the end; where a row holds one more, it is
-            the end.
-        transformation (`str`): The path's, see `TransformationPath`.
-        title (`str`): What stands over them.
-
-    Returns:
-        `PIL.Image.Image`: The picture, at most 1600 pixels wide.
+    The first four rows are drawn, all are measured. `num_intermediate` points lie between the image and the end; where a
+    row holds one more, it is the end.
     """
     large, small = ImageFont.load_default(LARGE), ImageFont.load_default(SMALL)
     points = len(rows[0].errors)
@@ -206,14 +179,7 @@ def _panel(image: torch.Tensor, side: int) -> Image.Image:
 
 
 def within_file_size(picture: Image.Image) -> Image.Image:
-    """Reduces the colours of a picture whose PNG would be large, as photographs make it.
-
-    Args:
-        picture (`PIL.Image.Image`): RGB.
-
-    Returns:
-        `PIL.Image.Image`: The same where its PNG takes 400 kB at most, otherwise of 256 colours, 64 or 16, dithered.
-    """
+    """Reduces an RGB picture to 256 colours, 64 or 16, dithered, where its PNG takes more than 400 kB, as photographs do."""
     reduced = picture
     for colors in (256, 64, 16):
         if _file_size(reduced) <= LARGEST_FILE:

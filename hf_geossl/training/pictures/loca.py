@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
-from hf_geossl.training.pictures.base import CropsPicture
-from hf_geossl.training.pictures.colors import color_code
+from hf_geossl.training.pictures.base import CropsPicture, color_code
 from hf_geossl.views.loca import LOCAViews
 
 ROWS, PANEL, SPACE, LINE = 6, 252, 10, 24
@@ -55,14 +54,8 @@ class PositionRow:
 def find_positions(model: LOCAForPreTraining, views: LOCAViews, batch: dict[str, torch.Tensor]) -> list[PositionRow]:
     """Finds the query of each image that covers most of the reference, and lets the model place its patches.
 
-    Args:
-        model (`LOCAForPreTraining`): The model.
-        views (`LOCAViews`): What made the batch; without colour changes here.
-        batch (`dict[str, torch.Tensor]`): What `views.collate` returned. Of focal queries where there are any,
-            otherwise the random ones; with `location_target="self"` the reference is its own query.
-
-    Returns:
-        `list[PositionRow]`: One an image.
+    Colours are left as they are. Of focal queries where there are any, otherwise the random ones; with
+    `location_target="self"` the reference is its own query.
     """
     device = next(model.parameters()).device
     inputs: dict[str, Any] = views.normalize({name: value.to(device) for name, value in batch.items()})
@@ -158,15 +151,7 @@ def _positions_panel(row: PositionRow, places: list[int], colors: list[tuple[int
 
 
 def draw_positions(rows: Sequence[PositionRow], title: str) -> Image.Image:
-    """Draws the picture: for each image its reference, a query, and where the query's patches lie and are found.
-
-    Args:
-        rows (`Sequence[PositionRow]`): The images, at least one.
-        title (`str`): What stands over them.
-
-    Returns:
-        `PIL.Image.Image`: The picture.
-    """
+    """Draws for each image its reference, a query, and where the query's patches lie and are found."""
     large, small = ImageFont.load_default(17), ImageFont.load_default(14)
     step, head = PANEL + LINE + SPACE, 3 * LINE + SPACE
     sheet = Image.new("RGB", (4 * (PANEL + SPACE) + SPACE, head + step * len(rows) + 2 * LINE), "white")

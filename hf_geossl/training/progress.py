@@ -23,13 +23,7 @@ class MonotonicBar(tqdm):
 
 
 class ImagesProgressCallback(ProgressCallback):
-    """transformers' progress bar, with the loss and images a second beside it; its log lines in words.
-
-    Args:
-        args (`TeacherStudentTrainingArguments`): The training arguments.
-        metrics (`Sequence[str]`): Shares that are logged beside the losses.
-        quantities (`Sequence[str]`): Other numbers.
-    """
+    """transformers' progress bar, with the loss and images a second beside it; its log lines in words."""
 
     def __init__(
         self,
@@ -131,16 +125,7 @@ def count_of(number: int, noun: str) -> str:
 def describe_losses(
     logs: Mapping[str, float], metrics: Sequence[str], quantities: Sequence[str] = (), prefix: str = ""
 ) -> list[str]:
-    """Losses and metrics of a log line in words.
-
-    Args:
-        logs (`Mapping[str, float]`): The log line.
-        metrics, quantities (`Sequence[str]`): Names of what is logged beside the losses: shares, and other numbers.
-        prefix (`str`): What their names in `logs` begin with.
-
-    Returns:
-        `list[str]`: "loss 1.234", the parts, the quantities, the metrics in percent.
-    """
+    """Losses, quantities and metrics (in percent) of a log line in words: "loss 1.234", ...; `prefix` begins their names."""
     named = {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
     parts = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in named.items() if name.endswith("_loss")]
     shares = [f"{name.replace('_', ' ')} {100 * named[name]:.1f} %" for name in metrics if name in named]

@@ -1,10 +1,11 @@
-"""Losses and gradients that are not finite: steps are left out and counted, and the run stops where they stay so."""
+"""What is not finite is left out and ends a run that stays so; collapse, and a teacher that does not follow, are reported."""
 
 import itertools
 import json
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,19 @@ from accelerate.utils import AutocastKwargs
 from transformers import TrainerCallback
 
 from hf_geossl import GTSATrainer
+from hf_geossl.training import monitors
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
-from hf_geossl.training.monitors.non_finite import NonFiniteLossError
+from hf_geossl.training.monitors import (
+    GROWING_MEASUREMENTS,
+    STILL_MEASUREMENTS,
+    STUCK_LOGS,
+    CollapseCallback,
+    NonFiniteLossError,
+    TeacherMonitor,
+)
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
-from tests.helpers.gtsa_run import make_trainer
+from tests.helpers.gtsa_run import make_trainer, small_arguments
 
 
 class Spoil(TrainerCallback):
@@ -265,3 +274,103 @@ def test_under_a_gradient_scaler_a_loss_that_is_not_finite_is_left_out_too(
         assert endless.state.global_step == 6  # 8, 4, 2, 1, and three below
     finally:
         accelerator.state._mixed_precision = "no"
+
+
+def _measured(trainer: GTSATrainer, change: Any, measurements: int, momentum: float = 0.996) -> list[float]:
+    """Distances of a teacher from its drifting student, with `change(model)` instead of the teacher's update."""
+    monitor, model, found = TeacherMonitor(), trainer.model, []
+    for step in range(measurements):
+        found.append(monitor.measure(model, step, momentum, settled=True))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * (step + 1))
+        change(model)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "momentum", "message"),
+    [
+        (lambda model: model.copy_student_to_teacher(), 0.996, "the teacher equals the student in every weight although"),
+        (lambda model: None, 0.996, "the teacher has not moved since the last 3 measurements although the student has"),
+        (lambda model: model.update_teacher(0.99999), 0.99999, "of the student's norm away from it, farther at each of the"),
+        (lambda model: model.update_teacher(0.2), 0.2, None),
+        (lambda model: model.copy_student_to_teacher(), 0.0, None),
+    ],
+    ids=["equal", "still", "growing", "follows", "momentum 0"],
+)  # fmt: skip
+def test_a_teacher_that_does_not_follow_is_reported_once_with_advice(
+    change: Any, momentum: float, message: str | None, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, images)
+    measurements = GROWING_MEASUREMENTS + 3 if message and "farther" in message else STILL_MEASUREMENTS + 3
+    with caplog.at_level(logging.WARNING):
+        distances = _measured(trainer, change, measurements, momentum)
+    assert distances[0] == 0.0  # the teacher starts as a copy
+    expected = [message] if message else []
+    assert [part in record.getMessage() for record, part in zip(caplog.records, expected, strict=True)] == [True] * len(
+        expected
+    )
+    for record in caplog.records:
+        assert re.search(r"(Make the model anew|Call on_optimizer_step|Lower the learning rate)", record.getMessage())
+
+
+def test_distance_of_the_teacher_is_what_the_formula_says(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, logging_steps=1, probe_every_steps=1, teacher_momentum=0.5, max_steps=3)
+    trainer.train()
+    lines = [entry["teacher_distance"] for entry in trainer.state.log_history if "teacher_distance" in entry]
+    assert lines[:2] == [0.0, 0.0]  # the first step has a learning rate of 0
+    assert lines[2] > 0
+    teacher = torch.cat([value.flatten() for value in trainer.model.teacher.parameters()])
+    own = dict(trainer.model.named_parameters())
+    student = torch.cat([own[name].flatten() for name, _ in trainer.model.teacher.named_parameters()])
+    with torch.no_grad():
+        expected = ((teacher - student).norm() / student.norm()).item()
+    assert TeacherMonitor().measure(trainer.model, 3, 0.5, True) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_momentum_of_1_from_the_start_is_reported(
+    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, images, max_steps=1, teacher_momentum=1.0).train()
+        make_trainer(tmp_path, images, max_steps=1).train()
+    assert [r.getMessage() for r in caplog.records if r.name == monitors.__name__] == [
+        "teacher_momentum is 1 from the first step to the last: the teacher stays what it was at the start. Set "
+        "teacher_momentum below 1 (0.996), unless the teacher is to be frozen."
+    ]
+
+
+def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    callback = CollapseCallback({"rotation_loss": math.log(4)})
+    args = small_arguments(tmp_path, max_steps=1000, warmup_steps=0.1)
+
+    class State:
+        global_step, max_steps = 500, 1000
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(STUCK_LOGS - 1):
+            callback.on_log(args, State, None, {"rotation_loss": 1.3863, "feature_spread": 0.5})
+        callback.on_log(args, State, None, {"rotation_loss": 1.2})
+        assert caplog.records == []
+        for _ in range(STUCK_LOGS):
+            callback.on_log(args, State, None, {"rotation_loss": 1.3863})
+        callback.on_log(args, State, None, {"feature_spread": 0.0001})
+        callback.on_log(args, State, None, {"feature_spread": 0.0001, "target_spread": 0.051})
+        callback.on_log(args, State, None, {"target_spread": 0.049})
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3
+    assert "rotation_loss has stayed at 1.3863" in messages[0]
+    assert "the same features for all images (feature_spread 0.0001" in messages[1]
+    assert "the same targets for all patches (target_spread 0.0490" in messages[2]
+
+
+def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images, max_steps=1, logging_steps=1, probe_every_steps=1)
+    with torch.no_grad():
+        trainer.model.teacher.gtsa.layernorm.weight.zero_()
+        trainer.model.teacher.gtsa.layernorm.bias.fill_(1.0)
+    trainer.train()
+    assert trainer.state.log_history[0]["feature_spread"] == pytest.approx(0.0, abs=1e-6)
+    assert trainer.state.log_history[0]["target_spread"] < 0.5  # differs only by the position in the map

@@ -1,5 +1,3 @@
-"""What a run prints: the bar and its clock."""
-
 import itertools
 import os
 import re
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hf_geossl.training.logs.progress import ImagesProgressCallback
+from hf_geossl.training.progress import ImagesProgressCallback
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer, small_arguments
 

@@ -1,1 +1,0 @@
-"""What watches over a run."""
