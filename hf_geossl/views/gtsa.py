@@ -186,20 +186,14 @@ class GTSAViews(Views):
         return self._render(batch, None)
 
     def _render(self, batch: Batch, parameters: ColorParameters | None) -> dict[str, torch.Tensor | None]:
-        first = batch["global_crops"].shape[1]
-        return {
-            "global_pixel_values": self._render_group(batch, "global_crops", slice(0, first), parameters),
-            "local_pixel_values": self._render_group(batch, "local_crops", slice(first, None), parameters)
-            if batch["local_crops"].shape[1]
-            else None,
-            "crop_boxes": batch["crop_boxes"],
-            "quarter_turns": batch["quarter_turns"],
-        }
-
-    def _render_group(self, batch: Batch, key: str, views: slice, parameters: ColorParameters | None) -> torch.Tensor:
-        crops, turns = batch[key], batch["quarter_turns"]
-        if parameters is not None:
-            rows = torch.arange(turns.numel(), device=parameters.order.device).view(turns.shape)
-            parameters = parameters.select(rows[:, views].flatten())
-        images = quarter_turn(crops.flatten(0, 1), turns[:, views].flatten())  # (B, V, 3, S, S) -> (B * V, 3, S, S)
-        return render_color(images, parameters, recipe=self.color, mean=self.mean, std=self.std).view(crops.shape)
+        turns, num_global = batch["quarter_turns"], batch["global_crops"].shape[1]
+        rendered: dict[str, torch.Tensor | None] = {}
+        for kind, views in (("global", slice(0, num_global)), ("local", slice(num_global, None))):
+            crops, chosen = batch[f"{kind}_crops"], parameters
+            if parameters is not None:
+                rows = torch.arange(turns.numel(), device=parameters.order.device).view(turns.shape)
+                chosen = parameters.select(rows[:, views].flatten())
+            images = quarter_turn(crops.flatten(0, 1), turns[:, views].flatten())  # (B * V, 3, S, S)
+            images = render_color(images, chosen, recipe=self.color, mean=self.mean, std=self.std).view(crops.shape)
+            rendered[f"{kind}_pixel_values"] = images if crops.shape[1] else None
+        return rendered | {"crop_boxes": batch["crop_boxes"], "quarter_turns": turns}
