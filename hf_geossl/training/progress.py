@@ -26,10 +26,7 @@ class ImagesProgressCallback(ProgressCallback):
     """transformers' progress bar, with the loss and images a second beside it; its log lines in words."""
 
     def __init__(
-        self,
-        args: TeacherStudentTrainingArguments,
-        metrics: Sequence[str] = (),
-        quantities: Sequence[str] = (),
+        self, args: TeacherStudentTrainingArguments, metrics: Sequence[str] = (), quantities: Sequence[str] = ()
     ) -> None:
         super().__init__()
         self.training_bar: Any = None
@@ -140,10 +137,7 @@ def describe_stream(stream: ImageStream | FirstImages) -> str:
 
 
 def describe_evaluation(
-    measured: Mapping[str, float],
-    metrics: Sequence[str],
-    quantities: Sequence[str],
-    stream: ImageStream | FirstImages,
+    measured: Mapping[str, float], metrics: Sequence[str], quantities: Sequence[str], stream: ImageStream | FirstImages
 ) -> str:
     """What an evaluation has measured, in a line."""
     losses = ", ".join(describe_losses(measured, metrics, quantities, prefix="eval_"))

@@ -28,7 +28,6 @@ from hf_geossl.training.checkpoints.files import (
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of run_state_N.json; 2: views by their settings, the log line by `LossMeter`
-RunState = Mapping[str, object]
 
 
 @dataclass(frozen=True)
