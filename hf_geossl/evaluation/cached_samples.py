@@ -1,6 +1,6 @@
 """Samples that are read or rendered once and then used in many passes, as protocols that transform images need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,6 +75,14 @@ def grey(colours: np.ndarray) -> np.ndarray:
     return np.asarray(colours).reshape(len(colours), 3, -1).mean(axis=1)
 
 
-THUMBNAILS = Transform(
-    f"thumbnails of {THUMBNAIL_SIDE}", lambda batch: (batch["image"], {"thumbnail": thumbnails(batch["image"])})
-)
+def thumbnailed(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Transform:
+    """A change of images, and the `"thumbnail"` of what comes out."""
+
+    def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        images = change(batch["image"])
+        return images, {"thumbnail": thumbnails(images)}
+
+    return Transform(key, apply)
+
+
+THUMBNAILS = thumbnailed(f"thumbnails of {THUMBNAIL_SIDE}", lambda images: images)

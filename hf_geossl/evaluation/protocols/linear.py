@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.cached_samples import thumbnails
+from hf_geossl.evaluation.cached_samples import thumbnailed
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features
 from hf_geossl.evaluation.fitting.classifiers import (
@@ -145,12 +145,7 @@ class RotationSettings(LogisticSettings):
 
 def turned(turns: int) -> Transform:
     """Turns images counter-clockwise by exact quarter turns; no pixel is changed. Adds `"thumbnail"`."""
-
-    def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images = torch.rot90(batch["image"], turns, dims=(-2, -1))
-        return images, {"thumbnail": thumbnails(images)}
-
-    return Transform(f"{turns} quarter turns", apply)
+    return thumbnailed(f"{turns} quarter turns", lambda images: torch.rot90(images, turns, dims=(-2, -1)))
 
 
 def _all_turns(encoder: Encoder, samples: Samples, column: str, options: EvaluationOptions) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.evaluation.cached_samples import thumbnails
+from hf_geossl.evaluation.cached_samples import thumbnailed, thumbnails
 from hf_geossl.evaluation.features import Transform
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath
 
@@ -109,12 +109,7 @@ class SampledTransform:
 
 def untouched(size: int) -> Transform:
     """The center of the images as it is, and its `"thumbnail"`."""
-
-    def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images = center_crop(batch["image"], size)
-        return images, {"thumbnail": thumbnails(images)}
-
-    return Transform(f"the middle {size} pixels", apply)
+    return thumbnailed(f"the middle {size} pixels", lambda images: center_crop(images, size))
 
 
 def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
