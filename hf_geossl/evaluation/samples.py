@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,9 @@ from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, labe
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
-from hf_geossl.evaluation.sample_reader import Columns, ReadRow, Sample, SampleReader, read_scene
+from hf_geossl.data.wording import counted
+from hf_geossl.evaluation.sample_reader import CHANGED, ReadRow, Sample, SampleReader, read_scene
+from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +102,7 @@ class Samples:
     ) -> None:
         self.rows, self.description, self.names, self.read, self.indices = rows, description, names, read, indices
         self.name, self.size = f"{description['dataset']} ({description['split']})", description["size"]
-        self._warned_of_broken = False
+        self._told: set[str] = set()
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +150,7 @@ class Samples:
             read: Iterable[Sample | None] = (samples[position] for position in range(len(samples)))
         else:
             read = samples
-        return self._readable((sample, 1, int(sample is None)) for sample in read)
+        return self._readable((sample, 1, int(sample is None), (sample or {}).pop(CHANGED, {})) for sample in read)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists.
@@ -183,20 +187,24 @@ class Samples:
             return _Streamed(self.rows, self.read)
         return _Indexed(self.rows, self.indices or [], self.read)
 
-    def _readable(self, parts: Iterable[tuple[Part | None, int, int]]) -> Iterator[Part]:
-        """Yields the parts that can be read, of (part, images, broken ones); warns of these after the last."""
+    def _readable(self, parts: Iterable[tuple[Part | None, int, int, Mapping[str, int]]]) -> Iterator[Part]:
+        """Yields the parts that can be read, of (part, images, broken ones, what was changed); says these after the last."""
         images = broken = 0
-        for part, count, lost in parts:
+        changes: Counter[str] = Counter()
+        for part, count, lost, changed in parts:
             images, broken = images + count, broken + lost
+            changes.update(changed)
             if part is not None:
                 yield part
         if images == broken:
             raise ValueError(
                 f"{self.name} gave no image that can be read ({broken} are broken): choose another split, or a larger limit"
             )
-        if broken and not self._warned_of_broken:
-            logger.warning(f"images of {self.name} that are broken and were left out: {broken}")
-            self._warned_of_broken = True
+        changes["images that are broken and were left out"] = broken
+        for what, number in changes.items():
+            if number and what not in self._told:
+                logger.warning("%s: %s: %d (%s read)", self.name, what, number, counted(images, "image"))
+                self._told.add(what)
 
 
 def _loader(
@@ -213,12 +221,15 @@ def _loader(
     )
 
 
-def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int]:
-    """Makes a batch of those that are not broken, with the number of all, and of broken ones, replaced ones among them."""
+def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int, Counter[str]]:
+    """Makes a batch of those that are not broken, with the numbers of all, of broken ones (replaced ones too), of changes."""
     readable = [sample for sample in samples if sample is not None]
+    changes: Counter[str] = Counter()
+    for sample in readable:
+        changes.update(sample.pop(CHANGED, {}))
     replaced = sum(sample.pop(BROKEN, 0) for sample in readable)
     broken = len(samples) - len(readable) + replaced
-    return collate(readable) if readable else None, len(readable) + broken, broken
+    return collate(readable) if readable else None, len(readable) + broken, broken, changes
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
@@ -243,6 +254,7 @@ def load_samples(
     config_name: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    shared: SharedTruth | None = None,
 ) -> Samples:
     """Opens images with truth.
 
@@ -258,6 +270,7 @@ def load_samples(
         mode, seed: Of the scenes, see `load_scenes`.
         columns (`Columns`, *optional*): Names of the columns.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub, as in `datasets.load_dataset`.
+        shared (`SharedTruth`, *optional*): What the truth means, decided once for splits that must be read alike.
 
     Returns:
         `Samples`.
@@ -278,12 +291,18 @@ def load_samples(
         description |= {"dataset": opened.folder.name, "files": folder_hash(opened.folder), "revision": revision}
     features = rows.features or datasets.Features()
     _check_columns(features, columns, description["dataset"])
-    names, read = _class_names(features, columns), SampleReader(size, columns, token)
+    opening = partial(open_rows, dataset, config_name=config_name, revision=opened.revision, token=token)
+    shared = shared or SharedTruth((split,))
+    truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
+    if truth != Truth():
+        description["truth"] = asdict(truth)
+    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth)
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
     if not streamed:
-        return Samples(rows, description, names, read, _chosen(range(len(rows)), limit, seed=0))
+        labelled = shared.with_label(rows, columns, f"{description['dataset']} ({split})")
+        return Samples(rows, description, names, read, _chosen(labelled, limit, seed=0))
     if limit is not None:
         rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
     return Samples(rows, description, names, read, None)
@@ -314,12 +333,14 @@ def _check_columns(features: datasets.Features, columns: Columns, name: str) -> 
             )
 
 
-def _class_names(features: datasets.Features, columns: Columns) -> dict[str, tuple[str, ...]]:
+def _class_names(features: datasets.Features, columns: Columns, truth: Truth) -> dict[str, tuple[str, ...]]:
     label, objects = features.get(columns.label), features.get(columns.objects)
     category = (objects if isinstance(objects, dict) else getattr(objects, "feature", None) or {}).get("category")
     category = getattr(category, "feature", category)
     classes = {"label": label, "categories": category}
-    return {key: tuple(feature.names) for key, feature in classes.items() if hasattr(feature, "names")}
+    names = {key: tuple(feature.names) for key, feature in classes.items() if hasattr(feature, "names")}
+    numbered = {"multi_label" if truth.lists else "label": truth.labels, "categories": truth.categories}
+    return names | {key: tuple(map(str, values)) for key, values in numbered.items() if values is not None}
 
 
 def folder_hash(folder: Path) -> str:

@@ -152,7 +152,7 @@ def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCap
         caplog.clear()
         found = list(load_samples(str(folder), "train", size=16).batches(4, num_workers=workers))
         assert torch.cat([batch["index"] for batch in found]).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
-        assert caplog.messages == [f"images of {held.name} that are broken and were left out: 1"]
+        assert caplog.messages == [f"{held.name}: images that are broken and were left out: 1 (12 images read)"]
     assert [sample["index"] for sample in held] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     endless = held.endless_batches(4, seed=0)
     for _ in range(6):
@@ -180,7 +180,7 @@ def test_streams_give_whole_batches_and_leave_broken_images_out(
     shades = [sorted(int(value) for value in batch["image"][:, 0, 0, 0]) for batch in batches]
     assert len({shade for row in shades[:4] for shade in row}) == 20
     assert not {3, 11} & {shade for row in shades for shade in row}
-    assert caplog.messages == [f"images of {streamed.name} that are broken and were left out: 2"]
+    assert caplog.messages == [f"{streamed.name}: images that are broken and were left out: 2 (23 images read)"]
     assert sum(len(batch["index"]) for batch in streamed.batches(5)) == len(list(streamed)) == 21
     few = streamed.endless_batches(64, seed=0)
     assert [len(next(few)["index"]) for _ in range(2)] == [21, 21]

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import ProtocolSettings
 

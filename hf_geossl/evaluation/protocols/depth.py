@@ -15,7 +15,7 @@ from torch import nn
 from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.fitting.dense_training import (
     Batch,
     DenseTraining,
@@ -30,7 +30,6 @@ from hf_geossl.evaluation.fitting.segmenters import DenseScore, measure_end_to_e
 from hf_geossl.evaluation.heads.segmentation import DenseHead, layers_of_maps, upsample
 from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
