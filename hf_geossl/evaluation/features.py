@@ -121,7 +121,7 @@ def _write_columns(
         (folder / name).mkdir()
     files = {name: open(folder / name / "values.bin", "wb") for name in columns}  # noqa: SIM115
     try:
-        encodes = any(name in _OF_TOKENS or name.startswith("class_tokens_") for name in columns)
+        encodes = any(map(_is_of_encoder, columns))
         with options.progress_bar(f"{encoder.name if encodes else 'images'}: {samples.name}", samples.count) as bar:
             for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
                 targets: dict[str, Any] = dict(batch)
@@ -130,6 +130,7 @@ def _write_columns(
                     images, further = transform.apply(batch)
                     targets |= further
                 needed = [name for name in columns if name not in targets]
+                samples.refuse_lack(*(name for name in needed if not _is_of_encoder(name)))
                 features = _encode(encoder, images, needed) if needed else {}
                 for name in columns:
                     values = np.ascontiguousarray((features | targets)[name].cpu().numpy())
@@ -146,6 +147,10 @@ def _write_columns(
         (folder / name / "form.json").write_text(json.dumps({"shape": [count, *shape], "dtype": dtype}))
 
 
+def _is_of_encoder(name: str) -> bool:
+    return name in _OF_TOKENS or name.startswith("class_tokens_")
+
+
 def _encode(encoder: Encoder, images: torch.Tensor, columns: Sequence[str]) -> dict[str, torch.Tensor]:
     pixel_values = encoder.normalize(images)
     features: dict[str, torch.Tensor] = {}
@@ -155,8 +160,6 @@ def _encode(encoder: Encoder, images: torch.Tensor, columns: Sequence[str]) -> d
             if name.startswith("class_tokens_"):
                 features[name] = encoder.class_tokens(pixel_values, int(name.removeprefix("class_tokens_"))).float()
                 continue
-            if name not in _OF_TOKENS:
-                raise ValueError(f"the samples have no {name!r}, which this task needs: choose data with such truth")
             tokens = encoder.tokens(pixel_values) if tokens is None else tokens
             features[name] = getattr(tokens, name).float()
     return features

@@ -27,6 +27,11 @@ from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
 logger = logging.getLogger(__name__)
 
 SHUFFLE_BUFFER = 2048  # samples among which a stream is shuffled
+_COLUMN_OF = {
+    **{column: column for column in ("label", "semantic", "depth")},
+    "multi_label": "label",
+    **dict.fromkeys(("boxes", "categories", "keypoints"), "objects"),
+}  # target -> the column of `Columns` that it comes from
 BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Part = TypeVar("Part")
 
@@ -144,6 +149,26 @@ class Samples:
         description = {**self.description, "subset": [*self.description.get("subset", []), [share, seed]]}
         return Samples(rows, description, self.names, self.read, indices)
 
+    def require(self, *targets: str) -> Sample:
+        """The first sample.
+
+        Raises:
+            ValueError: If it lacks one of the targets; it names the dataset's columns and the argument that chooses one.
+        """
+        first = next(iter(self))
+        self.refuse_lack(*(target for target in targets if target not in first))
+        return first
+
+    def refuse_lack(self, *missing: str) -> None:
+        """Raises the error for truth that the samples lack; nothing where nothing is missing."""
+        for target in missing:
+            column = _COLUMN_OF.get(target)
+            known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
+            how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
+            raise ValueError(
+                f"{self.name} has no {target!r}, which this task needs; its columns are {known}: {how}choose other data"
+            )
+
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset()
         if isinstance(samples, _Indexed):
@@ -235,7 +260,9 @@ def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | No
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Makes a batch of samples: numbers and tensors of one shape stacked, tensors of other shapes in a list."""
     batch: dict[str, Any] = {}
-    for key in samples[0]:
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        if lacking := [sample["index"] for sample in samples if key not in sample]:
+            raise ValueError(f"image {lacking[0]} has no {key!r} and others have: give it one, or leave the image out")
         values = [torch.as_tensor(sample[key]) for sample in samples]
         variable = key in ("boxes", "categories", "masks", "keypoints", "ids", "angles", "mirrors", "centers")
         batch[key] = values if variable else torch.stack(values)

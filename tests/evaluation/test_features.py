@@ -88,7 +88,7 @@ def test_cached_columns_are_read_and_only_missing_ones_computed(
 
 
 def test_a_target_that_the_data_lack_is_named() -> None:
-    with pytest.raises(ValueError, match="the samples have no 'normals', which this task needs"):
+    with pytest.raises(ValueError, match=r"scenes \(test\) has no 'normals', which this task needs"):
         compute_features(pixel_encoder(8), load_samples(size=16, limit=2), ["normals"], QUIET)
 
 

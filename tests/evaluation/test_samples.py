@@ -25,7 +25,7 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import linear_sgd
 from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
 from hf_geossl.evaluation.protocols.linear import LogisticSettings, RotationSettings, measure_linear, measure_rotation
-from hf_geossl.evaluation.samples import Columns, load_samples
+from hf_geossl.evaluation.samples import Columns, collate, load_samples
 from tests.helpers.supervised import small_model
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=0)
@@ -271,3 +271,27 @@ def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
         (tmp_path / "clips" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match="it holds clips, which only the task propagation reads"):
         load_samples(str(tmp_path / "clips"), "test", size=16)
+
+
+@pytest.mark.parametrize(
+    ("target", "column"),
+    [("label", "label"), ("multi_label", "label"), ("semantic", "semantic"), ("depth", "depth"), ("boxes", "objects")],
+)
+def test_truth_that_is_not_there_names_columns_and_argument(target: str, column: str, tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))], "kind": [1]})
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "own")
+    samples = load_samples(str(tmp_path / "own"), "train", size=8)
+    with pytest.raises(
+        ValueError,
+        match=rf"own \(train\) has no '{target}', which this task needs; its columns are image, kind: name the right one "
+        rf"by --{column}_column",
+    ):
+        samples.require(target)
+    assert samples.require("image")["index"] == 0
+
+
+def test_a_batch_in_which_some_lack_the_truth_is_refused() -> None:
+    samples = [{"index": 3, "label": 1}, {"index": 4}]
+    for order in (samples, samples[::-1]):
+        with pytest.raises(ValueError, match="image 4 has no 'label' and others have"):
+            collate(order)

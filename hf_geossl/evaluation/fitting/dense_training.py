@@ -118,7 +118,7 @@ def training_batches(
     They hold `"image"` (`(batch, 3, height, width)`, uint8) and the target, the map that the samples must have; where there are
     fewer images than a batch has, some come more than once.
     """
-    require(samples, target)
+    samples.require(target)
     if samples.mode is None:
         yield from samples.endless_batches(batch_size, seed, num_workers=options.num_workers)
     columns = compute_features(encoder, samples, ["image", target], replace(options, cache_dir=None))
@@ -134,14 +134,6 @@ def shuffled_rows(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray
         order = np.concatenate([order] * repeats)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
-
-
-def require(samples: Samples, target: str) -> None:
-    """Refuses samples of which the first lacks a target."""
-    if target not in next(iter(samples)):
-        raise ValueError(
-            f"{samples.name} has no {target!r}, which this task needs: choose data with it, or name its column"
-        )
 
 
 def train_dense(

@@ -23,7 +23,6 @@ from hf_geossl.evaluation.fitting.dense_training import (
     FrozenTraining,
     Predict,
     predicted_batches,
-    require,
     train_dense,
 )
 from hf_geossl.evaluation.fitting.segmenters import DenseScore, measure_end_to_end, score_batches
@@ -215,8 +214,8 @@ def measure_linear_depth(
 
     The details hold AbsRel of the floors: random weights, and the training pixels' geometric mean everywhere.
     """
-    require(data.train, "depth")
-    require(data.test, "depth")
+    data.train.require("depth")
+    data.test.require("depth")
     scored, constant = _score_frozen(encoder, data, options, settings)
     floors = {"constant": constant}
     if settings.random_floor:
@@ -283,7 +282,7 @@ def measure_dpt(
 ) -> TaskResult:
     """Errors of the depths of DPT, trained with the trunk by the scale-invariant logarithmic loss."""
     train, test = data.train, data.test
-    require(test, "depth")
+    test.require("depth")
 
     def measure(model: Encoder, title: str) -> ScoredDepth:
         predict = train_dpt(model, train, settings, options, description=title)

@@ -113,9 +113,7 @@ def measure_detection(
             size.
     """
     train, test = data.train, data.test
-    first = next(iter(train))
-    if "boxes" not in first or "categories" not in first:
-        raise ValueError(f"detection needs boxes and categories of objects, which {train.name} has not")
+    first = train.require("boxes", "categories")
     names = train.names.get("categories")
     count = settings.num_categories or len(names or ())
     if not count:
