@@ -19,6 +19,7 @@ BOOLEANS = {
     word: word in ("true", "yes", "t", "y", "1")
     for word in ["true", "yes", "t", "y", "1", "false", "no", "f", "n", "0"]
 }
+TAKEN_BACK = "\0none"  # as if the argument had not been given: its default holds
 Value = bool | int | float | str | None | list["Value"] | dict[str, "Value"]
 
 
@@ -53,15 +54,13 @@ class Argument:
             text (`str`): A word of the command line.
 
         Returns:
-            The value.
+            The value; `TAKEN_BACK` for a "none" that it cannot be.
 
         Raises:
             UsageError: If it is of another kind.
         """
         if text.lower() == "none" and self.default != "none":  # a word of report_to
-            if not self.optional:
-                raise UsageError(f"--{self.name} needs a value, got 'none'")
-            return None
+            return None if self.optional else TAKEN_BACK
         if self.choices and text not in self.choices:
             raise UsageError(f"--{self.name} has no choice {text!r}{nearest(text, self.choices)}")
         try:

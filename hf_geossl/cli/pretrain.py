@@ -38,6 +38,8 @@ def pretrain(argv: Sequence[str]) -> int:
     """
     given = parse_pretrain(argv)
     check_eval_images(given.data)
+    for sentence in given.left_out:
+        print(sentence, file=sys.stderr)
     for path in (given.data.dataset, given.data.eval_dataset, given.model_name_or_path):
         require_if_local(path or "scenes")
     command = f"geossl pretrain {shlex.join(argv)}"

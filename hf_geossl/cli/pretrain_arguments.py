@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_geossl.cli.arguments import SECTIONS, START, Argument, DataArguments, Value
+from hf_geossl.cli.arguments import SECTIONS, START, TAKEN_BACK, Argument, DataArguments, Value
 from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.recipes import Recipe, read_recipe, recipes
 from hf_geossl.cli.usage import Parser, UsageError
@@ -48,6 +48,15 @@ CLEARER = {
     "push_to_hub": "Publish the model when it is saved.",
     "hub_model_id": "The repository, user/name.",
 }
+# argument that the user gave -> what a recipe says beside its own value of it, and means nothing for another one
+YIELDING = {
+    "dataset": "dataset_config split image_column revision eval_dataset eval_split",
+    "eval_dataset": "eval_split",
+    "num_train_epochs": "max_steps",
+    "learning_rate": "base_learning_rate",
+    "fp16": "bf16",
+    "bf16": "fp16",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Pretraining:
         model_name_or_path (`str`, *optional*): The checkpoint to start from.
         data (`DataArguments`): The images.
         model, views, training (`dict`): Values by name, those of the recipe and of the command line.
+        left_out (`tuple[str, ...]`): A sentence for each group of the recipe's values that yield to what was given.
     """
 
     recipe: str
@@ -69,6 +79,7 @@ class Pretraining:
     model: Mapping[str, Value] = field(default_factory=dict)
     views: Mapping[str, Value] = field(default_factory=dict)
     training: Mapping[str, Value] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def parse_pretrain(argv: Sequence[str]) -> Pretraining:
@@ -94,17 +105,23 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
     recipe = read_recipe(argv[0])
     arguments = method_arguments(recipe.method)
     parser = make_parser(arguments)
-    words = recipe.words(arguments)
+    of_recipe = _read(parser, recipe.words(arguments))
     if asked:
-        values = _read(parser, words)
+        values = _without_taken_back(of_recipe)
         print(describe_arguments(arguments, recipe.method, values, recipe, shown=HELP[asked[0]]))
         raise SystemExit(0)
-    values = {"output_dir": f"geossl-{recipe.name}", **_read(parser, [*words, *argv[1:]])}
+    of_user = _read(parser, argv[1:])
+    defaults = {argument.name: argument.default for argument in arguments}
+    of_recipe, left_out = yield_to(of_user, of_recipe, recipe.name, defaults)
+    values = {"output_dir": f"geossl-{recipe.name}", **_without_taken_back({**of_recipe, **of_user})}
     given: dict[str, dict[str, Any]] = {
         section: {a.name: values[a.name] for a in arguments if a.section == section and a.name in values}
         for section in SECTIONS
     }
     start = given["model"].pop(START.name, None)
+    own = [name for name in of_user if name in given["model"]]
+    if start is not None and own:
+        raise UsageError(f"--{own[0]} is part of the model that --{START.name} names: leave one of the two out")
     return Pretraining(
         recipe.name,
         METHODS[recipe.method],
@@ -113,7 +130,40 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
         given["model"],
         given["views"],
         given["training"],
+        left_out,
     )
+
+
+def yield_to(
+    of_user: Mapping[str, Value], of_recipe: Mapping[str, Value], recipe: str, defaults: Mapping[str, Value]
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """Leaves out what a recipe says of something that the user has replaced.
+
+    Args:
+        of_user, of_recipe (`Mapping`): Values by name.
+        recipe (`str`): Name of the recipe.
+        defaults (`Mapping`): Values by name where neither gives one.
+
+    Returns:
+        `(dict, tuple[str, ...])`: what is left of the recipe's values, and a sentence for each group that yields.
+    """
+    remaining, left_out = dict(of_recipe), []
+    for name, dependent in YIELDING.items():
+        if name not in of_user or of_user[name] == of_recipe.get(name):
+            continue
+        yielding = {
+            other: remaining.pop(other) for other in dependent.split() if other in remaining and other not in of_user
+        }
+        values = [f"{other}={_written(value)}" for other, value in yielding.items() if value != defaults[other]]
+        if values:
+            verb = "is" if len(values) == 1 else "are"
+            advice = "; --eval_dataset names held-out images to measure on" if "eval_dataset" in yielding else ""
+            left_out.append(f"--{name} is given, so {recipe}'s {', '.join(values)} {verb} left out{advice}")
+    return remaining, tuple(left_out)
+
+
+def _without_taken_back(values: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if value not in (TAKEN_BACK, [TAKEN_BACK])}
 
 
 def _read(parser: Parser, words: Sequence[str]) -> dict[str, Value]:
@@ -176,7 +226,8 @@ def describe_arguments(
         f"Recipes: {', '.join(recipes())}.",
         f"A YAML file of 'key: value' lines, in the sections {', '.join(SECTIONS)} or in none, may hold any argument, and "
         "'method'.",
-        "What is given on the command line wins. A value of 'none' takes an argument back.",
+        "What is given on the command line wins, and what a recipe says of its own dataset or length yields to another",
+        "--dataset or --num_train_epochs. A value of 'none' takes an argument back.",
         f"Below are the arguments of {method}, with {defaults}; {'--help_all shows all of them' if shown else 'all of them'}.",
         "'geossl pretrain RECIPE --help' shows those of the recipe's method, with the recipe's values.",
     ]

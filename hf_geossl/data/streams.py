@@ -220,6 +220,11 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return self._part(self.num_streams, self.index, decode)
 
     @property
+    def num_images(self) -> int | None:
+        """Images of one pass, broken ones among them; None where they would have to be read to be counted."""
+        return self.source.num_images
+
+    @property
     def epoch(self) -> int:
         """The pass over the data in which the position lies, from 0."""
         return (self.index + self._position.units_done * self.num_streams) // self.source.units

@@ -110,7 +110,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         """A copy for a run: without a token, with the peak of the learning rate, and with `max_steps`.
 
         Args:
-            train_dataset (`Sized`, *optional*): What epochs are counted by where `max_steps` is not given.
+            train_dataset (*optional*): What epochs are counted by where `max_steps` is not given: its `num_images`, or
+                its length.
 
         Raises:
             ValueError: If the length of the run is not known.
@@ -121,9 +122,14 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         if args.base_learning_rate is not None:
             args.learning_rate = args.scaled_learning_rate
         if train_dataset is not None and args.max_steps <= 0:
-            if not isinstance(train_dataset, Sized):
-                raise ValueError("a stream has no end, so the length of the run must be given: set max_steps in args")
-            steps = math.ceil(args.num_train_epochs * len(train_dataset) / args.global_batch_size)
+            images = getattr(train_dataset, "num_images", None)
+            if images is None and isinstance(train_dataset, Sized):
+                images = len(train_dataset)
+            if images is None:
+                raise ValueError(
+                    "how many images an epoch has is not known before they are read: set max_steps in args"
+                )
+            steps = math.ceil(args.num_train_epochs * images / args.global_batch_size)
             args.max_steps = max(steps, 1)
         return args
 

@@ -52,7 +52,7 @@ class OptimizerPlan:
         ]
 
     def split_groups(self, optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> None:
-        """Divides the groups of a new optimizer by learning rate, once, and marks those with weight decay as `decayed`."""
+        """Divides a new optimizer's groups by learning rate, once, and marks those with weight decay as `decayed`."""
         if all("decayed" in group for group in optimizer.param_groups):
             return
         names = set(self.decayed_parameters(model))

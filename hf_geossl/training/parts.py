@@ -123,11 +123,6 @@ class TrainerParts:
 
 
 def views_settings(views: Views) -> dict[str, object]:
-    """All settings of views as plain values: what a checkpoint is compared by.
-
-    Views of RGB of 8 bits leave out what other images are and what happens to them, as checkpoints from before had none.
-    """
+    """All settings of views as plain values: what a checkpoint is compared by."""
     values = asdict(views) if is_dataclass(views) else {"description": views.describe()}
-    if isinstance(views, Views) and views.image_format.is_rgb8:
-        values = {name: value for name, value in values.items() if name not in ("image", "channel_jitter")}
     return {"class": type(views).__name__, **values}

@@ -122,7 +122,7 @@ def count_of(number: int, noun: str) -> str:
 def describe_losses(
     logs: Mapping[str, float], metrics: Sequence[str], quantities: Sequence[str] = (), prefix: str = ""
 ) -> list[str]:
-    """Losses, quantities and metrics (in percent) of a log line in words: "loss 1.234", ...; `prefix` begins their names."""
+    """Losses, quantities and metrics (in percent) in words: "loss 1.234", ...; `prefix` begins their names."""
     named = {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
     parts = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in named.items() if name.endswith("_loss")]
     shares = [f"{name.replace('_', ' ')} {100 * named[name]:.1f} %" for name in metrics if name in named]

@@ -44,7 +44,7 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_state(model: nn.Module, wanted: bool) -> dict[str, torch.Tensor]:
-    """Gathers parameters and buffers of a model by name, whole, on the CPU, one after the other; empty where not `wanted`.
+    """Gathers parameters and buffers by name, whole, on the CPU, one by one; empty where not `wanted`.
 
     All processes must call this.
     """
@@ -224,7 +224,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sav
 
 
 def gradient_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """Norms `(gradients,)` of whole gradients that processes may hold parts of, divided in the same way: one exchange."""
+    """Norms `(gradients,)` of whole gradients, of which processes may hold parts, all divided alike: one exchange."""
     first = gradients[0]
     if not isinstance(first, DTensor):
         return torch.stack(torch._foreach_norm(gradients))

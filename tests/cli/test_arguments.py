@@ -6,6 +6,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_geossl.cli.arguments import (
+    TAKEN_BACK,
     Argument,
     DataArguments,
     data_arguments,
@@ -69,6 +70,8 @@ def test_words_of_an_enumeration_are_known() -> None:
         (Argument("a", "data", "int", optional=True), "None", None),
         (Argument("a", "data", default="none", optional=True), "none", "none"),
         (Argument("a", "data", "dict"), '{"b": [1]}', {"b": [1]}),
+        (Argument("a", "data", "int"), "none", TAKEN_BACK),
+        (Argument("a", "data", choices=("b",)), "None", TAKEN_BACK),
         (Argument("a", "data", "dict"), "file.json", "file.json"),
     ],
 )
@@ -84,8 +87,6 @@ def test_values(argument: Argument, text: str, value: object) -> None:
         (Argument("a", "data", "float"), "much", "--a must be a number, got 'much'"),
         (Argument("a", "data", "bool"), "on", "--a must be true or false, got 'on'"),
         (Argument("a", "data", "dict"), "{", "--a must be JSON, got '{'"),
-        (Argument("a", "data", "int"), "none", "--a needs a value, got 'none'"),
-        (Argument("a", "data"), "none", "--a needs a value, got 'none'"),
     ],
 )
 def test_values_of_another_kind(argument: Argument, text: str, message: str) -> None:

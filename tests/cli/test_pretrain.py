@@ -172,8 +172,10 @@ def test_interrupt_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, reci
         (["--clip_mode", "tensors"], ["clip_mode must be 'tensor' or 'global', got 'tensors'"]),
         (["--teacher_momentum", "2"], ["teacher_momentum must be in [0, 1], got 2.0"]),
         (["--local_size", "20"], ["local_size of the views must be a multiple of the patch size 8, got 20"]),
-        (["--num_local", "none"], ["--num_local needs a value"]),
-        (["--learning_rate", "0.5"], ["learning_rate=0.5 and base_learning_rate=0.1", "were both given"]),
+        (
+            ["--learning_rate", "0.5", "--base_learning_rate", "0.1"],
+            ["learning_rate=0.5 and base_learning_rate=0.1", "were both given"],
+        ),
         (["--patch_size", "0"], ["geossl: patch_size must be at least 1, got 0"]),
         (["--num_attention_heads", "3"], ["hidden_size must be a multiple of num_attention_heads, got 32 and 3"]),
         (["--dataset", "no/where/at/all"], ["no/where/at/all"]),

@@ -1,12 +1,16 @@
 """What `geossl pretrain` reads of recipe and command line, and its help."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from hf_geossl import GTSATrainingArguments, LOCATrainingArguments
+from hf_geossl.cli.arguments import DataArguments
+from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.main import main
 from hf_geossl.cli.pretrain_arguments import SHOWN, parse_pretrain
+from hf_geossl.cli.recipes import read_recipe, recipes
 from hf_geossl.cli.usage import UsageError
 
 
@@ -91,6 +95,65 @@ def test_switches_and_several_values() -> None:
 def test_a_list_can_be_taken_back() -> None:
     recipe = ["equicoherent_vicreg_small", "--projector_sizes"]
     assert parse_pretrain([*recipe, "8", "9"]).model["projector_sizes"] == [8, 9]
-    with pytest.raises(UsageError, match="--projector_sizes needs a value"):
-        parse_pretrain([*recipe, "none"])
+    assert "projector_sizes" not in parse_pretrain([*recipe, "none"]).model  # the configuration's own
     assert parse_pretrain(["equicoherent_quickstart", "--blur_probability", "none"]).views["blur_probability"] is None
+
+
+@pytest.mark.parametrize("recipe", [*recipes()])
+def test_own_images_need_one_argument(recipe: str) -> None:
+    """What a recipe says of its own dataset goes with it, each value by name; what the user gives stays."""
+    own = parse_pretrain([recipe]).data
+    given = parse_pretrain([recipe, "--dataset", "photos"])
+    assert given.data == replace(
+        DataArguments(), dataset="photos", eval_images=own.eval_images, shuffle_block=own.shuffle_block
+    )
+    told = " ".join(given.left_out)
+    for name in ("dataset_config", "eval_dataset", "eval_split", "image_column", "revision", "split"):
+        default = getattr(DataArguments(), name)
+        assert (f"{name}={getattr(own, name)}" in told) == (getattr(own, name) != default), name
+    both = parse_pretrain([recipe, "--dataset", "photos", "--eval_dataset", "others", "--eval_split", "test"])
+    assert (both.data.eval_dataset, both.data.eval_split) == ("others", "test")
+    assert parse_pretrain([recipe, "--dataset", own.dataset]).data == own
+    assert parse_pretrain([recipe, "--dataset", own.dataset]).left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "yields"),
+    [
+        ("quickstart", "num_train_epochs=2", "max_steps"),
+        ("quickstart", "learning_rate=0.1", "base_learning_rate"),
+        ("loca_quickstart", "eval_dataset=none", "eval_split"),
+    ],
+)
+def test_a_recipes_value_yields_to_what_excludes_it(recipe: str, given: str, yields: str) -> None:
+    parsed = parse_pretrain([recipe, f"--{given}"])
+    before = {**parse_pretrain([recipe]).training, "eval_split": parse_pretrain([recipe]).data.eval_split}
+    assert before[yields] is not None
+    after = {**parsed.training, "eval_split": parsed.data.eval_split}
+    assert after.get(yields) is None
+    assert [
+        line.startswith(f"--{given.partition('=')[0]} is given, so {recipe}'s {yields}=") for line in parsed.left_out
+    ] == [True]
+    both = parse_pretrain([recipe, f"--{given}", f"--{yields}={before[yields]}"])
+    assert both.left_out == ()
+
+
+def test_every_argument_can_be_taken_back() -> None:
+    for recipe in recipes():
+        for argument in method_arguments(read_recipe(recipe).method):
+            parsed = parse_pretrain([recipe, f"--{argument.name}", "none"])
+            values = {**vars(parsed.data), **parsed.model, **parsed.views, **parsed.training}
+            default = getattr(DataArguments(), argument.name, None)
+            expected = (
+                "none"
+                if argument.default == "none"
+                else f"geossl-{recipe}"
+                if argument.name == "output_dir"
+                else default
+            )
+            assert values.get(argument.name) == expected or argument.optional, argument.name
+
+
+def test_the_model_to_start_from_and_its_arguments_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="--hidden_size is part of the model that --model_name_or_path names"):
+        parse_pretrain(["quickstart", "--model_name_or_path", "a/b", "--hidden_size", "8"])

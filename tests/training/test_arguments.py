@@ -3,17 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from PIL import Image
 
-from hf_geossl import GTSAForPreTraining, GTSATrainer
+from hf_geossl import GTSAForPreTraining, GTSATrainer, load_scenes, load_stream
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
 
 
 def test_length_from_epochs_of_a_dataset_with_a_length(images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, images, max_steps=-1, num_train_epochs=2)
     assert trainer.args.max_steps == 2 * 24 // 4
-    with pytest.raises(ValueError, match="a stream has no end.*set max_steps"):
-        make_trainer(tmp_path, "scenes", max_steps=-1)
+
+
+def test_length_from_epochs_of_a_stream(images: Any, tmp_path: Path) -> None:
+    """Two passes over 24 files in batches of 4; of rows that nobody has counted the length must be given."""
+    (tmp_path / "photos").mkdir()
+    for number, row in enumerate(images):
+        Image.fromarray(row["image"]).save(tmp_path / "photos" / f"{number}.png")
+    stream = load_stream(str(tmp_path / "photos"))
+    assert stream.num_images == 24
+    assert make_trainer(tmp_path / "a", stream, max_steps=-1, num_train_epochs=2).args.max_steps == 12
+    assert load_stream("scenes").num_images == len(load_scenes("train"))
+    uncounted = datasets.IterableDataset.from_generator(lambda: iter([{"image": Image.new("RGB", (8, 8))}]))
+    with pytest.raises(ValueError, match="not known before they are read: set max_steps"):
+        make_trainer(tmp_path / "b", uncounted, max_steps=-1)
 
 
 def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> None:

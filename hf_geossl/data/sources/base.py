@@ -30,6 +30,7 @@ class Source:
         identity (`dict`): plain values that name the data; two sources with equal identities give equal rows.
         columns (`tuple[str, ...]`): the columns of a row that a stream needs.
         label (`str`): name of a row, as a format string of its columns; empty for "unit 3 row 17".
+        num_images (`int`, *optional*): rows of a pass, where they are counted without reading them.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Source:
     identity: dict[str, Any]
     columns: tuple[str, ...] = ("key", "value", "error")
     label: str = "{key}"
+    num_images: int | None = None
 
     def unit(self, index: int) -> datasets.IterableDataset:
         """Returns unit `index` as a dataset of its own; a copy, since shallow ones share their position."""

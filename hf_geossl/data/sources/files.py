@@ -233,6 +233,7 @@ def folder_source(files: Files, name: str, shuffle_block: int) -> Source:
         units=units,
         read=partial(_path_below, files.root),
         identity={"files": len(files.names), "digest": files.digest()},
+        num_images=len(files.names),
     )
 
 

@@ -75,6 +75,7 @@ def hub_source(
                 units=units,
                 read=partial(_read_below, files.root, token),
                 identity=identity,
+                num_images=len(files.names),
             )
         if (files := _tar_files(builder, split, f"@{commit}/")) is not None:
             open_tar = partial(open_on_hub, token=token)
@@ -83,7 +84,11 @@ def hub_source(
         if split not in splits:
             raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
         rows = splits[split] if splits[split].num_shards >= MIN_UNITS else splits[split].reshard()
-        return iterable_source(rows, image_column, kind="hub", name=repository, identity=identity, token=token)
+        described = (builder.info.splits or {}).get(split)
+        count = described.num_examples if described is not None else None
+        return iterable_source(
+            rows, image_column, kind="hub", name=repository, identity=identity, token=token, num_images=count or None
+        )
 
 
 def hub_rows(

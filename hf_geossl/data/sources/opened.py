@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import datasets
 from PIL import Image
 
-from hf_geossl.data.scenes import SCENES_VERSION, scene_image, stream_scenes
+from hf_geossl.data.scenes import DEFAULT_COUNTS, SCENES_VERSION, scene_image, stream_scenes
 from hf_geossl.data.sources.base import (
     MIN_UNITS,
     Source,
@@ -62,6 +62,7 @@ def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -
         units=units,
         read=partial(_read_item, dataset, image_column),
         identity=identity,
+        num_images=rows,
     )
 
 
@@ -95,6 +96,7 @@ def scenes_source(split: str, config_name: str | None) -> Source:
         identity={"version": SCENES_VERSION},
         columns=("index",),
         label=f"scenes/{split}/{{index}}",
+        num_images=DEFAULT_COUNTS[split],
     )
 
 
@@ -110,6 +112,7 @@ def iterable_source(
     name: str = "the dataset",
     identity: dict[str, Any] | None = None,
     token: str | bool | None = None,
+    num_images: int | None = None,
 ) -> Source:
     """Opens a `datasets.IterableDataset`; its shards are the units.
 
@@ -118,6 +121,7 @@ def iterable_source(
         image_column (`str`): the column with the images.
         kind (`str`), name (`str`), identity (`dict`, *optional*): as in [`Source`].
         token (`str` or `bool`, *optional*): for image files on the Hub that the rows only name.
+        num_images (`int`, *optional*): as in [`Source`].
 
     Returns:
         `Source`: rows of the image column, undecoded.
@@ -141,6 +145,7 @@ def iterable_source(
         identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
         columns=(image_column,),
         label="",
+        num_images=num_images,
     )
 
 

@@ -36,6 +36,7 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
         units=units_for(total, shuffle_block, most=len(groups)),
         read=partial(value_of_row, files.root),
         identity={"files": len(files.names), "rows": total, "digest": files.digest()},
+        num_images=total,
     )
 
 

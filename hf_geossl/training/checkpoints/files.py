@@ -1,4 +1,4 @@
-"""The files of a checkpoint: whole or absent, with whole tensors by name, so that one process, DDP and FSDP2 read each other's."""
+"""Checkpoints, whole or absent, of whole tensors by name, so that one process, DDP and FSDP2 read each other's."""
 
 import errno
 import json

@@ -109,7 +109,7 @@ def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets
 def draw_reconstructions(
     rows: Sequence[ReconstructionRow], num_intermediate: int, transformation: str | None, title: str
 ) -> Image.Image:
-    """Draws for each image the way from `u` to the second view, and the reconstructions under it; at most 1600 pixels wide.
+    """Draws each image's way from `u` to the second view over the reconstructions; at most 1600 pixels wide.
 
     The first four rows are drawn, all are measured. `num_intermediate` points lie between the image and the end; where a
     row holds one more, it is the end.
@@ -179,7 +179,7 @@ def _panel(image: torch.Tensor, side: int) -> Image.Image:
 
 
 def within_file_size(picture: Image.Image) -> Image.Image:
-    """Reduces an RGB picture to 256 colours, 64 or 16, dithered, where its PNG takes more than 400 kB, as photographs do."""
+    """Reduces an RGB picture to 256 colours, 64 or 16, dithered, where its PNG takes more than 400 kB."""
     reduced = picture
     for colors in (256, 64, 16):
         if _file_size(reduced) <= LARGEST_FILE:
