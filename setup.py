@@ -14,8 +14,10 @@ EVAL = [
     "scikit-learn>=1.5",
     "scipy>=1.13",
 ]
+IMAGES = ["imagecodecs>=2024.6.1", "pydicom>=3.0", "tifffile>=2024.7.2"]  # TIFF of any layout, 16 bits, DICOM
 TEST = [
     *EVAL,
+    *IMAGES,
     "lightly>=1.6",
     "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",
@@ -69,6 +71,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2,<3", "types-PyYAML"],
         "eval": EVAL,
+        "images": IMAGES,
         "space": SPACE,
         "demo-test": [*SPACE, "playwright>=1.50"],
         "timm": ["timm>=1.0"],

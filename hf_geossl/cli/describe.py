@@ -23,6 +23,7 @@ NOT_FOR_PRETRAINING = {
     "apply_layernorm",
     "reshape_hidden_states",
     "semantic_loss_ignore_index",
+    "image_format",  # resolved from --channels, --value_range and the images
 }
 RENAMED = {"split": "model_split"}  # fields of a configuration that arguments of the data have the name of
 

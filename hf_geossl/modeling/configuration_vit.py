@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .image_format import ImageFormat
+
 TRANSFORMATIONS = ("se2", "rotation", "translation", "color", "blur")
 
 
@@ -27,6 +29,8 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         image_size (`int` or `(height, width)`, defaults to 224): Size in pixels that the position table is made for.
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         num_channels (`int`, defaults to 3): Channels of the images.
+        image_format (`dict`, *optional*): What the images are, as `ImageFormat.to_dict` gives it: channels, names, stored
+            type, value range, mean and deviation. RGB of 8 bits when not given.
         qkv_bias (`bool`, defaults to `True`): Whether queries, keys and values have a bias.
         use_class_token (`bool`, defaults to `True`): Whether a class token precedes the patch tokens.
         num_register_tokens (`int`, defaults to 0): Register tokens after the class token; they have no position
@@ -62,6 +66,7 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16
     num_channels: int = 3
+    image_format: dict[str, Any] | None = None
     qkv_bias: bool = True
     use_class_token: bool = True
     num_register_tokens: int = 0
@@ -110,6 +115,12 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Raises a `ValueError` that lists the choices if the field holds none of them."""
         self.require(f"one of {', '.join(map(str, choices))}", lambda value: value in choices, name)
 
+    def get_image_format(self) -> ImageFormat | None:
+        """What the images are: `image_format`, or RGB of 8 bits; None where there are not 3 channels and nothing says what they are."""
+        if self.image_format is not None:
+            return ImageFormat.from_dict(self.image_format)
+        return ImageFormat() if self.num_channels == 3 else None
+
     def validate_trunk(self) -> None:
         """Part of `@strict` validation."""
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels")
@@ -125,6 +136,10 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "a number, or None for no scale", lambda value: value is None or math.isfinite(value), "layerscale_value"
         )
         self.require("in [0, 1)", lambda rate: 0 <= rate < 1, "drop_path_rate")
+        if self.image_format is not None:
+            described = ImageFormat.from_dict(self.image_format)
+            words = f"{described.num_channels}, as image_format says ({described.describe()})"
+            self.require(words, lambda count: count == described.num_channels, "num_channels")
 
 
 @strict

@@ -2,17 +2,22 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import skimage
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from hf_geossl.data import images
-from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
+from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels, read_raster
+from hf_geossl.data.notes import collect_notes
+from hf_geossl.modeling.image_format import ImageFormat
+from tests.helpers.image_files import good_files, npy, photo, tiff
 
 
 def save(image: Image.Image, kind: str, **options) -> bytes:
@@ -141,7 +146,7 @@ def test_max_pixels_counts_whatever_pillows_own_limit_is(kind, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(BrokenImageError, match="30 x 20 is 600 pixels, more than max_pixels=100;"):
             decode_image(content, max_pixels=100)
-        if limit == 200 and kind in ("TIFF", "WEBP"):  # whose readers compare with twice Pillow's limit themselves
+        if limit == 200 and kind == "WEBP":  # whose reader compares with twice Pillow's limit itself
             with pytest.raises(
                 BrokenImageError, match="Pillow refuses so many pixels .*: raise PIL.Image.MAX_IMAGE_PIXELS"
             ):
@@ -160,7 +165,10 @@ def test_max_pixels_counts_whatever_pillows_own_limit_is(kind, monkeypatch):
         (save(Image.fromarray(noise(40, 40, 3)), "JPEG")[:900], "pixels cannot be decoded"),
         (save(Image.fromarray(noise(40, 40, 3)), "PNG")[:900], "pixels cannot be decoded"),
         (save(Image.fromarray(noise(40, 40, 3)), "WEBP")[:600], "cannot be"),
-        (save(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"), "32-bit floating point"),
+        (
+            save(Image.fromarray(np.full((3, 3), 1.5, np.float32)), "TIFF"),
+            "32-bit floating point .* --value_range 1.5,1.5",
+        ),
         (save(Image.fromarray(np.ones((3, 3), np.int32)), "TIFF"), "32-bit integer"),
         (png_header(0, 5), "cannot be read|no pixels|not an image"),
     ],
@@ -182,8 +190,8 @@ def test_missing_files_folders_and_addresses_are_broken_images_without_their_pat
         assert str(path) not in str(error.value)
 
 
-def test_arrays_that_are_no_images_are_errors_of_the_program():
-    for source in (np.zeros((4, 4, 3)), np.zeros((3, 8, 8), np.uint8), torch.zeros(3, 8, 8), [1, 2], None):
+def test_what_is_no_image_is_an_error_of_the_program():
+    for source in ([1, 2], ["a"], {"bytes": b""}, None, 3):
         with pytest.raises(TypeError, match=r"an image .*must be"):
             decode_image(source)
 
@@ -268,3 +276,180 @@ def test_pixels_for_views_are_bounded_and_taken_from_any_source(tmp_path):
     for source in (tmp_path / "missing.jpg", tmp_path):
         with pytest.raises(BrokenImageError, match="the file cannot be read"):
             decode_pixels(source)
+
+
+EVERY = good_files()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_format_gives_the_picture_that_was_written(kind):
+    if kind == "npz":  # floats from 0 to 235
+        with pytest.raises(BrokenImageError, match="--value_range 0,235"):
+            decode_image(EVERY[kind])
+        return
+    picture = pixels(EVERY[kind]).astype(int)
+    expected = photo().astype(int)
+    if kind in (
+        "jpeg grey",
+        "png 16 grey",
+        "pgm ascii",
+        "pfm",
+        "tiff float",
+        "dicom",
+        "dicom jpeg 2000",
+        "dicom jpeg-ls",
+    ):
+        expected = np.repeat(expected[..., :1], 3, axis=2)
+    if kind in ("tiff planar", "tiff stack", "npy"):  # uint16 that holds 0 to 255: nearly black, and noted
+        expected = np.round(expected / 257)
+    if kind == "dicom":  # int16 times 8 less 1024, of 12 bits with a sign
+        expected = (expected * 8 + 2048) * 255 / 4095
+    lossy = kind in ("jpeg", "mpo", "jpeg grey", "webp", "avif", "tiff jpeg", "png palette", "gif")
+    assert picture.shape == (40, 48, 3)
+    assert np.abs(picture - expected).mean() < (14 if lossy else 0.6), np.abs(picture - expected).mean()
+    assert np.array_equal(decode_pixels(EVERY[kind]), picture)
+
+
+NOTED = {
+    "mpo": {"frames"},
+    "apng": {"frames"},
+    "png 16 grey": {"depth"},
+    "png 16 rgb": {"depth"},
+    "ppm 16": {"depth"},
+    "pgm ascii": {"depth"},
+    "pfm": {"floats"},
+    "tiff float": {"floats"},
+    "jpeg 2000 five": {"channels"},
+    "tiff five deflate": {"channels"},
+    "tiff jpeg": {"channels"},
+    "tiff ome": {"channels"},
+    "tiff planar": {"channels", "depth", "dark"},
+    "tiff stack": {"channels", "depth", "dark"},
+    "npy": {"channels", "depth", "dark"},
+    "tiff 16 zstd": {"depth"},
+    "dicom": {"depth"},
+}
+
+
+@pytest.mark.parametrize("kind", EVERY.keys() - {"npz"})
+def test_what_was_done_to_the_values_is_noted_and_nothing_else(kind):
+    for decode in (decode_image, decode_pixels):
+        with collect_notes() as notes:
+            decode(EVERY[kind])
+        assert {entry.kind for entry in notes} == NOTED.get(kind, set())
+
+
+def test_a_picture_that_comes_out_nearly_black_names_the_range_to_give():
+    content = save(Image.fromarray((photo()[..., 0] * np.uint16(16)).astype(np.uint16)), "PNG")  # 0 to 3760 of 65535
+    with collect_notes() as notes:
+        assert pixels(content).max() == 15
+    assert [str(entry) for entry in notes if entry.kind == "dark"] == [
+        "nearly black, because the values fill little of the range of their type (the largest value is 3760 of 65535; "
+        "give the range that is used, such as --value_range 0,4095)"
+    ]
+
+
+def test_infrared_tagged_as_transparency_leaves_the_colours_alone():
+    rgb = photo()
+    for tag in ("unassalpha", "assocalpha", "unspecified"):
+        content = tiff(np.concatenate([rgb, rgb[..., :1] // 2], -1), photometric="rgb", extrasamples=[tag])
+        with collect_notes() as notes:
+            assert np.array_equal(pixels(content), rgb), tag
+        assert [entry.kind for entry in notes] == ["alpha_band", "channels"][tag == "unspecified" :]
+        assert read_raster(content).pixels.shape == (40, 48, 4)
+
+
+def test_real_transparency_of_a_tiff_is_laid_over_white_as_ever():
+    rgb = photo()
+    alpha = np.where(np.arange(48) < 20, 0, 255).astype(np.uint8) * np.ones((40, 1, 1), np.uint8).reshape(40, 1)
+    content = tiff(np.concatenate([rgb, alpha[..., None]], -1), photometric="rgb", extrasamples=["unassalpha"])
+    with collect_notes() as notes:
+        found = pixels(content)
+    assert (found[:, :20] == 255).all()
+    assert np.array_equal(found[:, 20:], rgb[:, 20:])
+    assert [entry.kind for entry in notes] == ["transparency"]
+    raster = read_raster(content)
+    assert raster.alpha
+    assert raster.pixels.shape == (40, 48, 3)
+
+
+FOUR = ImageFormat(
+    channels=(4, 3, 2, 1),
+    names=("d", "c", "b", "a"),
+    dtype="uint16",
+    value_range=((100, 4195),),
+    range_source="given",
+    mean=(0.5,) * 4,
+    std=(0.25,) * 4,
+)
+
+
+def test_pixels_of_a_format_are_units_of_its_channels_in_its_order(tmp_path):
+    stored = noise(9, 7, 6, kind=np.uint16)
+    expected = (stored[..., [3, 2, 1, 0]].astype(np.float64) - 100) / 4095
+    (tmp_path / "a.npy").write_bytes(npy(stored))
+    sources = [tmp_path / "a.npy", npy(stored), stored, torch.from_numpy(stored), stored.tolist()]
+    sources.append(tiff(stored, photometric="minisblack", planarconfig="contig"))
+    sources.append(tiff(np.moveaxis(stored, 2, 0), photometric="minisblack"))  # pages
+    for source in sources:
+        found = decode_pixels(source, image_format=FOUR)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert found.max() > 10  # not clipped
+    with pytest.raises(BrokenImageError, match="it has 3 channels, and channel 4 is asked for"):
+        decode_pixels(stored[..., :3].copy(), image_format=FOUR)
+
+
+def test_the_default_format_is_the_way_without_one(monkeypatch):
+    content = jpeg_kinds()["baseline 0"]
+    monkeypatch.setattr(images, "decode_image", lambda *_: pytest.fail("decoded by Pillow"))
+    assert torch.equal(decode_pixels(content, image_format=ImageFormat()), decode_pixels(content))
+
+
+def test_grey_formats_take_the_luminance_of_colours():
+    rgb = photo()
+    grey8 = ImageFormat(channels="gray", names=("gray",), mean=(0.5,), std=(0.2,))
+    expected = np.asarray(Image.fromarray(rgb).convert("L"))
+    assert np.array_equal(decode_pixels(save(Image.fromarray(rgb), "PNG"), image_format=grey8)[..., 0], expected)
+    assert np.array_equal(decode_pixels(save(Image.fromarray(expected), "PNG"), image_format=grey8)[..., 0], expected)
+    grey16 = ImageFormat.from_dict({**grey8.to_dict(), "dtype": "uint16", "value_range": [[0, 65535]]})
+    found = decode_pixels(imagecodecs.png_encode(rgb.astype(np.uint16) * 257), image_format=grey16)[..., 0]
+    np.testing.assert_allclose(found, rgb @ np.array([0.299, 0.587, 0.114]) / 255, atol=2e-5)
+
+
+def test_a_model_with_a_value_range_shows_pictures_by_it():
+    stored = np.array([[[0, 100, 4195], [2147, 5000, 100]]], dtype=np.uint16)
+    named = {"dtype": "uint16", "value_range": [[100, 4195]], "range_source": "given"}
+    picture = decode_image(stored, image_format=ImageFormat.from_dict({**ImageFormat().to_dict(), **named}))
+    assert np.asarray(picture).tolist() == [[[0, 0, 255], [127, 255, 0]]]
+
+
+def test_a_png_with_large_texts_or_profile_is_read():
+    rgb = photo()
+    large = PngImagePlugin.PngInfo()
+    large.add_text("one", "y" * 2_000_000, zip=True)
+    many = PngImagePlugin.PngInfo()
+    for number in range(70):
+        many.add_text(f"text {number}", "y" * 1_000_000, zip=True)
+    turned = Image.Exif()
+    turned[274] = 3
+    for options in ({"pnginfo": large}, {"pnginfo": many}, {"icc_profile": b"\0" * 3_000_000}):
+        content = save(Image.fromarray(rgb), "PNG", **options)
+        with pytest.raises(ValueError, match="large|memory"), Image.open(io.BytesIO(content)) as image:
+            image.load()
+        assert np.array_equal(pixels(content), rgb)
+        assert np.array_equal(pixels(save(Image.fromarray(rgb), "PNG", exif=turned, **options)), rgb[::-1, ::-1])
+        with pytest.raises(BrokenImageError):
+            decode_image(content[:-40])
+
+
+def test_files_that_need_an_extra_say_so(monkeypatch):
+    for name in ("tifffile", "imagecodecs", "pydicom"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises
+    for kind in ("tiff five deflate", "jpeg 2000 five", "dicom"):
+        with pytest.raises(BrokenImageError, match=r'pip install "hf_geossl\[images\]"'):
+            decode_image(EVERY[kind])
+    for kind in ("tiff", "tiff lzw", "png 16 rgb", "png 16 grey", "npy", "ppm 16", "jpeg 2000"):  # need none
+        assert pixels(EVERY[kind]).shape == (40, 48, 3)
+    grey16 = noise(5, 4, kind=np.uint16)
+    assert np.array_equal(pixels(save(Image.fromarray(grey16), "TIFF"))[..., 0], np.round(grey16 / 257))

@@ -1,0 +1,214 @@
+"""From the stored values of a file to those that a model gets: channels chosen, types and ranges converted, notes made."""
+
+import numpy as np
+
+from hf_geossl.data.notes import note
+from hf_geossl.data.rasters import BrokenImageError, Raster
+from hf_geossl.modeling.image_format import RGB_NAMES, ImageFormat
+
+_DARK = 1 / 8  # of the range: below it a picture looks black
+_LUMINANCE_16 = (19595, 38470, 7471)  # of red, green and blue in 65536ths, as Pillow's "L"
+_OTHER_NAMES = {"r": "red", "g": "green", "b": "blue"}
+
+
+def rgb8(raster: Raster) -> np.ndarray:
+    """Makes the picture of 8 bits that stands for a raster where nobody said what its values mean.
+
+    Grey is repeated; of more than three channels those called red, green and blue, else the first three, are taken.
+    Whole numbers of 16 bits, or of the bits that the file names, are scaled to 0..255; floating point numbers of 0 to 1
+    too; others have no fixed range. Transparency is laid over white.
+
+    Args:
+        raster ([`Raster`]): the stored values.
+
+    Returns:
+        `numpy.ndarray` of shape `(height, width, 3)`: uint8.
+
+    Raises:
+        BrokenImageError: if the values have no fixed range; it names `--value_range`.
+    """
+    values = to_bytes(raster, _colors(raster))
+    alpha = raster.transparency
+    if alpha is not None and alpha.min() < _opaque(alpha, raster):
+        note("transparency", number=raster.transparency_place + 1)
+        values = _over_white(values, alpha, _opaque(alpha, raster))
+    return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
+
+
+def in_format(raster: Raster, image_format: ImageFormat) -> np.ndarray:
+    """Takes the channels of a format out of a raster, and maps its values to those of the format.
+
+    Args:
+        raster ([`Raster`]): the stored values.
+        image_format (`ImageFormat`): of the model.
+
+    Returns:
+        `numpy.ndarray` of shape `(height, width, channels)`: uint8 for formats of 8 bits, else float32 in units, in which
+        the value range goes from 0 to 1 and nothing is clipped.
+
+    Raises:
+        BrokenImageError: if the file lacks a channel.
+    """
+    numbers = image_format.channels
+    values = _numbered(raster, numbers) if isinstance(numbers, tuple) else _colors(raster)
+    if image_format.is_uint8:
+        values = _gray(to_bytes(raster, values)) if numbers == "gray" else to_bytes(raster, values)
+    else:
+        values = _units(raster, values, image_format)
+    alpha, at = raster.transparency, raster.transparency_place
+    if alpha is not None and alpha.min() < _opaque(alpha, raster):
+        if not isinstance(numbers, tuple):
+            note("transparency", number=at + 1)
+            values = _over_white(values, alpha, _opaque(alpha, raster))
+        elif at + 1 not in numbers:
+            note("transparency_ignored")
+    if numbers == "rgb" and values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    return np.ascontiguousarray(values)
+
+
+def _over_white(values: np.ndarray, alpha: np.ndarray, opaque: float) -> np.ndarray:
+    share = alpha[..., None] / opaque
+    if values.dtype == np.uint8:
+        return np.round(values * share + 255 * (1 - share)).astype(np.uint8)
+    return (values * share + (1 - share)).astype(np.float32)
+
+
+def _gray(values: np.ndarray) -> np.ndarray:
+    """Luminance of colours, as Pillow's mode "L" has it; one channel stays as it is."""
+    if values.shape[2] == 1:
+        return values
+    if values.dtype == np.uint8:
+        weighted = values.astype(np.uint32) @ np.array(_LUMINANCE_16, np.uint32)
+        return ((weighted + 2**15) >> 16).astype(np.uint8)[..., None]
+    return (values.astype(np.float64) @ (np.array(_LUMINANCE_16) / 2**16))[..., None]
+
+
+def _opaque(alpha: np.ndarray, raster: Raster) -> float:
+    if alpha.dtype.kind == "f":
+        return 1.0
+    return float(2**raster.bits - 1 if raster.bits else np.iinfo(alpha.dtype).max)
+
+
+def _numbered(raster: Raster, numbers: tuple[int, ...]) -> np.ndarray:
+    values = raster.all_channels()
+    if max(numbers) > values.shape[2]:
+        held = "1 channel" if values.shape[2] == 1 else f"{values.shape[2]} channels"
+        raise BrokenImageError(
+            f"it has {held}, and channel {max(numbers)} is asked for (--channels {','.join(map(str, numbers))})"
+        )
+    return values[..., [number - 1 for number in numbers]]
+
+
+def _colors(raster: Raster) -> np.ndarray:
+    """Red, green and blue, or the one channel, with a note where others are left out."""
+    count = raster.num_channels
+    names = [_OTHER_NAMES.get(name.lower(), name.lower()) for name in raster.names]
+    if count > 3 and all(name in names for name in RGB_NAMES):
+        chosen = [names.index(name) for name in RGB_NAMES]
+    else:
+        chosen = [0, 1, 2] if count >= 3 else [0]
+    if count > len(chosen):
+        taken = ", ".join(str(number + 1) for number in chosen)
+        example = ",".join(str(number + 1) for number in range(min(count, 8)))
+        note("channels", taken=taken, count=count, example=example)
+    return raster.pixels if chosen == list(range(count)) else raster.pixels[..., chosen]
+
+
+def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
+    """Which values mean "no value"; None if none does. Where that is 0, it belongs into the picture as black."""
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else None
+    if nodata is not None and np.isfinite(nodata) and nodata != 0:
+        named = values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
+        missing = named if missing is None else missing | named
+    return missing if missing is not None and missing.any() else None
+
+
+def to_bytes(raster: Raster, values: np.ndarray) -> np.ndarray:
+    """Scales stored values to 8 bits by the range that they can have.
+
+    Args:
+        raster ([`Raster`]): where they come from.
+        values (`numpy.ndarray`): those channels of it that are used.
+
+    Returns:
+        `numpy.ndarray`: uint8, of the same shape.
+
+    Raises:
+        BrokenImageError: if they have no fixed range.
+    """
+    kind, (low, high) = values.dtype, raster.value_span()
+    if kind == np.uint8 and (low, high) == (0, 255):
+        return values
+    missing = _missing(values, raster.nodata)
+    known = values if missing is None else values[~missing]
+    smallest, largest = (float(known.min()), float(known.max())) if known.size else (low, low)
+    if raster.span is None:
+        if kind.kind == "f" and not (smallest >= 0 and largest <= 1):
+            raise _no_range(f"{kind.itemsize * 8}-bit floating point", smallest, largest)
+        if kind.itemsize == 4 and kind.kind in "iu":
+            raise _no_range("32-bit integer", smallest, largest)
+        if kind.kind == "i":
+            if smallest < 0:
+                raise _no_range("signed 16-bit integer", smallest, largest)
+            low = 0.0
+    if missing is not None:
+        note("nodata", count=int(missing.sum()))
+        values = np.where(missing, kind.type(low) if kind.kind == "f" else low, values)
+    if kind == np.uint16 and (low, high) == (0, 65535):
+        scaled = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    else:
+        share = (values.astype(np.float64) - low) / (high - low)
+        scaled = np.clip(np.floor(share * 255 + 0.5), 0, 255).astype(np.uint8)
+    if kind.kind == "f" and raster.span is None:
+        note("floats")
+    elif kind != np.uint8:
+        note("depth", low=low, high=high)
+    _note_dark(known, low, high, largest)
+    return scaled
+
+
+def _note_dark(values: np.ndarray, low: float, high: float, largest: float) -> None:
+    if values.size and values.dtype != np.uint8 and largest - low < (high - low) * _DARK:
+        whole = values.dtype.kind in "iu" and low == 0
+        example = f"0,{max(1, 2 ** int(largest).bit_length() - 1)}" if whole else f"{low:g},{largest:g}"
+        note("dark", largest=largest, high=high, example=example)
+
+
+def _no_range(what: str, smallest: float, largest: float) -> BrokenImageError:
+    return BrokenImageError(
+        f"{what} pixels from {smallest:g} to {largest:g} have no fixed range; say which values are black and white, "
+        f"such as --value_range {smallest:g},{largest:g}"
+    )
+
+
+def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.ndarray:
+    """Maps stored values to units; those of another type by their own whole range where the format's is the type's."""
+    missing = _missing(values, raster.nodata)
+    _note_dark_units(raster, values, missing, image_format)
+    if image_format.channels == "gray":
+        values = _gray(values)
+        missing = missing if missing is None else missing.any(axis=2, keepdims=True)
+    elif image_format.channels == "rgb" and values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    same = raster.dtype == image_format.dtype or (
+        raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
+    )
+    if same or image_format.range_source != "type":
+        units, how = image_format.to_unit(values), "values taken as they are"
+    else:
+        low, high = raster.value_span()
+        units = ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
+        how = f"{low:g} to {high:g} became the whole range"
+    if not same:
+        note("type", stored=raster.dtype, expected=image_format.dtype, how=how)
+    if missing is not None:
+        note("nodata", count=int(missing.sum()))
+        units = np.where(missing, np.float32(0), units)
+    return units
+
+
+def _note_dark_units(raster: Raster, values: np.ndarray, missing: np.ndarray | None, image_format: ImageFormat) -> None:
+    known = values if missing is None else values[~missing]
+    if known.size and image_format.range_source == "type" and known.dtype.kind == "u":
+        _note_dark(known, *raster.value_span(), float(known.max()))
