@@ -64,7 +64,13 @@ def describe_method(name: str) -> list[Argument]:
 def shared_settings(method: Method) -> list[str]:
     """Names the settings of the views that the configuration has too: they are the model's, and given once."""
     fields = {entry.name for entry in dataclasses.fields(method.load("config"))}
-    return [name for name in method.load("views").flat_settings() if name in fields]
+    return [name for name in _flat_settings(method) if name in fields]
+
+
+def _flat_settings(method: Method) -> dict[str, "dataclasses.Field[object]"]:
+    """The settings of the views but for what the images are, which arguments of the data say."""
+    flat = method.load("views").flat_settings()
+    return {name: entry for name, entry in flat.items() if entry.metadata["place"][0] != "image"}
 
 
 def _model_arguments(method: Method) -> Iterator[Argument]:
@@ -79,7 +85,7 @@ def _model_arguments(method: Method) -> Iterator[Argument]:
 
 def _view_arguments(method: Method) -> Iterator[Argument]:
     shared = shared_settings(method)
-    for name, entry in method.load("views").flat_settings().items():
+    for name, entry in _flat_settings(method).items():
         if name not in shared:
             yield _argument(name, "views", entry, entry.metadata.get("help", ""))
 

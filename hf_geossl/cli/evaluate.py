@@ -98,7 +98,9 @@ def _measure(
         image_size=options.image_size,
         train_split=options.train_split,
         test_split=options.test_split,
-        columns=Columns(**columns, depth_scale=options.depth_scale, reduce_labels=options.reduce_labels),
+        columns=Columns(
+            **columns, **{key: getattr(options, key) for key in ("depth_scale", "bbox_format", "reduce_labels")}
+        ),
         config_name=options.dataset_config,
         dataset_revision=options.dataset_revision,
         batch_size=options.batch_size,
@@ -173,8 +175,11 @@ def _add_columns(parser: Parser) -> None:
     add("--semantic_column", default="annotation", help="Map of classes. Default: %(default)s.")
     add("--reduce_labels", action="store_true", help="0 means no class in that map (as in ADE20k).")
     add("--depth_column", default="depth_map", help="Map of depths. Default: %(default)s.")
-    add("--depth_scale", type=float, default=1.0, help="Metres a unit of it. Default: %(default)s.")
+    add("--depth_scale", type=float, help="Metres a unit of it. Default: 1, or 0.001 where it holds whole numbers.")
     add("--objects_column", default="objects", help="Boxes and categories. Default: %(default)s.")
+    add(
+        "--bbox_format", help="coco, pascal_voc, yolo, xyxy_fractions or xywh_fractions. Default: what fits the images."
+    )
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Setting]]:

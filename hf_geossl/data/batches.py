@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.images import BrokenImageError, decode_pixels
 from hf_geossl.data.positions import refuse_difference
-from hf_geossl.data.streams import ImageStream
+from hf_geossl.data.streams import Decode, ImageStream
+from hf_geossl.modeling.image_format import ImageFormat
 
 STATE_KEY = "stream_state"
 KEYS_KEY = "keys"
@@ -30,8 +32,8 @@ _CLEAR_ERRORS = (BrokenStreamError, BrokenImageError, ConnectionError, OSError, 
 class ImageViews(Protocol):
     """Makes the views of one image; every random choice comes from `seed` alone.
 
-    Views with an attribute `accepts_pixels` that is true get uint8 tensors of shape `(height, width, 3)`, which are
-    decoded faster, instead of PIL images.
+    Views with an attribute `accepts_pixels` that is true get what `decode_pixels` gives for their `image_format` (uint8
+    tensors of shape `(height, width, 3)` without one), which are decoded faster, instead of PIL images.
     """
 
     def __call__(self, image: Image.Image, *, seed: int) -> dict[str, torch.Tensor]:
@@ -41,6 +43,16 @@ class ImageViews(Protocol):
     def collate(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Stacks the views of several images."""
         ...
+
+
+def decode_for(views: ImageViews) -> Decode | None:
+    """How images are decoded for views: to pixels of their format; None where they take PIL images."""
+    if not getattr(views, "accepts_pixels", False):
+        return None
+    image_format: ImageFormat | None = getattr(views, "image_format", None)
+    if image_format is None or image_format.is_rgb8:
+        return decode_pixels
+    return partial(decode_pixels, image_format=image_format)
 
 
 @dataclass(frozen=True)
@@ -269,8 +281,8 @@ class StreamBatches(IterableDataset):
             v = self._owned[number % len(self._owned)]
             if v not in streams:
                 stream = self.stream.shard(self.num_streams, v)
-                takes_pixels = getattr(self.views, "accepts_pixels", False)
-                streams[v] = stream.with_decode(decode_pixels) if takes_pixels else stream
+                decode = decode_for(self.views)
+                streams[v] = stream if decode is None else stream.with_decode(decode)
                 streams[v].load_state_dict({"fingerprint": self.stream.fingerprint, **positions[v]})
                 samples[v] = iter(streams[v])
             batch = self._fill(streams[v], samples[v])

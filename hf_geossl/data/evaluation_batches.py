@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from hf_geossl.data.batches import ImageViews
+from hf_geossl.data.batches import ImageViews, decode_for
 from hf_geossl.data.sources.base import Source
-from hf_geossl.data.streams import ImageStream
+from hf_geossl.data.streams import Decode, ImageStream
 
 
 def known_images(stream: ImageStream) -> int | None:
@@ -54,9 +54,19 @@ class FirstImages:
         known = known_images(self.stream)
         return self.count if known is None else min(self.count, known)
 
+    def with_decode(self, decode: Decode) -> "FirstImages":
+        """Returns the same images with another `decode`."""
+        return FirstImages(self.stream.with_decode(decode), self.count)
+
     def one_epoch(self) -> Iterator[dict[str, Any]]:
         """Iterates over the images, in the stream's order."""
         return islice(self.stream.one_epoch(), self.count)
+
+
+def samples_for(views: ImageViews, stream: ImageStream | FirstImages) -> Iterator[dict[str, Any]]:
+    """Iterates over one pass of a stream, decoded for views."""
+    decode = decode_for(views)
+    return (stream if decode is None else stream.with_decode(decode)).one_epoch()
 
 
 class EvaluationBatches:
@@ -110,7 +120,7 @@ class EvaluationBatches:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        samples = iter(self.stream.one_epoch())
+        samples = samples_for(self.views, self.stream)
         batch = self.images = 0
         size = self.batch_size * self.world_size
         while group := list(islice(samples, size)):

@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -270,3 +271,17 @@ class Encoder:
             )
         patches = states[:, prefix:].unflatten(1, (rows, columns))
         return patches, states[:, 0] if prefix and self._trunk.has_class_token else None
+
+
+@contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """bfloat16 autocast on a GPU, float32 elsewhere."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 inside of `mixed_precision`: for coordinates and scores, which bfloat16 would round."""
+    with torch.autocast(device.type, enabled=False):
+        yield

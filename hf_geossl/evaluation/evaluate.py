@@ -19,10 +19,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_geossl.evaluation.arguments import EvaluationArguments, EvaluationKeywords, image_size_of
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.loading import ModelLike, load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, load_protocol
 from hf_geossl.evaluation.registry import (
     ABOUT,
@@ -223,7 +222,7 @@ class _Run:
         words += ["--trust_remote_code"] if self.arguments.trust_remote_code else []
         words += ["--dataset_config", about["config_name"]] if "config_name" in about else []
         for key, value in about.get("columns", {}).items():
-            option = f"--{key}" if key in ("depth_scale", "reduce_labels") else f"--{key}_column"
+            option = f"--{key}" if key in ("depth_scale", "bbox_format", "reduce_labels") else f"--{key}_column"
             words += [option] if value is True else [option, str(value)]
         for name, entry in self.results.items():
             words += _changed_settings(name, entry["settings"])

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.registry import TIMM
-from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 

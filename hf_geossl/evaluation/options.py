@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from hf_geossl.data.sources.opening import CLIP_FOLDERS
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
+from hf_geossl.evaluation.truth import SharedTruth
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 
@@ -84,6 +85,10 @@ class EvaluationData:
     config_name: str | None = None
     revision: str | None = None
     token: str | None = None
+    _shared: SharedTruth = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_shared", SharedTruth((self.train_split, self.test_split)))
 
     @property
     def train(self) -> Samples:
@@ -122,4 +127,5 @@ class EvaluationData:
             config_name=self.config_name,
             revision=self.revision,
             token=self.token,
+            shared=self._shared if split in self._shared.splits else None,
         )

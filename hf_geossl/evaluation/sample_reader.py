@@ -1,44 +1,21 @@
 """Makes a sample of a row of a labelled dataset: image and truth, cut to the same square."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.data.images import DEFAULT_MAX_PIXELS, decode_image
+from hf_geossl.data.images import decode_image
 from hf_geossl.data.sources.base import encoded_image
+from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
+from hf_geossl.evaluation.truth import Columns, Truth
 
-IGNORED = 255  # a pixel without truth
+CHANGED = "changed"  # in a sample: how often what was done to its truth
 Sample = dict[str, Any]
 ReadRow = Callable[[int, Mapping[str, Any]], Sample]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of a dataset's columns; those that it lacks are left out of its samples.
-
-    Args:
-        image (`str`): The image.
-        label (`str`): Its class, an integer or `ClassLabel`.
-        semantic (`str`): An image of class indices, one a pixel.
-        depth (`str`): Depths, one a pixel, 0 where unknown; `depth_scale` (`float`) metres a unit.
-        objects (`str`): `{"bbox": [[x, y, width, height], ...], "category": [...]}` as in COCO, and optionally "keypoints",
-            as there: x, y and visibility (0 where not labelled) of each, `[[x, y, v, x, y, v, ...], ...]`.
-        reduce_labels (`bool`): Whether 0 means "no class" in `semantic` (as in ADE20k), so that classes start at 1.
-    """
-
-    image: str = "image"
-    label: str = "label"
-    semantic: str = "annotation"
-    depth: str = "depth_map"
-    depth_scale: float = 1.0
-    objects: str = "objects"
-    reduce_labels: bool = False
 
 
 def read_scene(index: int, row: Mapping[str, Any]) -> Sample:
@@ -108,10 +85,14 @@ class SampleReader:
         size (`int`): Side of the samples in pixels.
         columns (`Columns`): Names of the columns.
         token (`str` or `bool`, *optional*): For image files on the Hub that the rows only name.
+        truth (`Truth`, *optional*): What the values of the columns mean.
     """
 
-    def __init__(self, size: int, columns: Columns, token: str | bool | None = None) -> None:
+    def __init__(
+        self, size: int, columns: Columns, token: str | bool | None = None, truth: Truth | None = None
+    ) -> None:
         self.size, self.columns, self.token = size, columns, token
+        self.truth = truth or Truth(bbox_format=columns.bbox_format or "coco", depth_scale=columns.depth_scale or 1.0)
 
     def __call__(self, index: int, row: Mapping[str, Any]) -> Sample:
         """Makes the sample of a row.
@@ -127,85 +108,113 @@ class SampleReader:
             BrokenImageError: If the image cannot be decoded.
             ValueError: If the truth does not fit the image or is no number of a class.
         """
-        columns = self.columns
+        columns, changed = self.columns, dict[str, int]()
         image = decode_image(encoded_image(row[columns.image], self.token))
         frame = _Frame.of(image, self.size)
         sample: Sample = {"index": index, "image": _image_tensor(frame.cut(image, Image.Resampling.BICUBIC))}
-        if row.get(columns.label) is not None:
-            sample["label"] = self._label(row[columns.label])
+        label = row.get(columns.label)
+        if self.truth.lists and label is not None:
+            sample["multi_label"] = self._multi_label(label)
+        elif label is not None and is_label(label):
+            sample["label"] = class_number(label, self.truth.labels, columns.label)
         if row.get(columns.semantic) is not None:
-            sample["semantic"] = self._semantic(self._cut_map(columns.semantic, index, row, image, frame))
+            sample["semantic"] = self._semantic(self._cut_map(columns.semantic, index, row, image, frame, changed))
         if row.get(columns.depth) is not None:
-            depth = self._cut_map(columns.depth, index, row, image, frame).astype(np.float32)
-            sample["depth"] = torch.from_numpy(depth * columns.depth_scale)
+            sample["depth"] = self._depth(self._cut_map(columns.depth, index, row, image, frame, changed), changed)
         if row.get(columns.objects) is not None:
-            sample.update(_objects(row[columns.objects], image, frame))
-        return sample
+            sample.update(self._objects(as_lists(row[columns.objects], columns.objects), image, frame, changed))
+        return sample | ({CHANGED: changed} if changed else {})
 
-    def _label(self, label: object) -> int:
-        if isinstance(label, str):
-            raise ValueError(
-                f"the column {self.columns.label!r} must hold the numbers of classes, got the text {label[:40]!r}: number "
-                "the classes, or put the images in one folder a class"
-            )
-        return int(label)  # type: ignore[call-overload]
+    def _multi_label(self, labels: Sequence[Any]) -> torch.Tensor:
+        known = self.truth.labels or ()
+        present = torch.zeros(len(known), dtype=torch.int64)
+        present[[class_number(label, known, self.columns.label) for label in labels]] = 1
+        return present
 
     def _semantic(self, classes: np.ndarray) -> torch.Tensor:
+        column = self.columns.semantic
+        if np.issubdtype(classes.dtype, np.floating) and not (classes == np.rint(classes)).all():
+            raise ValueError(f"the column {column!r} must hold the numbers of classes, got fractions")
         if classes.min() < 0 or classes.max() > IGNORED:
             wrong = classes.min() if classes.min() < 0 else classes.max()
             raise ValueError(
-                f"the column {self.columns.semantic!r} must hold classes from 0 to {IGNORED}, which is no class, got "
+                f"the column {column!r} must hold classes from 0 to {IGNORED}, which is no class, got "
                 f"{wrong}: renumber them, or choose another column"
             )
         semantic = torch.from_numpy(classes.astype(np.uint8))
+        if self.truth.binary:
+            other = semantic[(semantic != 0) & (semantic != IGNORED)]
+            if len(other):
+                raise ValueError(
+                    f"the column {column!r} holds the class {other[0]} in one map, and 0 and 255 alone in the first ones, "
+                    "where 255 was taken as class 1: write 1 for 255 where it is a class"
+                )
+            return (semantic == IGNORED).to(torch.uint8)
         if self.columns.reduce_labels:
             semantic = torch.where((semantic == 0) | (semantic == IGNORED), IGNORED, semantic - 1).to(torch.uint8)
         return semantic
 
+    def _depth(self, depths: np.ndarray, changed: dict[str, int]) -> torch.Tensor:
+        metres = depths.astype(np.float32) * self.truth.depth_scale
+        unknown = ~np.isfinite(metres) | (metres < 0)
+        if unknown.any():
+            changed["images with depths that are negative or no number, taken as unknown"] = 1
+        return torch.from_numpy(np.where(unknown, np.float32(0), metres))
+
     def _cut_map(
-        self, column: str, index: int, row: Mapping[str, Any], image: Image.Image, frame: _Frame
+        self,
+        column: str,
+        index: int,
+        row: Mapping[str, Any],
+        image: Image.Image,
+        frame: _Frame,
+        changed: dict[str, int],
     ) -> np.ndarray:
-        picture = _open_map(encoded_image(row[column], self.token))
+        picture = open_map(encoded_image(row[column], self.token), column)
         if abs(picture.width * image.height - picture.height * image.width) > max(*picture.size, *image.size):
             raise ValueError(
                 f"the map in {column!r} of image {index} has {picture.width} x {picture.height} pixels, its image "
                 f"{image.width} x {image.height} (turned as its EXIF orientation says): both must show the same frame, so "
                 "turn or cut the map as the image"
             )
+        if picture.size != image.size:
+            changed[f"images whose map in {column!r} has another size than the image, scaled by nearest neighbour"] = 1
         return frame.cut(picture, Image.Resampling.NEAREST)
 
-
-def _objects(objects: Mapping[str, Any], image: Image.Image, frame: _Frame) -> Sample:
-    """Boxes, categories and keypoints in pixels of the frame; objects of less than a pixel in it are left out."""
-    boxes = torch.tensor(objects["bbox"], dtype=torch.float32).view(-1, 4)
-    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-    stretch = boxes.new_tensor([frame.width / image.width, frame.height / image.height])
-    corner = boxes.new_tensor([frame.left, frame.top])
-    boxes = (boxes * stretch.repeat(2) - corner.repeat(2)).clamp(0, frame.size)
-    visible = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= 1
-    sample: Sample = {
-        "boxes": boxes[visible],
-        "categories": torch.tensor(objects["category"], dtype=torch.int64)[visible],
-    }
-    if objects.get("keypoints") is not None:
-        count = len(objects["keypoints"][0]) // 3 if len(visible) else 0
-        points = torch.tensor(objects["keypoints"], dtype=torch.float32).reshape(len(visible), count, 3)
-        moved = points[..., :2] * stretch - corner
-        inside = ((moved >= 0) & (moved <= frame.size)).all(dim=-1, keepdim=True)
-        labelled = (points[..., 2:] > 0) & inside
-        sample["keypoints"] = torch.where(labelled, torch.cat([moved, points[..., 2:]], dim=-1), 0)[visible]
-    return sample
-
-
-def _open_map(value: object) -> Image.Image:
-    """A map of classes or metres, one number a pixel: an image that is not turned to RGB, or an array."""
-    if isinstance(value, (bytes, str, Path)):
-        value = Image.open(BytesIO(value) if isinstance(value, bytes) else value, formats=("PNG", "TIFF", "BMP", "GIF"))
-    if not isinstance(value, Image.Image):
-        value = Image.fromarray(np.asarray(value))
-    if value.width * value.height > DEFAULT_MAX_PIXELS:
-        raise ValueError(f"a map of {value.width} x {value.height} pixels is larger than {DEFAULT_MAX_PIXELS} pixels")
-    return value
+    def _objects(
+        self, objects: Mapping[str, Any], image: Image.Image, frame: _Frame, changed: dict[str, int]
+    ) -> Sample:
+        """Boxes, categories and keypoints in pixels of the frame; objects of less than a pixel in it are left out."""
+        column = self.columns.objects
+        whole = corners(objects["bbox"], self.truth.bbox_format, image.width, image.height)
+        if len(whole) and (not np.isfinite(whole).all() or (whole[:, 2:] < whole[:, :2]).any()):
+            raise ValueError(
+                f"the column {column!r} holds boxes that end before they begin when read as {self.truth.bbox_format}: say "
+                "their format by bbox_format (--bbox_format)"
+            )
+        reach = (whole[:, :2] < -1).any(1) | (whole[:, 2:] > np.array(image.size) + 1).any(1)
+        if reach.any():
+            changed["objects whose boxes reach out of their image, clipped to it"] = int(reach.sum())
+        boxes = torch.from_numpy(whole).float()
+        stretch = boxes.new_tensor([frame.width / image.width, frame.height / image.height])
+        corner = boxes.new_tensor([frame.left, frame.top])
+        boxes = (boxes * stretch.repeat(2) - corner.repeat(2)).clamp(0, frame.size)
+        visible = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= 1
+        if not visible.all():
+            changed["objects of less than a pixel in the square that is measured, left out"] = int((~visible).sum())
+        numbers = [class_number(value, self.truth.categories, column) for value in objects["category"]]
+        sample: Sample = {
+            "boxes": boxes[visible],
+            "categories": torch.tensor(numbers, dtype=torch.int64)[visible],
+        }
+        if objects.get("keypoints") is not None:
+            count = len(objects["keypoints"][0]) // 3 if len(visible) else 0
+            points = torch.tensor(objects["keypoints"], dtype=torch.float32).reshape(len(visible), count, 3)
+            moved = points[..., :2] * stretch - corner
+            inside = ((moved >= 0) & (moved <= frame.size)).all(dim=-1, keepdim=True)
+            labelled = (points[..., 2:] > 0) & inside
+            sample["keypoints"] = torch.where(labelled, torch.cat([moved, points[..., 2:]], dim=-1), 0)[visible]
+        return sample
 
 
 def _image_tensor(pixels: np.ndarray) -> torch.Tensor:

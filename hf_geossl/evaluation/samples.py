@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +20,18 @@ from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, labe
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
-from hf_geossl.evaluation.sample_reader import Columns, ReadRow, Sample, SampleReader, read_scene
+from hf_geossl.data.wording import counted
+from hf_geossl.evaluation.sample_reader import CHANGED, ReadRow, Sample, SampleReader, read_scene
+from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
 
 logger = logging.getLogger(__name__)
 
 SHUFFLE_BUFFER = 2048  # samples among which a stream is shuffled
+_COLUMN_OF = {
+    **{column: column for column in ("label", "semantic", "depth")},
+    "multi_label": "label",
+    **dict.fromkeys(("boxes", "categories", "keypoints"), "objects"),
+}  # target -> the column of `Columns` that it comes from
 BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Part = TypeVar("Part")
 
@@ -98,7 +107,7 @@ class Samples:
     ) -> None:
         self.rows, self.description, self.names, self.read, self.indices = rows, description, names, read, indices
         self.name, self.size = f"{description['dataset']} ({description['split']})", description["size"]
-        self._warned_of_broken = False
+        self._told: set[str] = set()
 
     @property
     def fingerprint(self) -> str:
@@ -140,13 +149,33 @@ class Samples:
         description = {**self.description, "subset": [*self.description.get("subset", []), [share, seed]]}
         return Samples(rows, description, self.names, self.read, indices)
 
+    def require(self, *targets: str) -> Sample:
+        """The first sample.
+
+        Raises:
+            ValueError: If it lacks one of the targets; it names the dataset's columns and the argument that chooses one.
+        """
+        first = next(iter(self))
+        self.refuse_lack(*(target for target in targets if target not in first))
+        return first
+
+    def refuse_lack(self, *missing: str) -> None:
+        """Raises the error for truth that the samples lack; nothing where nothing is missing."""
+        for target in missing:
+            column = _COLUMN_OF.get(target)
+            known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
+            how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
+            raise ValueError(
+                f"{self.name} has no {target!r}, which this task needs; its columns are {known}: {how}choose other data"
+            )
+
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset()
         if isinstance(samples, _Indexed):
             read: Iterable[Sample | None] = (samples[position] for position in range(len(samples)))
         else:
             read = samples
-        return self._readable((sample, 1, int(sample is None)) for sample in read)
+        return self._readable((sample, 1, int(sample is None), (sample or {}).pop(CHANGED, {})) for sample in read)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists.
@@ -183,20 +212,24 @@ class Samples:
             return _Streamed(self.rows, self.read)
         return _Indexed(self.rows, self.indices or [], self.read)
 
-    def _readable(self, parts: Iterable[tuple[Part | None, int, int]]) -> Iterator[Part]:
-        """Yields the parts that can be read, of (part, images, broken ones); warns of these after the last."""
+    def _readable(self, parts: Iterable[tuple[Part | None, int, int, Mapping[str, int]]]) -> Iterator[Part]:
+        """Yields the parts that can be read, of (part, images, broken ones, what was changed); says these after the last."""
         images = broken = 0
-        for part, count, lost in parts:
+        changes: Counter[str] = Counter()
+        for part, count, lost, changed in parts:
             images, broken = images + count, broken + lost
+            changes.update(changed)
             if part is not None:
                 yield part
         if images == broken:
             raise ValueError(
                 f"{self.name} gave no image that can be read ({broken} are broken): choose another split, or a larger limit"
             )
-        if broken and not self._warned_of_broken:
-            logger.warning(f"images of {self.name} that are broken and were left out: {broken}")
-            self._warned_of_broken = True
+        changes["images that are broken and were left out"] = broken
+        for what, number in changes.items():
+            if number and what not in self._told:
+                logger.warning("%s: %s: %d (%s read)", self.name, what, number, counted(images, "image"))
+                self._told.add(what)
 
 
 def _loader(
@@ -213,18 +246,23 @@ def _loader(
     )
 
 
-def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int]:
-    """Makes a batch of those that are not broken, with the number of all, and of broken ones, replaced ones among them."""
+def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int, Counter[str]]:
+    """Makes a batch of those that are not broken, with the numbers of all, of broken ones (replaced ones too), of changes."""
     readable = [sample for sample in samples if sample is not None]
+    changes: Counter[str] = Counter()
+    for sample in readable:
+        changes.update(sample.pop(CHANGED, {}))
     replaced = sum(sample.pop(BROKEN, 0) for sample in readable)
     broken = len(samples) - len(readable) + replaced
-    return collate(readable) if readable else None, len(readable) + broken, broken
+    return collate(readable) if readable else None, len(readable) + broken, broken, changes
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Makes a batch of samples: numbers and tensors of one shape stacked, tensors of other shapes in a list."""
     batch: dict[str, Any] = {}
-    for key in samples[0]:
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        if lacking := [sample["index"] for sample in samples if key not in sample]:
+            raise ValueError(f"image {lacking[0]} has no {key!r} and others have: give it one, or leave the image out")
         values = [torch.as_tensor(sample[key]) for sample in samples]
         variable = key in ("boxes", "categories", "masks", "keypoints", "ids", "angles", "mirrors", "centers")
         batch[key] = values if variable else torch.stack(values)
@@ -243,6 +281,7 @@ def load_samples(
     config_name: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    shared: SharedTruth | None = None,
 ) -> Samples:
     """Opens images with truth.
 
@@ -258,6 +297,7 @@ def load_samples(
         mode, seed: Of the scenes, see `load_scenes`.
         columns (`Columns`, *optional*): Names of the columns.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub, as in `datasets.load_dataset`.
+        shared (`SharedTruth`, *optional*): What the truth means, decided once for splits that must be read alike.
 
     Returns:
         `Samples`.
@@ -278,12 +318,18 @@ def load_samples(
         description |= {"dataset": opened.folder.name, "files": folder_hash(opened.folder), "revision": revision}
     features = rows.features or datasets.Features()
     _check_columns(features, columns, description["dataset"])
-    names, read = _class_names(features, columns), SampleReader(size, columns, token)
+    opening = partial(open_rows, dataset, config_name=config_name, revision=opened.revision, token=token)
+    shared = shared or SharedTruth((split,))
+    truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
+    if truth != Truth():
+        description["truth"] = asdict(truth)
+    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth)
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
     if not streamed:
-        return Samples(rows, description, names, read, _chosen(range(len(rows)), limit, seed=0))
+        labelled = shared.with_label(rows, columns, f"{description['dataset']} ({split})")
+        return Samples(rows, description, names, read, _chosen(labelled, limit, seed=0))
     if limit is not None:
         rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
     return Samples(rows, description, names, read, None)
@@ -314,12 +360,14 @@ def _check_columns(features: datasets.Features, columns: Columns, name: str) -> 
             )
 
 
-def _class_names(features: datasets.Features, columns: Columns) -> dict[str, tuple[str, ...]]:
+def _class_names(features: datasets.Features, columns: Columns, truth: Truth) -> dict[str, tuple[str, ...]]:
     label, objects = features.get(columns.label), features.get(columns.objects)
     category = (objects if isinstance(objects, dict) else getattr(objects, "feature", None) or {}).get("category")
     category = getattr(category, "feature", category)
     classes = {"label": label, "categories": category}
-    return {key: tuple(feature.names) for key, feature in classes.items() if hasattr(feature, "names")}
+    names = {key: tuple(feature.names) for key, feature in classes.items() if hasattr(feature, "names")}
+    numbered = {"multi_label" if truth.lists else "label": truth.labels, "categories": truth.categories}
+    return names | {key: tuple(map(str, values)) for key, values in numbered.items() if values is not None}
 
 
 def folder_hash(folder: Path) -> str:

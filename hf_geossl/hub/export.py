@@ -11,8 +11,8 @@ from typing import Any
 from transformers import BaseImageProcessor, ViTImageProcessor
 
 from hf_geossl.hub.run_record import write_arguments, write_record
+from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
-from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -21,17 +21,32 @@ def make_image_processor(
     size: tuple[int, int],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    image_format: ImageFormat | None = None,
 ) -> ViTImageProcessor:
     """The image processor that fits a model.
 
     Args:
         size (`(height, width)`): In pixels.
         mean, std (three `float`): Normalisation of images in [0, 1]; ImageNet's by default.
+        image_format (`ImageFormat`, *optional*): What the images are, with their mean and deviation; RGB of 8 bits if absent.
 
     Returns:
         `ViTImageProcessor`: Resizes bilinearly to `size`, and normalises.
     """
     height, width = size
+    if image_format is not None:
+        mean, std = image_format.mean, image_format.std
+    if (
+        image_format is not None and not image_format.is_uint8
+    ):  # stored values are mapped to [0, 1] and normalised at once
+        ends = list(zip(image_format.ranges(), mean, std, strict=True))
+        return ViTImageProcessor(
+            size={"height": height, "width": width},
+            image_mean=[low + (high - low) * center for (low, high), center, _ in ends],
+            image_std=[(high - low) * deviation for (low, high), _, deviation in ends],
+            resample=2,
+            do_rescale=False,
+        )
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=list(mean), image_std=list(std), resample=2
     )

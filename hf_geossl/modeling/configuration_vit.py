@@ -138,8 +138,11 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self.require("in [0, 1)", lambda rate: 0 <= rate < 1, "drop_path_rate")
         if self.image_format is not None:
             described = ImageFormat.from_dict(self.image_format)
-            words = f"{described.num_channels}, as image_format says ({described.describe()})"
-            self.require(words, lambda count: count == described.num_channels, "num_channels")
+            if described.num_channels != self.num_channels:
+                raise ValueError(
+                    f"num_channels must be {described.num_channels}, as image_format says ({described.describe()}), "
+                    f"got {self.num_channels}"
+                )
 
 
 @strict

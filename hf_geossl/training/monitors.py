@@ -215,6 +215,7 @@ class TeacherMonitor:
 
 
 COLLAPSED_SPREAD = 0.05
+LOST_SPREAD = 0.3  # share of the largest spread of the run: images of little contrast have a small one from the start
 STUCK_TOLERANCE = 0.005
 STUCK_LOGS = 20
 
@@ -246,11 +247,12 @@ class CollapseCallback(TrainerCallback):
             ("feature_spread", "features for all images"),
             ("target_spread", "targets for all patches"),
         ):
-            if logs.get(name, 1.0) < COLLAPSED_SPREAD:
+            largest = max((entry[name] for entry in state.log_history if name in entry), default=1.0)
+            if logs.get(name, 1.0) < min(COLLAPSED_SPREAD, LOST_SPREAD * largest):
                 self._warn(
                     name,
                     f"collapse: at step {state.global_step} the model gives nearly the same {subject} ({name} "
-                    f"{logs[name]:.4f}; 1 is even, 0 the same). Lower the learning rate, raise teacher_momentum or "
+                    f"{logs[name]:.4f}, {largest:.4f} before; 1 is even, 0 the same). Lower the learning rate, raise teacher_momentum or "
                     "lengthen the warm-up; going on is unlikely to help.",
                 )
         if state.global_step < args.get_warmup_steps(max(state.max_steps, 1)):

@@ -23,7 +23,7 @@ from hf_geossl.training.checkpoints.checkpointer import Resumed
 from hf_geossl.training.checkpoints.files import read_optimizer, read_weights, write_json, write_optimizer
 from hf_geossl.training.feed import TrainingFeed, as_stream
 from hf_geossl.training.logs import scalars_of
-from hf_geossl.training.matching import check_method
+from hf_geossl.training.matching import check_method, record_images
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.outputs.exporter import Exporter, HubPublisher
 from hf_geossl.training.outputs.run_description import describe_run
@@ -87,7 +87,7 @@ class TeacherStudentTrainer(Trainer):
         if model is not None:
             self.check_views(model, self.views)
         size = (self.views.global_size, self.views.global_size)
-        kwargs.setdefault("processing_class", make_image_processor(size, self.views.mean, self.views.std))
+        kwargs.setdefault("processing_class", make_image_processor(size, image_format=self.views.image_format))
         self.publisher = HubPublisher(args, args.hub_token)
         args = args.for_run(train_dataset)
         self.feed, self.plan = TrainingFeed(args, self.views), self.plan_class(args)
@@ -101,6 +101,7 @@ class TeacherStudentTrainer(Trainer):
         )
         if model is None:  # model_init has made it
             self.check_views(self.model, self.views)
+        record_images(self.model.config, self.views)
         self.command = command
         self.weights_step: int | None = None  # of the weights, where they are not those of the last step
         self.parts = TrainerParts(args, self.accelerator, self.feed, self.plan, self.probe_features, self._scalars_of)

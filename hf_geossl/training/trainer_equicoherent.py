@@ -13,7 +13,7 @@ from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
 from hf_geossl.training.callbacks import model_of
-from hf_geossl.training.matching import check_model
+from hf_geossl.training.matching import check_model, format_of
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -127,6 +127,7 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
             transformation=config.transformation,
             num_intermediate=config.num_intermediate,
             patch_size=config.patch_size,
+            image_format=format_of(config),
         )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:

@@ -10,7 +10,7 @@ from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
-from hf_geossl.training.matching import check_model
+from hf_geossl.training.matching import check_model, format_of
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -75,6 +75,7 @@ class GTSATrainer(TeacherStudentTrainer):
         return GTSAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
             num_intermediate=config.num_intermediate,
+            image_format=format_of(config),
         )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:

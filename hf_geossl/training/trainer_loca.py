@@ -11,7 +11,7 @@ from hf_geossl.methods import METHODS
 from hf_geossl.modeling.reconstruction import check_reconstruction_views
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_loca import LOCATrainingArguments
-from hf_geossl.training.matching import check_model
+from hf_geossl.training.matching import check_model, format_of
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.progress import count_of, describe_stream
 from hf_geossl.training.schedules import linear_warmup_cosine
@@ -78,6 +78,7 @@ class LOCATrainer(TeacherStudentTrainer):
         return LOCAViews(
             reconstruction=config.reconstruction if config.num_decoders else None,
             num_intermediate=config.num_intermediate,
+            image_format=format_of(config),
         )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:

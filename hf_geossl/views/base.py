@@ -7,17 +7,24 @@ Views are made in two places. In a worker: the crops, resized in uint8, and the 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from hf_geossl.views.photometric import Normalization
+from hf_geossl.modeling.image_format import ImageFormat
+from hf_geossl.views.channels import ChannelParameters, draw_channel_parameters, render_channels
+from hf_geossl.views.color import ColorJitter, ColorParameters, ColorRecipe, draw_color_parameters
+from hf_geossl.views.image_settings import ImageSettings, implied_image_settings
+from hf_geossl.views.photometric import Normalization, render_color
 from hf_geossl.views.settings import Settings, flat_fields, nest, sort_settings
+from hf_geossl.views.transformation_path import TransformationPath
 
 Batch = dict[str, torch.Tensor]
+Photometrics = ColorParameters | ChannelParameters
 
 
 class Views(Settings, ABC):
@@ -28,30 +35,39 @@ class Views(Settings, ABC):
     flat (`GTSAViews(num_local=4)`) or as whole groups (`GTSAViews(crops=GTSACrops(num_local=4))`), and read either way.
     `views` and `augment` share no state: an instance can be copied into workers and used from several threads.
 
+    What the images are is given flat (`channels`, `channel_names`, `dtype`, `value_range`, `mean`, `std`), or as one
+    `image_format` ([`ImageFormat`]); RGB of 8 bits by default.
+
     Attributes:
         normalization ([`Normalization`]): A field of every subclass: mean and standard deviation of each channel.
+        image ([`ImageSettings`]), channel_jitter ([`ChannelJitter`]): Fields of subclasses whose images may be other than
+            RGB of 8 bits: which channels, and what happens to those that are not red, green and blue.
 
     Raises:
         TypeError: An unknown setting, with the nearest valid one.
         ValueError: A setting out of its range; the message names it.
     """
 
-    accepts_pixels: ClassVar[bool] = True  # uint8 of (height, width, 3) as well as PIL images: the loader decodes to it
+    accepts_pixels: ClassVar[bool] = True  # of `decode_pixels` as well as PIL images: the loader decodes to them
     normalization: Normalization
 
     def __init__(self, *values: object, **settings: object) -> None:
         if "exact_color" in settings:
             raise TypeError("exact_color is no setting any more: colours are always exact, so leave it out")
         flat = self.flat_settings()
-        given, groups = sort_settings(type(self), flat, values, settings)
+        given, groups = sort_settings(type(self), flat, values, _with_format(settings))
         implied = {
             name: value
-            for name, value in self.implied_settings(given).items()
-            if flat[name].metadata["place"][0] not in groups
+            for name, value in (implied_image_settings(given) | self.implied_settings(given)).items()
+            if name in flat and flat[name].metadata["place"][0] not in groups
         }
         for name, value in nest(type(self), flat, implied | given, groups).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.image_format  # checks that its parts fit
 
     def __getattr__(self, name: str) -> Any:
         """Reads a setting by its flat name."""
@@ -77,14 +93,25 @@ class Views(Settings, ABC):
         return self.crops.global_size
 
     @property
-    def mean(self) -> tuple[float, float, float]:
+    def mean(self) -> tuple[float, ...]:
         """Mean of each channel, for images in [0, 1]."""
         return self.normalization.mean
 
     @property
-    def std(self) -> tuple[float, float, float]:
+    def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel, for images in [0, 1]."""
         return self.normalization.std
+
+    @cached_property
+    def image_format(self) -> ImageFormat:
+        """What the images are; RGB of 8 bits for views without a group `image`."""
+        settings = vars(self).get("image", ImageSettings())
+        return cast(ImageSettings, settings).describe(self.mean, self.std)
+
+    @property
+    def in_units(self) -> bool:
+        """Whether crops are float32 in units of the value range, from 0 to 1, not uint8."""
+        return not self.image_format.is_uint8
 
     def __call__(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """The same as `views`."""
@@ -95,12 +122,14 @@ class Views(Settings, ABC):
         """Crops of one image and the record of what was done to them.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): See `read_pixels`; any size from one pixel.
+            image (`PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): See `read_pixels`; any size from one pixel. A
+                tensor of the crops' type is pixels that `decode_pixels` gave; an array has the values that files store.
             seed (`int`, *optional*): The result is a function of image and seed alone; if absent the seed is drawn from
                 torch's global generator.
 
         Returns:
-            `dict[str, torch.Tensor]`: uint8 crops (in channels-last memory), and `crop_boxes` (`(views, 4)`, float32, x1,
+            `dict[str, torch.Tensor]`: crops (in channels-last memory; uint8, or float32 in units of the value range for
+            images of more than 8 bits), and `crop_boxes` (`(views, 4)`, float32, x1,
             y1, x2, y2 in pixels of the source image, integers), `flips` (`(views,)`, bool: mirrored left to right) and
             `quarter_turns` (`(views,)`, int64: counter-clockwise, 0 to 3, still to be done by `augment`).
 
@@ -130,12 +159,58 @@ class Views(Settings, ABC):
         """The crops of a batch that stand for the images, for pictures; not turned yet.
 
         Returns:
-            `torch.Tensor` of shape `(batch, 3, global_size, global_size)`: uint8.
+            `torch.Tensor` of shape `(batch, channels, global_size, global_size)`: uint8, or float32 in units.
         """
 
     @abstractmethod
     def describe(self) -> str:
         """The views in one line of words, for a model card."""
+
+    def draw_photometrics(
+        self, recipe: ColorRecipe, num_views: int, generator: torch.Generator | None = None
+    ) -> Photometrics:
+        """Draws what happens to the colours, or the channels, of some views: parameters for `render`."""
+        if self.image_format.is_rgb:
+            return draw_color_parameters(recipe, num_views, generator)
+        channels = self.image_format.num_channels
+        return draw_channel_parameters(recipe, self.channel_jitter, num_views, channels, generator)
+
+    def render(
+        self, images: torch.Tensor, parameters: Photometrics | None, recipe: ColorRecipe, *, unrounded: bool = False
+    ) -> torch.Tensor:
+        """Changes colours or channels of crops `(views, channels, height, width)` and normalises them.
+
+        See `render_color` and `render_channels`; `unrounded` says that crops of a format of 8 bits were not rounded.
+        """
+        render: Any = render_color if self.image_format.is_rgb else render_channels
+        return render(
+            images,
+            parameters,
+            recipe=recipe,
+            mean=self.mean,
+            std=self.std,
+            unrounded=unrounded and not self.in_units,
+            in_units=self.in_units,
+        )
+
+    def transform(
+        self, path: TransformationPath, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws the ends of paths of normalised images and renders them and the points between, see `TransformationPath`."""
+        image_format = self.image_format
+        channels = None if image_format.is_rgb else image_format.num_channels
+        parameters = path.draw(len(images), generator, channels)
+        return path.render(images, parameters, self.mean, self.std, clip=not self.in_units)
+
+    def describe_photometrics(self, color: ColorJitter, colors: Sequence[str]) -> list[str]:
+        """What happens to the channels in words: `colors` for red, green and blue, with the format of other images."""
+        image_format = self.image_format
+        if image_format.is_rgb8:
+            return list(colors)
+        words = list(colors)
+        if not image_format.is_rgb:
+            words = self.channel_jitter.describe(color.brightness, color.contrast, color.color_jitter_probability)
+        return [image_format.describe().replace("; ", " of "), *words, "nothing clipped"]
 
     @staticmethod
     def collate(samples: Sequence[Batch]) -> Batch:
@@ -169,3 +244,14 @@ def percent(value: float) -> str:
 def describe_crops(size: int, scale: tuple[float, float]) -> str:
     """Size and share of the image of a kind of crops, in words."""
     return f"of {size} x {size} pixels from {percent(scale[0])} to {percent(scale[1])} of the image"
+
+
+def _with_format(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings in which an `image_format` has become the groups that hold its parts."""
+    others = {name: value for name, value in settings.items() if name != "image_format"}
+    given = settings.get("image_format")
+    if given is None:
+        return others
+    image_format = given if isinstance(given, ImageFormat) else ImageFormat.from_dict(cast(Any, given))
+    normalization = Normalization(image_format.mean, image_format.std)
+    return {"image": ImageSettings.of(image_format), "normalization": normalization, **others}

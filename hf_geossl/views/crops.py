@@ -4,32 +4,40 @@ import math
 import operator
 import random
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from hf_geossl.data.images import BrokenImageError, decode_image
-
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the source image, x2 and y2 exclusive
+from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
+from hf_geossl.modeling.image_format import ImageFormat
+from hf_geossl.views.resizing import Box, resizer
 
 CROP_ATTEMPTS = 10  # torchvision's `RandomResizedCrop`
 DISTORTED_ATTEMPTS = 100  # TensorFlow's `sample_distorted_bounding_box`
 
 
-def read_pixels(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
-    """The pixels `(height, width, 3)` of an image as RGB, uint8; a tensor of that shape is returned as it is.
+def read_pixels(
+    image: Image.Image | np.ndarray | torch.Tensor, image_format: ImageFormat | None = None
+) -> torch.Tensor:
+    """The pixels `(height, width, channels)` of an image, as `decode_pixels` gives them for a format.
+
+    They are uint8 for formats of 8 bits (RGB by default), else float32 in units of the value range. A tensor of that type
+    and shape has been decoded and is returned as it is; whatever else holds the values that a file stores.
 
     Raises:
         BrokenImageError: an image that cannot be decoded or has no pixels.
         TypeError: another type, shape or kind of number.
     """
-    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[2] == 3:
+    in_units = image_format is not None and not image_format.is_uint8
+    channels = 3 if image_format is None else image_format.num_channels
+    kind = torch.float32 if in_units else torch.uint8
+    if isinstance(image, torch.Tensor) and image.dtype == kind and image.ndim == 3 and image.shape[2] == channels:
         if image.numel() == 0:
             raise BrokenImageError(f"it has no pixels (shape {tuple(image.shape)})")
         return image
+    if image_format is not None and not image_format.is_rgb8:
+        return decode_pixels(image, image_format=image_format)
     if not (isinstance(image, Image.Image) and image.mode == "RGB" and not image.info):
         image = decode_image(image)
     return torch.from_numpy(np.array(image))
@@ -139,24 +147,34 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
     fraction and many values lie half-way between two levels.
 
     Args:
-        pixels (`torch.Tensor` of shape `(height, width, 3)`): uint8.
+        pixels (`torch.Tensor` of shape `(height, width, channels)`): uint8, or float32.
         boxes (`Sequence[Box]`): Inside the image, not empty.
         size (`int`): Side of the crops in pixels.
         exact (`bool`): Resize with Pillow, bit for bit.
 
     Returns:
-        `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8, in channels-last memory, as the kernel makes them.
+        `torch.Tensor` of shape `(len(boxes), channels, size, size)`: of the pixels' type, in channels-last memory, as the
+        kernel makes them.
     """
     if not boxes:
-        return torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return torch.empty(0, pixels.shape[2], size, size, dtype=pixels.dtype)
     if exact:
-        image = Image.fromarray(pixels.numpy())
+        return torch.from_numpy(np.stack(_resize_by_pillow(pixels.numpy(), boxes, size))).permute(0, 3, 1, 2)
+    resize = resizer(pixels, size, antialias=True)
+    return torch.cat([resize(box) for box in boxes])
+
+
+def _resize_by_pillow(pixels: np.ndarray, boxes: Sequence[Box], size: int) -> list[np.ndarray]:
+    if pixels.shape[2] != 3 or pixels.dtype != np.uint8:  # Pillow knows few numbers of channels
+        planes = [Image.fromarray(np.ascontiguousarray(pixels[:, :, channel])) for channel in range(pixels.shape[2])]
+    else:
+        planes = [Image.fromarray(pixels)]
+
+    def resize(image: Image.Image, box: Box) -> np.ndarray:
         # Not `resize(box=...)`: that one reads across the edges of the box.
-        crops = [np.array(image.crop(box).resize((size, size), Image.Resampling.BILINEAR)) for box in boxes]
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-    images = pixels[None].permute(0, 3, 1, 2)  # channels last to torch's eyes, which `[None]` after `permute` is not
-    resize = partial(F.interpolate, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return torch.cat([resize(images[:, :, y1:y2, x1:x2]) for x1, y1, x2, y2 in boxes])
+        return np.array(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+
+    return [np.dstack([resize(plane, box) for plane in planes]) for box in boxes]
 
 
 def cut_crops_without_antialias(
@@ -167,20 +185,21 @@ def cut_crops_without_antialias(
     Args:
         pixels, boxes, size: As of `cut_crops`.
         flips (`Sequence[bool]`): For each box whether the crop is mirrored left to right.
-        unrounded (`bool`): Keep float32, as the original; else uint8, which rounds after each axis and differs by one
-            grey level at most from the rounded float32.
+        unrounded (`bool`): Make float32 of uint8, as the original; else uint8 stays, which rounds after each axis and
+            differs by one grey level at most from the rounded float32.
 
     Returns:
-        `torch.Tensor` of shape `(len(boxes), 3, size, size)`: uint8, or float32 in 0..255.
+        `torch.Tensor` of shape `(len(boxes), channels, size, size)`: of the pixels' type; float32 in 0..255 of uint8 that
+        is not to be rounded.
 
     Source: TensorFlow `image.resize` as LOCA calls it (half-pixel centres, no antialiasing).
     """
-    images = pixels[None].permute(0, 3, 1, 2)  # channels last to torch's eyes, which `[None]` after `permute` is not
     if unrounded:
-        images = images.float()
-    crops = images.new_empty(len(boxes), size, size, 3).permute(0, 3, 1, 2)
-    for target, (x1, y1, x2, y2), flip in zip(crops, boxes, flips, strict=True):
-        resized = F.interpolate(images[:, :, y1:y2, x1:x2], (size, size), mode="bilinear", align_corners=False)
+        pixels = pixels.float()
+    crops = pixels.new_empty(len(boxes), size, size, pixels.shape[2]).permute(0, 3, 1, 2)
+    resize = resizer(pixels, size, antialias=False)
+    for target, box, flip in zip(crops, boxes, flips, strict=True):
+        resized = resize(box)
         target.copy_((resized.flip(-1) if flip else resized)[0])
     return crops
 

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from hf_geossl.views.base import Batch, Views, describe_crops, percent
-from hf_geossl.views.color import ColorJitter, ColorRecipe, draw_color_parameters
+from hf_geossl.views.channels import ChannelJitter
+from hf_geossl.views.color import ColorJitter, ColorRecipe
 from hf_geossl.views.crops import cut_crops, draw_crop, make_random, read_pixels
+from hf_geossl.views.image_settings import IMAGE_KEYWORDS, ImageSettings
 from hf_geossl.views.masks import MASK_KINDS, draw_block_masks
-from hf_geossl.views.photometric import Normalization, render_color
+from hf_geossl.views.photometric import Normalization
 from hf_geossl.views.settings import Settings, area_share, flat_fields, group, probability, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
@@ -116,7 +118,10 @@ class EquiCoherentViews(Views):
         color ([`EquiCoherentColor`]): `brightness`, `contrast`, `saturation`, `hue`, `color_jitter_probability`,
             `grayscale_probability`, `blur_probability` (of first global, second global and local views), `blur_sigma`,
             `solarize_probability` (of the second global view).
-        normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
+        normalization ([`Normalization`]): `mean` and `std` of each channel.
+        image ([`ImageSettings`]): `channels`, `channel_names`, `dtype`, `value_range`; RGB of 8 bits by default.
+        channel_jitter ([`ChannelJitter`]): `channel_drop_probability`, `noise_probability`, `noise_sigma`, for channels
+            that are not red, green and blue.
 
     Raises:
         TypeError, ValueError: An unknown setting, or one out of its range.
@@ -130,6 +135,8 @@ class EquiCoherentViews(Views):
     crops: EquiCoherentCrops = group(EquiCoherentCrops())
     color: EquiCoherentColor = group(EquiCoherentColor())
     normalization: Normalization = group(Normalization())
+    image: ImageSettings = group(ImageSettings(), IMAGE_KEYWORDS)
+    channel_jitter: ChannelJitter = group(ChannelJitter())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,11 +160,11 @@ class EquiCoherentViews(Views):
         """Crops of one image and the record of their geometry, see `Views.views`.
 
         Returns:
-            `dict[str, torch.Tensor]`: `global_crops` (`(2, 3, global_size, global_size)`, uint8) and `local_crops`
-            (`(num_local, 3, local_size, local_size)`, uint8), mirrored already, and `crop_boxes`, `flips` and
+            `dict[str, torch.Tensor]`: `global_crops` (`(2, channels, global_size, global_size)`) and `local_crops`
+            (`(num_local, channels, local_size, local_size)`), mirrored already, and `crop_boxes`, `flips` and
             `quarter_turns` (all 0) of all views, globals first.
         """
-        pixels = read_pixels(image)
+        pixels = read_pixels(image, self.image_format)
         height, width, _ = pixels.shape
         rng, settings = make_random(seed), self.crops
         scales = [settings.global_scale] * 2 + [settings.local_scale or settings.global_scale] * settings.num_local
@@ -177,7 +184,7 @@ class EquiCoherentViews(Views):
         }
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The first global crops `(batch, 3, global_size, global_size)`, uint8, which are never transformed."""
+        """The first global crops `(batch, channels, global_size, global_size)`, which are never transformed."""
         return batch["global_crops"][:, 0]
 
     def describe(self) -> str:
@@ -192,14 +199,21 @@ class EquiCoherentViews(Views):
             f"width / height from {crops.aspect_ratio[0]:g} to {crops.aspect_ratio[1]:g}",
             f"patches of {crops.patch_size} pixels",
             f"mirrored in {percent(crops.flip_probability)}",
+        ]
+        colors = [
             f"colour jitter {color.brightness:g}/{color.contrast:g}/{color.saturation:g}/{color.hue:g} "
             f"in {percent(color.color_jitter_probability)}",
             f"grey in {percent(color.grayscale_probability)}",
-            f"blur in {'/'.join(map(percent, blurred))} ({kinds}, sigma {color.blur_sigma[0]:g} to "
-            f"{color.blur_sigma[1]:g})",
-            f"second global solarised in {percent(color.solarize_probability)}",
-            self.path.describe() if self.path.transformation is None else f"then {self.path.describe()}",
         ]
+        parts += self.describe_photometrics(color, colors)
+        parts.append(
+            f"blur in {'/'.join(map(percent, blurred))} ({kinds}, sigma {color.blur_sigma[0]:g} to "
+            f"{color.blur_sigma[1]:g})"
+        )
+        if self.image_format.is_rgb:
+            parts.append(f"second global solarised in {percent(color.solarize_probability)}")
+        path = self.path.describe(self.image_format.is_rgb)
+        parts.append(path if self.path.transformation is None else f"then {path}")
         if self.normalization != Normalization():
             parts.append(self.normalization.describe())
         if crops.exact_resize:
@@ -234,9 +248,9 @@ class EquiCoherentViews(Views):
         self, batch: Batch, generator: torch.Generator | None, *, random: bool
     ) -> dict[str, torch.Tensor | None]:
         def render(crops: torch.Tensor, recipe: ColorRecipe) -> torch.Tensor:
-            images = crops.flatten(0, -4)  # (B, 3, S, S) as it is, (B, L, 3, s, s) -> (B * L, 3, s, s)
-            parameters = draw_color_parameters(recipe, len(images), generator) if random else None
-            return render_color(images, parameters, recipe=recipe, mean=self.mean, std=self.std).view(crops.shape)
+            images = crops.flatten(0, -4)  # (B, C, S, S) as it is, (B, L, C, s, s) -> (B * L, C, s, s)
+            parameters = self.draw_photometrics(recipe, len(images), generator) if random else None
+            return self.render(images, parameters, recipe).view(crops.shape)
 
         *global_recipes, local_recipe = self.color.recipes()
         first, source = (render(batch["global_crops"][:, i], recipe) for i, recipe in enumerate(global_recipes))
@@ -250,8 +264,7 @@ class EquiCoherentViews(Views):
             masks = masks.to(first.device, non_blocking=True)
         second, between = source, None
         if random and self.path.transformation is not None:  # drawn last, so that all else is equal without it
-            parameters = self.path.draw(len(first), generator)
-            second, between = self.path.render(source, parameters, self.mean, self.std)
+            second, between = self.transform(self.path, source, generator)
         return {
             "global_pixel_values": torch.stack([first, second], dim=1),
             "local_pixel_values": local,

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.views.base import Batch, Views, describe_crops, percent
-from hf_geossl.views.color import ColorParameters, ColorRecipe, draw_color_parameters
+from hf_geossl.views.base import Batch, Photometrics, Views, describe_crops, percent
+from hf_geossl.views.channels import ChannelJitter
+from hf_geossl.views.color import ColorRecipe
 from hf_geossl.views.crops import (
     Box,
     cut_crops,
@@ -20,7 +21,8 @@ from hf_geossl.views.crops import (
     shared_area,
     slide_onto,
 )
-from hf_geossl.views.photometric import Normalization, render_color
+from hf_geossl.views.image_settings import IMAGE_KEYWORDS, ImageSettings
+from hf_geossl.views.photometric import Normalization
 from hf_geossl.views.settings import Settings, area_share, group, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
@@ -71,7 +73,10 @@ class GTSAViews(Views):
         path ([`TransformationPath`]): `reconstruction` is the transformation that the second global view (of one, the
             first) goes through once more, for a model that reconstructs the images between, of which `num_intermediate`
             are rendered; None by default.
-        normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
+        normalization ([`Normalization`]): `mean` and `std` of each channel.
+        image ([`ImageSettings`]): `channels`, `channel_names`, `dtype`, `value_range`; RGB of 8 bits by default.
+        channel_jitter ([`ChannelJitter`]): `channel_drop_probability`, `noise_probability`, `noise_sigma`, for channels
+            that are not red, green and blue.
 
     Raises:
         TypeError, ValueError: An unknown setting, or one out of its range.
@@ -85,16 +90,18 @@ class GTSAViews(Views):
         TransformationPath(None), {"reconstruction": "transformation", "num_intermediate": "num_intermediate"}
     )
     normalization: Normalization = group(Normalization())
+    image: ImageSettings = group(ImageSettings(), IMAGE_KEYWORDS)
+    channel_jitter: ChannelJitter = group(ChannelJitter())
 
     def views(self, image: Image.Image | np.ndarray | torch.Tensor, seed: int | None = None) -> Batch:
         """Crops of one image and the record of their geometry, see `Views.views`.
 
         Returns:
-            `dict[str, torch.Tensor]`: `global_crops` (`(num_global, 3, global_size, global_size)`, uint8),
-            `local_crops` (`(num_local, 3, local_size, local_size)`, uint8), and `crop_boxes`, `flips` (all False) and
+            `dict[str, torch.Tensor]`: `global_crops` (`(num_global, channels, global_size, global_size)`),
+            `local_crops` (`(num_local, channels, local_size, local_size)`), and `crop_boxes`, `flips` (all False) and
             `quarter_turns` of all views, globals first.
         """
-        pixels = read_pixels(image)
+        pixels = read_pixels(image, self.image_format)
         height, width, _ = pixels.shape
         rng, crops = make_random(seed), self.crops
         boxes = self.draw_boxes(rng, width, height)
@@ -144,21 +151,24 @@ class GTSAViews(Views):
         parts = [f"{crops.num_global} global {describe_crops(crops.global_size, crops.global_scale)}"]
         if crops.num_local:
             parts.append(f"{crops.num_local} local {describe_crops(crops.local_size, crops.local_scale)}")
-        parts += [
-            "each turned by a random quarter",
+        parts.append("each turned by a random quarter")
+        colors = [
             f"colour jitter {color.brightness:g}/{color.contrast:g}/{color.saturation:g}/{color.hue:g} "
             f"in {percent(color.color_jitter_probability)}",
             f"grey in {percent(color.grayscale_probability)}",
-            f"blur in {percent(color.blur_probability)} (sigma {color.blur_sigma[0]:g} to {color.blur_sigma[1]:g})",
         ]
+        parts += self.describe_photometrics(color, colors)
+        parts.append(
+            f"blur in {percent(color.blur_probability)} (sigma {color.blur_sigma[0]:g} to {color.blur_sigma[1]:g})"
+        )
         if self.path.transformation is not None:
             parts.append(
-                f"the {'second' if crops.num_global > 1 else 'first'} global once more, {self.path.describe()}"
+                f"the {'second' if crops.num_global > 1 else 'first'} global once more, {self.path.describe(self.image_format.is_rgb)}"
             )
         return ", ".join(parts)
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The first global crops `(batch, 3, global_size, global_size)`, uint8, not turned yet."""
+        """The first global crops `(batch, channels, global_size, global_size)`, not turned yet."""
         return batch["global_crops"][:, 0]
 
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
@@ -171,13 +181,12 @@ class GTSAViews(Views):
             to it).
         """
         views = batch["crop_boxes"].shape[:2]
-        rendered = self._render(batch, draw_color_parameters(self.color, views.numel(), generator))
+        rendered = self._render(batch, self.draw_photometrics(self.color, views.numel(), generator))
         source = rendered["global_pixel_values"]
         if self.path.transformation is not None and source is not None:
             # drawn last, so that all else is equal without it
             source = source[:, min(1, self.crops.num_global - 1)]
-            ends = self.path.draw(len(source), generator)
-            transformed, between = self.path.render(source, ends, self.mean, self.std)
+            transformed, between = self.transform(self.path, source, generator)
             rendered |= {"transformed_pixel_values": transformed, "intermediate_pixel_values": between}
         return rendered
 
@@ -185,15 +194,16 @@ class GTSAViews(Views):
         """`augment` without change of colour: the crops turned and normalised, nothing random, nothing transformed."""
         return self._render(batch, None)
 
-    def _render(self, batch: Batch, parameters: ColorParameters | None) -> dict[str, torch.Tensor | None]:
+    def _render(self, batch: Batch, parameters: Photometrics | None) -> dict[str, torch.Tensor | None]:
         turns, num_global = batch["quarter_turns"], batch["global_crops"].shape[1]
         rendered: dict[str, torch.Tensor | None] = {}
         for kind, views in (("global", slice(0, num_global)), ("local", slice(num_global, None))):
             crops, chosen = batch[f"{kind}_crops"], parameters
             if parameters is not None:
-                rows = torch.arange(turns.numel(), device=parameters.order.device).view(turns.shape)
+                rows = torch.arange(turns.numel(), device=parameters.jitter.device).view(turns.shape)
                 chosen = parameters.select(rows[:, views].flatten())
-            images = quarter_turn(crops.flatten(0, 1), turns[:, views].flatten())  # (B * V, 3, S, S)
-            images = render_color(images, chosen, recipe=self.color, mean=self.mean, std=self.std).view(crops.shape)
-            rendered[f"{kind}_pixel_values"] = images if crops.shape[1] else None
+            images = quarter_turn(crops.flatten(0, 1), turns[:, views].flatten())  # (B * V, C, S, S)
+            rendered[f"{kind}_pixel_values"] = (
+                self.render(images, chosen, self.color).view(crops.shape) if crops.shape[1] else None
+            )
         return rendered | {"crop_boxes": batch["crop_boxes"], "quarter_turns": turns}

@@ -8,9 +8,11 @@ from PIL import Image
 
 from hf_geossl.modeling.geometry import batched_query_positions
 from hf_geossl.views.base import Batch, Views, describe_crops, percent
-from hf_geossl.views.color import ColorJitter, ColorRecipe, draw_color_parameters
+from hf_geossl.views.channels import ChannelJitter
+from hf_geossl.views.color import ColorJitter, ColorRecipe
 from hf_geossl.views.crops import cut_crops_without_antialias, draw_distorted_crop, make_random, read_pixels
-from hf_geossl.views.photometric import Normalization, render_color
+from hf_geossl.views.image_settings import IMAGE_KEYWORDS, ImageSettings
+from hf_geossl.views.photometric import Normalization
 from hf_geossl.views.settings import Settings, area_share, group, probability, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
@@ -88,7 +90,10 @@ class LOCAViews(Views):
             `grayscale_probability`, `solarize_probability`, `blur`, `blur_sigma`.
         path ([`TransformationPath`]): `reconstruction` is the transformation that the reference goes through once more,
             for a model that reconstructs the images between, of which `num_intermediate` are rendered; None by default.
-        normalization ([`Normalization`]): `mean` and `std` of red, green and blue.
+        normalization ([`Normalization`]): `mean` and `std` of each channel.
+        image ([`ImageSettings`]): `channels`, `channel_names`, `dtype`, `value_range`; RGB of 8 bits by default.
+        channel_jitter ([`ChannelJitter`]): `channel_drop_probability`, `noise_probability`, `noise_sigma`, for channels
+            that are not red, green and blue.
 
     Raises:
         TypeError, ValueError: An unknown setting, or one out of its range.
@@ -102,6 +107,8 @@ class LOCAViews(Views):
         TransformationPath(None), {"reconstruction": "transformation", "num_intermediate": "num_intermediate"}
     )
     normalization: Normalization = group(Normalization())
+    image: ImageSettings = group(ImageSettings(), IMAGE_KEYWORDS)
+    channel_jitter: ChannelJitter = group(ChannelJitter())
 
     @property
     def global_size(self) -> int:
@@ -112,12 +119,12 @@ class LOCAViews(Views):
         """Crops of one image and the record of their geometry, see `Views.views`.
 
         Returns:
-            `dict[str, torch.Tensor]`: `reference_crop` and `random_query_crop` (`(3, reference_size, reference_size)`)
-            and `focal_query_crops` (`(num_focal, 3, focal_size, focal_size)`), uint8 (float32 in 0..255 with
-            `exact_resize`) and mirrored already; and for all views in the order reference, random query, focal queries
+            `dict[str, torch.Tensor]`: `reference_crop` and `random_query_crop` (`(channels, reference_size,
+            reference_size)`) and `focal_query_crops` (`(num_focal, channels, focal_size, focal_size)`), mirrored already
+            (of images of 8 bits float32 in 0..255 with `exact_resize`); and for all views in the order reference, random query, focal queries
             `crop_boxes`, `flips` and `quarter_turns` (all 0).
         """
-        pixels = read_pixels(image)
+        pixels = read_pixels(image, self.image_format)
         height, width, _ = pixels.shape
         rng, crops = make_random(seed), self.crops
         scales = [crops.reference_scale] * 2 + [crops.focal_scale] * crops.num_focal
@@ -139,9 +146,9 @@ class LOCAViews(Views):
         }
 
     def main_crops(self, batch: Batch) -> torch.Tensor:
-        """The references `(batch, 3, reference_size, reference_size)`, uint8."""
+        """The references `(batch, channels, reference_size, reference_size)`; uint8 of images of 8 bits."""
         crops = batch["reference_crop"]
-        return crops if crops.dtype == torch.uint8 else crops.round().to(torch.uint8)
+        return crops if crops.dtype == torch.uint8 or self.in_units else crops.round().to(torch.uint8)
 
     def describe(self) -> str:
         """The views in one line of words, for a model card."""
@@ -154,11 +161,14 @@ class LOCAViews(Views):
             f"patches of {crops.patch_size} pixels",
             f"mirrored in {percent(crops.reference_flip_probability)} (reference) and "
             f"{percent(crops.query_flip_probability)} (queries)",
+        ]
+        colors = [
             f"colour jitter {color.brightness:g}/{color.contrast:g}/{color.saturation:g}/{color.hue:g} "
             f"of TensorFlow's kind in {percent(color.color_jitter_probability)}",
             f"grey in {percent(color.grayscale_probability)}",
             f"random query solarised in {percent(color.solarize_probability)}",
         ]
+        parts += self.describe_photometrics(color, colors)
         if color.blur == "off":
             parts.append("no blur")
         else:
@@ -171,7 +181,7 @@ class LOCAViews(Views):
         if crops.exact_resize:
             parts.append("resized without rounding")
         if self.path.transformation is not None:
-            parts.append(f"the reference once more, {self.path.describe()}")
+            parts.append(f"the reference once more, {self.path.describe(self.image_format.is_rgb)}")
         return ", ".join(parts)
 
     def augment(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor | None]:
@@ -197,12 +207,9 @@ class LOCAViews(Views):
         reference_recipe, random_query_recipe, focal_recipe = self.color.recipes()
 
         def render(key: str, recipe: ColorRecipe) -> torch.Tensor:
-            images = batch[key].flatten(0, -4)  # (B, 3, S, S) as it is, (B, Q, 3, s, s) -> (B * Q, 3, s, s)
-            parameters = draw_color_parameters(recipe, len(images), generator) if random else None
-            rendered = render_color(
-                images, parameters, recipe=recipe, mean=self.mean, std=self.std, unrounded=crops.exact_resize
-            )
-            return rendered.view(batch[key].shape)
+            images = batch[key].flatten(0, -4)  # (B, C, S, S) as it is, (B, Q, C, s, s) -> (B * Q, C, s, s)
+            parameters = self.draw_photometrics(recipe, len(images), generator) if random else None
+            return self.render(images, parameters, recipe, unrounded=crops.exact_resize).view(batch[key].shape)
 
         def positions(queries: slice, size: int) -> torch.Tensor:
             return batched_query_positions(
@@ -226,7 +233,6 @@ class LOCAViews(Views):
             "focal_query_positions": positions(slice(2, None), crops.focal_size) if crops.num_focal else None,
         }
         if random and self.path.transformation is not None:  # drawn last, so that all else is equal without it
-            ends = self.path.draw(len(reference), generator)
-            transformed, between = self.path.render(reference, ends, self.mean, self.std)
+            transformed, between = self.transform(self.path, reference, generator)
             rendered |= {"transformed_pixel_values": transformed, "intermediate_pixel_values": between}
         return rendered

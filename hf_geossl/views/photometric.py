@@ -10,31 +10,32 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 from hf_geossl.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorParameters, ColorRecipe
 from hf_geossl.views.settings import Settings, setting
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 Operation = Callable[..., torch.Tensor]  # of images and a number for each
 
 
 @dataclass(frozen=True)
 class Normalization(Settings):
-    """Mean and standard deviation of red, green and blue, for images in [0, 1].
+    """Mean and standard deviation of each channel, for images in [0, 1].
 
     Raises:
-        ValueError: Not three numbers, or a deviation that is not above 0.
+        ValueError: Not a number of both for each channel, or a deviation that is not above 0.
     """
 
-    mean: tuple[float, float, float] = setting(IMAGENET_MEAN, "Mean of red, green and blue, for images in [0, 1].")
-    std: tuple[float, float, float] = setting(IMAGENET_STD, "Standard deviation of red, green and blue.")
+    mean: tuple[float, ...] = setting(IMAGENET_MEAN, "Mean of each channel, for images in [0, 1].")
+    std: tuple[float, ...] = setting(IMAGENET_STD, "Standard deviation of each channel.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std must hold 3 numbers, those of std above 0, got {self.mean} and {self.std}")
+        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+            count = max(len(self.mean), len(self.std))
+            raise ValueError(
+                f"mean and std must hold {count} numbers, those of std above 0, got {self.mean} and {self.std}"
+            )
 
     def describe(self) -> str:
         """Mean and deviation in words, for a model card."""
@@ -51,53 +52,70 @@ def render_color(
     mean: Sequence[float],
     std: Sequence[float],
     unrounded: bool = False,
+    in_units: bool = False,
 ) -> torch.Tensor:
     """Colour, blur, solarisation and normalisation of a batch of views.
 
     Args:
-        images (`torch.Tensor` of shape `(views, 3, height, width)`): uint8, RGB; float32 in 0..255 if `unrounded`, else
-            a TypeError.
+        images (`torch.Tensor` of shape `(views, 3, height, width)`): RGB, see `unit_images`.
         parameters (`ColorParameters`, *optional*): What to do to each view; None only normalises. The host waits for the
             device only if they lie on an accelerator.
         recipe (`ColorRecipe`): What the parameters were drawn from.
         mean, std (`Sequence[float]`): Of each channel, for images in [0, 1].
-        unrounded (`bool`): The images are not rounded.
+        unrounded, in_units (`bool`): See `unit_images`. Colours of images in units are not clipped, and their saturation
+            is torchvision's: they have no whole range.
 
     Returns:
         `torch.Tensor` of shape `(views, 3, height, width)`: float32, normalised, on the images' device.
     """
-    if unrounded and images.dtype != torch.float32:
-        raise TypeError(f"images must be float32 in 0..255 if unrounded, got {images.dtype}; give the crops of views()")
-    if not unrounded and images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}; give the crops that views() made")
+    unit = unit_images(images, unrounded=unrounded, in_units=in_units)
     if parameters is not None:
         parameters = parameters.to(torch.device("cpu"))  # the host chooses which views to change
-    unit = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(255)
-    if parameters is not None:
-        _change_colors(unit, parameters, recipe)
+        _change_colors(unit, parameters, recipe, clip=not in_units)
     return normalize_(unit, mean, std)
 
 
-def _change_colors(images: torch.Tensor, parameters: ColorParameters, recipe: ColorRecipe) -> None:
+def unit_images(images: torch.Tensor, *, unrounded: bool = False, in_units: bool = False) -> torch.Tensor:
+    """A copy of views `(views, channels, height, width)`, float32 and contiguous, in which the value range is 0 to 1.
+
+    Raises:
+        TypeError: The views are not uint8; not float32 in 0..255 if `unrounded`, or not float32 in units if `in_units`.
+    """
+    if (unrounded or in_units) and images.dtype != torch.float32:
+        kind = "in units of the value range" if in_units else "in 0..255 if unrounded"
+        raise TypeError(f"images must be float32 {kind}, got {images.dtype}; give the crops of views()")
+    if not (unrounded or in_units) and images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}; give the crops that views() made")
+    unit = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return unit if in_units else unit.div_(255)
+
+
+def _change_colors(images: torch.Tensor, parameters: ColorParameters, recipe: ColorRecipe, *, clip: bool) -> None:
     """Changes images in [0, 1] in place: jitter, grey, blur, solarisation."""
     tensorflow = recipe.operations == "tensorflow"
     chain: dict[int, tuple[Operation, torch.Tensor]] = {
-        BRIGHTNESS: (add_brightness if tensorflow else adjust_brightness, parameters.brightness),
-        CONTRAST: (adjust_channel_contrast if tensorflow else adjust_contrast, parameters.contrast),
-        SATURATION: (adjust_hsv_saturation if tensorflow else adjust_saturation, parameters.saturation),
+        BRIGHTNESS: (partial(add_brightness if tensorflow else adjust_brightness, clip=clip), parameters.brightness),
+        CONTRAST: (partial(adjust_channel_contrast if tensorflow else adjust_contrast, clip=clip), parameters.contrast),
+        SATURATION: (
+            adjust_hsv_saturation if tensorflow and clip else partial(adjust_saturation, clip=clip),
+            parameters.saturation,
+        ),
         HUE: (adjust_hue, parameters.hue),
     }
     for step in range(4):
         for code, (operation, amount) in chain.items():
-            _change(images, parameters.jitter & (parameters.order[:, step] == code), operation, amount)
-    _change(images, parameters.grayscale, lambda chosen: gray_level(chosen).expand_as(chosen))
+            change_chosen(images, parameters.jitter & (parameters.order[:, step] == code), operation, amount)
+    change_chosen(images, parameters.grayscale, lambda chosen: gray_level(chosen).expand_as(chosen))
     blur = partial(gaussian_blur, radius=recipe.blur_radius, border=recipe.blur_border)
-    _change(images, parameters.blur, blur, parameters.blur_sigma)
-    _change(images, parameters.solarize, solarize)
+    change_chosen(images, parameters.blur, blur, parameters.blur_sigma)
+    change_chosen(images, parameters.solarize, solarize)
 
 
-def _change(images: torch.Tensor, chosen: torch.Tensor, operation: Operation, *amounts: torch.Tensor) -> None:
-    """Replaces the chosen images by what an operation makes of them; `chosen` and `amounts` lie on the CPU."""
+def change_chosen(images: torch.Tensor, chosen: torch.Tensor, operation: Operation, *amounts: torch.Tensor) -> None:
+    """Replaces the chosen of `images (views, ...)` by what an operation makes of them.
+
+    `chosen (views,)` and `amounts`, a row a view, lie on the CPU.
+    """
     rows = chosen.nonzero().flatten()
     if len(rows):
         index, *numbers = (
@@ -107,25 +125,25 @@ def _change(images: torch.Tensor, chosen: torch.Tensor, operation: Operation, *a
 
 
 def normalize_(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Normalises `images` (`(views, 3, height, width)`, float, in [0, 1]) by channel, in place."""
+    """Normalises `images` (`(views, channels, height, width)`, float, in [0, 1]) by channel, in place."""
     for channel, center, deviation in zip(images.unbind(-3), mean, std, strict=True):  # a host waits for small tensors
         channel.sub_(center).div_(deviation)
     return images
 
 
-def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Scales `images` (`(views, 3, height, width)`, in [0, 1]) by a factor a view (`(views,)`); clamped to [0, 1]."""
-    return (images * _by_view(factor)).clamp_(0, 1)
+def adjust_brightness(images: torch.Tensor, factor: torch.Tensor, *, clip: bool = True) -> torch.Tensor:
+    """Scales `images` (`(views, 3, height, width)`, in [0, 1]) by a factor a view (`(views,)`); clamped to [0, 1] by default."""
+    return _clipped(images * _by_view(factor), clip)
 
 
-def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Scales `images` (as in `adjust_brightness`) about their mean grey level by a factor a view; clamped to [0, 1]."""
-    return torch.lerp(gray_level(images).mean(dim=(2, 3), keepdim=True), images, _by_view(factor)).clamp_(0, 1)
+def adjust_contrast(images: torch.Tensor, factor: torch.Tensor, *, clip: bool = True) -> torch.Tensor:
+    """Scales `images` (as in `adjust_brightness`) about their mean grey level by a factor a view."""
+    return _clipped(torch.lerp(gray_level(images).mean(dim=(2, 3), keepdim=True), images, _by_view(factor)), clip)
 
 
-def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Scales `images` (as in `adjust_brightness`) about each pixel's grey level by a factor a view; clamped to [0, 1]."""
-    return torch.lerp(gray_level(images), images, _by_view(factor)).clamp_(0, 1)
+def adjust_saturation(images: torch.Tensor, factor: torch.Tensor, *, clip: bool = True) -> torch.Tensor:
+    """Scales `images` (as in `adjust_brightness`) about each pixel's grey level by a factor a view."""
+    return _clipped(torch.lerp(gray_level(images), images, _by_view(factor)), clip)
 
 
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -145,14 +163,14 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return turned
 
 
-def add_brightness(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Adds a number a view to `images` (as in `adjust_brightness`); clamped to [0, 1]."""
-    return (images + _by_view(delta)).clamp_(0, 1)
+def add_brightness(images: torch.Tensor, delta: torch.Tensor, *, clip: bool = True) -> torch.Tensor:
+    """Adds a number a view to `images` (as in `adjust_brightness`)."""
+    return _clipped(images + _by_view(delta), clip)
 
 
-def adjust_channel_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Scales `images` (as in `adjust_brightness`) about the mean of each channel by a factor a view; clamped to [0, 1]."""
-    return torch.lerp(images.mean(dim=(2, 3), keepdim=True), images, _by_view(factor)).clamp_(0, 1)
+def adjust_channel_contrast(images: torch.Tensor, factor: torch.Tensor, *, clip: bool = True) -> torch.Tensor:
+    """Scales `images` (as in `adjust_brightness`) about the mean of each channel by a factor a view."""
+    return _clipped(torch.lerp(images.mean(dim=(2, 3), keepdim=True), images, _by_view(factor)), clip)
 
 
 def adjust_hsv_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -191,6 +209,10 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int, *, bor
         blurred = F.conv2d(blurred, kernel[:, None, None, :], groups=views * channels)
         blurred = F.conv2d(blurred, kernel[:, None, :, None], groups=views * channels)
     return blurred.view(images.shape)
+
+
+def _clipped(images: torch.Tensor, clip: bool) -> torch.Tensor:
+    return images.clamp_(0, 1) if clip else images
 
 
 def _by_view(numbers: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from hf_geossl.modeling.configuration_vit import TRANSFORMATIONS
 from hf_geossl.modeling.geometry import warp_images
+from hf_geossl.views.channels import adjust_channels
 from hf_geossl.views.color import BLUR_TRUNCATION, DrawnParameters
 from hf_geossl.views.photometric import (
     adjust_brightness,
@@ -30,7 +31,9 @@ class TransformationParameters(DrawnParameters):
         angles (`torch.Tensor` of shape `(images,)`): Turn about the centre in radians, clockwise as displayed.
         translations (`torch.Tensor` of shape `(images, 2)`): Shift to the right and down after the turn, in shares of
             the image's width and height.
-        brightness, contrast, saturation (`torch.Tensor` of shape `(images,)`): What the factor has above 1.
+        brightness, contrast, saturation (`torch.Tensor` of shape `(images,)`): What the factor has above 1. For channels
+            that are not red, green and blue brightness and contrast are `(images, channels)`, and brightness is added, in
+            standard deviations of the channel.
         hue (`torch.Tensor` of shape `(images,)`): Turns of the colour circle.
         blur_sigma (`torch.Tensor` of shape `(images,)`): Standard deviation of the blur in pixels.
         transformed (`torch.Tensor` of shape `(images,)`, bool): Which images are transformed at all.
@@ -66,7 +69,8 @@ class TransformationPath(Settings):
     transformation: str | None = setting(
         "se2",
         "The transformation: se2 (a turn, then a shift), rotation, translation, color (brightness, contrast, saturation "
-        "and hue, in this order) or blur; None transforms nothing.",
+        "and hue, in this order; of other channels than red, green and blue contrast and brightness of each) or blur; None "
+        "transforms nothing.",
         words=(*TRANSFORMATIONS, None),
     )
     num_intermediate: int = setting(2, "How many points between the image and the end are rendered.", low=0)
@@ -94,11 +98,14 @@ class TransformationPath(Settings):
         """Radius in pixels of the blur kernel, the same all along the path."""
         return math.ceil(BLUR_TRUNCATION * self.path_blur_sigma[1])
 
-    def draw(self, num_images: int, generator: torch.Generator | None = None) -> TransformationParameters:
+    def draw(
+        self, num_images: int, generator: torch.Generator | None = None, num_channels: int | None = None
+    ) -> TransformationParameters:
         """Draws the ends of the paths of `num_images` images, independently of each other, on the generator's device.
 
         A fixed count of numbers is taken from the generator (torch's global CPU generator if absent) for each image,
-        whatever the transformation; what that does not use is 0.
+        whatever the transformation; what that does not use is 0. `num_channels` is given for channels that are not red,
+        green and blue, each of which gets a brightness and a contrast of its own.
         """
         device = generator.device if generator is not None else torch.device("cpu")
         uniform = torch.rand(num_images, 9, generator=generator, device=device)
@@ -107,12 +114,16 @@ class TransformationPath(Settings):
         def only_for(names: tuple[str, ...], values: torch.Tensor) -> torch.Tensor:
             return values if self.transformation in names else torch.zeros_like(values)
 
+        brightness, contrast = signed[:, 3], signed[:, 4]
+        if num_channels is not None:
+            drawn = torch.rand(num_images, 2, num_channels, generator=generator, device=device)
+            brightness, contrast = (2 * drawn - 1).unbind(1)
         smallest, largest = self.path_blur_sigma
         return TransformationParameters(
             angles=only_for(("se2", "rotation"), signed[:, 0] * math.radians(self.max_rotation)),
             translations=only_for(("se2", "translation"), signed[:, 1:3] * self.max_translation),
-            brightness=only_for(("color",), signed[:, 3] * self.path_brightness),
-            contrast=only_for(("color",), signed[:, 4] * self.path_contrast),
+            brightness=only_for(("color",), brightness * self.path_brightness),
+            contrast=only_for(("color",), contrast * self.path_contrast),
             saturation=only_for(("color",), signed[:, 5] * self.path_saturation),
             hue=only_for(("color",), signed[:, 6] * self.path_hue),
             blur_sigma=only_for(("blur",), smallest + uniform[:, 7] * (largest - smallest)),
@@ -120,8 +131,9 @@ class TransformationPath(Settings):
         )
 
     def apply(self, images: torch.Tensor, parameters: TransformationParameters, share: float = 1.0) -> torch.Tensor:
-        """Points at a `share` of the paths of `images (images, 3, height, width)` in [0, 1]."""
-        return self._transform(images, parameters.to(images.device).scaled(share), (0.0,) * 3, (1.0,) * 3)
+        """Points at a `share` of the paths of `images (images, channels, height, width)` in [0, 1]."""
+        channels = images.shape[1]
+        return self._transform(images, parameters.to(images.device).scaled(share), (0.0,) * channels, (1.0,) * channels)
 
     @torch.no_grad()
     def render(
@@ -130,28 +142,37 @@ class TransformationPath(Settings):
         parameters: TransformationParameters,
         mean: Sequence[float],
         std: Sequence[float],
+        clip: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ends of the paths of normalised images `(images, 3, height, width)`, and the points between.
+        """The ends of the paths of normalised images `(images, channels, height, width)`, and the points between.
 
         Equal to taking back the normalisation by `mean` and `std`, `apply` and normalising again; float32. The points
-        between are those at k / (K + 1) of the path for k = 1 to K, `(images, num_intermediate, 3, height, width)`.
+        between are those at k / (K + 1) of the path for k = 1 to K, `(images, num_intermediate, channels, height,
+        width)`. `clip` says whether colours are clipped to [0, 1], as those of 8 bits are; other channels never are.
         """
         parameters = parameters.to(images.device)
         steps = self.num_intermediate + 1
         between = images.new_empty(len(images), self.num_intermediate, *images.shape[1:])
         for k in range(1, steps):
-            between[:, k - 1] = self._transform(images, parameters.scaled(k / steps), mean, std)
-        return self._transform(images, parameters, mean, std), between
+            between[:, k - 1] = self._transform(images, parameters.scaled(k / steps), mean, std, clip)
+        return self._transform(images, parameters, mean, std, clip), between
 
     def _transform(
-        self, images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
+        self,
+        images: torch.Tensor,
+        parameters: TransformationParameters,
+        mean: Sequence[float],
+        std: Sequence[float],
+        clip: bool = True,
     ) -> torch.Tensor:
         """Transforms normalised images by all of `parameters`; a warp and a blur need not take the normalisation back."""
         images = images.float()
         if self.transformation is None:
             return images
-        if self.transformation == "color":
-            result = _adjust_colors(images, parameters, mean, std)
+        if self.transformation == "color" and parameters.brightness.dim() == 2:
+            result = adjust_channels(images, parameters.brightness, 1 + parameters.contrast)
+        elif self.transformation == "color":
+            result = _adjust_colors(images, parameters, mean, std, clip)
         elif self.transformation == "blur":
             # At the smallest sigma all weights but the middle one underflow, so that the image stays as it is, bit for
             # bit; at 0 they would be 0 / 0.
@@ -164,8 +185,8 @@ class TransformationPath(Settings):
             result = warp_images(images, parameters.angles, pixels, self.padding_mode, black)
         return torch.where(parameters.transformed[:, None, None, None], result, images)
 
-    def describe(self) -> str:
-        """The path in one line of words, for a model card."""
+    def describe(self, is_rgb: bool = True) -> str:
+        """The path in one line of words, for a model card; of red, green and blue, or of other channels."""
         if self.transformation is None:
             return "not transformed"
         turn = f"turned by up to {self.max_rotation:g} degrees"
@@ -176,19 +197,25 @@ class TransformationPath(Settings):
             "se2": f"{turn} and {shift} ({outside} outside)",
             "rotation": f"{turn} ({outside} outside)",
             "translation": f"{shift} ({outside} outside)",
-            "color": f"recoloured by up to {'/'.join(f'{strength:g}' for strength in colors)}",
+            "color": f"recoloured by up to {'/'.join(f'{strength:g}' for strength in colors)}"
+            if is_rgb
+            else f"brightness and contrast of each channel moved by up to {colors[0]:g} deviations and {colors[1]:g}",
             "blur": f"blurred by sigma {self.path_blur_sigma[0]:g} to {self.path_blur_sigma[1]:g}",
         }[self.transformation]
         return f"{words} in {100 * self.transformation_probability:g}%, with {self.num_intermediate} points between"
 
 
 def _adjust_colors(
-    images: torch.Tensor, parameters: TransformationParameters, mean: Sequence[float], std: Sequence[float]
+    images: torch.Tensor,
+    parameters: TransformationParameters,
+    mean: Sequence[float],
+    std: Sequence[float],
+    clip: bool,
 ) -> torch.Tensor:
-    """The four colour operations of torchvision in fixed order, each clamped, on normalised images."""
+    """The four colour operations of torchvision in fixed order, each clamped if `clip`, on normalised images."""
     channels = (images[:, channel] * std[channel] + mean[channel] for channel in range(3))
     unit = torch.stack(list(channels), dim=1)
-    unit = adjust_brightness(unit, 1 + parameters.brightness)
-    unit = adjust_contrast(unit, 1 + parameters.contrast)
-    unit = adjust_saturation(unit, 1 + parameters.saturation)
+    unit = adjust_brightness(unit, 1 + parameters.brightness, clip=clip)
+    unit = adjust_contrast(unit, 1 + parameters.contrast, clip=clip)
+    unit = adjust_saturation(unit, 1 + parameters.saturation, clip=clip)
     return normalize_(adjust_hue(unit, parameters.hue), mean, std)

@@ -25,7 +25,7 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import linear_sgd
 from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
 from hf_geossl.evaluation.protocols.linear import LogisticSettings, RotationSettings, measure_linear, measure_rotation
-from hf_geossl.evaluation.samples import Columns, load_samples
+from hf_geossl.evaluation.samples import Columns, collate, load_samples
 from tests.helpers.supervised import small_model
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=0)
@@ -152,7 +152,7 @@ def test_a_broken_image_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCap
         caplog.clear()
         found = list(load_samples(str(folder), "train", size=16).batches(4, num_workers=workers))
         assert torch.cat([batch["index"] for batch in found]).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
-        assert caplog.messages == [f"images of {held.name} that are broken and were left out: 1"]
+        assert caplog.messages == [f"{held.name}: images that are broken and were left out: 1 (12 images read)"]
     assert [sample["index"] for sample in held] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     endless = held.endless_batches(4, seed=0)
     for _ in range(6):
@@ -180,7 +180,7 @@ def test_streams_give_whole_batches_and_leave_broken_images_out(
     shades = [sorted(int(value) for value in batch["image"][:, 0, 0, 0]) for batch in batches]
     assert len({shade for row in shades[:4] for shade in row}) == 20
     assert not {3, 11} & {shade for row in shades for shade in row}
-    assert caplog.messages == [f"images of {streamed.name} that are broken and were left out: 2"]
+    assert caplog.messages == [f"{streamed.name}: images that are broken and were left out: 2 (23 images read)"]
     assert sum(len(batch["index"]) for batch in streamed.batches(5)) == len(list(streamed)) == 21
     few = streamed.endless_batches(64, seed=0)
     assert [len(next(few)["index"]) for _ in range(2)] == [21, 21]
@@ -271,3 +271,27 @@ def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
         (tmp_path / "clips" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match="it holds clips, which only the task propagation reads"):
         load_samples(str(tmp_path / "clips"), "test", size=16)
+
+
+@pytest.mark.parametrize(
+    ("target", "column"),
+    [("label", "label"), ("multi_label", "label"), ("semantic", "semantic"), ("depth", "depth"), ("boxes", "objects")],
+)
+def test_truth_that_is_not_there_names_columns_and_argument(target: str, column: str, tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))], "kind": [1]})
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "own")
+    samples = load_samples(str(tmp_path / "own"), "train", size=8)
+    with pytest.raises(
+        ValueError,
+        match=rf"own \(train\) has no '{target}', which this task needs; its columns are image, kind: name the right one "
+        rf"by --{column}_column",
+    ):
+        samples.require(target)
+    assert samples.require("image")["index"] == 0
+
+
+def test_a_batch_in_which_some_lack_the_truth_is_refused() -> None:
+    samples = [{"index": 3, "label": 1}, {"index": 4}]
+    for order in (samples, samples[::-1]):
+        with pytest.raises(ValueError, match="image 4 has no 'label' and others have"):
+            collate(order)

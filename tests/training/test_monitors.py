@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -348,6 +348,7 @@ def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: P
 
     class State:
         global_step, max_steps = 500, 1000
+        log_history: ClassVar[list[dict[str, float]]] = [{"feature_spread": 0.6, "target_spread": 0.3}]
 
     with caplog.at_level(logging.WARNING):
         for _ in range(STUCK_LOGS - 1):
@@ -363,7 +364,27 @@ def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: P
     assert len(messages) == 3
     assert "rotation_loss has stayed at 1.3863" in messages[0]
     assert "the same features for all images (feature_spread 0.0001" in messages[1]
-    assert "the same targets for all patches (target_spread 0.0490" in messages[2]
+    assert "the same targets for all patches (target_spread 0.0490, 0.3000 before" in messages[2]
+
+
+def test_images_of_little_contrast_are_no_collapse(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """Their features are alike from the first step on; what counts is the spread that has been lost since."""
+    callback, args = CollapseCallback({}), small_arguments(tmp_path, max_steps=1000)
+
+    class State:
+        global_step, max_steps = 500, 1000
+        log_history: ClassVar[list[dict[str, float]]] = []
+
+    def log(spread: float) -> None:
+        State.log_history.append({"feature_spread": spread})  # as transformers does before it calls
+        callback.on_log(args, State, None, State.log_history[-1])
+
+    with caplog.at_level(logging.WARNING):
+        for spread in (0.03, 0.02, 0.04, 0.0121):
+            log(spread)
+        assert caplog.messages == []
+        log(0.0119)  # below .3 of .04
+    assert "feature_spread 0.0119, 0.0400 before" in caplog.messages[0]
 
 
 def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:

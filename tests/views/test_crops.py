@@ -186,7 +186,7 @@ def test_other_modes_are_read_as_rgb(photo):
     ("image", "error"),
     [
         ("photo.jpg.txt", BrokenImageError),
-        (np.zeros((4, 4, 3), np.float32), TypeError),
+        (np.full((4, 4, 3), 300, np.float32), BrokenImageError),
         (torch.zeros(0, 4, 3, dtype=torch.uint8), BrokenImageError),
         (12, TypeError),
     ],

@@ -328,7 +328,15 @@ FLAT = {
     "solarize_probability": (None, 0.21),
     "mean": ((0.485, 0.456, 0.406), (0.5, 0.456, 0.406)),
     "std": ((0.229, 0.224, 0.225), (0.25, 0.224, 0.225)),
+    "channels": ("rgb", (3, 2, 1)),
+    "channel_names": (("red", "green", "blue"), ("near", "far", "further")),
+    "dtype": ("uint8", "uint16"),
+    "value_range": (((0.0, 255.0),), ((0.0, 100.0),)),
+    "channel_drop_probability": (0.1, 0.2),
+    "noise_probability": (0.2, 0.3),
+    "noise_sigma": ((0.02, 0.2), (0.02, 0.3)),
 }
+CHANNELS = ("channel_drop_probability", "noise_probability", "noise_sigma")
 COLORS = ("path_brightness", "path_contrast", "path_saturation", "path_hue")
 
 
@@ -355,7 +363,7 @@ def test_settings_that_are_none_are_the_hosts_and_given_ones_stay():
 
 def test_a_card_can_say_what_the_views_were():
     lines = [EquiCoherentViews(transformation=arm).describe() for arm in arms()]
-    unsaid = {"transformation", "path_blur_sigma", *COLORS}  # of the other transformations
+    unsaid = {"transformation", "path_blur_sigma", *COLORS, *CHANNELS}  # of other transformations and channels
     lines += [EquiCoherentViews(**{name: other}).describe() for name, (_, other) in FLAT.items() if name not in unsaid]
     lines += [EquiCoherentViews(transformation="color", **{name: FLAT[name][1]}).describe() for name in COLORS]
     lines += [EquiCoherentViews(transformation="blur", path_blur_sigma=(0.1, 3.0)).describe()]

@@ -334,6 +334,13 @@ FLAT = {
     "num_intermediate": (2, 3),
     "mean": ((0.485, 0.456, 0.406), (0.486, 0.456, 0.406)),
     "std": ((0.229, 0.224, 0.225), (0.228, 0.224, 0.225)),
+    "channels": ("rgb", (3, 2, 1)),
+    "channel_names": (("red", "green", "blue"), ("near", "far", "further")),
+    "dtype": ("uint8", "uint16"),
+    "value_range": (((0.0, 255.0),), ((0.0, 100.0),)),
+    "channel_drop_probability": (0.1, 0.2),
+    "noise_probability": (0.2, 0.3),
+    "noise_sigma": ((0.02, 0.2), (0.02, 0.3)),
 }
 
 

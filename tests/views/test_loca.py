@@ -339,7 +339,15 @@ FLAT = {
     "num_intermediate": (2, 3),
     "mean": ((0.485, 0.456, 0.406), (0.5, 0.456, 0.406)),
     "std": ((0.229, 0.224, 0.225), (0.25, 0.224, 0.225)),
+    "channels": ("rgb", (3, 2, 1)),
+    "channel_names": (("red", "green", "blue"), ("near", "far", "further")),
+    "dtype": ("uint8", "uint16"),
+    "value_range": (((0.0, 255.0),), ((0.0, 100.0),)),
+    "channel_drop_probability": (0.1, 0.2),
+    "noise_probability": (0.2, 0.3),
+    "noise_sigma": ((0.02, 0.2), (0.02, 0.3)),
 }
+CHANNELS = ("channel_drop_probability", "noise_probability", "noise_sigma")
 
 
 def test_every_setting_has_its_default_and_makes_other_views():
@@ -354,7 +362,7 @@ def test_every_setting_has_its_default_and_makes_other_views():
 
 
 def test_a_card_can_say_what_the_views_were():
-    unsaid = {"blur_sigma", "num_intermediate"}  # nothing is blurred or reconstructed
+    unsaid = {"blur_sigma", "num_intermediate", *CHANNELS}  # nothing is blurred or reconstructed, and colours are
     lines = [LOCAViews().describe()]
     lines += [LOCAViews(**{name: other}).describe() for name, (_, other) in FLAT.items() if name not in unsaid]
     lines.append(LOCAViews(blur="intended", blur_sigma=(0.2, 2.0)).describe())

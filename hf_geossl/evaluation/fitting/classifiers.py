@@ -12,9 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.cached_samples import THUMBNAILS, cache_if_rendered
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.features import THUMBNAILS, cache_if_rendered, compute_features
 from hf_geossl.evaluation.metrics.accuracy import Accuracy
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import ProtocolSettings
 
@@ -119,7 +118,7 @@ def training_batches(
     They hold `"image"` (`(batch, 3, height, width)`, uint8) and the target, the map that the samples must have; where there are
     fewer images than a batch has, some come more than once.
     """
-    require(samples, target)
+    samples.require(target)
     if samples.mode is None:
         yield from samples.endless_batches(batch_size, seed, num_workers=options.num_workers)
     columns = compute_features(encoder, samples, ["image", target], replace(options, cache_dir=None))
@@ -135,14 +134,6 @@ def shuffled_rows(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray
         order = np.concatenate([order] * repeats)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
-
-
-def require(samples: Samples, target: str) -> None:
-    """Refuses samples of which the first lacks a target."""
-    if target not in next(iter(samples)):
-        raise ValueError(
-            f"{samples.name} has no {target!r}, which this task needs: choose data with it, or name its column"
-        )
 
 
 def train_dense(

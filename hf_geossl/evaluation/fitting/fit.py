@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.options import EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.settings import ProtocolSettings
 
 Batch = TypeVar("Batch")

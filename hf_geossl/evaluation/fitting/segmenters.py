@@ -12,7 +12,7 @@ from PIL import Image
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
-from hf_geossl.evaluation.fitting.dense_training import Batch, DenseTraining, predicted_batches, require, train_dense
+from hf_geossl.evaluation.fitting.dense_training import Batch, DenseTraining, predicted_batches, train_dense
 from hf_geossl.evaluation.heads.segmentation import SegmentationHead
 from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
 from hf_geossl.evaluation.metrics.metric import Metric
@@ -116,7 +116,7 @@ def class_names(
     Raises:
         ValueError: If the samples have no semantic maps, or no pixel has a class.
     """
-    require(samples, "semantic")
+    samples.require("semantic")
     if num_classes is None and "semantic" in samples.names:
         return samples.names["semantic"]
     if num_classes is None:
@@ -186,7 +186,7 @@ def measure_segmenter(
     """Mean IoU of a head that was trained together with the trunk on all training images; `what` it is called in titles."""
     splits = data.train, data.test
     names = class_names(splits[0], settings.num_classes, options, encoder)
-    require(splits[1], "semantic")
+    splits[1].require("semantic")
 
     def measure(model: Encoder, title: str) -> Scored:
         return train_and_score(model, make_head, splits, names, settings, options, seed=options.seed, description=title)

@@ -14,8 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.precision import mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
 SCALES = (4.0, 2.0, 1.0, 0.5)  # their positions a patch, along an axis

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.fitting.dense_training import (
     Batch,
     DenseTraining,
@@ -23,14 +23,12 @@ from hf_geossl.evaluation.fitting.dense_training import (
     FrozenTraining,
     Predict,
     predicted_batches,
-    require,
     train_dense,
 )
 from hf_geossl.evaluation.fitting.segmenters import DenseScore, measure_end_to_end, score_batches
 from hf_geossl.evaluation.heads.segmentation import DenseHead, layers_of_maps, upsample
 from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
@@ -216,8 +214,8 @@ def measure_linear_depth(
 
     The details hold AbsRel of the floors: random weights, and the training pixels' geometric mean everywhere.
     """
-    require(data.train, "depth")
-    require(data.test, "depth")
+    data.train.require("depth")
+    data.test.require("depth")
     scored, constant = _score_frozen(encoder, data, options, settings)
     floors = {"constant": constant}
     if settings.random_floor:
@@ -284,7 +282,7 @@ def measure_dpt(
 ) -> TaskResult:
     """Errors of the depths of DPT, trained with the trunk by the scale-invariant logarithmic loss."""
     train, test = data.train, data.test
-    require(test, "depth")
+    test.require("depth")
 
     def measure(model: Encoder, title: str) -> ScoredDepth:
         predict = train_dpt(model, train, settings, options, description=title)

@@ -10,12 +10,11 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.detection import build_detector
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision, Row
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 
@@ -114,9 +113,7 @@ def measure_detection(
             size.
     """
     train, test = data.train, data.test
-    first = next(iter(train))
-    if "boxes" not in first or "categories" not in first:
-        raise ValueError(f"detection needs boxes and categories of objects, which {train.name} has not")
+    first = train.require("boxes", "categories")
     names = train.names.get("categories")
     count = settings.num_categories or len(names or ())
     if not count:

@@ -19,9 +19,8 @@ import numpy as np
 from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.cached_samples import CachedSamples, grey
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.features import CachedSamples, compute_features, grey
 from hf_geossl.evaluation.fitting.classifiers import hold_out
 from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Perceptron, Ridge
 from hf_geossl.evaluation.metrics.r2 import R2

@@ -11,13 +11,11 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.cached_samples import cache_if_rendered
-from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import compute_features
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
+from hf_geossl.evaluation.features import cache_if_rendered, compute_features
 from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.metrics.corner_error import CornerError
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import full_precision, mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import ProtocolSettings

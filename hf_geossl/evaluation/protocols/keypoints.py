@@ -17,14 +17,13 @@ from transformers.models.vitpose.image_processing_vitpose import (
 )
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
 from hf_geossl.evaluation.metrics.coco_average_precision import Row
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
 from hf_geossl.evaluation.metrics.pckh import PCKh
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import full_precision, mixed_precision
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.protocols.detection import PRECISION_REPEATS
 

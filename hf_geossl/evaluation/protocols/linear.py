@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.cached_samples import thumbnailed
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import Transform, compute_features
+from hf_geossl.evaluation.features import Transform, compute_features, thumbnailed
 from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
     Predicted,

@@ -14,9 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.ops import roi_align
 
 from hf_geossl.data import MODES, THING_CLASSES
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import ProtocolSettings

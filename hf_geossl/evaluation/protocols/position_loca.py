@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import full_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.settings import ProtocolSettings
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining

@@ -14,12 +14,11 @@ from torch.nn import functional
 from hf_geossl.data import SEMANTIC_CLASSES
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.clips import Clip, folder_clips, scene_clips
-from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.metrics.j_and_f import JAndF
 from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
 from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.precision import mixed_precision
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.settings import ProtocolSettings
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.fitting.dense_training import FrozenTokens, FrozenTraining, require
+from hf_geossl.evaluation.fitting.dense_training import FrozenTokens, FrozenTraining
 from hf_geossl.evaluation.fitting.segmenters import (
     Scored,
     SegmentationTraining,
@@ -57,7 +57,7 @@ def measure_linear_segmentation(
 ) -> TaskResult:
     """Measures a linear map of frozen patch tokens after a BatchNorm, brought to the size of the images."""
     names = class_names(data.train, settings.num_classes, options, encoder)
-    require(data.test, "semantic")
+    data.test.require("semantic")
 
     def measure(model: Encoder) -> Scored:
         tokens = FrozenTokens(model, data, "semantic", options)
@@ -133,7 +133,7 @@ def measure_few_shot_segmentation(
     """
     train, test = data.train, data.test
     names = class_names(train, settings.num_classes, options, encoder)
-    require(test, "semantic")
+    test.require("semantic")
     make_head = partial(LinearHead, encoder.width)
     models = {"": encoder, **({"random weights, ": encoder.random_twin(options.seed)} if settings.random_floor else {})}
 

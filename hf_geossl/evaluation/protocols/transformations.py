@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.evaluation.cached_samples import thumbnailed, thumbnails
-from hf_geossl.evaluation.features import Transform
+from hf_geossl.evaluation.features import Transform, thumbnailed, thumbnails
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath
 
 TRANSFORMATIONS = ("rotation", "translation", "color", "blur")

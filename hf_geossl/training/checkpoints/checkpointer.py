@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from hf_geossl.training.checkpoints.files import (
     newest_whole_checkpoint,
     publish_checkpoint,
 )
+from hf_geossl.views.channels import ChannelJitter
+from hf_geossl.views.image_settings import ImageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +182,20 @@ def _check_settings(name: str, saved: Mapping, settings: Mapping[str, object]) -
             f"{FORMAT}): finish the run with that version, or start a new one from its weights with model_name_or_path"
         )
     now = json.loads(json.dumps(settings))
-    for path, before, after in _differences(saved["settings"], now):
+    for path, before, after in _differences(_with_images(saved["settings"]), now):
         raise CheckpointError(
             f"{name} was trained with other settings: {path} was {before!r} and is {after!r}; resume with the same, or "
             "start anew"
         )
+
+
+def _with_images(saved: Mapping[str, object]) -> dict[str, object]:
+    """Saved settings that say what the images are: RGB of 8 bits in checkpoints from before views could have others."""
+    views = saved.get("views")
+    if not isinstance(views, Mapping) or "normalization" not in views:
+        return dict(saved)
+    plain = json.loads(json.dumps({"image": asdict(ImageSettings()), "channel_jitter": asdict(ChannelJitter())}))
+    return {**saved, "views": {**plain, **views}}
 
 
 def _differences(before: object, after: object, path: str = "") -> list[tuple[str, object, object]]:

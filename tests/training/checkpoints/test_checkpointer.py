@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +152,18 @@ def test_a_setting_that_one_side_does_not_have_is_another_setting(tmp_path: Path
     same = {"views": {"crops": {"size": 32}}}
     assert checkpointer.find(str(tmp_path / "checkpoint-2"), {"model_type": "gtsa"}, same) is not None
     assert checkpointer.find(None, {"model_type": "gtsa"}, {"views": "of no matter"}) is None
+
+
+def test_views_from_before_there_were_other_images_are_of_rgb_of_8_bits(tmp_path: Path) -> None:
+    now = asdict(GTSAViews(global_size=32))
+    before = {name: value for name, value in now.items() if name not in ("image", "channel_jitter")}
+    checkpointer = _checkpointer(tmp_path)
+    _save(checkpointer, 2, {"views": {"class": "GTSAViews", **before}})
+    same = {"views": {"class": "GTSAViews", **now}}
+    assert checkpointer.find(True, {"model_type": "gtsa"}, same) is not None
+    deeper = asdict(GTSAViews(global_size=32, dtype="uint16"))
+    with pytest.raises(CheckpointError, match="views.image.dtype was 'uint8' and is 'uint16'"):
+        checkpointer.find(True, {"model_type": "gtsa"}, {"views": {"class": "GTSAViews", **deeper}})
 
 
 def test_tuples_of_the_views_are_the_lists_of_a_file(tmp_path: Path) -> None:
