@@ -133,11 +133,12 @@ def named_color_places(count: int, names: Sequence[str]) -> list[int]:
 
 def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """Which values mean "no value"; None if none does. Where that is 0, it belongs into the picture as black."""
-    missing = ~np.isfinite(values) if values.dtype.kind == "f" else None
+    missing = np.zeros(values.shape, dtype=bool)
+    if values.dtype.kind == "f":
+        missing |= ~np.isfinite(values)
     if nodata is not None and np.isfinite(nodata) and nodata != 0:
-        named = values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
-        missing = named if missing is None else missing | named
-    return missing if missing is not None and missing.any() else None
+        missing |= values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
+    return missing if missing.any() else None
 
 
 def to_bytes(raster: Raster, values: np.ndarray) -> np.ndarray:
@@ -204,7 +205,7 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
     _note_dark_units(raster, values, missing, image_format)
     if image_format.channels == "gray":
         values = _gray(values)
-        missing = missing if missing is None else missing.any(axis=2, keepdims=True)
+        missing = missing if missing is None else np.any(missing, axis=2, keepdims=True)
     elif image_format.channels == "rgb" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
     same = raster.dtype == image_format.dtype or (
