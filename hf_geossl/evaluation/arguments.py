@@ -84,6 +84,7 @@ class EvaluationArguments:
             self.config_name,
             self.dataset_revision,
             self.token,
+            encoder.image_format,
         )
 
 

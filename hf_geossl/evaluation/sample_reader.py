@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.data.images import decode_image
+from hf_geossl.data.images import decode_image, decode_pixels
 from hf_geossl.data.sources.base import encoded_image
 from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
 from hf_geossl.evaluation.truth import Columns, Truth
+from hf_geossl.modeling.image_format import ImageFormat
 
 CHANGED = "changed"  # in a sample: how often what was done to its truth
 Sample = dict[str, Any]
@@ -86,12 +87,18 @@ class SampleReader:
         columns (`Columns`): Names of the columns.
         token (`str` or `bool`, *optional*): For image files on the Hub that the rows only name.
         truth (`Truth`, *optional*): What the values of the columns mean.
+        image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
     """
 
     def __init__(
-        self, size: int, columns: Columns, token: str | bool | None = None, truth: Truth | None = None
+        self,
+        size: int,
+        columns: Columns,
+        token: str | bool | None = None,
+        truth: Truth | None = None,
+        image_format: ImageFormat | None = None,
     ) -> None:
-        self.size, self.columns, self.token = size, columns, token
+        self.size, self.columns, self.token, self.image_format = size, columns, token, image_format
         self.truth = truth or Truth(bbox_format=columns.bbox_format or "coco", depth_scale=columns.depth_scale or 1.0)
 
     def __call__(self, index: int, row: Mapping[str, Any]) -> Sample:
@@ -109,9 +116,13 @@ class SampleReader:
             ValueError: If the truth does not fit the image or is no number of a class.
         """
         columns, changed = self.columns, dict[str, int]()
-        image = decode_image(encoded_image(row[columns.image], self.token))
+        image, channels = self._channels(encoded_image(row[columns.image], self.token))
         frame = _Frame.of(image, self.size)
-        sample: Sample = {"index": index, "image": _image_tensor(frame.cut(image, Image.Resampling.BICUBIC))}
+        pixels = [frame.cut(channel, Image.Resampling.BICUBIC) for channel in channels]
+        sample: Sample = {
+            "index": index,
+            "image": _image_tensor(pixels[0] if channels == [image] else np.stack(pixels, axis=-1)),
+        }
         label = row.get(columns.label)
         if self.truth.lists and label is not None:
             sample["multi_label"] = self._multi_label(label)
@@ -124,6 +135,15 @@ class SampleReader:
         if row.get(columns.objects) is not None:
             sample.update(self._objects(as_lists(row[columns.objects], columns.objects), image, frame, changed))
         return sample | ({CHANGED: changed} if changed else {})
+
+    def _channels(self, encoded: Any) -> tuple[Image.Image, list[Image.Image]]:
+        """A picture of the image's size, and what is cut: itself, or each channel of the model's format."""
+        if self.image_format is None:
+            image = decode_image(encoded)
+            return image, [image]
+        pixels = decode_pixels(encoded, image_format=self.image_format).numpy()
+        channels = [Image.fromarray(np.ascontiguousarray(pixels[..., number])) for number in range(pixels.shape[-1])]
+        return channels[0], channels
 
     def _multi_label(self, labels: Sequence[Any]) -> torch.Tensor:
         known = self.truth.labels or ()

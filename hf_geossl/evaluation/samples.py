@@ -23,6 +23,7 @@ from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.sample_reader import CHANGED, ReadRow, Sample, SampleReader, read_scene
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
+from hf_geossl.modeling.image_format import ImageFormat
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class _Streamed(IterableDataset):
 class Samples:
     """Images with truth. Make them with `load_samples`.
 
-    A sample is a dictionary of `index` (its place in the dataset), `image` (`(3, size, size)`, uint8) and what the dataset
+    A sample is a dictionary of `index` (its place in the dataset), `image` (`(3, size, size)`, uint8; of another image format
+    `(channels, size, size)`, float32 in units where it is not of 8 bits) and what the dataset
     has of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
     is no truth), `depth` (`(size, size)`, float32 metres, 0 where unknown), `boxes` (`(objects, 4)`, x1, y1, x2, y2 in
     pixels), `categories` (`(objects,)`), `masks` (`(objects, size, size)`, bool), `keypoints` (`(objects,
@@ -282,6 +284,7 @@ def load_samples(
     revision: str | None = None,
     token: str | None = None,
     shared: SharedTruth | None = None,
+    image_format: ImageFormat | None = None,
 ) -> Samples:
     """Opens images with truth.
 
@@ -297,6 +300,7 @@ def load_samples(
         mode, seed: Of the scenes, see `load_scenes`.
         columns (`Columns`, *optional*): Names of the columns.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub, as in `datasets.load_dataset`.
+        image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
         shared (`SharedTruth`, *optional*): What the truth means, decided once for splits that must be read alike.
 
     Returns:
@@ -308,6 +312,12 @@ def load_samples(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     description: dict[str, Any] = {"dataset": dataset, "split": split, "size": size, "limit": limit}
+    if image_format is not None:
+        if dataset == SCENES:
+            raise ValueError(
+                f"the scenes are RGB of 8 bits, and the model takes {image_format.describe()}: name other data"
+            )
+        description["image_format"] = image_format.to_dict()
     if dataset == SCENES:
         return _load_scenes(description, mode, seed)
     columns = columns or Columns()
@@ -323,7 +333,7 @@ def load_samples(
     truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)
-    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth)
+    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format)
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.scenes.painting import View
+from hf_geossl.evaluation.encoders import unit_images
 from hf_geossl.evaluation.options import EvaluationData
 
 SCENE_POINTS = ("center", "top", "bottom", "front", "back")
@@ -146,5 +147,5 @@ def cut_crops(images: torch.Tensor, sources: torch.Tensor, frames: torch.Tensor,
     extent = frames.new_tensor([images.shape[-1], images.shape[-2]])
     x, y = (frames[:, axis, None] + line * frames[:, 2:] for axis in (0, 1))  # (objects, side)
     grid = torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
-    chosen = images[sources].float() / 255
+    chosen = unit_images(images[sources])
     return functional.grid_sample(chosen, grid / extent * 2 - 1, padding_mode="zeros", align_corners=False)
