@@ -101,7 +101,8 @@ class Encoder:
     @property
     def image_format(self) -> ImageFormat | None:
         """What the model's images are; None of RGB of 8 bits, which every model takes that does not say otherwise."""
-        described = self.config.get_image_format() if hasattr(self.config, "get_image_format") else None
+        config = self.config
+        described = config.get_image_format() if config is not None and hasattr(config, "get_image_format") else None
         return None if described is None or described.is_rgb8 else described
 
     @property

@@ -78,9 +78,8 @@ class _Streamed(IterableDataset):
 class Samples:
     """Images with truth. Make them with `load_samples`.
 
-    A sample is a dictionary of `index` (its place in the dataset), `image` (`(3, size, size)`, uint8; of another image format
-    `(channels, size, size)`, float32 in units where it is not of 8 bits) and what the dataset
-    has of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
+    A sample is a dictionary of `index` (its place in the dataset), `image` (`(channels, size, size)`, uint8, or float32 in
+    units where the image format is not of 8 bits) and what the dataset has of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
     is no truth), `depth` (`(size, size)`, float32 metres, 0 where unknown), `boxes` (`(objects, 4)`, x1, y1, x2, y2 in
     pixels), `categories` (`(objects,)`), `masks` (`(objects, size, size)`, bool), `keypoints` (`(objects,
     points, 3)`, x and y in pixels and visibility, 0 where there is no truth); scenes also `ids` (of the instances), `angles`
@@ -162,10 +161,10 @@ class Samples:
         return first
 
     def refuse_lack(self, *missing: str) -> None:
-        """Raises the error for truth that the samples lack; nothing where nothing is missing."""
+        """Raises the error for truth that the samples lack, if any is."""
+        known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
         for target in missing:
             column = _COLUMN_OF.get(target)
-            known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
             how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
             raise ValueError(
                 f"{self.name} has no {target!r}, which this task needs; its columns are {known}: {how}choose other data"
@@ -173,10 +172,9 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset()
-        if isinstance(samples, _Indexed):
-            read: Iterable[Sample | None] = (samples[position] for position in range(len(samples)))
-        else:
-            read = samples
+        read: Iterable[Sample | None] = (
+            samples if isinstance(samples, _Streamed) else map(samples.__getitem__, range(len(samples)))
+        )
         return self._readable((sample, 1, int(sample is None), (sample or {}).pop(CHANGED, {})) for sample in read)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:

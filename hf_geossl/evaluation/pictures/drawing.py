@@ -132,12 +132,25 @@ def class_name(names: Sequence[str] | None, index: int) -> str:
     return str(names[index]) if names is not None and index < len(names) else f"class {index}"
 
 
-def first_images(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
-    """The first images of arrays, which must have equally many."""
-    converted = [np.asarray(array) for array in arrays]
+def in_colours(images: np.ndarray) -> np.ndarray:
+    """Images `(n, height, width, channels)` as people can see them, `(n, height, width, 3)`.
+
+    Of more channels the first three, of fewer the first as grey; what is not of 8 bits goes from its 2nd percentile (black) to
+    its 98th (white), channel by channel over all images.
+    """
+    seen = images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, axis=-1)
+    if seen.dtype == np.uint8:
+        return seen
+    low, high = np.nanpercentile(seen, (2, 98), axis=(0, 1, 2))
+    return np.clip((seen - low) / np.maximum(high - low, 1e-12), 0, 1)
+
+
+def first_images(images: ArrayLike, *truths: ArrayLike) -> tuple[np.ndarray, ...]:
+    """The first images, in colours, and as many of arrays that belong to them, which must have equally many."""
+    converted = [np.asarray(array) for array in (images, *truths)]
     if len({len(array) for array in converted}) != 1 or not len(converted[0]):
         raise ValueError(f"a picture needs as many truths and predictions as images, got {[len(a) for a in converted]}")
-    return tuple(array[:IMAGES] for array in converted)
+    return in_colours(converted[0][:IMAGES]), *(array[:IMAGES] for array in converted[1:])
 
 
 def to_image(figure: Figure) -> Image.Image:

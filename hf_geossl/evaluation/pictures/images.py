@@ -24,6 +24,7 @@ from hf_geossl.evaluation.pictures.drawing import (
     area_colours,
     class_name,
     first_images,
+    in_colours,
     new_grid,
     paint,
     show_row,
@@ -180,7 +181,7 @@ def detections(
     Returns:
         `PIL.Image.Image`: Two rows, a class in one colour throughout, scores written at the boxes.
     """
-    images = np.asarray(images)[:IMAGES]
+    images = in_colours(np.asarray(images)[:IMAGES])
     predictions, truths = list(predictions)[: len(images)], list(truths)[: len(images)]
     classes = sorted(
         {int(label) for objects in (*predictions, *truths) for label in np.asarray(objects["labels"]).ravel()}
