@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.blocks import Position
 from hf_geossl.data.broken import BrokenImages, BrokenStreamError, PassTally, ReportedNames
 from hf_geossl.data.images import BrokenImageError
-from hf_geossl.data.positions import Position
 from hf_geossl.data.streams import ImageStream, load_stream
 from tests.helpers.images import ROWS, encoded, first, iterable_rows, write_folder, write_tar
 

@@ -4,8 +4,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import datasets
 from datasets.iterable_dataset import ExamplesIterable
@@ -14,6 +14,7 @@ from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.retries import retry
 
 MIN_UNITS = 64
+Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
 _NESTED_SCHEMES = frozenset({"hf", "zip", "tar", "gzip", "xz", "bz2", "zstd", "lz4"})
 
 
@@ -43,6 +44,11 @@ class Source:
     label: str = "{key}"
     num_images: int | None = None
 
+    def opened_as(self, split: str | None, config_name: str | None, image_column: str) -> "Source":
+        """Returns the same source, whose identity has what it was opened by too."""
+        opened = {"split": split, "config_name": config_name, "image_column": image_column}
+        return replace(self, identity={**opened, **self.identity})
+
     def unit(self, index: int) -> datasets.IterableDataset:
         """Returns unit `index` as a dataset of its own; a copy, since shallow ones share their position."""
         unit = self.rows.shard(self.units, index, contiguous=False)
@@ -64,13 +70,6 @@ def rows_from(generate: Callable[..., Iterator[tuple[int, dict]]], **shards: obj
     return datasets.IterableDataset(ExamplesIterable(generate, shards))
 
 
-def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
-    """Generates the rows of units that are lists of file names."""
-    for names in units:
-        for index, name in enumerate(names):
-            yield index, {"key": name, "value": name}
-
-
 def check_column(features: datasets.Features, image_column: str, name: str, opened: bool = False) -> None:
     """Raises a `ValueError` unless `image_column` is there and can hold images; `opened` as in [`missing_column`]."""
     if image_column not in features:
@@ -86,17 +85,9 @@ def check_column(features: datasets.Features, image_column: str, name: str, open
 
 
 def missing_column(image_column: str, columns: list[str], name: str, opened: bool = False) -> ValueError:
-    """The error for a column that is not there; it names those that are.
+    """The error for a column that is not among the `columns` of the data `name`.
 
-    Args:
-        image_column (`str`): the column that was wanted.
-        columns (`list[str]`): those that are there.
-        name (`str`): of the data.
-        opened (`bool`, *optional*): whether the caller had opened the dataset, as for a Trainer, which takes no column
-            name.
-
-    Returns:
-        `ValueError`: to be raised.
+    `opened` says that the caller had opened the dataset, as for a Trainer, which takes no column name.
     """
     if opened:
         advice = (
@@ -110,16 +101,21 @@ def missing_column(image_column: str, columns: list[str], name: str, opened: boo
     )
 
 
+def undecoded(rows: Rows) -> Rows:
+    """Leaves the images of all columns encoded, since `decode_image` bounds their size."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
 def encoded_image(value: object, token: str | bool | None = None) -> Any:
-    """Takes the image out of a row's value without decoding it.
+    """Takes what `decode_image` takes out of a row's value.
 
     Args:
         value (`dict`, `bytes`, `PIL.Image.Image` or an array): a dict holds `bytes`, or else the `path` of a local
             file or of one on the Hub (`hf://...`).
         token (`str` or `bool`, *optional*): for files on the Hub.
-
-    Returns:
-        What `decode_image` takes.
 
     Raises:
         BrokenImageError: if there is no image, or it lies behind an address that is not the Hub's.

@@ -6,13 +6,14 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hf_geossl.data.images import EXTENSIONS
-from hf_geossl.data.sources.base import Source, named_rows, rows_from, units_for
+from hf_geossl.data.sources.base import Source, rows_from, units_for
 from hf_geossl.data.wording import counted
 
 _SPLITS = {
@@ -36,21 +37,24 @@ class Files:
     root: str
     names: list[str]
 
+    def identity(self) -> dict[str, Any]:
+        """Plain values that name the files: how many, and their digest."""
+        return {"files": len(self.names), "digest": self.digest()}
+
     def digest(self) -> str:
         """A short hash of the names, and of the sizes of up to 1000 files spread evenly over them."""
         sizes = set(range(0, len(self.names), max(1, len(self.names) // _SIZES_IN_DIGEST)))
         total = hashlib.sha256()
         for index, name in enumerate(self.names):
-            size = _size(os.path.join(self.root, name)) if index in sizes else ""
+            size = self._size(name) if index in sizes else ""
             total.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()[:16]
 
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # a link that leads nowhere, or a file that has gone: reading it will say so
-        return -1
+    def _size(self, name: str) -> int:
+        try:
+            return os.path.getsize(os.path.join(self.root, name))
+        except OSError:  # a link that leads nowhere, or a file that has gone: reading it will say so
+            return -1
 
 
 def find_files(path: str, split: str, *, prefer_packed: bool = False) -> Files:
@@ -65,9 +69,6 @@ def find_files(path: str, split: str, *, prefer_packed: bool = False) -> Files:
         split (`str`): "train", "validation" or "test", or another name of theirs ("val").
         prefer_packed (`bool`, *optional*, defaults to `False`): take the parquet files or tars of a folder that holds
             plain images too, instead of refusing it.
-
-    Returns:
-        `Files`: at least one.
 
     Raises:
         FileNotFoundError: if nothing is there, or nothing that can be read.
@@ -197,13 +198,7 @@ def name_of(path: str) -> str:
 
 
 def as_path(path_or_id: str) -> str | None:
-    """Distinguishes a place on this machine from the id of a Hub dataset.
-
-    Args:
-        path_or_id (`str`): what the user gave.
-
-    Returns:
-        `str` or None: the path with `~` expanded, or None for what can only be a Hub id.
+    """Returns the path with `~` expanded, or None for what can only be the id of a Hub dataset.
 
     Raises:
         FileNotFoundError: if it is written like a path, but nothing is there.
@@ -223,19 +218,41 @@ def check_regular(path: str) -> None:
         raise OSError("it is no regular file")
 
 
-def folder_source(files: Files, name: str, shuffle_block: int) -> Source:
-    """Opens a folder of images: rows hold file names only; a unit takes every n-th file of the sorted list."""
+def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
+    """Generates the rows of units that are lists of file names."""
+    for names in units:
+        for index, name in enumerate(names):
+            yield index, {"key": name, "value": name}
+
+
+def folder_source(
+    files: Files,
+    name: str,
+    shuffle_block: int,
+    *,
+    kind: str = "folder",
+    identity: dict[str, Any] | None = None,
+    read: Callable[[str], Any] = str,
+) -> Source:
+    """Opens image files: rows hold their names only; a unit takes every n-th file of the sorted list.
+
+    Args:
+        files (`Files`): the images.
+        name (`str`), kind (`str`, *optional*), identity (`dict`, *optional*): as in [`Source`].
+        shuffle_block (`int`): rows that are shuffled together.
+        read (`Callable`, *optional*): path or address of a file -> what `decode_image` takes.
+    """
     units = units_for(len(files.names), shuffle_block)
     return Source(
-        kind="folder",
+        kind=kind,
         name=name,
         rows=rows_from(named_rows, units=[files.names[unit::units] for unit in range(units)]),
         units=units,
-        read=partial(_path_below, files.root),
-        identity={"files": len(files.names), "digest": files.digest()},
+        read=partial(_read_below, files.root, read),
+        identity=files.identity() if identity is None else identity,
         num_images=len(files.names),
     )
 
 
-def _path_below(root: str, row: dict) -> str:
-    return os.path.join(root, row["value"])
+def _read_below(root: str, read: Callable[[str], Any], row: dict) -> Any:
+    return read(os.path.join(root, row["value"]))

@@ -1,5 +1,6 @@
 """Datasets that the caller has opened, and the embedded scenes, as sources."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from hf_geossl.data.sources.base import (
     encoded_image,
     missing_column,
     rows_from,
+    undecoded,
     units_for,
 )
 
@@ -28,19 +30,7 @@ class MapDataset(Protocol):
 
 
 def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -> Source:
-    """Opens a map-style dataset: `len(dataset)` items, each a dict with the image under `image_column`.
-
-    Args:
-        dataset (`datasets.Dataset` or any object with `__len__` and `__getitem__`): read when a sample is needed.
-        image_column (`str`): an item's key that holds a PIL image, encoded bytes, or uint8 of `(height, width, 3)`.
-        shuffle_block (`int`): rows that are shuffled together.
-
-    Returns:
-        `Source`: rows of one index each.
-
-    Raises:
-        ValueError: if the dataset is empty or has no such column.
-    """
+    """Opens a map-style dataset: rows of one index each, whose item is read when a sample is needed."""
     rows, name = len(dataset), type(dataset).__name__
     if rows == 0:
         raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
@@ -49,10 +39,7 @@ def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -
         check_column(dataset.features, image_column, name, opened=True)
         identity["columns"] = sorted(dataset.column_names)
         if dataset.format["type"] != "custom":
-            table = dataset.with_format(None).select_columns([image_column])
-            if isinstance(table.features[image_column], datasets.Image):
-                table = table.cast_column(image_column, datasets.Image(decode=False))
-            dataset = table
+            dataset = undecoded(dataset.with_format(None).select_columns([image_column]))
     units = units_for(rows, shuffle_block)
     spans = [(unit, rows, units) for unit in range(units)]
     return Source(
@@ -116,26 +103,13 @@ def iterable_source(
 ) -> Source:
     """Opens a `datasets.IterableDataset`; its shards are the units.
 
-    Args:
-        dataset (`datasets.IterableDataset`): whole, unshuffled: the stream shuffles and splits it.
-        image_column (`str`): the column with the images.
-        kind (`str`), name (`str`), identity (`dict`, *optional*): as in [`Source`].
-        token (`str` or `bool`, *optional*): for image files on the Hub that the rows only name.
-        num_images (`int`, *optional*): as in [`Source`].
-
-    Returns:
-        `Source`: rows of the image column, undecoded.
-
-    Raises:
-        ValueError: if the column is missing, or the dataset was shuffled through a buffer or split by node.
+    The others are arguments of [`Source`]; `token` is for image files on the Hub that the rows only name.
     """
     _refuse_arranged(dataset)
     dataset = dataset.with_format(None)
     if dataset.features is not None:
         check_column(dataset.features, image_column, name, opened=kind == "iterable")
-        dataset = dataset.select_columns([image_column])
-        if isinstance(dataset.features[image_column], datasets.Image):
-            dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        dataset = undecoded(dataset.select_columns([image_column]))
     return Source(
         kind=kind,
         name=name,
@@ -172,3 +146,19 @@ def _links(iterable: object) -> Iterator[object]:
 
 def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
     return encoded_image(row[image_column], token)
+
+
+def source_of(dataset: object, image_column: str, shuffle_block: int) -> Source:
+    """Makes a source of an open dataset; arguments and errors are those of [`ImageStream.from_dataset`]."""
+    if isinstance(dataset, (str, bytes, os.PathLike)):
+        raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
+    if isinstance(dataset, datasets.IterableDataset):
+        return iterable_source(dataset, image_column)
+    if isinstance(dataset, dict):
+        raise TypeError(f"dataset holds the splits {', '.join(map(str, dataset))}; pass one, as dataset['train']")
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        return indexed_source(dataset, image_column, shuffle_block)
+    raise TypeError(
+        "dataset must be a datasets.IterableDataset or have __len__ and __getitem__, got "
+        f"{type(dataset).__name__}; for files and Hub datasets use load_stream"
+    )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import datasets
 
-from hf_geossl.data.sources.base import Source
+from hf_geossl.data.sources.base import Source, undecoded
 from hf_geossl.data.sources.files import as_path, find_files, folder_source, kind_of_folder, name_of
 from hf_geossl.data.sources.hub import hub_rows, hub_source, pinned_revision
-from hf_geossl.data.sources.opened import indexed_source, iterable_source, scenes_source
+from hf_geossl.data.sources.opened import scenes_source
 from hf_geossl.data.sources.parquet import parquet_source
 from hf_geossl.data.sources.webdataset import webdataset_source
 
@@ -21,7 +21,6 @@ CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
 def open_source(
     path_or_id: str | os.PathLike[str],
     split: str,
-    *,
     config_name: str | None,
     image_column: str,
     shuffle_block: int,
@@ -34,15 +33,7 @@ def open_source(
         return scenes_source(split, config_name)
     path = as_path(str(path_or_id))
     if path is None:
-        return hub_source(
-            str(path_or_id),
-            split,
-            config_name=config_name,
-            image_column=image_column,
-            shuffle_block=shuffle_block,
-            revision=revision,
-            token=token,
-        )
+        return hub_source(str(path_or_id), split, config_name, image_column, shuffle_block, revision, token)
     _refuse_unused("local files", config_name=(config_name, None), revision=(revision, None))
     files = find_files(path, split)
     if files.kind == "parquet":
@@ -53,35 +44,13 @@ def open_source(
     return folder_source(files, name_of(path), shuffle_block)
 
 
-def source_of(dataset: object, image_column: str, shuffle_block: int) -> Source:
-    """Makes a source of an open dataset; arguments and errors are those of [`ImageStream.from_dataset`]."""
-    if isinstance(dataset, (str, bytes, os.PathLike)):
-        raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
-    if isinstance(dataset, datasets.IterableDataset):
-        return iterable_source(dataset, image_column)
-    if isinstance(dataset, dict):
-        raise TypeError(f"dataset holds the splits {', '.join(map(str, dataset))}; pass one, as dataset['train']")
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        return indexed_source(dataset, image_column, shuffle_block)
-    raise TypeError(
-        "dataset must be a datasets.IterableDataset or have __len__ and __getitem__, got "
-        f"{type(dataset).__name__}; for files and Hub datasets use load_stream"
-    )
-
-
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of a labelled dataset, and what is known of where they come from.
-
-    Attributes:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`): with all columns, images undecoded.
-        folder (`Path`, *optional*): where they lie on this machine.
-        revision (`str`, *optional*): the commit of a dataset on the Hub.
-    """
+    """The rows of a labelled dataset, with all columns, and what is known of where they come from."""
 
     rows: datasets.Dataset | datasets.IterableDataset
-    folder: Path | None = None
-    revision: str | None = None
+    folder: Path | None = None  # on this machine
+    revision: str | None = None  # the commit, on the Hub
 
 
 def open_rows(
@@ -119,21 +88,11 @@ def open_rows(
         if path is None:
             revision = pinned_revision(path_or_id, revision, token)
             rows = hub_rows(path_or_id, split, config_name=config_name, revision=revision, token=token)
-            return LabelledRows(_undecoded(rows), revision=revision)
-        return LabelledRows(_undecoded(_local_rows(Path(path), split)), folder=Path(path))
+            return LabelledRows(undecoded(rows), revision=revision)
+        return LabelledRows(undecoded(_local_rows(Path(path), split)), folder=Path(path))
     except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
-
-
-def _undecoded(
-    rows: datasets.Dataset | datasets.IterableDataset,
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Leaves the images encoded, since `decode_image` bounds their size."""
-    for name, feature in (rows.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
 
 
 def _local_rows(folder: Path, split: str) -> datasets.Dataset | datasets.IterableDataset:

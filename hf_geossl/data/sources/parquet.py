@@ -35,7 +35,7 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
         rows=rows_from(_parquet_rows, groups=groups, root=files.root, column=image_column),
         units=units_for(total, shuffle_block, most=len(groups)),
         read=partial(value_of_row, files.root),
-        identity={"files": len(files.names), "rows": total, "digest": files.digest()},
+        identity={**files.identity(), "rows": total},
         num_images=total,
     )
 
