@@ -380,7 +380,7 @@ def _class_names(features: datasets.Features, columns: Columns, truth: Truth) ->
 
 def folder_hash(folder: Path) -> str:
     """Returns a hash of where a folder lies and of its files' names, sizes and times, which reveals none of them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
     states = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from datasets.iterable_dataset import ExamplesIterable
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.retries import retry
+from hf_geossl.data.sources.archives import ADDRESS, read_zip_member
 
 MIN_UNITS = 64
 Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
@@ -125,7 +127,9 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
             return value["bytes"]
         value = value.get("path")
         if isinstance(value, str):
-            return _read_address(value, token) if "://" in value else value
+            if value.startswith(ADDRESS) and os.path.isfile(value.rpartition("::")[2]):
+                return read_zip_member(value)
+            return _read_address(value, token) if re.match(r"[a-z0-9+]+://", value) else value
     if value is None:
         raise BrokenImageError("the row holds no image")
     if isinstance(value, str):

@@ -29,22 +29,24 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -> Source:
+def indexed_source(
+    dataset: MapDataset, image_column: str, shuffle_block: int, *, kind: str = "indexed", name: str = ""
+) -> Source:
     """Opens a map-style dataset: rows of one index each, whose item is read when a sample is needed."""
-    rows, name = len(dataset), type(dataset).__name__
+    rows, what = len(dataset), type(dataset).__name__
     if rows == 0:
-        raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
-    identity: dict[str, Any] = {"rows": rows, "dataset": name}
+        raise ValueError(f"the dataset is empty (a {what} of length 0); pass one with images")
+    identity: dict[str, Any] = {"rows": rows, "dataset": what}
     if isinstance(dataset, datasets.Dataset):
-        check_column(dataset.features, image_column, name, opened=True)
+        check_column(dataset.features, image_column, name or what, opened=not name)
         identity["columns"] = sorted(dataset.column_names)
         if dataset.format["type"] != "custom":
             dataset = undecoded(dataset.with_format(None).select_columns([image_column]))
     units = units_for(rows, shuffle_block)
     spans = [(unit, rows, units) for unit in range(units)]
     return Source(
-        kind="indexed",
-        name=name,
+        kind=kind,
+        name=name or what,
         rows=rows_from(_index_rows, spans=spans),
         units=units,
         read=partial(_read_item, dataset, image_column),
