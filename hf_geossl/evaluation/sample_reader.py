@@ -121,7 +121,7 @@ class SampleReader:
         pixels = [frame.cut(channel, Image.Resampling.BICUBIC) for channel in channels]
         sample: Sample = {
             "index": index,
-            "image": _image_tensor(pixels[0] if channels == [image] else np.stack(pixels, axis=-1)),
+            "image": _image_tensor(pixels[0] if self.image_format is None else np.stack(pixels, axis=-1)),
         }
         label = row.get(columns.label)
         if self.truth.lists and label is not None:
