@@ -1,5 +1,7 @@
 """From the stored values of a file to those that a model gets: channels chosen, types and ranges converted, notes made."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hf_geossl.data.notes import note
@@ -81,7 +83,13 @@ def _gray(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         weighted = values.astype(np.uint32) @ np.array(_LUMINANCE_16, np.uint32)
         return ((weighted + 2**15) >> 16).astype(np.uint8)[..., None]
-    return (values.astype(np.float64) @ (np.array(_LUMINANCE_16) / 2**16))[..., None]
+    return luminance(values)[..., None]
+
+
+def luminance(colors: np.ndarray) -> np.ndarray:
+    """Weighted mean of red, green and blue, as Pillow's mode "L" has it: `(..., 3)` -> `(...)`, float64."""
+    weighted: np.ndarray = colors.astype(np.float64) @ (np.array(_LUMINANCE_16) / 2**16)
+    return weighted
 
 
 def _opaque(alpha: np.ndarray, raster: Raster) -> float:
@@ -102,12 +110,7 @@ def _numbered(raster: Raster, numbers: tuple[int, ...]) -> np.ndarray:
 
 def _colors(raster: Raster) -> np.ndarray:
     """Red, green and blue, or the one channel, with a note where others are left out."""
-    count = raster.num_channels
-    names = [_OTHER_NAMES.get(name.lower(), name.lower()) for name in raster.names]
-    if count > 3 and all(name in names for name in RGB_NAMES):
-        chosen = [names.index(name) for name in RGB_NAMES]
-    else:
-        chosen = [0, 1, 2] if count >= 3 else [0]
+    count, chosen = raster.num_channels, color_places(raster)
     if count > len(chosen):
         taken = ", ".join(str(number + 1) for number in chosen)
         example = ",".join(str(number + 1) for number in range(min(count, 8)))
@@ -115,13 +118,27 @@ def _colors(raster: Raster) -> np.ndarray:
     return raster.pixels if chosen == list(range(count)) else raster.pixels[..., chosen]
 
 
+def color_places(raster: Raster) -> list[int]:
+    """Which channels of `raster.pixels` are red, green and blue: those of these names, else the first three, else the first."""
+    return named_color_places(raster.num_channels, raster.names)
+
+
+def named_color_places(count: int, names: Sequence[str]) -> list[int]:
+    """Which of `count` channels are red, green and blue, counted from 0; `names` are those of the file, if it has any."""
+    known = [_OTHER_NAMES.get(name.lower(), name.lower()) for name in names]
+    if count > 3 and all(name in known for name in RGB_NAMES):
+        return [known.index(name) for name in RGB_NAMES]
+    return [0, 1, 2] if count >= 3 else [0]
+
+
 def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """Which values mean "no value"; None if none does. Where that is 0, it belongs into the picture as black."""
-    missing = ~np.isfinite(values) if values.dtype.kind == "f" else None
+    missing = np.zeros(values.shape, dtype=bool)
+    if values.dtype.kind == "f":
+        missing |= ~np.isfinite(values)
     if nodata is not None and np.isfinite(nodata) and nodata != 0:
-        named = values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
-        missing = named if missing is None else missing | named
-    return missing if missing is not None and missing.any() else None
+        missing |= values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
+    return missing if missing.any() else None
 
 
 def to_bytes(raster: Raster, values: np.ndarray) -> np.ndarray:
@@ -188,7 +205,7 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
     _note_dark_units(raster, values, missing, image_format)
     if image_format.channels == "gray":
         values = _gray(values)
-        missing = missing if missing is None else missing.any(axis=2, keepdims=True)
+        missing = missing if missing is None else np.any(missing, axis=2, keepdims=True)
     elif image_format.channels == "rgb" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
     same = raster.dtype == image_format.dtype or (

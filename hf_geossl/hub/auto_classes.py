@@ -59,6 +59,12 @@ def _register_image_processors(module: ModuleType) -> None:
     processors = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
     for config_class in _configurations():
         module.AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
+    from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+    from hf_geossl.modeling.image_processing_vit import GeometricImageProcessor
+
+    # by the base class, which no model has: transformers looks for a processor's name among those of one entry
+    own = {"pil": GeometricImageProcessor, "torchvision": GeometricImageProcessor}
+    module.AutoImageProcessor.register(GeometricViTConfig, image_processor_classes=own, exist_ok=True)
 
 
 def _register_models_before_use(module: ModuleType) -> None:

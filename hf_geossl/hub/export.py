@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, ViTImageProcessor
 
 from hf_geossl.hub.run_record import write_arguments, write_record
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
+from hf_geossl.modeling.image_processing_vit import GeometricImageProcessor
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 
 MAX_SHARD_SIZE = "5GB"
@@ -22,33 +23,28 @@ def make_image_processor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     image_format: ImageFormat | None = None,
-) -> ViTImageProcessor:
+) -> BaseImageProcessor:
     """The image processor that fits a model.
 
     Args:
         size (`(height, width)`): In pixels.
         mean, std (three `float`): Normalisation of images in [0, 1]; ImageNet's by default.
-        image_format (`ImageFormat`, *optional*): What the images are, with their mean and deviation; RGB of 8 bits if absent.
+        image_format (`ImageFormat`, *optional*): What the images are; with its own mean and deviation, where it is not RGB
+            of 8 bits.
 
     Returns:
-        `ViTImageProcessor`: Resizes bilinearly to `size`, and normalises.
+        `BaseImageProcessor`: Resizes bilinearly to `size`, and normalises. transformers' own `ViTImageProcessor` for RGB of
+        8 bits, to which it converts grey, palette and transparent images; `GeometricImageProcessor` for other images.
     """
     height, width = size
-    if image_format is not None:
-        mean, std = image_format.mean, image_format.std
-    if (
-        image_format is not None and not image_format.is_uint8
-    ):  # stored values are mapped to [0, 1] and normalised at once
-        ends = list(zip(image_format.ranges(), mean, std, strict=True))
-        return ViTImageProcessor(
-            size={"height": height, "width": width},
-            image_mean=[low + (high - low) * center for (low, high), center, _ in ends],
-            image_std=[(high - low) * deviation for (low, high), _, deviation in ends],
-            resample=2,
-            do_rescale=False,
-        )
+    if image_format is not None and not image_format.is_rgb8:
+        return GeometricImageProcessor(image_format.to_dict(), size={"height": height, "width": width})
     return ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=list(mean), image_std=list(std), resample=2
+        size={"height": height, "width": width},
+        image_mean=list(mean),
+        image_std=list(std),
+        resample=2,
+        do_convert_rgb=True,
     )
 
 

@@ -26,6 +26,7 @@ from hf_geossl.hub.run_folder import CONFIG, PROCESSOR, read_config
 from hf_geossl.hub.run_record import ARGUMENTS, RECORD, read_json
 from hf_geossl.hub.written_card import license_of
 from hf_geossl.methods import METHODS, run_pictures
+from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def folder_of(model_or_folder: str | Path | PreTrainedModel) -> Iterator[Path]:
             f"publish takes a folder, or a model of {', '.join(METHODS)}, got {type(model_or_folder).__name__}"
         )
     with TemporaryDirectory() as temporary:
-        processor = make_image_processor(model_or_folder.config.image_height_width)
+        described = model_or_folder.config.get_image_format()
+        processor = make_image_processor(model_or_folder.config.image_height_width, image_format=described)
         if hasattr(model_or_folder, "teacher"):
             export_model(cast(TeacherStudentModel, model_or_folder), temporary, image_processor=processor)
         else:
@@ -182,10 +184,11 @@ def model_files(
     shared = {redact(key): value if key in _LABELS else redact_values(value) for key, value in config.items()}
     shared["auto_map"] = auto_map
     shared.pop("_name_or_path", None)
+    processor = _processor(folder, config)
     files: dict[str, Source] = {
         CONFIG: _as_json(shared),
-        PROCESSOR: _as_json(_processor(folder, config)),
-        **code_of(folder, auto_map),
+        PROCESSOR: _as_json(processor),
+        **code_of(folder, {**auto_map, **processor.get("auto_map", {})}),
         **{name: folder / name for name in run_pictures() if (folder / name).is_file()},
         **_run_files(folder),
     }
@@ -210,8 +213,10 @@ def _processor(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     else:
         logger.warning(f"{folder.name} holds no {PROCESSOR}: one with ImageNet's mean and deviation is published")
         with TemporaryDirectory() as temporary:
-            size = config.get("image_size", 224)
-            make_image_processor((size, size) if isinstance(size, int) else tuple(size)).save_pretrained(temporary)
+            size, described = config.get("image_size", 224), config.get("image_format")
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            own = None if described is None else ImageFormat.from_dict(described)
+            make_image_processor(sides, image_format=own).save_pretrained(temporary)
             processor = read_json(Path(temporary) / PROCESSOR)
     segments = (config.get("architectures") or [""])[0].endswith("ForSemanticSegmentation")
     if segments and str(processor.get("image_processor_type", "")).startswith("ViTImageProcessor"):

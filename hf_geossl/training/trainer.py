@@ -86,8 +86,8 @@ class TeacherStudentTrainer(Trainer):
         self.views = self.default_views(model) if views is None else views
         if model is not None:
             self.check_views(model, self.views)
-        size = (self.views.global_size, self.views.global_size)
-        kwargs.setdefault("processing_class", make_image_processor(size, image_format=self.views.image_format))
+        size, images = (self.views.global_size,) * 2, self.views.image_format
+        kwargs.setdefault("processing_class", make_image_processor(size, images.mean, images.std, images))
         self.publisher = HubPublisher(args, args.hub_token)
         args = args.for_run(train_dataset)
         self.feed, self.plan = TrainingFeed(args, self.views), self.plan_class(args)

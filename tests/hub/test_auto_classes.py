@@ -29,7 +29,12 @@ SAVED_AS = {
     "pretraining": "ForPreTraining",
 }
 SAVED = [*SAVED_AS, "exported"]
-TRUNK_CODE = ("configuration_vit", "modeling_vit", "modeling_vit_heads")  # beside the method's own two files
+TRUNK_CODE = (
+    "configuration_vit",
+    "image_format",
+    "modeling_vit",
+    "modeling_vit_heads",
+)  # beside the method's own two files
 PRETRAINING_CODE = ("objectives", "reconstruction", "teacher_student")
 CLASSES = {
     "AutoModel": "Model",

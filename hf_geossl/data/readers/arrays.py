@@ -68,8 +68,9 @@ def _read_array(file: BinaryIO, max_pixels: int, size: int) -> np.ndarray:
         raise BrokenImageError(f"its values are of type {dtype}, which is no image")
     check_shape(shape, dtype, max_pixels)
     wanted = math.prod(shape) * dtype.itemsize
-    if wanted > size:
-        raise BrokenImageError(f"it is truncated: an array of shape {shape} has {wanted} bytes, the file {size}")
+    left = size - file.tell()
+    if wanted > left:
+        raise BrokenImageError(f"it is truncated: an array of shape {shape} has {wanted} bytes, the file {left}")
     with decoding():
         content = file.read(wanted)
         return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -110,9 +110,8 @@ def _transfer_syntax(dataset: "Dataset") -> str:
     meta = dataset.file_meta
     if "TransferSyntaxUID" not in meta:
         implicit, little = dataset.original_encoding
-        meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        )
+        read_as = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        meta.add_new("TransferSyntaxUID", "UI", read_as)
     return str(meta.TransferSyntaxUID)
 
 

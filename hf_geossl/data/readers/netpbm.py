@@ -1,6 +1,5 @@
 """PGM, PPM, PAM and PFM images with more than 8 bits or four channels, which Pillow would reduce."""
 
-import io
 import re
 from typing import BinaryIO
 
@@ -32,13 +31,14 @@ def read_netpbm(file: BinaryIO, max_pixels: int) -> Raster:
         BrokenImageError: if it is damaged or too large.
     """
     head = file.read(_HEAD)
+    kind, top = "", 0.0
     with decoding("its header cannot be read"):
         if head[:2] == b"P7":
             width, height, channels, top, kind, start = _read_pam_header(head)
         else:
             (first, second, third), start = _tokens(head, 3)
             width, height, channels = int(first), int(second), _CHANNELS[head[:2]]
-            kind, top = ("", float(third)) if head[1:2] in b"fF" else ("", int(third))
+            top = float(third) if head[1:2] in b"fF" else int(third)
     floats = head[:2] in (b"Pf", b"PF")
     if not floats and not 0 < top < 2**16:
         raise BrokenImageError(f"its largest value {top} must lie in 1 to 65535")
@@ -92,11 +92,3 @@ def _read_pam_header(head: bytes) -> tuple[int, int, int, int, str, int]:
     width, height, channels, top = numbers
     start = len(text) + len(found) + (2 if rest.startswith(b"\r\n") else 1)
     return width, height, channels, top, values.get(b"TUPLTYPE", b"").decode("ascii", "replace"), start
-
-
-def head_of(file: BinaryIO) -> bytes:
-    """The part of a file in which a netpbm header must end; the file stands at its start afterwards."""
-    file.seek(0)
-    head = file.read(_HEAD)
-    file.seek(0, io.SEEK_SET)
-    return head

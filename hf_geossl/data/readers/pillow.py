@@ -147,7 +147,7 @@ def _plain_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     number = 2 if image.mode in ("LA", "La") else 4
     image = image.convert("RGBA")
-    if image.getchannel("A").getextrema()[0] < 255:
+    if np.asarray(image.getchannel("A")).min(initial=255) < 255:
         note("transparency", number=number)
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")

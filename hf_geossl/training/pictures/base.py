@@ -10,14 +10,16 @@ from typing import ClassVar
 import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from hf_geossl.data.evaluation_batches import FirstImages
+from hf_geossl.data.evaluation_batches import FirstImages, samples_for
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.outputs.attempts import attempt
 from hf_geossl.views.base import Views
+from hf_geossl.views.display import to_display
+from hf_geossl.views.photometric import normalize_
 
 PARTS = ".features"
 Batch = dict[str, torch.Tensor]
@@ -54,7 +56,7 @@ class CropsPicture(RunPicture):
     def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
         """See `RunPicture.store`."""
         if held_out is not None:
-            samples = islice(held_out.one_epoch(), self.images)
+            samples = islice(samples_for(self.views, held_out), self.images)
             batch = self.views.collate([self.views(sample["image"], seed=sample["seed"]) for sample in samples])
         crops = {
             name: value[: self.images].cpu().clone(memory_format=torch.contiguous_format)
@@ -153,17 +155,14 @@ IMAGES, SIDE, GAP = 6, 168, 6
 
 
 @torch.no_grad()
-def feature_row(
-    trunk: PreTrainedModel, crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]
-) -> list[Image.Image]:
+def feature_row(trunk: PreTrainedModel, crops: torch.Tensor, views: Views) -> list[Image.Image]:
     """Principal components of a trunk's patch features on some crops, at twice their size.
 
-    `crops` are uint8 of shape `(images, 3, side, side)`, `mean` and `std` of images in [0, 1]; the pictures are `SIDE`
-    pixels square.
+    `crops` are those of `views.main_crops`; the pictures are `SIDE` pixels square.
     """
     parameter = next(trunk.parameters())
-    pixels = crops.to(parameter.device).float() / 255
-    pixels = (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+    pixels = crops.to(parameter.device).float()
+    pixels = normalize_(pixels if views.in_units else pixels / 255, views.mean, views.std)
     pixels = torch.nn.functional.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False)
     training = trunk.training
     tokens = trunk.eval()(pixels.to(parameter.dtype)).last_hidden_state
@@ -183,21 +182,21 @@ class FeaturePicture(RunPicture):
         """Stores some crops of the run's first batch and what the untrained teacher sees in them."""
         self.parts.mkdir(parents=True, exist_ok=True)
         crops = self.views.main_crops(batch)[:IMAGES].cpu()
-        before = feature_row(_trunk(model), crops, self.views.mean, self.views.std)
-        for index, (crop, features) in enumerate(zip(crops, before, strict=True)):
-            Image.fromarray(crop.permute(1, 2, 0).numpy()).save(self.parts / f"input_{index}.png")
+        before = feature_row(_trunk(model), crops, self.views)
+        save_file({"crops": crops.contiguous()}, self.parts / "input.safetensors")
+        for index, features in enumerate(before):
             features.save(self.parts / f"before_{index}.png")
 
     def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
         """Puts inputs, features before and features after under one another."""
-        inputs = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("input_*.png"))]
-        before = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("before_*.png"))]
-        if not inputs:
+        path = self.parts / "input.safetensors"
+        if not path.is_file():
             return None
-        crops = torch.stack(
-            [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(*p.size[::-1], 3) for p in inputs]
-        )
-        after = feature_row(_trunk(model), crops.permute(0, 3, 1, 2), self.views.mean, self.views.std)
+        crops = load_file(path)["crops"]
+        shown = to_display(crops, self.views.image_format).permute(0, 2, 3, 1).contiguous()
+        inputs = [Image.fromarray(crop.numpy()) for crop in shown]
+        before = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("before_*.png"))]
+        after = feature_row(_trunk(model), crops, self.views)
         large = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]
         titles = ("input", "features before training", f"features after {step} steps")
         width, head = SIDE + GAP, 20

@@ -17,6 +17,7 @@ from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraini
 from hf_geossl.modeling.reconstruction import intermediate_targets
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.pictures.base import Batch, CropsPicture
+from hf_geossl.views.display import Limits, display_limits, to_display
 from hf_geossl.views.equicoherent import EquiCoherentViews
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def find_reconstructions(
     inputs: dict[str, Any] = views.render_path(
         {name: value.to(device) for name, value in batch.items()}, torch.Generator().manual_seed(seed)
     )
-    pairs, source = inputs["global_pixel_values"], inputs["source_pixel_values"]  # (B, 2, 3, S, S), (B, 3, S, S)
+    pairs, source = inputs["global_pixel_values"], inputs["source_pixel_values"]  # (B, 2, C, S, S), (B, C, S, S)
     targets = intermediate_targets(inputs["intermediate_pixel_values"], pairs[:, 1], model.config)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -88,9 +89,14 @@ def find_reconstructions(
     errors = (reconstructed - targets).square().mean(dim=(2, 3, 4)).tolist()
     mean_image_errors = (targets.mean(dim=0) - targets).square().mean(dim=(2, 3, 4)).tolist()
     std, mean = (source.new_tensor(values)[:, None, None] for values in (views.std, views.mean))
+    limits = display_limits(source * std + mean, views.image_format)  # one for all panels of an image
 
     def shown(images: torch.Tensor) -> torch.Tensor:
-        return ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        units = images * std + mean
+        if limits is None:
+            return to_display((units.clamp(0, 1) * 255).round().to(torch.uint8), views.image_format).cpu()
+        own = limits if images.ndim == 4 else tuple(limit[:, None] for limit in limits)  # of all points of a path
+        return to_display(units, views.image_format, limits=cast(Limits, own)).cpu()
 
     images = map(shown, (pairs[:, 0], source, pairs[:, 1], targets, reconstructed))
     return [ReconstructionRow(*row) for row in zip(*images, errors, mean_image_errors, strict=True)]
@@ -98,7 +104,7 @@ def find_reconstructions(
 
 def _reconstruct(model: EquiCoherentForPreTraining, pairs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The reconstructions alone: the hosts' losses wait for other processes, and only the first one draws."""
-    images = pairs.flatten(0, 1)  # (B, 2, 3, S, S) -> (2B, 3, S, S)
+    images = pairs.flatten(0, 1)  # (B, 2, C, S, S) -> (2B, C, S, S)
     patches = model.equicoherent.patch_tokens(model.equicoherent(images))
     first, second = model.equivariant(patches).unflatten(0, (-1, 2)).unbind(1)
     grid = tuple(side // model.config.patch_size for side in images.shape[-2:])

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.pictures.base import CropsPicture, color_code
+from hf_geossl.views.display import to_display
 from hf_geossl.views.loca import LOCAViews
 
 ROWS, PANEL, SPACE, LINE = 6, 252, 10, 24
@@ -80,11 +81,10 @@ def find_positions(model: LOCAForPreTraining, views: LOCAViews, batch: dict[str,
         outline = _outline(boxes[0], boxes[first + query], flips[0]) if first else None
         mirrored = flips[0] != flips[first + query]
         true = positions[image, query].tolist()
-        rows.append(
-            PositionRow(
-                batch["reference_crop"][image], crops[image, query], outline, mirrored, true, predicted[image], grid
-            )
+        reference, seen = (
+            to_display(crop[image], views.image_format) for crop in (batch["reference_crop"], crops[:, query])
         )
+        rows.append(PositionRow(reference, seen, outline, mirrored, true, predicted[image], grid))
     return rows
 
 

@@ -1,0 +1,122 @@
+"""Measures the images of a dataset: sizes, channels, types, values; and chooses from that what a model is to read of them."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hf_geossl.data.blocks import UnitReader
+from hf_geossl.data.format_choice import choose_format, parse_channels
+from hf_geossl.data.image_statistics import Measurement
+from hf_geossl.data.images import read_raster
+from hf_geossl.data.notes import collect_notes
+from hf_geossl.data.rasters import DEFAULT_MAX_PIXELS, BrokenImageError, Raster
+from hf_geossl.data.sources.base import Source
+from hf_geossl.data.streams import ImageStream
+
+__all__ = [
+    "Measurement",
+    "choose_format",
+    "measure_images",
+    "name_of_row",
+    "parse_channels",
+    "read_measured",
+    "sample_rows",
+]
+
+_LISTED = (
+    "folder",
+    "indexed",
+    "scenes",
+)  # kinds of sources whose rows are names: to read a whole unit of them costs nothing
+_UNITS = 8  # from which the images are taken at least, and about as many from each
+_ENOUGH_IMAGES, _ENOUGH_VALUES = 16, 2**28  # large images: fewer than `limit` tell enough
+
+
+def measure_images(
+    stream: ImageStream | Source, limit: int = 256, *, max_pixels: int | None = None, channels: int = 0
+) -> Measurement:
+    """Measures images that are spread evenly over a dataset.
+
+    Of large images fewer than `limit` are taken, but 16 at least, and of each channel of an image 262,144 values, spread
+    evenly; smallest and largest value are those of all pixels. The same dataset gives the same result.
+
+    Args:
+        stream (`ImageStream` or [`Source`]): the dataset; the position of a stream stays where it is.
+        limit (`int`, *optional*, defaults to 256): images at most.
+        max_pixels (`int`, *optional*): larger images count as broken; by default the stream's.
+        channels (`int`, *optional*): channels that are needed: pages of TIFF files are channels where the first has fewer.
+
+    Returns:
+        [`Measurement`]: with the images that cannot be read.
+    """
+    source = stream.source if isinstance(stream, ImageStream) else stream
+    if max_pixels is None:
+        max_pixels = stream.max_pixels if isinstance(stream, ImageStream) else DEFAULT_MAX_PIXELS
+    measured, values = Measurement(), 0
+    for key, row in sample_rows(source, limit):
+        raster = read_measured(measured, source, key, row, max_pixels, channels=channels, sample=True)
+        values += 0 if raster is None else raster.pixels.size
+        if measured.images >= _ENOUGH_IMAGES and values >= _ENOUGH_VALUES:
+            break
+    return measured
+
+
+def read_measured(
+    measured: Measurement,
+    source: Source,
+    key: str,
+    row: Mapping[str, Any],
+    max_pixels: int,
+    *,
+    channels: int = 0,
+    sample: bool = False,
+) -> Raster | None:
+    """Reads the image of a row and adds it to a measurement.
+
+    Args:
+        measured ([`Measurement`]): grows by the image.
+        source ([`Source`]): of the row.
+        key (`str`), row (`Mapping`): name and row.
+        max_pixels (`int`): larger images count as broken.
+        channels (`int`), sample (`bool`): as in [`measure_images`] and [`Measurement.add`].
+
+    Returns:
+        [`Raster`]: None for an image that cannot be used.
+    """
+    with collect_notes() as notes:
+        try:
+            value = source.read(dict(row))
+            raster = read_raster(value, max_pixels)
+            if raster.kind == "TIFF" and raster.all_channels().shape[2] < channels:
+                raster = read_raster(value, max_pixels, pages_as_channels=True)
+        except BrokenImageError as error:
+            measured.add_broken(key, error.reason)
+            return None
+        measured.add(key, raster, notes, sample)
+    return raster
+
+
+def sample_rows(source: Source, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Gives up to `limit` rows of a source, spread evenly over it, with the names of their images."""
+    enough = math.ceil(limit * source.units / source.num_images) if source.num_images else 0
+    first = min(source.units, limit, max(_UNITS, limit // _UNITS, enough))
+    spread = [index * source.units // first for index in range(first)]
+    rest = sorted(set(range(source.units)) - set(spread))  # for units that have fewer rows than others
+    left = limit
+    for index, unit in enumerate([*spread, *rest]):
+        if left < 1:
+            return
+        share = math.ceil(left / max(1, first - index))
+        rows = UnitReader(source, unit).read(10**9 if source.kind in _LISTED else share)
+        offset = (index % first + 0.5) / first  # another place in each unit, since units can be interleaved
+        places = (
+            range(len(rows)) if share >= len(rows) else [int((i + offset) * len(rows) / share) for i in range(share)]
+        )
+        left -= len(places)
+        for place in places:
+            yield name_of_row(source, unit, place, rows[place]), rows[place]
+
+
+def name_of_row(source: Source, unit: int, number: int, row: Mapping[str, Any]) -> str:
+    """What people call a row: as in the messages of a stream."""
+    return source.label.format(**row) or f"unit {unit} row {number}"

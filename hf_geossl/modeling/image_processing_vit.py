@@ -1,0 +1,221 @@
+"""The image processor of models whose images are not RGB of 8 bits: any number of channels, any type, any value range."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .image_format import ImageFormat
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
+_MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}  # of Pillow, with their channels
+_MAX_CHANNELS = 20
+# what callers of any image processor pass, and what does not matter here
+_IGNORED = ("device", "disable_grouping", "backend", "use_fast")
+
+
+class GeometricImageProcessor(BaseImageProcessor):
+    """Makes the input of a model from PIL images, arrays and tensors of stored values.
+
+    Images are of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`, one or a list, or a
+    batch of them in one array. They may have all channels of the file, from which those of `image_format` are taken in
+    its order, or the model's channels alone. Values are those that the files store; the value range maps them to 0..1,
+    mean and deviation normalise them. Values that are no numbers become the low end of the range.
+
+    Args:
+        image_format (`dict`): as `ImageFormat.to_dict` gives it; the model's `config.image_format`.
+        size (`dict`, *optional*): `{"height": ..., "width": ...}` in pixels; 224 x 224 by default.
+        do_resize (`bool`, defaults to `True`): Whether images are resized, bilinearly and antialiased.
+        do_rescale (`bool`, defaults to `True`): Whether values are stored ones, to be mapped by the value range.
+        do_normalize (`bool`, defaults to `True`): Whether mean and deviation are applied.
+        image_mean, image_std (`Sequence[float]`, *optional*): those of `image_format` by default.
+
+    Raises:
+        ValueError: For a format that makes no sense.
+    """
+
+    _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saving takes this file along
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_format: Mapping[str, Any] | None = None,
+        size: Mapping[str, int] | int | None = None,
+        do_resize: bool = True,
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        described = ImageFormat.from_dict(image_format or {})
+        self.image_format = described.to_dict()
+        self.size = _size(224 if size is None else size)
+        self.do_resize, self.do_rescale, self.do_normalize = do_resize, do_rescale, do_normalize
+        self.image_mean = list(described.mean if image_mean is None else image_mean)
+        self.image_std = list(described.std if image_std is None else image_std)
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        *,
+        size: Mapping[str, int] | int | None = None,
+        do_resize: bool | None = None,
+        do_rescale: bool | None = None,
+        do_normalize: bool | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        input_data_format: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Makes `pixel_values` of images.
+
+        Args:
+            images: One image or a list; see the class.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"` for one array, a list of arrays by default.
+            size, do_resize, do_rescale, do_normalize, image_mean, image_std: in place of the processor's own.
+            input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, where arrays of both kinds
+                would have such a shape.
+
+        Returns:
+            `BatchFeature`: `pixel_values` of shape `(batch, channels, height, width)`, float32.
+
+        Raises:
+            ValueError: If an image lacks a channel, or its shape is no image's.
+            TypeError: If it is no image at all, or for an unknown argument.
+        """
+        unknown = sorted(set(kwargs) - set(_IGNORED))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
+        described = ImageFormat.from_dict(self.image_format)
+        target = self.size if size is None else _size(size)
+        made = []
+        for image in _listed(images):
+            pixels = _read(image, described, input_data_format)  # (channels, height, width)
+            if self.do_rescale if do_rescale is None else do_rescale:
+                pixels = described.to_unit(pixels, channels_last=False)
+            pixels = torch.nan_to_num(pixels.float(), nan=0.0, posinf=0.0, neginf=0.0)
+            if self.do_resize if do_resize is None else do_resize:
+                sides = (target["height"], target["width"])
+                pixels = F.interpolate(pixels[None], sides, mode="bilinear", antialias=True, align_corners=False)[0]
+            if self.do_normalize if do_normalize is None else do_normalize:
+                mean = pixels.new_tensor(self.image_mean if image_mean is None else image_mean)[:, None, None]
+                std = pixels.new_tensor(self.image_std if image_std is None else image_std)[:, None, None]
+                pixels = (pixels - mean) / std
+            made.append(pixels)
+        if return_tensors == "pt":
+            return BatchFeature(data={"pixel_values": torch.stack(made)})
+        return BatchFeature(data={"pixel_values": [pixels.numpy() for pixels in made]}, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Turns logits into maps of class numbers, resized to `(height, width)` of each image where sizes are given."""
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        return [
+            F.interpolate(one[None].float(), tuple(map(int, sides)), mode="bilinear", align_corners=False)[0].argmax(0)
+            for one, sides in zip(logits, target_sizes, strict=True)
+        ]
+
+
+def _size(size: Mapping[str, int] | int | Sequence[int]) -> dict[str, int]:
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    if isinstance(size, Mapping):
+        if "shortest_edge" in size:
+            return {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+        return {"height": size["height"], "width": size["width"]}
+    height, width = size
+    return {"height": height, "width": width}
+
+
+def _listed(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        if not images:
+            raise ValueError("images must hold at least one image, got an empty list")
+        return [image for entry in images for image in _listed(entry)]
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _read(image: Any, described: ImageFormat, data_format: str | None) -> torch.Tensor:
+    """The model's channels of one image as stored values, `(channels, height, width)`."""
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        return _read_pil(image, described)
+    if not isinstance(image, torch.Tensor):
+        if not hasattr(image, "__array__"):
+            raise TypeError(f"an image must be a PIL image, an array or a tensor, got {type(image).__name__}")
+        pixels = _tensor(np.asarray(image))
+        first = False
+    else:
+        pixels, first = image.detach().cpu(), True  # torch's images have their channels first
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif pixels.ndim != 3 or 0 in pixels.shape:
+        raise ValueError(f"an image must have shape (height, width), or that with channels, got {tuple(pixels.shape)}")
+    elif not _has_channels_first(tuple(pixels.shape), described, data_format, first):
+        pixels = pixels.permute(2, 0, 1)
+    return _choose(_of_8_bits(pixels, described), described)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"an image must hold numbers, got {values.dtype}")
+    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("=")))  # a copy, which may be written to
+
+
+def _read_pil(image: Any, described: ImageFormat) -> torch.Tensor:
+    if image.mode == "P" or (image.mode not in (*_MODES, "I", "F") and not image.mode.startswith("I;16")):
+        image = image.convert("RGBA" if "transparency" in image.info else "L" if image.mode == "1" else "RGB")
+    pixels = _tensor(np.asarray(image))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    if image.mode in ("LA", "RGBA") and not isinstance(described.channels, tuple):
+        share = pixels[-1:].float() / 255  # laid over white, as in training
+        pixels = (pixels[:-1] * share + 255 * (1 - share)).round().to(torch.uint8)
+    return _choose(_of_8_bits(pixels, described), described)
+
+
+def _of_8_bits(pixels: torch.Tensor, described: ImageFormat) -> torch.Tensor:
+    """Whole numbers of 16 bits for a model of 8 bits are scaled, as in training."""
+    return (pixels.int() + 128) // 257 if described.is_uint8 and pixels.dtype == torch.uint16 else pixels
+
+
+def _fits(count: int, described: ImageFormat) -> bool:
+    if isinstance(described.channels, tuple):
+        return count == described.num_channels or max(described.channels) <= count <= _MAX_CHANNELS
+    return count in (1, 3, 4) if described.channels == "rgb" else count in (1, 2, 3, 4)
+
+
+def _has_channels_first(shape: tuple[int, ...], described: ImageFormat, data_format: str | None, first: bool) -> bool:
+    if data_format is not None:
+        return str(getattr(data_format, "value", data_format)) in ("channels_first", "FIRST")
+    ends = [_fits(shape[0], described), _fits(shape[2], described)]
+    return first if ends[0] == ends[1] else ends[0]
+
+
+def _choose(pixels: torch.Tensor, described: ImageFormat) -> torch.Tensor:
+    count, numbers = pixels.shape[0], described.channels
+    if isinstance(numbers, tuple):
+        if count >= max(numbers):
+            return pixels[[number - 1 for number in numbers]]
+        if count == len(numbers):
+            return pixels
+        raise ValueError(
+            f"an image must have the {len(numbers)} channels of the model ({', '.join(described.names)}), or all "
+            f"{max(numbers)} or more of the file, got {count}"
+        )
+    if numbers == "rgb":
+        if count < 3:
+            return pixels[:1].expand(3, -1, -1)
+        return pixels[:3]
+    if count < 3:
+        return pixels[:1]
+    weights = torch.tensor(_LUMINANCE, dtype=torch.float64)[:, None, None]
+    gray = (pixels[:3].double() * weights).sum(0, keepdim=True)
+    return (gray.round() if described.is_uint8 else gray).float()
