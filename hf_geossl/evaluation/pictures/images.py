@@ -176,8 +176,8 @@ def point_samples(
     Lines join points that are linked, by their places; where none are, the two of a point.
     """
     images, truths, predictions = first_images(images, truths, predictions)
-    ring = {"marker": "o", "color": BLUE, "markerfacecolor": "none", "markeredgewidth": 1.8}
-    cross = {"marker": "x", "color": VERMILION, "markeredgewidth": 1.8}
+    ring: dict[str, Any] = {"marker": "o", "color": BLUE, "markerfacecolor": "none", "markeredgewidth": 1.8}
+    cross: dict[str, Any] = {"marker": "x", "color": VERMILION, "markeredgewidth": 1.8}
     handles = [
         Line2D([], [], linestyle="", label=label, **look) for label, look in (("true", ring), ("predicted", cross))
     ]
