@@ -1,19 +1,23 @@
 """Makes a sample of a row of a labelled dataset: image and truth, cut to the same square."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 
-from hf_geossl.data.images import decode_image, decode_pixels
+from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
 from hf_geossl.data.sources.base import encoded_image
+from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
 from hf_geossl.evaluation.truth import Columns, Truth
 from hf_geossl.modeling.image_format import ImageFormat
 
+BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 CHANGED = "changed"  # in a sample: how often what was done to its truth
 Sample = dict[str, Any]
 ReadRow = Callable[[int, Mapping[str, Any]], Sample]
@@ -239,3 +243,41 @@ class SampleReader:
 
 def _image_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+class IndexedRows(Dataset):
+    """Rows that can be read in any order; None for a broken image, or with `replace` the next one that can be read."""
+
+    def __init__(self, rows: MapDataset, indices: list[int], read: ReadRow, *, replace: bool = False) -> None:
+        self.rows, self.indices, self.read, self.replace = rows, indices, read, replace
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Sample | None:
+        for step in range(len(self) if self.replace else 1):
+            index = self.indices[(position + step) % len(self)]
+            with suppress(BrokenImageError):
+                return {**self.read(index, self.rows[index]), **({BROKEN: int(step > 0)} if self.replace else {})}
+        return None
+
+
+class StreamedRows(IterableDataset):
+    """Rows that come in an order of their own; None for a broken image, or with `replace` the next one that can be read."""
+
+    def __init__(self, rows: Iterable[Any], read: ReadRow, *, replace: bool = False) -> None:
+        self.rows, self.read, self.replace = rows, read, replace
+
+    def __iter__(self) -> Iterator[Sample | None]:
+        passed = 0
+        for index, row in enumerate(self.rows):
+            try:
+                sample = self.read(index, row)
+            except BrokenImageError:
+                passed += 1
+                if not self.replace:
+                    yield None
+                continue
+            yield {**sample, BROKEN: passed} if self.replace else sample
+            passed = 0
+        yield from [None] * passed if self.replace else ()

@@ -5,7 +5,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,22 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
-from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
-from hf_geossl.evaluation.sample_reader import CHANGED, ReadRow, Sample, SampleReader, read_scene
+from hf_geossl.evaluation.sample_reader import (
+    BROKEN,
+    CHANGED,
+    IndexedRows,
+    ReadRow,
+    Sample,
+    SampleReader,
+    StreamedRows,
+    read_scene,
+)
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
 from hf_geossl.modeling.image_format import ImageFormat
 
@@ -33,46 +40,7 @@ _COLUMN_OF = {
     "multi_label": "label",
     **dict.fromkeys(("boxes", "categories", "keypoints"), "objects"),
 }  # target -> the column of `Columns` that it comes from
-BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Part = TypeVar("Part")
-
-
-class _Indexed(Dataset):
-    """Rows that can be read in any order; None for a broken image, or with `replace` the next one that can be read."""
-
-    def __init__(self, rows: MapDataset, indices: list[int], read: ReadRow, *, replace: bool = False) -> None:
-        self.rows, self.indices, self.read, self.replace = rows, indices, read, replace
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Sample | None:
-        for step in range(len(self) if self.replace else 1):
-            index = self.indices[(position + step) % len(self)]
-            with suppress(BrokenImageError):
-                return {**self.read(index, self.rows[index]), **({BROKEN: int(step > 0)} if self.replace else {})}
-        return None
-
-
-class _Streamed(IterableDataset):
-    """Rows that come in an order of their own; None for a broken image, or with `replace` the next one that can be read."""
-
-    def __init__(self, rows: Iterable[Any], read: ReadRow, *, replace: bool = False) -> None:
-        self.rows, self.read, self.replace = rows, read, replace
-
-    def __iter__(self) -> Iterator[Sample | None]:
-        passed = 0
-        for index, row in enumerate(self.rows):
-            try:
-                sample = self.read(index, row)
-            except BrokenImageError:
-                passed += 1
-                if not self.replace:
-                    yield None
-                continue
-            yield {**sample, BROKEN: passed} if self.replace else sample
-            passed = 0
-        yield from [None] * passed if self.replace else ()
 
 
 class Samples:
@@ -173,7 +141,7 @@ class Samples:
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset()
         read: Iterable[Sample | None] = (
-            samples if isinstance(samples, _Streamed) else map(samples.__getitem__, range(len(samples)))
+            samples if isinstance(samples, StreamedRows) else map(samples.__getitem__, range(len(samples)))
         )
         return self._readable((sample, 1, int(sample is None), (sample or {}).pop(CHANGED, {})) for sample in read)
 
@@ -183,7 +151,7 @@ class Samples:
         Broken images are left out, and a warning says how many.
         """
         samples = self._dataset()
-        workers = num_workers if isinstance(samples, _Indexed) else 0  # which would each read the whole stream
+        workers = num_workers if isinstance(samples, IndexedRows) else 0  # which would each read the whole stream
         return self._readable(_loader(samples, batch_size, num_workers=workers))
 
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
@@ -195,7 +163,7 @@ class Samples:
         for epoch in range(2**31):
             if isinstance(self.rows, datasets.IterableDataset):
                 rows = self.rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
-                passed = self._readable(_loader(_Streamed(rows, self.read, replace=True), batch_size))
+                passed = self._readable(_loader(StreamedRows(rows, self.read, replace=True), batch_size))
                 yield from (
                     batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size
                 )
@@ -203,14 +171,14 @@ class Samples:
             indices = self.indices or []
             order = np.random.default_rng([seed, epoch]).permutation(len(indices)).tolist()
             order *= -(-batch_size // len(order))
-            samples = _Indexed(self.rows, indices, self.read, replace=True)
+            samples = IndexedRows(self.rows, indices, self.read, replace=True)
             full = order[: len(order) // batch_size * batch_size]
             yield from self._readable(_loader(samples, batch_size, sampler=full, num_workers=num_workers))
 
-    def _dataset(self) -> "_Indexed | _Streamed":
+    def _dataset(self) -> "IndexedRows | StreamedRows":
         if isinstance(self.rows, datasets.IterableDataset):
-            return _Streamed(self.rows, self.read)
-        return _Indexed(self.rows, self.indices or [], self.read)
+            return StreamedRows(self.rows, self.read)
+        return IndexedRows(self.rows, self.indices or [], self.read)
 
     def _readable(self, parts: Iterable[tuple[Part | None, int, int, Mapping[str, int]]]) -> Iterator[Part]:
         """Yields the parts that can be read, of (part, images, broken ones, what was changed); says these after the last."""
