@@ -7,7 +7,7 @@ from typing import Any
 from hf_geossl.data.blocks import UnitReader
 from hf_geossl.data.format_choice import choose_format, parse_channels
 from hf_geossl.data.image_statistics import Measurement
-from hf_geossl.data.images import read_raster
+from hf_geossl.data.images import is_plain, read_raster
 from hf_geossl.data.notes import collect_notes
 from hf_geossl.data.rasters import DEFAULT_MAX_PIXELS, BrokenImageError, Raster
 from hf_geossl.data.sources.base import Source
@@ -15,6 +15,7 @@ from hf_geossl.data.streams import ImageStream
 
 __all__ = [
     "Measurement",
+    "are_plain",
     "choose_format",
     "measure_images",
     "name_of_row",
@@ -59,6 +60,29 @@ def measure_images(
         if measured.images >= _ENOUGH_IMAGES and values >= _ENOUGH_VALUES:
             break
     return measured
+
+
+def are_plain(stream: ImageStream | Source, limit: int = 32) -> bool:
+    """Whether images are colour or grey images of 8 bits, as far as the headers of some, spread evenly, tell.
+
+    Args:
+        stream (`ImageStream` or [`Source`]): the dataset; the position of a stream stays where it is.
+        limit (`int`, *optional*, defaults to 32): images at most.
+
+    Returns:
+        `bool`: False where one may be of more bits or channels, and where none can be read.
+    """
+    source = stream.source if isinstance(stream, ImageStream) else stream
+    found = False
+    for _, row in sample_rows(source, limit):
+        try:
+            plain = is_plain(source.read(row))
+        except BrokenImageError:  # counted when it is read
+            continue
+        if not plain:
+            return False
+        found = True
+    return found
 
 
 def read_measured(
