@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -17,6 +17,7 @@ class Position:
     taken: int = 0  # of the rows of the permuted block
     rows: int = 0  # tried since the start of training
     broken: int = 0  # of these
+    notes: dict[str, int] = field(default_factory=dict)  # images by what decoding did to them
 
     @property
     def inside_unit(self) -> bool:
@@ -31,6 +32,10 @@ class Position:
     def count_broken(self) -> None:
         """Counts the row taken last as broken."""
         self.broken += 1
+
+    def count_note(self, kind: str) -> None:
+        """Counts a note of this kind about the row taken last."""
+        self.notes[kind] = self.notes.get(kind, 0) + 1
 
     def end_block(self, rows: int, unit_state: dict[str, Any] | None) -> None:
         """Moves to the start of the next block.
@@ -58,10 +63,10 @@ class Position:
             ValueError: if entries are missing.
         """
         names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in state]
+        missing = [name for name in names if name not in state and name != "notes"]  # which older states lack
         if missing:
             raise ValueError(f"this is no state of an ImageStream: it lacks {', '.join(missing)}")
-        return cls(**{name: deepcopy(state[name]) for name in names})
+        return cls(**{name: deepcopy(state[name]) for name in names if name in state})
 
 
 def refuse_difference(saved: Mapping[str, object], present: Mapping[str, object]) -> None:

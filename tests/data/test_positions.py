@@ -34,6 +34,18 @@ def test_a_position_survives_json_and_shares_nothing() -> None:
         Position.from_state_dict({name: value for name, value in state.items() if not name.startswith("b")})
 
 
+def test_notes_are_counted_by_kind_and_older_states_have_none() -> None:
+    at = Position()
+    for kind in ("cmyk", "frames", "cmyk"):
+        at.count_note(kind)
+    state = at.state_dict()
+    assert state["notes"] == {"cmyk": 2, "frames": 1}
+    assert Position.from_state_dict(state) == at
+    state["notes"]["cmyk"] = 9
+    assert at.notes["cmyk"] == 2
+    assert Position.from_state_dict({name: value for name, value in state.items() if name != "notes"}) == Position()
+
+
 def test_all_differences_are_named_also_of_missing_entries() -> None:
     refuse_difference({"seed": 1}, {"seed": 1})
     with pytest.raises(ValueError, match="seed was 1 and is 2, units was 8 and is None, split was None and is 'test'"):
