@@ -69,7 +69,7 @@ def test_the_batch_stays_as_it_is_and_its_keys_are_returned() -> None:
     assert set(inputs) == {"crops", "drawn"}
     assert (feed.micro_batch, feed.skipped_images) == (1, 3)
     said: list[str] = []
-    batches.log_notes = said.append
+    feed.opened().log_notes = said.append  # type: ignore[method-assign]
     feed.log_notes()
     assert said == ["in the whole run"]
 
