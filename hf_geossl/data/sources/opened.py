@@ -11,9 +11,11 @@ from hf_geossl.data.scenes import DEFAULT_COUNTS, SCENES_VERSION, scene_image, s
 from hf_geossl.data.sources.base import (
     MIN_UNITS,
     Source,
+    as_array,
     check_column,
     encoded_image,
     missing_column,
+    number_type,
     rows_from,
     units_for,
 )
@@ -45,6 +47,7 @@ def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -
     if rows == 0:
         raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
     identity: dict[str, Any] = {"rows": rows, "dataset": name}
+    dtype = None
     if isinstance(dataset, datasets.Dataset):
         check_column(dataset.features, image_column, name, opened=True)
         identity["columns"] = sorted(dataset.column_names)
@@ -52,7 +55,7 @@ def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -
             table = dataset.with_format(None).select_columns([image_column])
             if isinstance(table.features[image_column], datasets.Image):
                 table = table.cast_column(image_column, datasets.Image(decode=False))
-            dataset = table
+            dataset, dtype = table, number_type(table.features[image_column])
     units = units_for(rows, shuffle_block)
     spans = [(unit, rows, units) for unit in range(units)]
     return Source(
@@ -60,7 +63,7 @@ def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -
         name=name,
         rows=rows_from(_index_rows, spans=spans),
         units=units,
-        read=partial(_read_item, dataset, image_column),
+        read=partial(_read_item, dataset, image_column, dtype=dtype),
         identity=identity,
         num_images=rows,
     )
@@ -72,7 +75,7 @@ def _index_rows(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, dict]]
             yield index, {"key": f"row {index}", "value": index}
 
 
-def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
+def _read_item(dataset: MapDataset, image_column: str, row: dict, dtype: str | None = None) -> Any:
     item = dataset[row["value"]]
     if not isinstance(item, dict):
         raise TypeError(
@@ -81,7 +84,7 @@ def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
         )
     if image_column not in item:
         raise missing_column(image_column, list(item), "the dataset's items", opened=True)
-    return encoded_image(item[image_column])
+    return encoded_image(as_array(item[image_column], dtype))
 
 
 def scenes_source(split: str, config_name: str | None) -> Source:
@@ -130,10 +133,10 @@ def iterable_source(
         ValueError: if the column is missing, or the dataset was shuffled through a buffer or split by node.
     """
     _refuse_arranged(dataset)
-    dataset = dataset.with_format(None)
+    dataset, dtype = dataset.with_format(None), None
     if dataset.features is not None:
         check_column(dataset.features, image_column, name, opened=kind == "iterable")
-        dataset = dataset.select_columns([image_column])
+        dataset, dtype = dataset.select_columns([image_column]), number_type(dataset.features[image_column])
         if isinstance(dataset.features[image_column], datasets.Image):
             dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return Source(
@@ -141,7 +144,7 @@ def iterable_source(
         name=name,
         rows=dataset,
         units=dataset.num_shards,
-        read=partial(_read_value, image_column, token),
+        read=partial(_read_value, image_column, token, dtype=dtype),
         identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
         columns=(image_column,),
         label="",
@@ -170,5 +173,5 @@ def _links(iterable: object) -> Iterator[object]:
             yield from _links(inner)
 
 
-def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
-    return encoded_image(row[image_column], token)
+def _read_value(image_column: str, token: str | bool | None, row: dict, dtype: str | None = None) -> Any:
+    return encoded_image(as_array(row[image_column], dtype), token)
