@@ -1,5 +1,6 @@
 """Batches of views for the Trainer, whose position is exact for any number of workers."""
 
+import logging
 import os
 import signal
 import threading
@@ -18,8 +19,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from hf_geossl.data.blocks import refuse_difference
 from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.images import BrokenImageError, decode_pixels
+from hf_geossl.data.noted import describe_counts
 from hf_geossl.data.streams import Decode, ImageStream
 from hf_geossl.modeling.image_format import ImageFormat
+
+logger = logging.getLogger(__name__)
 
 STATE_KEY = "stream_state"
 KEYS_KEY = "keys"
@@ -137,8 +141,11 @@ class StreamBatches(IterableDataset):
                 f"batch {state['batch']} came where batch {self.next_batch} was expected; advance every batch, in order"
             )
         del batch[STATE_KEY]
+        in_first_pass = self.epoch == 0
         self._positions[state["stream"]] = state["position"]
         self.next_batch += 1
+        if in_first_pass and self.epoch > 0:
+            self.log_notes("in the first pass")
         return batch.pop(KEYS_KEY)
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,6 +202,17 @@ class StreamBatches(IterableDataset):
     def skipped_images(self) -> int:
         """How many broken images this rank has skipped since the start of training, up to the batch advanced last."""
         return sum(position["broken"] for position in self._positions.values())
+
+    def log_notes(self, when: str) -> None:
+        """Logs how many images of this rank were converted, reduced or cut in decoding, since the start of training."""
+        counts: dict[str, int] = {}
+        for position in self._positions.values():
+            for kind, number in position.get("notes", {}).items():
+                counts[kind] = counts.get(kind, 0) + number
+        images = sum(position["rows"] - position["broken"] for position in self._positions.values())
+        of_process = f" (process {self.rank} of {self.world_size})" if self.world_size > 1 else ""
+        for line in describe_counts(counts, images):
+            logger.warning("%s%s: %s", when, of_process, line)
 
     @property
     def epoch(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -94,6 +94,7 @@ class Position:
     taken: int = 0  # of the rows of the permuted block
     rows: int = 0  # tried since the start of training
     broken: int = 0  # of these
+    notes: dict[str, int] = field(default_factory=dict)  # images by what decoding did to them
 
     @property
     def inside_unit(self) -> bool:
@@ -108,6 +109,10 @@ class Position:
     def count_broken(self) -> None:
         """Counts the row taken last as broken."""
         self.broken += 1
+
+    def count_note(self, kind: str) -> None:
+        """Counts a note of this kind about the row taken last."""
+        self.notes[kind] = self.notes.get(kind, 0) + 1
 
     def end_block(self, rows: int, unit_state: dict[str, Any] | None) -> None:
         """Moves to the next block, behind the `rows` rows of this one, where the unit has the state `unit_state`."""
@@ -125,9 +130,9 @@ class Position:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Position":
         """Makes a position of what `state_dict` returned, among other entries; a `ValueError` names what is missing."""
-        names = [field.name for field in fields(cls)]
-        check_entries(state, names)
-        return cls(**{name: deepcopy(state[name]) for name in names})
+        names = [entry.name for entry in fields(cls)]
+        check_entries(state, [name for name in names if name != "notes"])  # which older states lack
+        return cls(**{name: deepcopy(state[name]) for name in names if name in state})
 
 
 def check_entries(state: Mapping[str, Any], names: list[str]) -> None:

@@ -19,6 +19,8 @@ from hf_geossl.data.blocks import (
 )
 from hf_geossl.data.broken import BrokenImages, PassTally
 from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
+from hf_geossl.data.noted import NotedImages
+from hf_geossl.data.notes import collect_notes
 from hf_geossl.data.sources.base import Source
 from hf_geossl.data.sources.opened import source_of
 from hf_geossl.data.sources.opening import open_source
@@ -141,6 +143,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         }
         self._start, self._position = Position(), Position()
         self._broken = BrokenImages(source.name, skip_broken, max_broken_share)
+        self._noted = NotedImages()
 
     @classmethod
     def from_dataset(
@@ -301,10 +304,12 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 number = at.row + chosen
                 key = self.source.label.format(**row) or f"unit {unit} row {number}"
                 try:
-                    image = self.decode(self.source.read(row), self.max_pixels)
+                    with collect_notes() as notes:
+                        image = self.decode(self.source.read(row), self.max_pixels)
                 except BrokenImageError as error:
                     self._broken.count(at, key, error.reason)
                     continue
+                self._noted.count(at, key, notes)
                 yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
             at.end_block(length, reader.state)
             if length < self.shuffle_block:

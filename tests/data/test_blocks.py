@@ -104,3 +104,15 @@ def test_all_differences_are_named_also_of_missing_entries() -> None:
     refuse_difference({"seed": 1}, {"seed": 1})
     with pytest.raises(ValueError, match="seed was 1 and is 2, units was 8 and is None, split was None and is 'test'"):
         refuse_difference({"seed": 1, "units": 8, "rows": 3}, {"seed": 2, "rows": 3, "split": "test"})
+
+
+def test_notes_are_counted_by_kind_and_older_states_have_none() -> None:
+    at = Position()
+    for kind in ("cmyk", "frames", "cmyk"):
+        at.count_note(kind)
+    state = at.state_dict()
+    assert state["notes"] == {"cmyk": 2, "frames": 1}
+    assert Position.from_state_dict(state) == at
+    state["notes"]["cmyk"] = 9
+    assert at.notes["cmyk"] == 2
+    assert Position.from_state_dict({name: value for name, value in state.items() if name != "notes"}) == Position()

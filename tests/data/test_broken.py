@@ -26,7 +26,7 @@ def broken_files() -> dict[str, bytes]:
     huge = bytearray(photo)
     huge[16:24] = (25_000).to_bytes(4, "big") + (20_000).to_bytes(4, "big")  # 500 megapixels, says the header
     floats = io.BytesIO()
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(floats, "TIFF")
+    Image.fromarray(np.full((4, 4), 2, dtype=np.float32)).save(floats, "TIFF")  # no fixed range
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
     return {
         "truncated.jpg": jpeg.getvalue()[: len(jpeg.getvalue()) // 2],

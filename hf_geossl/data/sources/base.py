@@ -2,16 +2,19 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 from datasets.iterable_dataset import ExamplesIterable
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.retries import retry
+from hf_geossl.data.sources.archives import ADDRESS, read_zip_member
 
 MIN_UNITS = 64
 Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
@@ -76,12 +79,40 @@ def check_column(features: datasets.Features, image_column: str, name: str, open
         raise missing_column(image_column, list(features), name, opened)
     feature = features[image_column]
     dtype = getattr(feature, "dtype", None)
+    if number_type(feature) is not None:
+        return
     if not (isinstance(feature, (datasets.Image, dict)) or dtype in ("binary", "large_binary", "null")):
         holders = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
         raise ValueError(
             f"the column {image_column!r} of {name} holds {feature}, not images; "
             f"columns with images: {', '.join(holders) or 'none'}"
         )
+
+
+def number_type(feature: object) -> str | None:
+    """Type of the numbers in a column of arrays, such as "uint16", which Python's lists do not keep; None of any other.
+
+    Args:
+        feature (`datasets.Array2D`, `datasets.Array3D`, nested `datasets.List`, or any other): of the column.
+    """
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D, datasets.Array4D)):
+        return feature.dtype
+    depth = 0
+    while isinstance(feature, (datasets.List, datasets.LargeList)):
+        feature, depth = feature.feature, depth + 1
+    dtype = str(getattr(feature, "dtype", ""))
+    numeric = re.fullmatch(r"u?int(8|16|32|64)|float(16|32|64)|bool", dtype)
+    return dtype if depth >= 2 and isinstance(feature, datasets.Value) and numeric else None
+
+
+def as_array(value: object, dtype: str | None) -> object:
+    """Makes an array of nested lists whose numbers were of a type; anything else stays as it is."""
+    if dtype is None or not isinstance(value, list):
+        return value
+    try:
+        return np.array(value, dtype=dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BrokenImageError("its nested lists are no rectangle of numbers") from error
 
 
 def missing_column(image_column: str, columns: list[str], name: str, opened: bool = False) -> ValueError:
@@ -125,7 +156,9 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
             return value["bytes"]
         value = value.get("path")
         if isinstance(value, str):
-            return _read_address(value, token) if "://" in value else value
+            if value.startswith(ADDRESS) and os.path.isfile(value.rpartition("::")[2]):
+                return read_zip_member(value)
+            return _read_address(value, token) if re.match(r"[a-z0-9+]+://", value) else value
     if value is None:
         raise BrokenImageError("the row holds no image")
     if isinstance(value, str):
@@ -133,11 +166,17 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
     return value
 
 
-def value_of_row(root: str, row: dict) -> Any:
-    """Takes the image out of a row of files below `root`; a row with an "error" is a broken image."""
+def value_of_row(root: str, row: dict, dtype: str | None = None) -> Any:
+    """Takes the image out of a row of files below `root`; a row with an "error" is a broken image.
+
+    Args:
+        root (`str`): a folder.
+        row (`dict`): with "value".
+        dtype (`str`, *optional*): of the numbers in a column of arrays.
+    """
     if row.get("error"):
         raise BrokenImageError(row["error"])
-    value = encoded_image(row["value"])
+    value = encoded_image(as_array(row["value"], dtype))
     return os.path.join(root, value) if isinstance(value, str) else value
 
 

@@ -12,9 +12,11 @@ from hf_geossl.data.scenes import DEFAULT_COUNTS, SCENES_VERSION, scene_image, s
 from hf_geossl.data.sources.base import (
     MIN_UNITS,
     Source,
+    as_array,
     check_column,
     encoded_image,
     missing_column,
+    number_type,
     rows_from,
     undecoded,
     units_for,
@@ -29,25 +31,29 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -> Source:
+def indexed_source(
+    dataset: MapDataset, image_column: str, shuffle_block: int, *, kind: str = "indexed", name: str = ""
+) -> Source:
     """Opens a map-style dataset: rows of one index each, whose item is read when a sample is needed."""
-    rows, name = len(dataset), type(dataset).__name__
+    rows, what = len(dataset), type(dataset).__name__
     if rows == 0:
-        raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
-    identity: dict[str, Any] = {"rows": rows, "dataset": name}
+        raise ValueError(f"the dataset is empty (a {what} of length 0); pass one with images")
+    identity: dict[str, Any] = {"rows": rows, "dataset": what}
+    dtype = None
     if isinstance(dataset, datasets.Dataset):
-        check_column(dataset.features, image_column, name, opened=True)
+        check_column(dataset.features, image_column, name or what, opened=not name)
         identity["columns"] = sorted(dataset.column_names)
         if dataset.format["type"] != "custom":
-            dataset = undecoded(dataset.with_format(None).select_columns([image_column]))
+            table = dataset.with_format(None).select_columns([image_column])
+            dataset, dtype = undecoded(table), number_type(table.features[image_column])
     units = units_for(rows, shuffle_block)
     spans = [(unit, rows, units) for unit in range(units)]
     return Source(
-        kind="indexed",
-        name=name,
+        kind=kind,
+        name=name or what,
         rows=rows_from(_index_rows, spans=spans),
         units=units,
-        read=partial(_read_item, dataset, image_column),
+        read=partial(_read_item, dataset, image_column, dtype=dtype),
         identity=identity,
         num_images=rows,
     )
@@ -59,7 +65,7 @@ def _index_rows(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, dict]]
             yield index, {"key": f"row {index}", "value": index}
 
 
-def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
+def _read_item(dataset: MapDataset, image_column: str, row: dict, dtype: str | None = None) -> Any:
     item = dataset[row["value"]]
     if not isinstance(item, dict):
         raise TypeError(
@@ -68,7 +74,7 @@ def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
         )
     if image_column not in item:
         raise missing_column(image_column, list(item), "the dataset's items", opened=True)
-    return encoded_image(item[image_column])
+    return encoded_image(as_array(item[image_column], dtype))
 
 
 def scenes_source(split: str, config_name: str | None) -> Source:
@@ -106,16 +112,17 @@ def iterable_source(
     The others are arguments of [`Source`]; `token` is for image files on the Hub that the rows only name.
     """
     _refuse_arranged(dataset)
-    dataset = dataset.with_format(None)
+    dataset, dtype = dataset.with_format(None), None
     if dataset.features is not None:
         check_column(dataset.features, image_column, name, opened=kind == "iterable")
+        dtype = number_type(dataset.features[image_column])
         dataset = undecoded(dataset.select_columns([image_column]))
     return Source(
         kind=kind,
         name=name,
         rows=dataset,
         units=dataset.num_shards,
-        read=partial(_read_value, image_column, token),
+        read=partial(_read_value, image_column, token, dtype=dtype),
         identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
         columns=(image_column,),
         label="",
@@ -144,8 +151,8 @@ def _links(iterable: object) -> Iterator[object]:
             yield from _links(inner)
 
 
-def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
-    return encoded_image(row[image_column], token)
+def _read_value(image_column: str, token: str | bool | None, row: dict, dtype: str | None = None) -> Any:
+    return encoded_image(as_array(row[image_column], dtype), token)
 
 
 def source_of(dataset: object, image_column: str, shuffle_block: int) -> Source:
