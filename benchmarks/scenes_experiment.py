@@ -48,7 +48,7 @@ from hf_geossl import (
 )
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import load_encoder
-from hf_geossl.modeling.objectives_joint_embedding import prediction_diversity
+from hf_geossl.modeling.objectives import prediction_diversity
 
 RESULTS = Path(__file__).parent / "results" / "scenes_experiment"
 

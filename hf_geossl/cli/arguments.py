@@ -89,6 +89,23 @@ class DataArguments:
     )
     split: str = field(default="train", metadata={"help": "Which part of the dataset."})
     image_column: str = field(default="image", metadata={"help": "The column with the images."})
+    channels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Channels to read: rgb (the default), gray, all, or numbers of the files' channels from 1, such as 4,3,2,8. "
+            "The model's num_channels follows from it."
+        },
+    )
+    value_range: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Stored values that become 0 and 1: 0,4095 (or a pair a channel, 0,4095;0,255), type, percentiles:1,99, or "
+            "window:center,width. Chosen from the images by default: 0 to 255 for 8 bits."
+        },
+    )
+    channel_names: list[str] | None = field(
+        default=None, metadata={"help": "Names of the channels that are read, such as red,green,blue,infrared."}
+    )
     shuffle_block: int = field(default=1000, metadata={"help": "Samples that are permuted together."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a Hub dataset."})
     skip_broken: bool = field(default=True, metadata={"help": "Skip and count images that do not decode."})

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_geossl.cli.arguments import DataArguments, Value
+from hf_geossl.cli.image_arguments import resolve_images
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
 from hf_geossl.methods import METHODS
+from hf_geossl.modeling.image_format import ImageFormat
 
 if TYPE_CHECKING:
     from hf_geossl.data.evaluation_batches import FirstImages
@@ -72,24 +74,29 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     """
     from transformers import set_seed
 
+    from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+
     hide_loading_bars()
     args = make_training_arguments(given)
     resume = resume_from(args)
     set_seed(args.seed)
     seed = args.seed if args.data_seed is None else args.data_seed
     stream, held_out = open_stream(given.data, seed), open_held_out(given.data)
-    config = make_config(given)
     model_class = given.method.load("pretraining")
-    if given.model_name_or_path is None:
-        model = model_class(config)
-    else:
-        model = model_class.from_pretrained(given.model_name_or_path)
+    start = None if given.model_name_or_path is None else model_class.from_pretrained(given.model_name_or_path)
+    checkpoint = (
+        newest_whole_checkpoint(Path(str(args.output_dir))) if resume is True else Path(resume) if resume else None
+    )
+    image_format, lines = resolve_images(given, stream, None if start is None else start.config, checkpoint)
+    for line in lines if args.process_index == 0 else ():
+        print(line, file=sys.stderr)
+    model = model_class(make_config(given, image_format)) if start is None else start
     trainer = given.method.load("trainer")(
         model=model,
         args=args,
         train_dataset=stream,
         eval_dataset=held_out,
-        views=make_views(given, model),
+        views=make_views(given, model, image_format),
         command=command,
     )
     return trainer, resume
@@ -103,8 +110,12 @@ def make_training_arguments(given: Pretraining) -> "TeacherStudentTrainingArgume
     return args
 
 
-def make_config(given: Pretraining) -> "GeometricViTConfig":
+def make_config(given: Pretraining, image_format: ImageFormat | None = None) -> "GeometricViTConfig":
     """Makes the configuration that the user has asked for.
+
+    Args:
+        given (`Pretraining`): What the run was given.
+        image_format (`ImageFormat`, *optional*): What the images are; RGB of 8 bits by default.
 
     Raises:
         UsageError: With one line, in the command line's words, if a value is of another type or out of its range.
@@ -112,6 +123,8 @@ def make_config(given: Pretraining) -> "GeometricViTConfig":
     from huggingface_hub.errors import StrictDataclassError
 
     values = {_RENAMED.get(name, name): _as_tuple(value) for name, value in given.model.items()}
+    if image_format is not None and not image_format.is_rgb8:
+        values |= {"image_format": image_format.to_dict(), "num_channels": image_format.num_channels}  # type: ignore[dict-item]
     try:
         config: GeometricViTConfig = given.method.load("config")(**values)
     except StrictDataclassError as error:
@@ -122,12 +135,15 @@ def make_config(given: Pretraining) -> "GeometricViTConfig":
     return config
 
 
-def make_views(given: Pretraining, model: "TeacherStudentModel") -> "Views":
-    """Makes the views; settings that the configuration has too are the model's."""
+def make_views(given: Pretraining, model: "TeacherStudentModel", image_format: ImageFormat | None = None) -> "Views":
+    """Makes the views; settings that the configuration has too are the model's, and `image_format` has mean and deviation."""
     from hf_geossl.cli.describe import shared_settings
 
     shared = {name: getattr(model.config, name) for name in shared_settings(given.method)}
     own = {name: _as_tuple(value) for name, value in given.views.items()}
+    if image_format is not None:
+        own = {name: value for name, value in own.items() if name not in ("mean", "std")}
+        own["image_format"] = image_format  # type: ignore[assignment]
     views: Views = given.method.load("views")(**own, **shared)
     return views
 

@@ -21,7 +21,7 @@ HELP = {
 USAGE = "geossl pretrain RECIPE_OR_YAML [--key value ...]"
 # what people set: shown by --help, in this order
 SHOWN = {
-    "data": "dataset dataset_config split image_column skip_broken eval_dataset eval_images",
+    "data": "dataset dataset_config split image_column channels value_range skip_broken eval_dataset eval_images",
     "model": "model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
     "transformation num_prototypes",
     "views": "global_size local_size num_local global_scale local_scale reference_size focal_size num_focal",

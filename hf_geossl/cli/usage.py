@@ -51,7 +51,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: With the wrong word and the nearest valid one.
         """
-        tokens = [re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", token) for token in argv]
+        tokens = _with_negative_numbers(
+            [re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", token) for token in argv]
+        )
         valid = [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
         try:
             options, unknown = self.parse_known_args(tokens)
@@ -72,6 +74,17 @@ class Parser(argparse.ArgumentParser):
             valid = [word.strip(" '") for word in choice[3].split(",")]
             message = f"{choice[1]}: there is no {choice[2]!r}{nearest(choice[2], valid)}"
         raise UsageError(message.removeprefix("argument "))
+
+
+def _with_negative_numbers(tokens: Sequence[str]) -> list[str]:
+    """Joins `--name` and a value such as `-1024,3071`, which argparse would take for another name."""
+    result: list[str] = []
+    for token in tokens:
+        if re.match(r"-[\d.]+,", token) and result and re.fullmatch(r"--\w+", result[-1]):
+            result[-1] += f"={token}"
+        else:
+            result.append(token)
+    return result
 
 
 def _name(token: str) -> str:

@@ -1,5 +1,6 @@
 """Batches of views for the Trainer, whose position is exact for any number of workers."""
 
+import logging
 import os
 import signal
 import threading
@@ -9,21 +10,23 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from hf_geossl.data.blocks import refuse_difference
 from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.images import BrokenImageError, decode_pixels
-from hf_geossl.data.positions import refuse_difference
+from hf_geossl.data.noted import describe_counts
 from hf_geossl.data.streams import Decode, ImageStream
 from hf_geossl.modeling.image_format import ImageFormat
 
+logger = logging.getLogger(__name__)
+
 STATE_KEY = "stream_state"
 KEYS_KEY = "keys"
-Made = TypeVar("Made")
 
 # what a worker's error is raised as in the main process: the first that fits
 _CLEAR_ERRORS = (BrokenStreamError, BrokenImageError, ConnectionError, OSError, ValueError, TypeError)
@@ -61,10 +64,9 @@ class _WorkerFailure:
 
     error: type[Exception]
     message: str
-    details: str | None
+    details: str | None = None  # the worker's traceback, where that helps
 
     def rebuild(self) -> Exception:
-        """Returns the error, with the worker's traceback as a note where that helps."""
         error = self.error(self.message)
         if self.details:
             error.add_note(self.details)
@@ -116,29 +118,17 @@ class StreamBatches(IterableDataset):
                 f"num_streams must be a multiple of the {world_size} processes, got {num_streams}; "
                 f"the next one is {-(-max(1, num_streams) // world_size) * world_size}"
             )
-        self.stream = stream
-        self.views = views
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.num_streams = num_streams
-        self.num_workers = num_workers
+        self.stream, self.views, self.batch_size = stream, views, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.num_streams, self.num_workers = num_streams, num_workers
         self.next_batch = 0
         self._owned = list(range(rank, num_streams, world_size))
-        self._positions = {v: _position(stream.shard(num_streams, v)) for v in self._owned}
+        self._positions = {v: stream.shard(num_streams, v).position() for v in self._owned}
         self._started_in_worker = False
         self._check_workers(num_workers)
 
-    # --------------------------------------------------------------------------------------------------- position
-
     def advance(self, batch: dict[str, Any]) -> list[str]:
-        """Records that a batch has been used, and takes `"stream_state"` and `"keys"` out of it.
-
-        Args:
-            batch (`dict`): the batches in their order, each once.
-
-        Returns:
-            `list[str]`: where the images of the batch came from.
+        """Records that a batch has been used; takes `"stream_state"` and `"keys"` out of it and returns the keys.
 
         Raises:
             ValueError: if the batch is not the next one.
@@ -151,14 +141,19 @@ class StreamBatches(IterableDataset):
                 f"batch {state['batch']} came where batch {self.next_batch} was expected; advance every batch, in order"
             )
         del batch[STATE_KEY]
+        in_first_pass = self.epoch == 0
         self._positions[state["stream"]] = state["position"]
         self.next_batch += 1
+        if in_first_pass and self.epoch > 0:
+            self.log_notes("in the first pass")
         return batch.pop(KEYS_KEY)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of this rank after the batch advanced last: plain values, 250 bytes a stream as JSON."""
         return {
-            **self._identity(),
+            "fingerprint": dict(self.stream.fingerprint),
+            "num_streams": self.num_streams,
+            "batch_size": self.batch_size,
             "rank": self.rank,
             "world_size": self.world_size,
             "next_batch": self.next_batch,
@@ -180,7 +175,7 @@ class StreamBatches(IterableDataset):
         if not states or not all(isinstance(state, dict) and "streams" in state for state in states):
             raise ValueError("this is no state of StreamBatches; pass what state_dict() returned, or a list of them")
         for state in states:
-            refuse_difference(_flat(state), _flat(self._identity()))
+            refuse_difference(_settings(state), _settings(self.state_dict()))
         counts = {(state["world_size"], state["next_batch"]) for state in states}
         if len(counts) > 1:
             raise ValueError(
@@ -208,20 +203,22 @@ class StreamBatches(IterableDataset):
         """How many broken images this rank has skipped since the start of training, up to the batch advanced last."""
         return sum(position["broken"] for position in self._positions.values())
 
+    def log_notes(self, when: str) -> None:
+        """Logs how many images of this rank were converted, reduced or cut in decoding, since the start of training."""
+        counts: dict[str, int] = {}
+        for position in self._positions.values():
+            for kind, number in position.get("notes", {}).items():
+                counts[kind] = counts.get(kind, 0) + number
+        images = sum(position["rows"] - position["broken"] for position in self._positions.values())
+        of_process = f" (process {self.rank} of {self.world_size})" if self.world_size > 1 else ""
+        for line in describe_counts(counts, images):
+            logger.warning("%s%s: %s", when, of_process, line)
+
     @property
     def epoch(self) -> int:
         """The pass over the data that the stream furthest behind is in, from 0."""
         units = self.stream.source.units
         return min((v + at["units_done"] * self.num_streams) // units for v, at in self._positions.items())
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "fingerprint": dict(self.stream.fingerprint),
-            "num_streams": self.num_streams,
-            "batch_size": self.batch_size,
-        }
-
-    # ---------------------------------------------------------------------------------------------------- loading
 
     def loader(
         self,
@@ -267,7 +264,7 @@ class StreamBatches(IterableDataset):
         self._check_workers(worker.num_workers)
         if self._started_in_worker:
             message = "persistent workers were iterated twice; use the first iterator on, or persistent_workers=False"
-            return iter([_WorkerFailure(ValueError, message, None)])  # type: ignore[list-item]
+            return iter([_WorkerFailure(ValueError, message)])  # type: ignore[list-item]
         self._started_in_worker = True
         return self._deliver_from_worker(worker.id, worker.num_workers)
 
@@ -286,7 +283,7 @@ class StreamBatches(IterableDataset):
                 streams[v].load_state_dict({"fingerprint": self.stream.fingerprint, **positions[v]})
                 samples[v] = iter(streams[v])
             batch = self._fill(streams[v], samples[v])
-            batch[STATE_KEY] = {"batch": number, "stream": v, "position": _position(streams[v])}
+            batch[STATE_KEY] = {"batch": number, "stream": v, "position": streams[v].position()}
             yield batch
             number += workers
 
@@ -346,17 +343,11 @@ def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _position(stream: ImageStream) -> dict[str, Any]:
-    state = stream.state_dict()
-    del state["fingerprint"]
-    return state
-
-
-def _flat(state: dict[str, Any]) -> dict[str, Any]:
+def _settings(state: dict[str, Any]) -> dict[str, Any]:
     return {**state["fingerprint"], "num_streams": state["num_streams"], "batch_size": state["batch_size"]}
 
 
-def _unchanged(batch: Made) -> Made:
+def _unchanged(batch: object) -> object:
     return batch
 
 

@@ -1,6 +1,8 @@
-"""Reading a unit block by block, and the order in which units and rows are visited."""
+"""How a logical stream walks over its rows: the order of units and blocks, the rows of a unit, and the position."""
 
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -38,15 +40,10 @@ def _permutation(entropy: list[int], length: int) -> np.ndarray:
 
 
 class UnitReader:
-    """Reads the rows of one unit in order, and continues at the exact row after a lost connection.
-
-    Args:
-        source ([`Source`]): the rows.
-        unit (`int`): which unit.
-        state (`dict`, *optional*): where to start, as [`UnitReader.state`] was then; None for the beginning.
+    """Reads the rows of a unit in order from `state`, and continues at the exact row after a lost connection.
 
     Attributes:
-        state (`dict` or None): the unit's position after the rows read so far.
+        state (`dict` or None): the unit's position after the rows read so far; None at its beginning.
     """
 
     def __init__(self, source: Source, unit: int, state: dict[str, Any] | None = None) -> None:
@@ -71,15 +68,7 @@ class UnitReader:
             raise
 
     def read(self, count: int) -> list[dict[str, Any]]:
-        """Returns the next `count` rows, fewer at the unit's end.
-
-        Args:
-            count (`int`): at least 1.
-
-        Raises:
-            ConnectionError: if the network keeps failing.
-            ValueError: if the rows lack the column.
-        """
+        """Returns the next `count` rows, fewer at the unit's end."""
         rows: list[dict[str, Any]] = []
         while len(rows) < count and (batch := self._backoff(self._next)) is not None:
             self.state = self._dataset.state_dict()
@@ -92,3 +81,72 @@ class UnitReader:
             opened = self._source.kind in ("iterable", "indexed")
             raise missing_column(columns[0], list(row), self._source.name, opened)
         return {column: row[column] for column in columns if column in row}
+
+
+@dataclass
+class Position:
+    """Where a logical stream stands: the start of its block and how much of the permuted block has been read."""
+
+    units_done: int = 0  # by this logical stream, since the start of training
+    block: int = 0  # of the unit
+    row: int = 0  # of the unit, where the block starts
+    unit_state: dict[str, Any] | None = None  # of the `datasets` stream, at the block's start
+    taken: int = 0  # of the rows of the permuted block
+    rows: int = 0  # tried since the start of training
+    broken: int = 0  # of these
+    notes: dict[str, int] = field(default_factory=dict)  # images by what decoding did to them
+
+    @property
+    def inside_unit(self) -> bool:
+        """Whether rows of the current unit have been read."""
+        return self.block > 0 or self.taken > 0
+
+    def take_row(self) -> None:
+        """Advances by one row of the permuted block."""
+        self.taken += 1
+        self.rows += 1
+
+    def count_broken(self) -> None:
+        """Counts the row taken last as broken."""
+        self.broken += 1
+
+    def count_note(self, kind: str) -> None:
+        """Counts a note of this kind about the row taken last."""
+        self.notes[kind] = self.notes.get(kind, 0) + 1
+
+    def end_block(self, rows: int, unit_state: dict[str, Any] | None) -> None:
+        """Moves to the next block, behind the `rows` rows of this one, where the unit has the state `unit_state`."""
+        self.block, self.row, self.taken, self.unit_state = self.block + 1, self.row + rows, 0, unit_state
+
+    def end_unit(self) -> None:
+        """Moves to the start of the next unit."""
+        self.units_done += 1
+        self.block, self.row, self.taken, self.unit_state = 0, 0, 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a copy of the position in plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Position":
+        """Makes a position of what `state_dict` returned, among other entries; a `ValueError` names what is missing."""
+        names = [entry.name for entry in fields(cls)]
+        check_entries(state, [name for name in names if name != "notes"])  # which older states lack
+        return cls(**{name: deepcopy(state[name]) for name in names if name in state})
+
+
+def check_entries(state: Mapping[str, Any], names: list[str]) -> None:
+    """Raises a `ValueError` that names the entries that a stream's state lacks."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(f"this is no state of an ImageStream: it lacks {', '.join(missing)}")
+
+
+def refuse_difference(saved: Mapping[str, object], present: Mapping[str, object]) -> None:
+    """Raises a `ValueError` that names what differs between a saved fingerprint and the present one."""
+    changed = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
+    if changed:
+        values = ", ".join(f"{name} was {saved.get(name)!r} and is {present.get(name)!r}" for name in changed)
+        raise ValueError(
+            f"the saved position belongs to another stream: {values}; open it as it was, or start without the state"
+        )

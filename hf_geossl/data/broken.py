@@ -7,15 +7,14 @@ from typing import NoReturn
 
 import torch
 
+from hf_geossl.data.blocks import Position
 from hf_geossl.data.images import BrokenImageError
-from hf_geossl.data.positions import Position
 from hf_geossl.data.wording import counted
 
 logger = logging.getLogger(__name__)
 
 _BROKEN_BEFORE_STOPPING = 20  # a few broken samples at the start are not yet a share
 _LOGGED_ONE_BY_ONE = 10
-_REMEMBERED_NAMES = 4096
 _SLOTS_TRIED = 8
 
 
@@ -26,26 +25,16 @@ class BrokenStreamError(RuntimeError):
 class ReportedNames:
     """Remembers which names have been reported, in memory that the worker processes of a loader share.
 
-    A name is remembered by its hash, in one of a few of a fixed number of slots; where all are taken it replaces another.
+    A name is remembered by its hash, in one of a few of `slots` slots of 8 bytes; where all are taken it replaces another.
     So the memory is bounded, and among thousands of broken images one may be reported twice.
-
-    Args:
-        slots (`int`, *optional*, defaults to 4096): 8 bytes each.
     """
 
-    def __init__(self, slots: int = _REMEMBERED_NAMES) -> None:
+    def __init__(self, slots: int = 4096) -> None:
         self._hashes = torch.zeros(slots, dtype=torch.int64).share_memory_()
         self._count = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def add(self, name: str) -> int:
-        """Remembers a name.
-
-        Args:
-            name (`str`): of the image.
-
-        Returns:
-            `int`: how many names there are with this one; 0 if it was reported before.
-        """
+        """Remembers a name; returns how many names there are with this one, 0 if it was reported before."""
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         value = int.from_bytes(digest, "little", signed=True) or 1  # 0 is an empty slot
         slots = (value + torch.arange(_SLOTS_TRIED)) % len(self._hashes)
@@ -58,13 +47,7 @@ class ReportedNames:
 
 
 class BrokenImages:
-    """Counts the broken images of a stream, logs each once, and stops the stream when there are too many.
-
-    Args:
-        name (`str`): of the data, for messages.
-        skip (`bool`): whether broken images are skipped.
-        max_share (`float`): the largest share of broken rows.
-    """
+    """Counts the broken images of the data `name`, logs each once, and stops when more than `max_share` are broken."""
 
     def __init__(self, name: str, skip: bool, max_share: float) -> None:
         self.name, self.skip, self.max_share = name, skip, max_share
@@ -78,12 +61,7 @@ class BrokenImages:
         return part
 
     def count(self, position: Position, key: str, reason: str) -> None:
-        """Counts the row taken last as broken.
-
-        Args:
-            position (`Position`): of the logical stream.
-            key (`str`): name of the image.
-            reason (`str`): why it cannot be used.
+        """Counts the row taken last as broken; `key` is its name.
 
         Raises:
             BrokenStreamError: if too many are broken.
@@ -116,12 +94,7 @@ class BrokenImages:
 
 
 class PassTally:
-    """Rows and broken rows of the units that one walk has read from their start, to bound whole passes.
-
-    Args:
-        units (`int`): of a pass.
-        broken (`BrokenImages`): stops the stream.
-    """
+    """Rows and broken rows of the units that one walk has read from their start, to bound whole passes of `units` units."""
 
     def __init__(self, units: int, broken: BrokenImages) -> None:
         self._units, self._broken = units, broken
@@ -130,7 +103,7 @@ class PassTally:
         self._without_image: set[int] = set()  # units read since the last usable image, none of which gave one
 
     def add(self, unit: int, position: Position, *, rows: int, broken: int, from_start: bool, usable: bool) -> None:
-        """Records a unit that has ended.
+        """Records a unit that has ended, and stops the stream if a whole pass gave no image or too many broken rows.
 
         Args:
             unit (`int`): which.
@@ -138,9 +111,6 @@ class PassTally:
             rows (`int`), broken (`int`): rows tried in the unit, and broken ones of these.
             from_start (`bool`): whether it was read from its first row.
             usable (`bool`): whether it gave an image that could be used.
-
-        Raises:
-            BrokenStreamError: if a whole pass gave no image, or too many of its rows are broken.
         """
         if usable:
             self._without_image.clear()

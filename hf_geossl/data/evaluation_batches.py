@@ -5,53 +5,22 @@ from itertools import islice
 from typing import Any
 
 from hf_geossl.data.batches import ImageViews, decode_for
-from hf_geossl.data.sources.base import Source
 from hf_geossl.data.streams import Decode, ImageStream
 
 
-def known_images(stream: ImageStream) -> int | None:
-    """Returns the number of images in a pass, broken ones among them.
-
-    Args:
-        stream (`ImageStream`): The stream.
-
-    Returns:
-        `int` or `None`: None where the number is only known after reading everything.
-    """
-    fingerprint = stream.fingerprint  # a folder's files are its images, a tar has many
-    return fingerprint["files"] if fingerprint["kind"] == "folder" else fingerprint.get("rows")
-
-
 class FirstImages:
-    """The first images of a stream's pass, as an `eval_dataset`.
-
-    Args:
-        stream (`ImageStream`): The stream.
-        count (`int`): How many images at most, at least 1.
-
-    Raises:
-        ValueError: If `count` is below 1.
-    """
+    """The first `count` images (at least 1) of a stream's pass, as an `eval_dataset`."""
 
     def __init__(self, stream: ImageStream, count: int) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         self.stream, self.count = stream, count
+        self.source, self.fingerprint = stream.source, stream.fingerprint
 
     @property
-    def source(self) -> Source:
-        """The rows that the images are read from."""
-        return self.stream.source
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """The stream's fingerprint: its data and settings in plain values."""
-        return self.stream.fingerprint
-
-    @property
-    def most_images(self) -> int:
+    def num_images(self) -> int:
         """The number of images, an upper bound where the stream does not know its own."""
-        known = known_images(self.stream)
+        known = self.stream.num_images
         return self.count if known is None else min(self.count, known)
 
     def with_decode(self, decode: Decode) -> "FirstImages":
@@ -101,14 +70,10 @@ class EvaluationBatches:
         self.images = 0
 
     def check_size(self) -> None:
-        """Checks that there can be a batch, without reading an image.
-
-        Raises:
-            ValueError: If `drop_last` is set and the images are known to be too few for one batch.
-        """
-        most = self.stream.most_images if isinstance(self.stream, FirstImages) else known_images(self.stream)
-        if self.drop_last and most is not None and most < self.batch_size * self.world_size:
-            raise self._too_few(most)
+        """Raises the `ValueError` before an image is read, where the images are known to be too few for a batch."""
+        known = self.stream.num_images
+        if self.drop_last and known is not None and known < self.batch_size * self.world_size:
+            raise self._too_few(known)
 
     def _too_few(self, images: int) -> ValueError:
         size = f"{self.batch_size * self.world_size} images"

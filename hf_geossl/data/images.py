@@ -39,6 +39,7 @@ __all__ = [
     "Raster",
     "decode_image",
     "decode_pixels",
+    "is_plain",
     "read_raster",
 ]
 
@@ -162,6 +163,37 @@ def read_raster(
         raster = pillow.to_raster(found)
         pillow.note_frames(found)
         return raster
+
+
+def is_plain(source: ImageSource) -> bool:
+    """Whether an image has 8 bits and no channels beyond colours and transparency, as its header says, which alone is read.
+
+    Args:
+        source (`bytes`, `str`, `pathlib.Path`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or nested lists): as
+            for `decode_image`.
+
+    Returns:
+        `bool`: False where the header does not tell.
+
+    Raises:
+        BrokenImageError: if the file cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return pillow.has_fixed_range(source)
+    if not isinstance(source, (bytes, bytearray, memoryview, str, Path)):
+        shape: tuple[int, ...] = tuple(getattr(source, "shape", ()))
+        dtype = str(getattr(source, "dtype", "")).rpartition(".")[2]
+        return dtype == "uint8" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3)))
+    with _opened(source) as file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        if head.startswith(tiff.STARTS) and not dicom.is_dicom(head):
+            with quiet("PIL.TiffImagePlugin"), suppress(BrokenImageError):
+                return tiff.is_plain(pillow.open_image(file))
+            return False
+        if head.startswith(b"\x89PNG"):
+            return not codecs.is_png16(head)
+        return head.startswith((JPEG_START, b"GIF8", b"BM")) or embedded.webp_size(head) is not None
 
 
 def _raster_for(source: ImageSource, max_pixels: int, image_format: ImageFormat) -> Raster:

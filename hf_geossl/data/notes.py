@@ -23,7 +23,7 @@ NOTES = {
     ),
     "depth": (
         "more than 8 bits reduced to 8",
-        "{low:g} to {high:g} became 0 to 255; keep the levels with --value_range {low:g},{high:g}",
+        "{low:g} to {high:g} became 0 to 255; keep the levels with --value_range {example}",
     ),
     "dark": (
         "nearly black, because the values fill little of the range of their type",

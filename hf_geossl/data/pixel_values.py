@@ -177,19 +177,22 @@ def to_bytes(raster: Raster, values: np.ndarray) -> np.ndarray:
     else:
         share = (values.astype(np.float64) - low) / (high - low)
         scaled = np.clip(np.floor(share * 255 + 0.5), 0, 255).astype(np.uint8)
+    dark = _dark_range(known, low, high, largest)
     if kind.kind == "f" and raster.span is None:
         note("floats")
     elif kind != np.uint8:
-        note("depth", low=low, high=high)
-    _note_dark(known, low, high, largest)
+        note("depth", low=low, high=high, example=dark or f"{low:g},{high:g}")
+    if dark:
+        note("dark", largest=largest, high=high, example=dark)
     return scaled
 
 
-def _note_dark(values: np.ndarray, low: float, high: float, largest: float) -> None:
-    if values.size and values.dtype != np.uint8 and largest - low < (high - low) * _DARK:
-        whole = values.dtype.kind in "iu" and low == 0
-        example = f"0,{max(1, 2 ** int(largest).bit_length() - 1)}" if whole else f"{low:g},{largest:g}"
-        note("dark", largest=largest, high=high, example=example)
+def _dark_range(values: np.ndarray, low: float, high: float, largest: float) -> str:
+    """The range to give where values fill so little of theirs that a picture looks black; else nothing."""
+    if not values.size or values.dtype == np.uint8 or largest - low >= (high - low) * _DARK:
+        return ""
+    whole = values.dtype.kind in "iu" and low == 0
+    return f"0,{max(1, 2 ** int(largest).bit_length() - 1)}" if whole else f"{low:g},{largest:g}"
 
 
 def _no_range(what: str, smallest: float, largest: float) -> BrokenImageError:
@@ -228,4 +231,8 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
 def _note_dark_units(raster: Raster, values: np.ndarray, missing: np.ndarray | None, image_format: ImageFormat) -> None:
     known = values if missing is None else values[~missing]
     if known.size and image_format.range_source == "type" and known.dtype.kind == "u":
-        _note_dark(known, *raster.value_span(), float(known.max()))
+        low, high = raster.value_span()
+        largest = float(known.max())
+        dark = _dark_range(known, low, high, largest)
+        if dark:
+            note("dark", largest=largest, high=high, example=dark)

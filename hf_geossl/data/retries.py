@@ -25,11 +25,7 @@ Result = TypeVar("Result")
 def is_transient(error: BaseException) -> bool:
     """Decides whether an error, or one of its causes, comes from a network or server that may soon work again.
 
-    Args:
-        error (`BaseException`): what was raised.
-
-    Returns:
-        `bool`: True for lost connections, timeouts, and the HTTP status codes 408, 425, 429 and 5xx.
+    Such are lost connections, timeouts, and the HTTP status codes 408, 425, 429 and 5xx.
     """
     for link in _causes(error):
         if isinstance(link, OfflineModeIsEnabled):
@@ -82,9 +78,7 @@ class Backoff:
     """
 
     def __init__(self, what: str, pauses: tuple[float, ...] = PAUSES, advice: str = ADVICE) -> None:
-        self.what = what
-        self.pauses = pauses
-        self.advice = advice
+        self.what, self.pauses, self.advice = what, pauses, advice
         self._attempts = Retrying(
             # Ctrl-C while a failure is handled has that failure as its context, and is none
             retry=retry_if_exception(lambda error: isinstance(error, Exception) and is_transient(error)),
@@ -96,17 +90,10 @@ class Backoff:
         )
 
     def __call__(self, action: Callable[[], Result]) -> Result:
-        """Calls `action` until it succeeds, at most `len(pauses) + 1` times.
-
-        Args:
-            action (`Callable`): takes nothing; may be called several times.
-
-        Returns:
-            What `action` returns.
+        """Calls `action` until it succeeds, at most `len(pauses) + 1` times, and returns what it returns.
 
         Raises:
-            ConnectionError: when every attempt failed with a transient error. Other errors are raised at once, as they
-                are.
+            ConnectionError: when every attempt failed with a transient error; others are raised at once, as they are.
         """
         return self._attempts(action)
 

@@ -8,12 +8,22 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from hf_geossl.data.blocks import UnitReader, block_order, sample_seed, unit_order
+from hf_geossl.data.blocks import (
+    Position,
+    UnitReader,
+    block_order,
+    check_entries,
+    refuse_difference,
+    sample_seed,
+    unit_order,
+)
 from hf_geossl.data.broken import BrokenImages, PassTally
 from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError, decode_image
-from hf_geossl.data.positions import Position, refuse_difference
+from hf_geossl.data.noted import NotedImages
+from hf_geossl.data.notes import collect_notes
 from hf_geossl.data.sources.base import Source
-from hf_geossl.data.sources.opening import open_source, source_of
+from hf_geossl.data.sources.opened import source_of
+from hf_geossl.data.sources.opening import open_source
 
 Decode = Callable[[Any, int], Any]
 
@@ -67,20 +77,9 @@ def load_stream(
     if split is None:
         raise ValueError("split must be the name of one split, such as 'train', got None")
     split = str(split)  # a datasets.Split too
-    source = open_source(
-        path_or_id,
-        split,
-        config_name=config_name,
-        image_column=image_column,
-        shuffle_block=shuffle_block,
-        revision=revision,
-        token=token,
-    )
+    source = open_source(path_or_id, split, config_name, image_column, shuffle_block, revision, token)
     return ImageStream(
-        source,
-        split=split,
-        config_name=config_name,
-        image_column=image_column,
+        source.opened_as(split, config_name, image_column),
         shuffle_block=shuffle_block,
         seed=seed,
         skip_broken=skip_broken,
@@ -106,8 +105,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
 
     Args:
         source ([`Source`]): the rows.
-        split, config_name, image_column, shuffle_block, seed, skip_broken, max_broken_share, max_pixels: as in
-            [`load_stream`].
+        shuffle_block, seed, skip_broken, max_broken_share, max_pixels: as in [`load_stream`].
 
     Attributes:
         decode (`Callable`): `decode_image`, or a function with its arguments, (encoded image, max_pixels) -> the image
@@ -121,9 +119,6 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         self,
         source: Source,
         *,
-        split: str | None = None,
-        config_name: str | None = None,
-        image_column: str = "image",
         shuffle_block: int = 1000,
         seed: int = 0,
         skip_broken: bool = True,
@@ -136,26 +131,19 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
         if not 0 <= max_broken_share <= 1:
             raise ValueError(f"max_broken_share must lie in [0, 1], got {max_broken_share}")
-        self.source = source
-        self.shuffle_block = shuffle_block
-        self.seed = seed
-        self.max_pixels = max_pixels
+        self.source, self.shuffle_block, self.seed, self.max_pixels = source, shuffle_block, seed, max_pixels
         self.decode: Decode = decode_image
-        self.num_streams = 1
-        self.index = 0
+        self.num_streams, self.index = 1, 0
         self.fingerprint: dict[str, Any] = {
             "kind": source.kind,
-            "split": split,
-            "config_name": config_name,
-            "image_column": image_column,
+            **source.identity,
             "units": source.units,
             "shuffle_block": shuffle_block,
             "seed": seed,
-            **source.identity,
         }
-        self._start = Position()
-        self._position = Position()
+        self._start, self._position = Position(), Position()
         self._broken = BrokenImages(source.name, skip_broken, max_broken_share)
+        self._noted = NotedImages()
 
     @classmethod
     def from_dataset(
@@ -190,8 +178,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             return dataset
         _check_positive("shuffle_block", shuffle_block)
         return cls(
-            source_of(dataset, image_column, shuffle_block),
-            image_column=image_column,
+            source_of(dataset, image_column, shuffle_block).opened_as(None, None, image_column),
             shuffle_block=shuffle_block,
             seed=seed,
             skip_broken=skip_broken,
@@ -236,12 +223,11 @@ class ImageStream(IterableDataset[dict[str, Any]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position after the sample delivered last: plain values, some 600 bytes as JSON."""
-        return {
-            "fingerprint": dict(self.fingerprint),
-            "num_streams": self.num_streams,
-            "index": self.index,
-            **self._position.state_dict(),
-        }
+        return {"fingerprint": dict(self.fingerprint), **self.position()}
+
+    def position(self) -> dict[str, Any]:
+        """Returns `state_dict()` without the fingerprint, which all logical streams share."""
+        return {"num_streams": self.num_streams, "index": self.index, **self._position.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Sets the position at which the next `iter()` starts.
@@ -254,9 +240,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         """
         if not isinstance(state, dict):
             raise ValueError(f"state must be what state_dict() returned, got {type(state).__name__}")
-        missing = [name for name in ("fingerprint", "num_streams", "index") if name not in state]
-        if missing:
-            raise ValueError(f"this is no state of an ImageStream: it lacks {', '.join(missing)}")
+        check_entries(state, ["fingerprint", "num_streams", "index"])
         position = Position.from_state_dict(state)
         ours = {**self.fingerprint, "num_streams": self.num_streams, "index": self.index}
         theirs = {**state["fingerprint"], "num_streams": state["num_streams"], "index": state["index"]}
@@ -277,23 +261,15 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return self._walk(self._position)
 
     def one_epoch(self, epoch: int = 0) -> Iterator[dict[str, Any]]:
-        """Iterates once over all the data, in the order in which a single logical stream visits it in that epoch.
+        """Iterates once over all the data, in the order in which a single logical stream visits it in pass `epoch`.
 
-        Args:
-            epoch (`int`, *optional*, defaults to 0): which pass.
-
-        Returns:
-            `Iterator[dict]`: the samples; the position of the stream itself stays where it is.
+        The position of the stream itself stays where it is.
         """
         units = self.source.units
         return self._part(1, epoch * units)._walk(Position(), end=units)
 
     def reject(self, sample: dict[str, Any], reason: str) -> None:
-        """Counts the sample delivered last as broken, as if it had not been decoded.
-
-        Args:
-            sample (`dict`): the sample.
-            reason (`str`): why it cannot be used.
+        """Counts the sample delivered last as broken, as if it had not been decoded; `reason` says why.
 
         Raises:
             BrokenStreamError: if too many are broken.
@@ -328,10 +304,12 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 number = at.row + chosen
                 key = self.source.label.format(**row) or f"unit {unit} row {number}"
                 try:
-                    image = self.decode(self.source.read(row), self.max_pixels)
+                    with collect_notes() as notes:
+                        image = self.decode(self.source.read(row), self.max_pixels)
                 except BrokenImageError as error:
                     self._broken.count(at, key, error.reason)
                     continue
+                self._noted.count(at, key, notes)
                 yield {"image": image, "key": key, "seed": sample_seed(self.seed, epoch, unit, number)}
             at.end_block(length, reader.state)
             if length < self.shuffle_block:

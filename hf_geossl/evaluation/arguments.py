@@ -84,22 +84,12 @@ class EvaluationArguments:
             self.config_name,
             self.dataset_revision,
             self.token,
+            encoder.image_format,
         )
 
 
 def image_size_of(encoder: Encoder, side: int | None) -> int:
-    """Checks the side of images.
-
-    Args:
-        encoder (`Encoder`): The model.
-        side (`int`, *optional*): In pixels; by default that of its training, rounded to whole patches.
-
-    Returns:
-        `int`: A multiple of the patch size.
-
-    Raises:
-        ValueError: If the side is no multiple of it.
-    """
+    """Checks that a side of images, in pixels, is a multiple of the patch size; by default that of training, rounded to one."""
     patch = encoder.patch_size
     if side is None:
         return max(1, round(encoder.image_size / patch)) * patch

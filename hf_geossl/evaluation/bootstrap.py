@@ -18,17 +18,10 @@ class Summary(Protocol):
 def metric_intervals(
     metric: Summary, rows: np.ndarray | Sequence[object], *, repeats: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Confidence intervals of a metric's numbers.
+    """Confidence intervals of a metric's numbers, see [`interval`]; none without repeats.
 
-    Args:
-        metric (`Metric`): The metric.
-        rows (`np.ndarray` of shape `(images, k)`, or a sequence): What its `rows_of` gave of all images: an array adds up, of
-            others the numbers are computed anew in each repeat.
-        repeats (`int`): 0 gives none.
-        seed (`int`): Of the draws.
-
-    Returns:
-        `dict[str, tuple[float, float]]`: See [`interval`]; empty without repeats.
+    Rows are what its `rows_of` gave of all images: an array `(images, k)` adds up, of others the numbers are computed anew in each
+    repeat.
     """
     if not repeats:
         return {}
@@ -99,18 +92,8 @@ def interval_by_rows(
 ) -> dict[str, tuple[float, float]]:
     """Confidence intervals of numbers that do not add up over images (average precision): each repeat is computed anew.
 
-    Draws are those of [`interval`] with the same seed.
-
-    Args:
-        compute (`Callable`): Indices of the drawn images, of shape `(images,)`, with repetitions -> numbers by name.
-        images (`int`): How many there are, 1 or more.
-        repeats, seed, level: See [`interval`].
-
-    Returns:
-        `dict[str, tuple[float, float]]`: See [`interval`].
-
-    Raises:
-        ValueError: If images, repeats or level are out of range.
+    The numbers are those of drawn images, by their indices `(images,)`, with repetitions; the rest is as in [`interval`], with the
+    same draws for a seed.
     """
     return _percentiles([compute(indices) for indices in _draws(images, repeats, seed, level)], level)
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_geossl.evaluation.trunks import read_trunk
+from hf_geossl.modeling.image_format import ImageFormat
 
 Result = TypeVar("Result")
 
@@ -43,6 +44,11 @@ class Tokens:
     def both(self) -> torch.Tensor:
         """Class token and mean patch token, `(batch, 2 * width)`; the mean alone in a trunk without a class token."""
         return self.mean if self.class_token is None else torch.cat([self.class_token, self.mean], dim=1)
+
+
+def unit_images(images: torch.Tensor) -> torch.Tensor:
+    """Images as float32 in units: uint8 divided by 255, others as they are (0 to 1 is the value range of their format)."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 class Encoder:
@@ -91,6 +97,13 @@ class Encoder:
     def config(self) -> PreTrainedConfig | None:
         """The model's configuration; None of timm's models, which have none."""
         return self.module.config if isinstance(self.module, PreTrainedModel) else None
+
+    @property
+    def image_format(self) -> ImageFormat | None:
+        """What the model's images are; None of RGB of 8 bits, which every model takes that does not say otherwise."""
+        config = self.config
+        described = config.get_image_format() if config is not None and hasattr(config, "get_image_format") else None
+        return None if described is None or described.is_rgb8 else described
 
     @property
     def device(self) -> torch.device:
@@ -151,9 +164,8 @@ class Encoder:
         return torch.from_numpy(np.stack([np.array(picture) for picture in scaled])).permute(0, 3, 1, 2)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalises images `(..., 3, height, width)`, uint8 or float in [0, 1], on the model's device."""
-        images = images.to(self.device, non_blocking=True)
-        images = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        """Normalises images `(..., channels, height, width)`, uint8 or float in units, on the model's device."""
+        images = unit_images(images.to(self.device, non_blocking=True))
         mean, std = images.new_tensor(self.mean)[:, None, None], images.new_tensor(self.std)[:, None, None]
         return images.sub(mean).div_(std)
 

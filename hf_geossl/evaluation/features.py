@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.evaluation.encoders import Encoder, Tokens, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, Tokens, mixed_precision, unit_images
 from hf_geossl.evaluation.options import EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
 
@@ -252,15 +252,14 @@ def thumbnails(images: torch.Tensor) -> torch.Tensor:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8, or float in [0, 1].
 
     Returns:
-        `torch.Tensor` of shape `(batch, 3 * 12 * 12)`: Means of areas, channel by channel, in [0, 1].
+        `torch.Tensor` of shape `(batch, channels * 12 * 12)`: Means of areas, channel by channel, in [0, 1].
     """
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    return torch.nn.functional.adaptive_avg_pool2d(images, THUMBNAIL_SIDE).flatten(1)
+    return torch.nn.functional.adaptive_avg_pool2d(unit_images(images), THUMBNAIL_SIDE).flatten(1)
 
 
 def grey(colours: np.ndarray) -> np.ndarray:
-    """Returns the mean of the channels of `thumbnails`, `(images, 3 * pixels)` -> `(images, pixels)`."""
-    return np.asarray(colours).reshape(len(colours), 3, -1).mean(axis=1)
+    """Returns the mean of the channels of `thumbnails`, `(images, channels * pixels)` -> `(images, pixels)`."""
+    return np.asarray(colours).reshape(len(colours), -1, THUMBNAIL_SIDE**2).mean(axis=1)
 
 
 def thumbnailed(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Transform:

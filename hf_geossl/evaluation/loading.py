@@ -142,6 +142,9 @@ def _open_folder(
             f"{name} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(sorted(missing)[:3])}, ...): "
             "numbers of random weights would be worth nothing; convert the checkpoint first"
         )
+    described = config.get_image_format() if hasattr(config, "get_image_format") else None
+    if described is not None and not described.is_rgb8:
+        return model, described.mean, described.std
     try:
         processor = AutoImageProcessor.from_pretrained(path, **given)
     except (OSError, ValueError):  # a folder without preprocessor_config.json: the method's own normalisation

@@ -13,6 +13,7 @@ from hf_geossl.data.sources.opening import CLIP_FOLDERS
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
+from hf_geossl.modeling.image_format import ImageFormat
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 
@@ -74,6 +75,7 @@ class EvaluationData:
         columns (`Columns`): The names of its columns.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub; the mode ("topdown", "object") is the
             scenes' `config_name`.
+        image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
     """
 
     dataset: str = SCENES
@@ -85,6 +87,7 @@ class EvaluationData:
     config_name: str | None = None
     revision: str | None = None
     token: str | None = None
+    image_format: ImageFormat | None = None
     _shared: SharedTruth = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -127,5 +130,6 @@ class EvaluationData:
             config_name=self.config_name,
             revision=self.revision,
             token=self.token,
+            image_format=self.image_format,
             shared=self._shared if split in self._shared.splits else None,
         )

@@ -47,14 +47,7 @@ class EvaluationProtocol:
 
 
 def load_protocol(task: str) -> EvaluationProtocol:
-    """Imports the protocol of a task.
-
-    Args:
-        task (`str`): One of `TASKS`.
-
-    Raises:
-        ImportError: If a library is missing that it needs.
-    """
+    """Imports the protocol of one of `TASKS`; an `ImportError` names a library that it needs and that is missing."""
     try:
         return import_module(f"hf_geossl.evaluation.protocols.{TASKS[task].file}").PROTOCOLS[task]
     except ModuleNotFoundError as error:

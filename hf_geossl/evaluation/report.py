@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,11 @@ def read_measured(files: Sequence[str | Path]) -> list[Measured]:
         pictures = {}
         for task, entry in results.items():
             places = entry.get("pictures")
-            places = places if isinstance(places, dict) else {}
-            read = {key: _read_png(file.parent, place) for key, place in places.items()}
-            pictures["" if task == ABOUT else task] = {key: picture for key, picture in read.items() if picture}
+            pictures["" if task == ABOUT else task] = {
+                key: picture
+                for key, place in (places if isinstance(places, dict) else {}).items()
+                if (picture := _read_png(file.parent, place))
+            }
         same = sum(one.results.get(ABOUT, {}).get("model") == results.get(ABOUT, {}).get("model") for one in models)
         models.append(Measured(f"{name} ({same + 1})" if same else name, results, pictures))
     return models
@@ -114,15 +116,10 @@ def are_comparable(models: Sequence[Measured]) -> bool:
 
 
 def compare(models: Sequence[Measured], task: str) -> dict[str, list[Number]]:
-    """The numbers of a task side by side.
+    """The numbers of a task side by side, by metric, of the models that have it.
 
-    Args:
-        models (`Sequence[Measured]`): Which.
-        task (`str`): One of their tasks.
-
-    Returns:
-        `dict[str, list[Number]]`: By metric, of the models that have it. Marked as best is a value whose interval has no
-        point in common with that of any other model, where all were measured on the same images with the same settings.
+    Marked as best is a value whose interval has no point in common with that of any other model, where all were measured on the
+    same images with the same settings.
     """
     table: dict[str, list[Number]] = {}
     for index, model in enumerate(models):
@@ -130,14 +127,9 @@ def compare(models: Sequence[Measured], task: str) -> dict[str, list[Number]]:
         floors = entry.get("details", {}).get("floors", {})
         for metric, value in numbers(entry).items():
             interval = entry.get("intervals", {}).get(metric)
-            known = floors.get(metric, {})
-            number = Number(
-                index,
-                float(value),
-                (float(interval[0]), float(interval[1])) if interval else None,
-                {name: floor for name, floor in known.items() if isinstance(floor, (int, float))},
-            )
-            table.setdefault(metric, []).append(number)
+            ends = (float(interval[0]), float(interval[1])) if interval else None
+            known = {name: floor for name, floor in floors.get(metric, {}).items() if isinstance(floor, (int, float))}
+            table.setdefault(metric, []).append(Number(index, float(value), ends, known))
     measured = [model.results[task].get("settings") for model in models if task in model.results]
     if len(models) > 1 and are_comparable(models) and all(settings == measured[0] for settings in measured):
         table = {metric: _mark_best(row, lower_is_better(metric)) for metric, row in table.items()}
@@ -151,7 +143,7 @@ def _mark_best(row: list[Number], lower: bool) -> list[Number]:
     first, *others = sorted(row, key=lambda number: -sign * number.value)
     low, high = first.interval or (0.0, 0.0)
     clear = all(other.interval and (other.interval[1] < low or other.interval[0] > high) for other in others)
-    return [Number(n.model, n.value, n.interval, n.floors, clear and n is first) for n in row]
+    return [replace(number, best=clear and number is first) for number in row]
 
 
 def _written(value: float) -> str:
@@ -173,9 +165,7 @@ def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
         `str`: A row a metric and a column a model; values with 95 % intervals, the surely best in bold, and what could not
         be measured below.
     """
-    text: Callable[[object], str] = (
-        escape_markdown if escape else str
-    )  # entities are for files that are shown as Markdown
+    text: Callable[[object], str] = escape_markdown if escape else str
     lines = [
         f"| task | metric | {' | '.join(text(model.name) for model in models)} |",
         f"|---|---|{'---|' * len(models)}",
@@ -201,14 +191,7 @@ def _tasks(models: Sequence[Measured]) -> list[str]:
 
 
 def html_page(models: Sequence[Measured]) -> str:
-    """Writes results as a page.
-
-    Args:
-        models (`Sequence[Measured]`): One or several.
-
-    Returns:
-        `str`: A page that asks nothing of other hosts: values with their intervals on one scale, floors, pictures.
-    """
+    """Writes results as a page that asks nothing of other hosts: values with intervals on one scale, floors, pictures."""
     tasks = []
     for task in _tasks(models):
         metrics = []
@@ -232,12 +215,9 @@ def html_page(models: Sequence[Measured]) -> str:
             if (picture := model.pictures.get(task, {}).get(name)) is not None
         ]
         tasks.append({"id": task, "name": _words(task), "metrics": metrics, "pictures": shown})
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html.jinja").render(
         models=[
@@ -256,11 +236,7 @@ def html_page(models: Sequence[Measured]) -> str:
 
 def _scale(row: Sequence[Number]) -> tuple[float, float]:
     """The range of a metric's axis: from 0 to 1 where all lies in it, else around what there is."""
-    values = (
-        [n.value for n in row]
-        + [v for n in row for v in n.interval or ()]
-        + [v for n in row for v in n.floors.values()]
-    )
+    values = [value for n in row for value in (n.value, *(n.interval or ()), *n.floors.values())]
     low, high = min(values), max(values)
     if low >= 0 and high <= 1:
         return 0.0, 1.0

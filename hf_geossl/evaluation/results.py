@@ -51,15 +51,7 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_earlier(file: Path | None, about: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Reads the results that an earlier call has written, if they are of the same measurement.
-
-    Args:
-        file (`Path`, *optional*): The file of results, which need not exist.
-        about (`dict`): Model, data and seed of this call.
-        overwrite (`bool`): Whether results of another measurement are dropped.
-
-    Returns:
-        `dict`: Entries by task, and `"about"`; empty where there are none.
+    """Reads the results that an earlier call has written, if they are of the same measurement; those of another may be dropped.
 
     Raises:
         ValueError: If the file holds anything else, or results of another measurement.
@@ -91,17 +83,7 @@ def read_earlier(file: Path | None, about: Mapping[str, Any], overwrite: bool) -
 def result_entry(
     measured: TaskResult, settings: Mapping[str, object], seconds: float, device: torch.device
 ) -> dict[str, Any]:
-    """Brings a task's result into the form that is written.
-
-    Args:
-        measured (`TaskResult`): What the protocol returned.
-        settings (`dict`): Of the protocol.
-        seconds (`float`): How long it took.
-        device (`torch.device`): Where it was computed.
-
-    Returns:
-        `dict`: As `evaluate_model` describes it; only finite numbers are metrics.
-    """
+    """Brings a task's result into the form that `evaluate_model` describes; only finite numbers are metrics."""
     metrics = {key: float(value) for key, value in measured.metrics.items()}
     finite = {key: value for key, value in metrics.items() if np.isfinite(value)}
     intervals = {
@@ -126,14 +108,9 @@ def result_entry(
 
 
 def floors_by_metric(metrics: Sequence[str], floors: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Brings floors, what trivial features reach, into one form.
+    """Brings floors, what trivial features reach, into the form `{metric: {floor: value}}`.
 
-    Args:
-        metrics (`Sequence[str]`): Of the task, the main one first.
-        floors (`dict`): `{metric: {floor: value}}`, `{floor: {metric: value}}`, or `{floor: value}` of the main metric.
-
-    Returns:
-        `dict[str, dict[str, float]]`: `{metric: {floor: value}}`.
+    They may be that, `{floor: {metric: value}}`, or `{floor: value}` of the main metric, which is the first.
     """
     table: dict[str, dict[str, float]] = {}
     for key, entry in floors.items():

@@ -1,18 +1,23 @@
 """Makes a sample of a row of a labelled dataset: image and truth, cut to the same square."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 
-from hf_geossl.data.images import decode_image
+from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
 from hf_geossl.data.sources.base import encoded_image
+from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
 from hf_geossl.evaluation.truth import Columns, Truth
+from hf_geossl.modeling.image_format import ImageFormat
 
+BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 CHANGED = "changed"  # in a sample: how often what was done to its truth
 Sample = dict[str, Any]
 ReadRow = Callable[[int, Mapping[str, Any]], Sample]
@@ -86,12 +91,18 @@ class SampleReader:
         columns (`Columns`): Names of the columns.
         token (`str` or `bool`, *optional*): For image files on the Hub that the rows only name.
         truth (`Truth`, *optional*): What the values of the columns mean.
+        image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
     """
 
     def __init__(
-        self, size: int, columns: Columns, token: str | bool | None = None, truth: Truth | None = None
+        self,
+        size: int,
+        columns: Columns,
+        token: str | bool | None = None,
+        truth: Truth | None = None,
+        image_format: ImageFormat | None = None,
     ) -> None:
-        self.size, self.columns, self.token = size, columns, token
+        self.size, self.columns, self.token, self.image_format = size, columns, token, image_format
         self.truth = truth or Truth(bbox_format=columns.bbox_format or "coco", depth_scale=columns.depth_scale or 1.0)
 
     def __call__(self, index: int, row: Mapping[str, Any]) -> Sample:
@@ -109,9 +120,13 @@ class SampleReader:
             ValueError: If the truth does not fit the image or is no number of a class.
         """
         columns, changed = self.columns, dict[str, int]()
-        image = decode_image(encoded_image(row[columns.image], self.token))
+        image, channels = self._channels(encoded_image(row[columns.image], self.token))
         frame = _Frame.of(image, self.size)
-        sample: Sample = {"index": index, "image": _image_tensor(frame.cut(image, Image.Resampling.BICUBIC))}
+        pixels = [frame.cut(channel, Image.Resampling.BICUBIC) for channel in channels]
+        sample: Sample = {
+            "index": index,
+            "image": _image_tensor(pixels[0] if self.image_format is None else np.stack(pixels, axis=-1)),
+        }
         label = row.get(columns.label)
         if self.truth.lists and label is not None:
             sample["multi_label"] = self._multi_label(label)
@@ -124,6 +139,15 @@ class SampleReader:
         if row.get(columns.objects) is not None:
             sample.update(self._objects(as_lists(row[columns.objects], columns.objects), image, frame, changed))
         return sample | ({CHANGED: changed} if changed else {})
+
+    def _channels(self, encoded: Any) -> tuple[Image.Image, list[Image.Image]]:
+        """A picture of the image's size, and what is cut: itself, or each channel of the model's format."""
+        if self.image_format is None:
+            image = decode_image(encoded)
+            return image, [image]
+        pixels = decode_pixels(encoded, image_format=self.image_format).numpy()
+        channels = [Image.fromarray(np.ascontiguousarray(pixels[..., number])) for number in range(pixels.shape[-1])]
+        return channels[0], channels
 
     def _multi_label(self, labels: Sequence[Any]) -> torch.Tensor:
         known = self.truth.labels or ()
@@ -219,3 +243,41 @@ class SampleReader:
 
 def _image_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+class IndexedRows(Dataset):
+    """Rows that can be read in any order; None for a broken image, or with `replace` the next one that can be read."""
+
+    def __init__(self, rows: MapDataset, indices: list[int], read: ReadRow, *, replace: bool = False) -> None:
+        self.rows, self.indices, self.read, self.replace = rows, indices, read, replace
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Sample | None:
+        for step in range(len(self) if self.replace else 1):
+            index = self.indices[(position + step) % len(self)]
+            with suppress(BrokenImageError):
+                return {**self.read(index, self.rows[index]), **({BROKEN: int(step > 0)} if self.replace else {})}
+        return None
+
+
+class StreamedRows(IterableDataset):
+    """Rows that come in an order of their own; None for a broken image, or with `replace` the next one that can be read."""
+
+    def __init__(self, rows: Iterable[Any], read: ReadRow, *, replace: bool = False) -> None:
+        self.rows, self.read, self.replace = rows, read, replace
+
+    def __iter__(self) -> Iterator[Sample | None]:
+        passed = 0
+        for index, row in enumerate(self.rows):
+            try:
+                sample = self.read(index, row)
+            except BrokenImageError:
+                passed += 1
+                if not self.replace:
+                    yield None
+                continue
+            yield {**sample, BROKEN: passed} if self.replace else sample
+            passed = 0
+        yield from [None] * passed if self.replace else ()

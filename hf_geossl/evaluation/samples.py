@@ -5,7 +5,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,24 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
-from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
-from hf_geossl.evaluation.sample_reader import CHANGED, ReadRow, Sample, SampleReader, read_scene
+from hf_geossl.evaluation.sample_reader import (
+    BROKEN,
+    CHANGED,
+    IndexedRows,
+    ReadRow,
+    Sample,
+    SampleReader,
+    StreamedRows,
+    read_scene,
+)
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
+from hf_geossl.modeling.image_format import ImageFormat
 
 logger = logging.getLogger(__name__)
 
@@ -32,53 +40,14 @@ _COLUMN_OF = {
     "multi_label": "label",
     **dict.fromkeys(("boxes", "categories", "keypoints"), "objects"),
 }  # target -> the column of `Columns` that it comes from
-BROKEN = "broken"  # in a sample that replaces others: how many of them were broken
 Part = TypeVar("Part")
-
-
-class _Indexed(Dataset):
-    """Rows that can be read in any order; None for a broken image, or with `replace` the next one that can be read."""
-
-    def __init__(self, rows: MapDataset, indices: list[int], read: ReadRow, *, replace: bool = False) -> None:
-        self.rows, self.indices, self.read, self.replace = rows, indices, read, replace
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Sample | None:
-        for step in range(len(self) if self.replace else 1):
-            index = self.indices[(position + step) % len(self)]
-            with suppress(BrokenImageError):
-                return {**self.read(index, self.rows[index]), **({BROKEN: int(step > 0)} if self.replace else {})}
-        return None
-
-
-class _Streamed(IterableDataset):
-    """Rows that come in an order of their own; None for a broken image, or with `replace` the next one that can be read."""
-
-    def __init__(self, rows: Iterable[Any], read: ReadRow, *, replace: bool = False) -> None:
-        self.rows, self.read, self.replace = rows, read, replace
-
-    def __iter__(self) -> Iterator[Sample | None]:
-        passed = 0
-        for index, row in enumerate(self.rows):
-            try:
-                sample = self.read(index, row)
-            except BrokenImageError:
-                passed += 1
-                if not self.replace:
-                    yield None
-                continue
-            yield {**sample, BROKEN: passed} if self.replace else sample
-            passed = 0
-        yield from [None] * passed if self.replace else ()
 
 
 class Samples:
     """Images with truth. Make them with `load_samples`.
 
-    A sample is a dictionary of `index` (its place in the dataset), `image` (`(3, size, size)`, uint8) and what the dataset
-    has of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
+    A sample is a dictionary of `index` (its place in the dataset), `image` (`(channels, size, size)`, uint8, or float32 in
+    units where the image format is not of 8 bits) and what the dataset has of: `label` (int), `multi_label` (`(classes,)`, int64, 0 or 1), `semantic` (`(size, size)`, uint8, 255 where there
     is no truth), `depth` (`(size, size)`, float32 metres, 0 where unknown), `boxes` (`(objects, 4)`, x1, y1, x2, y2 in
     pixels), `categories` (`(objects,)`), `masks` (`(objects, size, size)`, bool), `keypoints` (`(objects,
     points, 3)`, x and y in pixels and visibility, 0 where there is no truth); scenes also `ids` (of the instances), `angles`
@@ -160,10 +129,10 @@ class Samples:
         return first
 
     def refuse_lack(self, *missing: str) -> None:
-        """Raises the error for truth that the samples lack; nothing where nothing is missing."""
+        """Raises the error for truth that the samples lack, if any is."""
+        known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
         for target in missing:
             column = _COLUMN_OF.get(target)
-            known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
             how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
             raise ValueError(
                 f"{self.name} has no {target!r}, which this task needs; its columns are {known}: {how}choose other data"
@@ -171,10 +140,9 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset()
-        if isinstance(samples, _Indexed):
-            read: Iterable[Sample | None] = (samples[position] for position in range(len(samples)))
-        else:
-            read = samples
+        read: Iterable[Sample | None] = (
+            samples if isinstance(samples, StreamedRows) else map(samples.__getitem__, range(len(samples)))
+        )
         return self._readable((sample, 1, int(sample is None), (sample or {}).pop(CHANGED, {})) for sample in read)
 
     def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
@@ -183,7 +151,7 @@ class Samples:
         Broken images are left out, and a warning says how many.
         """
         samples = self._dataset()
-        workers = num_workers if isinstance(samples, _Indexed) else 0  # which would each read the whole stream
+        workers = num_workers if isinstance(samples, IndexedRows) else 0  # which would each read the whole stream
         return self._readable(_loader(samples, batch_size, num_workers=workers))
 
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
@@ -195,7 +163,7 @@ class Samples:
         for epoch in range(2**31):
             if isinstance(self.rows, datasets.IterableDataset):
                 rows = self.rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
-                passed = self._readable(_loader(_Streamed(rows, self.read, replace=True), batch_size))
+                passed = self._readable(_loader(StreamedRows(rows, self.read, replace=True), batch_size))
                 yield from (
                     batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size
                 )
@@ -203,14 +171,14 @@ class Samples:
             indices = self.indices or []
             order = np.random.default_rng([seed, epoch]).permutation(len(indices)).tolist()
             order *= -(-batch_size // len(order))
-            samples = _Indexed(self.rows, indices, self.read, replace=True)
+            samples = IndexedRows(self.rows, indices, self.read, replace=True)
             full = order[: len(order) // batch_size * batch_size]
             yield from self._readable(_loader(samples, batch_size, sampler=full, num_workers=num_workers))
 
-    def _dataset(self) -> "_Indexed | _Streamed":
+    def _dataset(self) -> "IndexedRows | StreamedRows":
         if isinstance(self.rows, datasets.IterableDataset):
-            return _Streamed(self.rows, self.read)
-        return _Indexed(self.rows, self.indices or [], self.read)
+            return StreamedRows(self.rows, self.read)
+        return IndexedRows(self.rows, self.indices or [], self.read)
 
     def _readable(self, parts: Iterable[tuple[Part | None, int, int, Mapping[str, int]]]) -> Iterator[Part]:
         """Yields the parts that can be read, of (part, images, broken ones, what was changed); says these after the last."""
@@ -282,6 +250,7 @@ def load_samples(
     revision: str | None = None,
     token: str | None = None,
     shared: SharedTruth | None = None,
+    image_format: ImageFormat | None = None,
 ) -> Samples:
     """Opens images with truth.
 
@@ -297,6 +266,7 @@ def load_samples(
         mode, seed: Of the scenes, see `load_scenes`.
         columns (`Columns`, *optional*): Names of the columns.
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub, as in `datasets.load_dataset`.
+        image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
         shared (`SharedTruth`, *optional*): What the truth means, decided once for splits that must be read alike.
 
     Returns:
@@ -308,6 +278,12 @@ def load_samples(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     description: dict[str, Any] = {"dataset": dataset, "split": split, "size": size, "limit": limit}
+    if image_format is not None:
+        if dataset == SCENES:
+            raise ValueError(
+                f"the scenes are RGB of 8 bits, and the model takes {image_format.describe()}: name other data"
+            )
+        description["image_format"] = image_format.to_dict()
     if dataset == SCENES:
         return _load_scenes(description, mode, seed)
     columns = columns or Columns()
@@ -323,7 +299,7 @@ def load_samples(
     truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)
-    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth)
+    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format)
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
@@ -372,7 +348,7 @@ def _class_names(features: datasets.Features, columns: Columns, truth: Truth) ->
 
 def folder_hash(folder: Path) -> str:
     """Returns a hash of where a folder lies and of its files' names, sizes and times, which reveals none of them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
     states = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()
 

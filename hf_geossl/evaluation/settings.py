@@ -77,15 +77,7 @@ class ProtocolSettings:
 
 
 def make_settings(task: str, kind: type[Settings], given: Mapping[str, object]) -> Settings:
-    """Makes a protocol's settings, some of them changed.
-
-    Args:
-        task (`str`): The task's name, for messages.
-        kind (`type`): The dataclass of its settings.
-        given (`dict`): New values by name; integers stand for floats, lists for tuples.
-
-    Returns:
-        One of `kind`.
+    """Makes a protocol's settings, some of them given by name: integers stand for floats, lists for tuples.
 
     Raises:
         ValueError: If there is no such setting, or a value is of another kind than its default.

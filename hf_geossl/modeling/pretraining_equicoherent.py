@@ -22,8 +22,7 @@ from .heads_equicoherent import (
     make_heads,
 )
 from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedModel
-from .objectives import sum_over_processes
-from .objectives_joint_embedding import (
+from .objectives import (
     center_and_sharpen,
     dino_loss,
     ema_center,
@@ -33,6 +32,7 @@ from .objectives_joint_embedding import (
     nt_xent_loss,
     prediction_diversity,
     sinkhorn_knopp,
+    sum_over_processes,
     vicreg_loss,
 )
 from .reconstruction import ReconstructionTask, intermediate_targets, mean_image_loss

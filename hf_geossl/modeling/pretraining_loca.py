@@ -11,15 +11,17 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_loca import LOCAConfig
-from .heads_loca import (
+from .modeling_loca import (
     LOCAClusterHead,
     LOCACrossAttentionBlock,
+    LOCAModel,
+    LOCAPreTrainedModel,
     LOCAPrototypes,
     check_token_indices,
     check_views,
+    init_lecun_normal,
     make_heads,
 )
-from .modeling_loca import LOCAModel, LOCAPreTrainedModel, init_lecun_normal
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
 from .reconstruction import attached_reconstruction, attached_task
 from .teacher_student import Teacher, TeacherStudentModel

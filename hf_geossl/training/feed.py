@@ -73,6 +73,11 @@ class TrainingFeed:
         """Broken images that this process has skipped since the start of the run."""
         return self.batches.skipped_images if self.batches is not None else 0
 
+    def log_notes(self) -> None:
+        """Logs how many images of the run were converted, reduced or cut in decoding."""
+        if self.batches is not None:
+            self.batches.log_notes("in the whole run")
+
     def begin_step(self) -> None:
         """Begins an optimizer step."""
         self.micro_batch = 0

@@ -119,6 +119,7 @@ class TrainerParts:
     def stop(self) -> None:
         """Ends a call of `train`."""
         self.stopwatch.stop()
+        self.feed.log_notes()
         self.preemption.restore_handlers()
 
 

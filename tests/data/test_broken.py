@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from hf_geossl.data.batches import StreamBatches
+from hf_geossl.data.blocks import Position
 from hf_geossl.data.broken import BrokenImages, BrokenStreamError, PassTally, ReportedNames
 from hf_geossl.data.images import BrokenImageError
-from hf_geossl.data.positions import Position
 from hf_geossl.data.streams import ImageStream, load_stream
 from tests.helpers.images import ROWS, encoded, first, iterable_rows, write_folder, write_tar
 
@@ -26,7 +26,7 @@ def broken_files() -> dict[str, bytes]:
     huge = bytearray(photo)
     huge[16:24] = (25_000).to_bytes(4, "big") + (20_000).to_bytes(4, "big")  # 500 megapixels, says the header
     floats = io.BytesIO()
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(floats, "TIFF")
+    Image.fromarray(np.full((4, 4), 2, dtype=np.float32)).save(floats, "TIFF")  # no fixed range
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
     return {
         "truncated.jpg": jpeg.getvalue()[: len(jpeg.getvalue()) // 2],

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages, known_images
+from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.data.streams import ImageStream, load_stream
 from tests.helpers.images import write_folder, write_one_parquet, write_tar
 
@@ -67,12 +67,12 @@ def test_drop_last_leaves_out_what_does_not_fill_a_batch_of_all_processes(stream
 
 
 def test_the_number_of_images_is_known_of_folders_and_tables(stream, tmp_path):
-    assert known_images(stream) == 11
-    assert known_images(load_stream(str(write_one_parquet(tmp_path / "a.parquet", 5)))) == 5
+    assert stream.num_images == 11
+    assert load_stream(str(write_one_parquet(tmp_path / "a.parquet", 5))).num_images == 5
     tar = load_stream(str(write_tar(tmp_path / "a.tar", 5)))
-    assert known_images(tar) is None
-    assert FirstImages(tar, 3).most_images == 3  # as far as is known
-    assert FirstImages(stream, 100).most_images == 11
+    assert tar.num_images is None
+    assert FirstImages(tar, 3).num_images == 3  # as far as is known
+    assert FirstImages(stream, 100).num_images == 11
 
 
 def test_the_first_images_are_those_of_the_pass(stream):

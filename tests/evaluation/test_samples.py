@@ -265,7 +265,7 @@ def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"all.parquet is a file: name the folder that holds its splits"):
         load_samples(str(tmp_path / "all.parquet"), "test", size=16)
     labelled(4).save_to_disk(tmp_path / "one")
-    with pytest.raises(ValueError, match="has one split: save a DatasetDict of train and test"):
+    with pytest.raises(ValueError, match="the split .train. alone: save a DatasetDict that has"):
         load_samples(str(tmp_path / "one"), "test", size=16)
     for name in opening.CLIP_FOLDERS:
         (tmp_path / "clips" / name).mkdir(parents=True)

@@ -20,7 +20,7 @@ from transformers import set_seed
 
 import hf_geossl.modeling.pretraining_equicoherent as pretraining_equicoherent
 from hf_geossl.modeling.modeling_vit import ViTDropPath
-from hf_geossl.modeling.objectives_joint_embedding import koleo_loss
+from hf_geossl.modeling.objectives import koleo_loss
 from hf_geossl.training.sharding import read_unsharded
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.fsdp_on_cpu import allow_fsdp_on_cpu

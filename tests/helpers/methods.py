@@ -138,12 +138,12 @@ EQUICOHERENT_HEADS |= {"head_bottleneck_size": 12, "decoder_hidden_size": 16, "p
 
 METHODS = {
     "gtsa": Method("GTSA", gtsa_batch, GTSA_HEADS, frozenset({"geometry"})),
-    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset({"heads_loca"})),
+    "loca": Method("LOCA", loca_batch, LOCA_HEADS, frozenset()),
     "equicoherent": Method(
         "EquiCoherent",
         equicoherent_batch,
         EQUICOHERENT_HEADS,
-        frozenset({"heads_equicoherent", "objectives_joint_embedding"}),
+        frozenset({"heads_equicoherent"}),
         pools_class_token=True,
         centers=("class_center", "patch_center"),
     ),

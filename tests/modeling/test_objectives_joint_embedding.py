@@ -15,7 +15,7 @@ import torch
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss, NTXentLoss, VICRegLoss
 from safetensors.torch import load_file, save_file
 
-from hf_geossl.modeling import objectives_joint_embedding as hosts
+from hf_geossl.modeling import objectives as hosts
 from hf_geossl.modeling.objectives import sinkhorn
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
@@ -309,7 +309,7 @@ _TWO_PROCESSES = """
 import sys
 import torch
 from safetensors.torch import load_file, save_file
-from hf_geossl.modeling import objectives_joint_embedding as hosts
+from hf_geossl.modeling import objectives as hosts
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)

@@ -140,7 +140,10 @@ def test_no_gradient_is_written_by_hand_and_no_private_name_of_torch_is_used(pat
     assert not {name for name in of_torch if "._" in name or name.startswith(("torch.ops", "torch.autograd"))}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+# the image processor works on the host, before there is a device
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if "processing" not in path.name], ids=lambda path: path.stem
+)
 def test_nothing_waits_for_the_device(path: Path) -> None:
     """Values of tensors come to the host in checks (on a CPU alone) and where random tokens are drawn, nowhere else."""
     for name, call in _calls(ast.parse(path.read_text())):

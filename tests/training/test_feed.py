@@ -68,12 +68,17 @@ def test_the_batch_stays_as_it_is_and_its_keys_are_returned() -> None:
     assert moved == [{"crops"}]
     assert set(inputs) == {"crops", "drawn"}
     assert (feed.micro_batch, feed.skipped_images) == (1, 3)
+    said: list[str] = []
+    feed.opened().log_notes = said.append  # type: ignore[method-assign]
+    feed.log_notes()
+    assert said == ["in the whole run"]
 
 
 def test_before_training_there_are_no_batches(tmp_path: Path) -> None:
     views: Any = DrawingViews()
     feed = TrainingFeed(small_arguments(tmp_path), views)
     assert feed.skipped_images == 0
+    feed.log_notes()  # nothing to say
     with pytest.raises(ValueError, match="there are batches and checkpoints during training only: call train"):
         feed.opened()
     with pytest.raises(ValueError, match="training needs a train_dataset: load_stream"):

@@ -2,18 +2,22 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 from datasets.iterable_dataset import ExamplesIterable
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.retries import retry
+from hf_geossl.data.sources.archives import ADDRESS, read_zip_member
 
 MIN_UNITS = 64
+Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
 _NESTED_SCHEMES = frozenset({"hf", "zip", "tar", "gzip", "xz", "bz2", "zstd", "lz4"})
 
 
@@ -43,6 +47,11 @@ class Source:
     label: str = "{key}"
     num_images: int | None = None
 
+    def opened_as(self, split: str | None, config_name: str | None, image_column: str) -> "Source":
+        """Returns the same source, whose identity has what it was opened by too."""
+        opened = {"split": split, "config_name": config_name, "image_column": image_column}
+        return replace(self, identity={**opened, **self.identity})
+
     def unit(self, index: int) -> datasets.IterableDataset:
         """Returns unit `index` as a dataset of its own; a copy, since shallow ones share their position."""
         unit = self.rows.shard(self.units, index, contiguous=False)
@@ -64,19 +73,14 @@ def rows_from(generate: Callable[..., Iterator[tuple[int, dict]]], **shards: obj
     return datasets.IterableDataset(ExamplesIterable(generate, shards))
 
 
-def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
-    """Generates the rows of units that are lists of file names."""
-    for names in units:
-        for index, name in enumerate(names):
-            yield index, {"key": name, "value": name}
-
-
 def check_column(features: datasets.Features, image_column: str, name: str, opened: bool = False) -> None:
     """Raises a `ValueError` unless `image_column` is there and can hold images; `opened` as in [`missing_column`]."""
     if image_column not in features:
         raise missing_column(image_column, list(features), name, opened)
     feature = features[image_column]
     dtype = getattr(feature, "dtype", None)
+    if number_type(feature) is not None:
+        return
     if not (isinstance(feature, (datasets.Image, dict)) or dtype in ("binary", "large_binary", "null")):
         holders = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
         raise ValueError(
@@ -85,18 +89,36 @@ def check_column(features: datasets.Features, image_column: str, name: str, open
         )
 
 
-def missing_column(image_column: str, columns: list[str], name: str, opened: bool = False) -> ValueError:
-    """The error for a column that is not there; it names those that are.
+def number_type(feature: object) -> str | None:
+    """Type of the numbers in a column of arrays, such as "uint16", which Python's lists do not keep; None of any other.
 
     Args:
-        image_column (`str`): the column that was wanted.
-        columns (`list[str]`): those that are there.
-        name (`str`): of the data.
-        opened (`bool`, *optional*): whether the caller had opened the dataset, as for a Trainer, which takes no column
-            name.
+        feature (`datasets.Array2D`, `datasets.Array3D`, nested `datasets.List`, or any other): of the column.
+    """
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D, datasets.Array4D)):
+        return feature.dtype
+    depth = 0
+    while isinstance(feature, (datasets.List, datasets.LargeList)):
+        feature, depth = feature.feature, depth + 1
+    dtype = str(getattr(feature, "dtype", ""))
+    numeric = re.fullmatch(r"u?int(8|16|32|64)|float(16|32|64)|bool", dtype)
+    return dtype if depth >= 2 and isinstance(feature, datasets.Value) and numeric else None
 
-    Returns:
-        `ValueError`: to be raised.
+
+def as_array(value: object, dtype: str | None) -> object:
+    """Makes an array of nested lists whose numbers were of a type; anything else stays as it is."""
+    if dtype is None or not isinstance(value, list):
+        return value
+    try:
+        return np.array(value, dtype=dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BrokenImageError("its nested lists are no rectangle of numbers") from error
+
+
+def missing_column(image_column: str, columns: list[str], name: str, opened: bool = False) -> ValueError:
+    """The error for a column that is not among the `columns` of the data `name`.
+
+    `opened` says that the caller had opened the dataset, as for a Trainer, which takes no column name.
     """
     if opened:
         advice = (
@@ -110,16 +132,21 @@ def missing_column(image_column: str, columns: list[str], name: str, opened: boo
     )
 
 
+def undecoded(rows: Rows) -> Rows:
+    """Leaves the images of all columns encoded, since `decode_image` bounds their size."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
 def encoded_image(value: object, token: str | bool | None = None) -> Any:
-    """Takes the image out of a row's value without decoding it.
+    """Takes what `decode_image` takes out of a row's value.
 
     Args:
         value (`dict`, `bytes`, `PIL.Image.Image` or an array): a dict holds `bytes`, or else the `path` of a local
             file or of one on the Hub (`hf://...`).
         token (`str` or `bool`, *optional*): for files on the Hub.
-
-    Returns:
-        What `decode_image` takes.
 
     Raises:
         BrokenImageError: if there is no image, or it lies behind an address that is not the Hub's.
@@ -129,7 +156,9 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
             return value["bytes"]
         value = value.get("path")
         if isinstance(value, str):
-            return _read_address(value, token) if "://" in value else value
+            if value.startswith(ADDRESS) and os.path.isfile(value.rpartition("::")[2]):
+                return read_zip_member(value)
+            return _read_address(value, token) if re.match(r"[a-z0-9+]+://", value) else value
     if value is None:
         raise BrokenImageError("the row holds no image")
     if isinstance(value, str):
@@ -137,11 +166,17 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
     return value
 
 
-def value_of_row(root: str, row: dict) -> Any:
-    """Takes the image out of a row of files below `root`; a row with an "error" is a broken image."""
+def value_of_row(root: str, row: dict, dtype: str | None = None) -> Any:
+    """Takes the image out of a row of files below `root`; a row with an "error" is a broken image.
+
+    Args:
+        root (`str`): a folder.
+        row (`dict`): with "value".
+        dtype (`str`, *optional*): of the numbers in a column of arrays.
+    """
     if row.get("error"):
         raise BrokenImageError(row["error"])
-    value = encoded_image(row["value"])
+    value = encoded_image(as_array(row["value"], dtype))
     return os.path.join(root, value) if isinstance(value, str) else value
 
 

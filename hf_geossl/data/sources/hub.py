@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
 
 from hf_geossl.data.images import EXTENSIONS
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
-from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image, named_rows, rows_from, units_for
-from hf_geossl.data.sources.files import Files, kind_of
+from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image
+from hf_geossl.data.sources.files import Files, folder_source, kind_of
 from hf_geossl.data.sources.opened import iterable_source
 from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_source
 
@@ -32,7 +32,6 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2", ".7z", ".rar"
 def hub_source(
     repository: str,
     split: str,
-    *,
     config_name: str | None,
     image_column: str,
     shuffle_block: int,
@@ -41,18 +40,9 @@ def hub_source(
 ) -> Source:
     """Opens a Hub dataset for streaming; nothing is downloaded beforehand but what describes it.
 
-    The revision is resolved to a commit first, so that a run and all that resume it see the same data.
-
-    Args:
-        repository (`str`): the dataset's id, "user/name".
-        split (`str`), config_name (`str`, *optional*), image_column (`str`): as in [`load_stream`].
-        shuffle_block (`int`): rows that are shuffled together.
-        revision (`str`, *optional*): branch, tag or commit.
-        token (`str` or `bool`, *optional*): for private and gated datasets.
-
-    Returns:
-        `Source`: a folder of images becomes rows of file names, tars are read as they are on this machine; anything else
-        is read by the shards of `datasets`.
+    The revision is resolved to a commit first, so that a run and all that resume it see the same data. A folder of
+    images becomes rows of file names, tars are read as they are on this machine; anything else is read by the shards of
+    `datasets`. Arguments are those of [`load_stream`].
 
     Raises:
         FileNotFoundError: if there is no such dataset or revision, or it is private.
@@ -61,22 +51,12 @@ def hub_source(
         ConnectionError: if the Hub cannot be reached.
     """
     with _errors_in_words(repository, revision):
-        commit = retry(
-            f"asking the Hub for {repository}", partial(_commit, repository, revision, token), OPENING_PAUSES
-        )
+        commit = _commit(repository, revision, token)
         builder = _builder(repository, config_name, commit, token)
         identity = {"repository": repository, "revision": commit}
         if image_column == "image" and (files := _image_files(builder, split, f"@{commit}/")) is not None:
-            units = units_for(len(files.names), shuffle_block)
-            return Source(
-                kind="hub",
-                name=repository,
-                rows=rows_from(named_rows, units=[files.names[unit::units] for unit in range(units)]),
-                units=units,
-                read=partial(_read_below, files.root, token),
-                identity=identity,
-                num_images=len(files.names),
-            )
+            read = partial(_read_address, token=token)
+            return folder_source(files, repository, shuffle_block, kind="hub", identity=identity, read=read)
         if (files := _tar_files(builder, split, f"@{commit}/")) is not None:
             open_tar = partial(open_on_hub, token=token)
             return webdataset_source(files, repository, image_column, kind="hub", identity=identity, open_tar=open_tar)
@@ -101,21 +81,16 @@ def hub_rows(
 
 
 def pinned_revision(repository: str, revision: str | None, token: str | bool | None) -> str | None:
-    """Resolves a revision to its present commit; returns it as it is where the Hub does not answer.
-
-    Args:
-        repository (`str`): the dataset's id.
-        revision (`str`, *optional*): branch, tag or commit.
-        token (`str` or `bool`, *optional*): for private and gated datasets.
-    """
+    """Resolves a revision to its present commit; returns it as it is where the Hub does not answer."""
     try:
-        return retry(f"asking the Hub for {repository}", partial(_commit, repository, revision, token), OPENING_PAUSES)
+        return _commit(repository, revision, token)
     except (OSError, ValueError):  # no network, or no such dataset, which opening it will say
         return revision
 
 
 def _commit(repository: str, revision: str | None, token: str | bool | None) -> str | None:
-    return HfApi(token=token).dataset_info(repository, revision=revision).sha
+    ask = partial(HfApi(token=token).dataset_info, repository, revision=revision)
+    return retry(f"asking the Hub for {repository}", ask, OPENING_PAUSES).sha
 
 
 def _builder(
@@ -218,5 +193,5 @@ def _below(kind: str, addresses: list[str], mark: str) -> Files | None:
     return Files(kind, root, [address.removeprefix(root) for address in marked])
 
 
-def _read_below(root: str, token: str | bool | None, row: dict) -> Any:
-    return encoded_image({"path": root + row["value"]}, token)
+def _read_address(address: str, token: str | bool | None) -> Any:
+    return encoded_image({"path": address}, token)

@@ -1,5 +1,6 @@
 """Datasets that the caller has opened, and the embedded scenes, as sources."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -11,10 +12,13 @@ from hf_geossl.data.scenes import DEFAULT_COUNTS, SCENES_VERSION, scene_image, s
 from hf_geossl.data.sources.base import (
     MIN_UNITS,
     Source,
+    as_array,
     check_column,
     encoded_image,
     missing_column,
+    number_type,
     rows_from,
+    undecoded,
     units_for,
 )
 
@@ -27,40 +31,29 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-def indexed_source(dataset: MapDataset, image_column: str, shuffle_block: int) -> Source:
-    """Opens a map-style dataset: `len(dataset)` items, each a dict with the image under `image_column`.
-
-    Args:
-        dataset (`datasets.Dataset` or any object with `__len__` and `__getitem__`): read when a sample is needed.
-        image_column (`str`): an item's key that holds a PIL image, encoded bytes, or uint8 of `(height, width, 3)`.
-        shuffle_block (`int`): rows that are shuffled together.
-
-    Returns:
-        `Source`: rows of one index each.
-
-    Raises:
-        ValueError: if the dataset is empty or has no such column.
-    """
-    rows, name = len(dataset), type(dataset).__name__
+def indexed_source(
+    dataset: MapDataset, image_column: str, shuffle_block: int, *, kind: str = "indexed", name: str = ""
+) -> Source:
+    """Opens a map-style dataset: rows of one index each, whose item is read when a sample is needed."""
+    rows, what = len(dataset), type(dataset).__name__
     if rows == 0:
-        raise ValueError(f"the dataset is empty (a {name} of length 0); pass one with images")
-    identity: dict[str, Any] = {"rows": rows, "dataset": name}
+        raise ValueError(f"the dataset is empty (a {what} of length 0); pass one with images")
+    identity: dict[str, Any] = {"rows": rows, "dataset": what}
+    dtype = None
     if isinstance(dataset, datasets.Dataset):
-        check_column(dataset.features, image_column, name, opened=True)
+        check_column(dataset.features, image_column, name or what, opened=not name)
         identity["columns"] = sorted(dataset.column_names)
         if dataset.format["type"] != "custom":
             table = dataset.with_format(None).select_columns([image_column])
-            if isinstance(table.features[image_column], datasets.Image):
-                table = table.cast_column(image_column, datasets.Image(decode=False))
-            dataset = table
+            dataset, dtype = undecoded(table), number_type(table.features[image_column])
     units = units_for(rows, shuffle_block)
     spans = [(unit, rows, units) for unit in range(units)]
     return Source(
-        kind="indexed",
-        name=name,
+        kind=kind,
+        name=name or what,
         rows=rows_from(_index_rows, spans=spans),
         units=units,
-        read=partial(_read_item, dataset, image_column),
+        read=partial(_read_item, dataset, image_column, dtype=dtype),
         identity=identity,
         num_images=rows,
     )
@@ -72,7 +65,7 @@ def _index_rows(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, dict]]
             yield index, {"key": f"row {index}", "value": index}
 
 
-def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
+def _read_item(dataset: MapDataset, image_column: str, row: dict, dtype: str | None = None) -> Any:
     item = dataset[row["value"]]
     if not isinstance(item, dict):
         raise TypeError(
@@ -81,7 +74,7 @@ def _read_item(dataset: MapDataset, image_column: str, row: dict) -> Any:
         )
     if image_column not in item:
         raise missing_column(image_column, list(item), "the dataset's items", opened=True)
-    return encoded_image(item[image_column])
+    return encoded_image(as_array(item[image_column], dtype))
 
 
 def scenes_source(split: str, config_name: str | None) -> Source:
@@ -116,32 +109,20 @@ def iterable_source(
 ) -> Source:
     """Opens a `datasets.IterableDataset`; its shards are the units.
 
-    Args:
-        dataset (`datasets.IterableDataset`): whole, unshuffled: the stream shuffles and splits it.
-        image_column (`str`): the column with the images.
-        kind (`str`), name (`str`), identity (`dict`, *optional*): as in [`Source`].
-        token (`str` or `bool`, *optional*): for image files on the Hub that the rows only name.
-        num_images (`int`, *optional*): as in [`Source`].
-
-    Returns:
-        `Source`: rows of the image column, undecoded.
-
-    Raises:
-        ValueError: if the column is missing, or the dataset was shuffled through a buffer or split by node.
+    The others are arguments of [`Source`]; `token` is for image files on the Hub that the rows only name.
     """
     _refuse_arranged(dataset)
-    dataset = dataset.with_format(None)
+    dataset, dtype = dataset.with_format(None), None
     if dataset.features is not None:
         check_column(dataset.features, image_column, name, opened=kind == "iterable")
-        dataset = dataset.select_columns([image_column])
-        if isinstance(dataset.features[image_column], datasets.Image):
-            dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        dtype = number_type(dataset.features[image_column])
+        dataset = undecoded(dataset.select_columns([image_column]))
     return Source(
         kind=kind,
         name=name,
         rows=dataset,
         units=dataset.num_shards,
-        read=partial(_read_value, image_column, token),
+        read=partial(_read_value, image_column, token, dtype=dtype),
         identity={"columns": sorted(dataset.features or [])} if identity is None else identity,
         columns=(image_column,),
         label="",
@@ -170,5 +151,21 @@ def _links(iterable: object) -> Iterator[object]:
             yield from _links(inner)
 
 
-def _read_value(image_column: str, token: str | bool | None, row: dict) -> Any:
-    return encoded_image(row[image_column], token)
+def _read_value(image_column: str, token: str | bool | None, row: dict, dtype: str | None = None) -> Any:
+    return encoded_image(as_array(row[image_column], dtype), token)
+
+
+def source_of(dataset: object, image_column: str, shuffle_block: int) -> Source:
+    """Makes a source of an open dataset; arguments and errors are those of [`ImageStream.from_dataset`]."""
+    if isinstance(dataset, (str, bytes, os.PathLike)):
+        raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
+    if isinstance(dataset, datasets.IterableDataset):
+        return iterable_source(dataset, image_column)
+    if isinstance(dataset, dict):
+        raise TypeError(f"dataset holds the splits {', '.join(map(str, dataset))}; pass one, as dataset['train']")
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        return indexed_source(dataset, image_column, shuffle_block)
+    raise TypeError(
+        "dataset must be a datasets.IterableDataset or have __len__ and __getitem__, got "
+        f"{type(dataset).__name__}; for files and Hub datasets use load_stream"
+    )

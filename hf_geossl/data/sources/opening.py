@@ -4,13 +4,15 @@ import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 
-from hf_geossl.data.sources.base import Source
-from hf_geossl.data.sources.files import as_path, find_files, folder_source, kind_of_folder, name_of
+from hf_geossl.data.sources.base import Source, undecoded
+from hf_geossl.data.sources.files import Files, as_path, find_files, folder_source, kind_of, name_of
 from hf_geossl.data.sources.hub import hub_rows, hub_source, pinned_revision
-from hf_geossl.data.sources.opened import indexed_source, iterable_source, scenes_source
+from hf_geossl.data.sources.listing import canonical
+from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_source
 from hf_geossl.data.sources.webdataset import webdataset_source
 
@@ -21,7 +23,6 @@ CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
 def open_source(
     path_or_id: str | os.PathLike[str],
     split: str,
-    *,
     config_name: str | None,
     image_column: str,
     shuffle_block: int,
@@ -34,16 +35,10 @@ def open_source(
         return scenes_source(split, config_name)
     path = as_path(str(path_or_id))
     if path is None:
-        return hub_source(
-            str(path_or_id),
-            split,
-            config_name=config_name,
-            image_column=image_column,
-            shuffle_block=shuffle_block,
-            revision=revision,
-            token=token,
-        )
+        return hub_source(str(path_or_id), split, config_name, image_column, shuffle_block, revision, token)
     _refuse_unused("local files", config_name=(config_name, None), revision=(revision, None))
+    if saved := _saved(Path(path), split):
+        return indexed_source(saved, image_column, shuffle_block, kind="saved", name=name_of(path))
     files = find_files(path, split)
     if files.kind == "parquet":
         return parquet_source(files, name_of(path), image_column, shuffle_block)
@@ -53,35 +48,13 @@ def open_source(
     return folder_source(files, name_of(path), shuffle_block)
 
 
-def source_of(dataset: object, image_column: str, shuffle_block: int) -> Source:
-    """Makes a source of an open dataset; arguments and errors are those of [`ImageStream.from_dataset`]."""
-    if isinstance(dataset, (str, bytes, os.PathLike)):
-        raise TypeError(f"dataset must be an open dataset, got {dataset!r}; open it by load_stream({dataset!r})")
-    if isinstance(dataset, datasets.IterableDataset):
-        return iterable_source(dataset, image_column)
-    if isinstance(dataset, dict):
-        raise TypeError(f"dataset holds the splits {', '.join(map(str, dataset))}; pass one, as dataset['train']")
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        return indexed_source(dataset, image_column, shuffle_block)
-    raise TypeError(
-        "dataset must be a datasets.IterableDataset or have __len__ and __getitem__, got "
-        f"{type(dataset).__name__}; for files and Hub datasets use load_stream"
-    )
-
-
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of a labelled dataset, and what is known of where they come from.
-
-    Attributes:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`): with all columns, images undecoded.
-        folder (`Path`, *optional*): where they lie on this machine.
-        revision (`str`, *optional*): the commit of a dataset on the Hub.
-    """
+    """The rows of a labelled dataset, with all columns, and what is known of where they come from."""
 
     rows: datasets.Dataset | datasets.IterableDataset
-    folder: Path | None = None
-    revision: str | None = None
+    folder: Path | None = None  # on this machine
+    revision: str | None = None  # the commit, on the Hub
 
 
 def open_rows(
@@ -95,9 +68,9 @@ def open_rows(
     """Opens the labelled rows of a dataset.
 
     Args:
-        path_or_id (`str`): a folder of images in one folder a class (or with `metadata.jsonl`, as `imagefolder` reads it),
-            of parquet or tar files (as `webdataset` reads them), or of what `save_to_disk` of a `DatasetDict` has
-            written; or the id of a dataset on the Hub.
+        path_or_id (`str`): a folder or `.zip` of images in one folder a class, or with `metadata.jsonl` or folders of maps
+            (see [`hf_geossl.data.sources.listing`]); a list of paths (`.csv`, `.jsonl`, `.txt`); a folder of parquet or tar
+            files (as `webdataset` reads them), or of what `save_to_disk` has written; or the id of a dataset on the Hub.
         split (`str`): which part.
         config_name, revision (`str`, *optional*), token (`str` or `bool`, *optional*): of a dataset on the Hub.
 
@@ -109,7 +82,7 @@ def open_rows(
         ValueError: if there is no such dataset or split; it names both.
         ConnectionError: if the Hub cannot be reached.
     """
-    if os.path.isfile(path_or_id):
+    if os.path.isfile(path_or_id) and kind_of(path_or_id) in ("parquet", "webdataset", "folder"):
         raise ValueError(
             f"{Path(path_or_id).name} is a file: name the folder that holds its splits, such as train.parquet and "
             "test.parquet"
@@ -119,41 +92,62 @@ def open_rows(
         if path is None:
             revision = pinned_revision(path_or_id, revision, token)
             rows = hub_rows(path_or_id, split, config_name=config_name, revision=revision, token=token)
-            return LabelledRows(_undecoded(rows), revision=revision)
-        return LabelledRows(_undecoded(_local_rows(Path(path), split)), folder=Path(path))
+            return LabelledRows(undecoded(rows), revision=revision)
+        return LabelledRows(undecoded(_local_rows(Path(path), split)), folder=Path(path))
     except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
 
 
-def _undecoded(
-    rows: datasets.Dataset | datasets.IterableDataset,
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Leaves the images encoded, since `decode_image` bounds their size."""
-    for name, feature in (rows.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
-
-
-def _local_rows(folder: Path, split: str) -> datasets.Dataset | datasets.IterableDataset:
-    if not folder.is_dir():
-        raise ValueError("it is a pattern: name the folder that holds the splits")
-    if all((folder / name).is_dir() for name in CLIP_FOLDERS):
+def _local_rows(path: Path, split: str) -> datasets.Dataset | datasets.IterableDataset:
+    if all((path / name).is_dir() for name in CLIP_FOLDERS) and not (path / "train").is_dir():
         raise ValueError("it holds clips, which only the task propagation reads")
-    if (folder / "dataset_dict.json").is_file():
-        saved = datasets.load_from_disk(str(folder))
-        if split not in saved:
-            raise ValueError(f"it holds {', '.join(saved)}")
-        return saved[split]
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        raise ValueError("a Dataset was saved, which has one split: save a DatasetDict of train and test")
-    kind = kind_of_folder(str(folder))
-    if kind == "folder":  # labels and metadata come from `imagefolder`, and its rules of splits with them
-        return datasets.load_dataset("imagefolder", data_dir=str(folder), split=split)
-    files = find_files(str(folder), split, prefer_packed=True)
+    if saved := _saved(path, split):
+        return saved
+    files = find_files(str(path), split)
+    if files.kind in ("folder", "zip"):
+        return _rows_of(files)
     paths = [glob.escape(os.path.join(files.root, name)) for name in files.names]
     return datasets.load_dataset(files.kind, data_files={split: paths}, split=split, streaming=True)
+
+
+def _saved(path: Path, split: str) -> datasets.Dataset | None:
+    """The split of what `save_to_disk` has written; None of anything else."""
+    if (path / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        by_name = {canonical(str(name)): name for name in reversed(saved)}
+        name = split if split in saved else by_name.get(canonical(split))
+        if name is None:
+            raise ValueError(f"{path.name} has no split {split!r}; its splits are {', '.join(map(str, saved))}")
+        return saved[name]
+    if not ((path / "state.json").is_file() and (path / "dataset_info.json").is_file()):
+        return None
+    saved = datasets.load_from_disk(str(path))
+    own = canonical(str(saved.split or "train"))
+    if canonical(split) != own:
+        raise ValueError(
+            f"{path.name} is a saved Dataset, the split {own!r} alone: save a DatasetDict that has {split!r} too"
+        )
+    return saved
+
+
+def _rows_of(files: Files) -> datasets.Dataset:
+    """A table of images, with their classes, truth and further columns."""
+    items = files.items
+    table: dict[str, list[Any]] = {"image": [files.address(item.name) for item in items]}
+    maps = list(dict.fromkeys(key for item in items for key in item.truth))
+    for key in dict.fromkeys(key for item in items for key in item.columns):
+        table[key] = [item.columns.get(key) for item in items]
+    for key in maps:
+        table[key] = [files.address(item.truth[key]) if key in item.truth else None for item in items]
+    labelled = files.classes and "label" not in table
+    if labelled:
+        numbers = {name: number for number, name in enumerate(files.classes)}
+        table["label"] = [None if item.label is None else numbers[item.label] for item in items]
+    rows = datasets.Dataset.from_dict(table)
+    for key in ("image", *maps):
+        rows = rows.cast_column(key, datasets.Image(decode=False))
+    return rows.cast_column("label", datasets.ClassLabel(names=files.classes)) if labelled else rows
 
 
 def _refuse_unused(what: str, **options: tuple[str | None, str | None]) -> None:

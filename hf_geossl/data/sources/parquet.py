@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_geossl.data.sources.base import Source, missing_column, rows_from, units_for, value_of_row
+from hf_geossl.data.sources.base import Source, missing_column, number_type, rows_from, units_for, value_of_row
 from hf_geossl.data.sources.files import Files, check_regular
 
 _ROWS_AT_ONCE = 32
@@ -15,12 +16,12 @@ _RowGroup = tuple[str, int, int, int]  # file, row group, its first row in the f
 
 
 def parquet_source(files: Files, name: str, image_column: str, shuffle_block: int) -> Source:
-    """Opens parquet files by row group, reading the image column only (bytes, or a struct of bytes and path)."""
+    """Opens parquet files by row group, reading the image column only (bytes, a struct of bytes and path, or arrays)."""
     groups: list[_RowGroup] = []
-    total = 0
+    total, dtype = 0, None
     for file in files.names:
         metadata = _metadata(os.path.join(files.root, file), file, name)
-        _check_column(metadata, image_column, file, name)
+        dtype = _check_column(metadata, image_column, file, name)
         before = 0
         for group in range(metadata.num_row_groups):
             end = before + metadata.row_group(group).num_rows
@@ -34,8 +35,8 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
         name=name,
         rows=rows_from(_parquet_rows, groups=groups, root=files.root, column=image_column),
         units=units_for(total, shuffle_block, most=len(groups)),
-        read=partial(value_of_row, files.root),
-        identity={"files": len(files.names), "rows": total, "digest": files.digest()},
+        read=partial(value_of_row, files.root, dtype=dtype),
+        identity={**files.identity(), "rows": total},
         num_images=total,
     )
 
@@ -48,17 +49,22 @@ def _metadata(path: str, file: str, name: str) -> pq.FileMetaData:
         raise ValueError(f"{file} in {name} is no readable parquet file: mend or remove it") from error
 
 
-def _check_column(metadata: pq.FileMetaData, image_column: str, file: str, name: str) -> None:
+def _check_column(metadata: pq.FileMetaData, image_column: str, file: str, name: str) -> str | None:
+    """Raises a `ValueError` unless the column can hold images; returns the type of the numbers in one of arrays."""
     schema = metadata.schema.to_arrow_schema()
     if image_column not in schema.names:
         raise missing_column(image_column, schema.names, f"{file} in {name}")
     kind = schema.field(image_column).type
+    dtype = number_type(datasets.Features.from_arrow_schema(pa.schema([schema.field(image_column)]))[image_column])
+    if dtype is not None:
+        return dtype
     struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") + kind.get_field_index("path") > -2
     if not (struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
         raise ValueError(
             f"the column {image_column!r} of {file} in {name} holds {kind}, not images; pass as image_column one "
-            f"of encoded bytes, or of a struct with bytes and path, among: {', '.join(schema.names)}"
+            f"of encoded bytes, of a struct with bytes and path, or of arrays, among: {', '.join(schema.names)}"
         )
+    return None
 
 
 def _parquet_rows(groups: list[_RowGroup], root: str, column: str) -> Iterator[tuple[int, dict]]:

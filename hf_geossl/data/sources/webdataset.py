@@ -53,9 +53,6 @@ def webdataset_source(
             takes the one plain image of a sample, whether it ends in .jpg, .png or .webp.
         open_tar (`Callable`, *optional*): path -> the archive, in a `with` statement.
 
-    Returns:
-        `Source`: rows of one encoded image each.
-
     Raises:
         ValueError: if no tar can be read, or none has such images.
         ConnectionError: if the network keeps failing.
@@ -73,7 +70,7 @@ def webdataset_source(
         rows=rows_from(_tar_rows, tars=files.names, root=files.root, wanted=wanted, open_tar=open_tar),
         units=len(files.names),
         read=partial(value_of_row, files.root),
-        identity={"files": len(files.names), "digest": files.digest()} if identity is None else identity,
+        identity=files.identity() if identity is None else identity,
     )
 
 

@@ -22,12 +22,7 @@ from hf_geossl.evaluation.settings import ProtocolSettings
 
 
 def hold_out(images: int, share: float, seed: int) -> np.ndarray:
-    """Training images on which a setting is chosen, `(images,)`, bool.
-
-    Args:
-        images (`int`): How many there are, at least 2.
-        share (`float`): Of them, in (0, 1); at least one is held out and one is not.
-    """
+    """Training images on which a setting is chosen, `(images,)`, bool: a share of them, at least one and not all."""
     if not 0 < share < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {share}")
     if images < 2:
@@ -41,16 +36,9 @@ def hold_out(images: int, share: float, seed: int) -> np.ndarray:
 class LogisticClassifier:
     """Multinomial logistic regression on standardised features, by scikit-learn's L-BFGS.
 
-    Args:
-        features (`numpy.ndarray` of shape `(rows, width)`): Of the training images, of classes `labels`.
-        held_out (`numpy.ndarray` of shape `(rows,)`, bool): On which rows the regularisation is chosen, by accuracy; the
-            classifier is then fitted to all rows.
-        c_values (`Sequence[float]`): Inverse regularisations to choose from; the first of equally good ones is taken.
-        num_classes (`int`): How many classes there are, seen in training or not.
-
-    Attributes:
-        c (`float`): The chosen one.
-        converged (`bool`): Whether the last fit has come to its end within the iterations.
+    The inverse regularisation `c` is chosen by accuracy on the rows `held_out` (`(rows,)`, bool), the first of equally good ones;
+    the classifier is then fitted to all rows, and `converged` is whether that came to its end within the iterations. Classes may
+    be more than training has seen.
     """
 
     def __init__(
@@ -95,11 +83,7 @@ class LogisticClassifier:
 
 
 def count_classes(samples: Samples, *labels: np.ndarray) -> tuple[int, tuple[str, ...] | None]:
-    """How many classes there are, at least 2, and their names, which are None where the dataset does not have them.
-
-    Args:
-        samples (`Samples`): May name them.
-        labels (`numpy.ndarray` of integers): Of the training images, then of other splits.
+    """How many classes labels of training images, then of other splits, have, at least 2; and their names, if samples have them.
 
     Raises:
         ValueError: If a label is negative (as in test splits without truth) or has no name, or all training images are of one
@@ -218,10 +202,7 @@ def measure_classifier(
 ) -> TaskResult:
     """Accuracy of a classifier of features, and its floors: the most frequent class, random weights, an RGB thumbnail.
 
-    Args:
-        column (`str`): The features, see `labelled_features`.
-        train (`Samples`): The training images, which may name the classes.
-        predict (`Callable`): Trains on features of a model, by their column, and predicts.
+    `predict` trains on features of a model, by their column (see `labelled_features`); training images may name the classes.
     """
     own = predict(encoder, column)
     num_classes, names = count_classes(train, own.labels, own.truth)

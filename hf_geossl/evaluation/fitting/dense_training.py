@@ -111,12 +111,10 @@ class DenseTraining(EndToEndTraining):
 def training_batches(
     encoder: Encoder, samples: Samples, target: str, batch_size: int, seed: int, options: EvaluationOptions
 ) -> Iterator[dict[str, Any]]:
-    """Batches without end, in an order that follows from the seed.
+    """Batches without end of `"image"` (`(batch, 3, height, width)`, uint8) and the target, in an order by the seed.
 
-    Scenes are rendered once, to a temporary file; other images are read each time.
-
-    They hold `"image"` (`(batch, 3, height, width)`, uint8) and the target, the map that the samples must have; where there are
-    fewer images than a batch has, some come more than once.
+    Scenes are rendered once, to a temporary file; other images are read each time. Where there are fewer images than a batch
+    has, some come more than once.
     """
     samples.require(target)
     if samples.mode is None:
@@ -147,17 +145,11 @@ def train_dense(
     description: str,
     window_stride: int | None = None,
 ) -> Predict:
-    """Trains a copy of a trunk with a fresh head on random frames.
-
-    Args:
-        encoder (`Encoder`): The trunk, left as it is.
-        samples (`Samples`): The images, with the map that the head learns.
-        seed (`int`): Of weights, order and frames.
-        window_stride (`int`, *optional*): From a window to the next; the windows' side by default.
+    """Trains a copy of a trunk with a fresh head on random frames; weights, order and frames follow from the seed.
 
     Returns:
         `Callable`: Maps images `(batch, 3, height, width)`, uint8, to the head's predictions `(batch, channels, height, width)`,
-        by windows where they are larger than the training frames.
+        by windows, `window_stride` apart or else side by side, where they are larger than the training frames.
     """
     device, side = encoder.device, settings.crop_size or samples.size
     with seeded(seed, device):
@@ -202,18 +194,16 @@ def random_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A square frame of each image at a random scale and place, mirrored in half of the cases.
 
-    Outside of the image a frame has the mean colour, and an unknown target.
+    Outside of the image a frame has the mean colour, and an unknown target. Drawn from torch's generator on the CPU, the scale
+    uniformly; with scales of `(1, 1)` nothing is interpolated.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised images.
-        targets (`torch.Tensor` of shape `(batch, height, width)`): The truth of each pixel, uint8 or float; `unknown` where
-            there is none.
+        targets (`torch.Tensor` of shape `(batch, height, width)`): uint8 or float; `unknown` where there is no truth.
         side (`int`): Of the frames, in pixels.
-        scales (two `float`): The scale is drawn uniformly between them; with `(1, 1)` nothing is scaled.
 
     Returns:
-        Frames `(batch, 3, side, side)`, bilinear, and their targets `(batch, side, side)` of the nearest pixel, in the
-        type of the targets. Drawn from torch's generator on the CPU.
+        Frames `(batch, 3, side, side)`, bilinear, and their targets `(batch, side, side)` of the nearest pixel.
     """
     batch, _, height, width = pixel_values.shape
     scale = torch.empty(batch).uniform_(*scales)
@@ -241,12 +231,8 @@ def slide(
 ) -> torch.Tensor:
     """Predictions for images larger than the network was trained on: the mean of those of all windows that contain a pixel.
 
-    The last window of a row or column ends where the image ends.
-
-    Args:
-        predict (`Callable`): Maps images `(batch, 3, height, width)` to `(batch, channels, height, width)`.
-        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Any size.
-        window, stride (`int`): Side of a window in pixels (a smaller image is one window), and from one to the next.
+    Windows are squares of so many pixels, and the stride goes from one to the next; the last of a row or column ends where the
+    image ends, and a smaller image is one window.
     """
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be in 1..{window}, the window, got {stride}")

@@ -35,11 +35,8 @@ def layer_decay_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of a trunk and its head: the deeper below the head, the smaller the learning rate.
 
-    Args:
-        head (`nn.Module`): On top of the trunk, at the full learning rate.
-        weight_decay (`float`): Biases, norms, tokens and positions are not decayed.
-        layer_decay (`float`): Factor a layer, in (0, 1].
-        trunk_factor (`float`): Further factor of the whole trunk.
+    The layer decay is the factor a layer, in (0, 1], and the trunk factor a further one of the whole trunk. Biases, norms, tokens
+    and positions have no weight decay.
 
     Source: BEiT (arXiv 2106.08254), as used by MAE and by the GTSA authors.
     """
@@ -169,14 +166,8 @@ def fit_with_trunk(
     max_norm: float | None = None,
 ) -> None:
     """Trains a head and the trunk under it as the settings say; see `layer_decay_groups` and `fit`."""
-    groups = layer_decay_groups(
-        trunk,
-        head,
-        settings.learning_rate,
-        settings.weight_decay,
-        settings.layer_decay,
-        trunk_factor=trunk_factor,
-    )
+    rates = settings.learning_rate, settings.weight_decay, settings.layer_decay
+    groups = layer_decay_groups(trunk, head, *rates, trunk_factor=trunk_factor)
     fit(
         torch.optim.AdamW(groups),
         compute_loss,

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hf_geossl.data import THING_CLASSES, sample_scene
 from hf_geossl.data.scenes.painting import View
+from hf_geossl.evaluation.encoders import unit_images
 from hf_geossl.evaluation.options import EvaluationData
 
 SCENE_POINTS = ("center", "top", "bottom", "front", "back")
@@ -82,13 +83,12 @@ def object_crops(
     smallest_side: float,
     device: torch.device,
 ) -> Iterator[Crops]:
-    """Cuts the objects of each batch of images that are large enough and have a labelled point.
+    """Cuts the objects of each batch of images that are large enough and have a labelled point; batches without are skipped.
 
     Args:
-        batches (`Iterable`): Of the split's samples; those without any such object are skipped.
         side (`int`): Of the crops in pixels.
         margin (`float`): The crop's side over the box's longer side.
-        smallest_side (`float`): Of a box, its longer side, as a share of the image's: smaller ones are left out.
+        smallest_side (`float`): The least longer side of a box as a share of the image's.
 
     Raises:
         ValueError: If the data have no keypoints.
@@ -113,9 +113,8 @@ def object_crops(
         boxes = torch.cat(batch["boxes"])
         lengths = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
         squares = lengths * margin
-        frames = torch.cat(
-            [(boxes[:, :2] + boxes[:, 2:]) / 2 - squares[:, None] / 2, squares[:, None]], dim=1
-        )  # left, top, side
+        corners = (boxes[:, :2] + boxes[:, 2:]) / 2 - squares[:, None] / 2
+        frames = torch.cat([corners, squares[:, None]], dim=1)  # left, top, side
         labelled = torch.cat([part for part in points if len(part)])
         within = (labelled[..., :2] - frames[:, None, :2]) / frames[:, None, 2:]
         seen = (labelled[..., 2] > 0) & ((within >= 0) & (within <= 1)).all(dim=-1)
@@ -135,16 +134,10 @@ def object_crops(
 
 
 def cut_crops(images: torch.Tensor, sources: torch.Tensor, frames: torch.Tensor, side: int) -> torch.Tensor:
-    """Squares `(objects, 3, side, side)` of images, in [0, 1]: bilinear, black outside of the image.
-
-    Args:
-        images (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8.
-        sources (`torch.Tensor` of shape `(objects,)`): Which image each square is cut from.
-        frames (`torch.Tensor` of shape `(objects, 3)`): Left, top and side of the squares, in pixels.
-    """
+    """Squares `(objects, 3, side, side)` of images, in [0, 1]: bilinear, black outside; sources and frames as in `Crops`."""
     line = (torch.arange(side, device=images.device) + 0.5) / side
     extent = frames.new_tensor([images.shape[-1], images.shape[-2]])
     x, y = (frames[:, axis, None] + line * frames[:, 2:] for axis in (0, 1))  # (objects, side)
     grid = torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
-    chosen = images[sources].float() / 255
+    chosen = unit_images(images[sources])
     return functional.grid_sample(chosen, grid / extent * 2 - 1, padding_mode="zeros", align_corners=False)

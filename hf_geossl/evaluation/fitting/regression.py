@@ -1,6 +1,6 @@
 """Regression on pairs of features: ridge, also on products, and a multilayer perceptron; rows are read in blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,15 @@ from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.options import EvaluationOptions
 
 BLOCK = 4096  # rows in memory at a time
+
+
+def second_moments(blocks: Iterable[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
+    """Sums of products of `[1, row]` over rows of a width, which come in blocks, in float64."""
+    moments = torch.zeros(1 + width, 1 + width, dtype=torch.float64, device=device)
+    for block in blocks:
+        rows = torch.cat([torch.ones_like(block[:, :1]), block], dim=1)
+        moments.addmm_(rows.T, rows)
+    return moments
 
 
 class Pairs:
@@ -52,17 +61,9 @@ class Ridge:
     """Ridge regression in float64.
 
     Minimises the mean squared error plus a penalty times the squared weights of standardised features. All penalties are solved
-    by one eigendecomposition.
-
-    Args:
-        pairs (`Pairs`): Of the training images.
-        held_out (`numpy.ndarray` of shape `(images,)`, bool): Images, with all of their transformations, on which the
-            penalty is chosen by the mean over outputs of the squared error relative to the variance; the regression is then
-            fitted to all images.
-        penalties (`Sequence[float]`): To choose from.
-
-    Attributes:
-        penalty (`float`): The chosen one.
+    by one eigendecomposition; `penalty` is the one with the smallest mean over outputs of the squared error relative to the
+    variance, on the images `held_out` (`(images,)`, bool) with all of their transformations. The regression is then fitted to
+    all images.
     """
 
     def __init__(self, pairs: Pairs, held_out: np.ndarray, penalties: Sequence[float], device: torch.device) -> None:
@@ -83,13 +84,11 @@ class Ridge:
 
     def _moments(self, pairs: Pairs, images: np.ndarray) -> torch.Tensor:
         """Sums of products of `[1, features, targets]`."""
-        side = 1 + pairs.width + pairs.outputs
-        moments = torch.zeros(side, side, dtype=torch.float64, device=self.device)
-        for x, y in pairs.blocks(images):
-            x = x.to(self.device, torch.float64) - self._shift
-            rows = torch.cat([torch.ones_like(x[:, :1]), x, y.to(self.device)], dim=1)
-            moments.addmm_(rows.T, rows)
-        return moments
+        blocks = (
+            torch.cat([x.to(self.device, torch.float64) - self._shift, y.to(self.device)], dim=1)
+            for x, y in pairs.blocks(images)
+        )
+        return second_moments(blocks, pairs.width + pairs.outputs, self.device)
 
     @staticmethod
     def _solve(
@@ -111,11 +110,8 @@ class Ridge:
 
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Predictions `(transformations * images, outputs)`."""
-        rows = [
-            ((x.to(self.device, torch.float64) - self._shift) @ self._weight + self._bias).cpu()
-            for x, _ in pairs.blocks(np.arange(pairs.images))
-        ]
-        return torch.cat(rows).numpy()
+        blocks = (x.to(self.device, torch.float64) for x, _ in pairs.blocks(np.arange(pairs.images)))
+        return torch.cat([((x - self._shift) @ self._weight + self._bias).cpu() for x in blocks]).numpy()
 
 
 class _Products(Pairs):
@@ -139,38 +135,30 @@ class BilinearRidge:
     It can compare images where a sum of a function of each cannot: of images whose directions are all alike, neither image by
     itself correlates with the angle between them, so that `Ridge` fails on any features.
 
-    Args:
-        pairs, held_out, penalties, device: As of `Ridge`. The parts of the pairs are of one width.
-        components (`int`): How many leading principal components of the features, of both images together, are multiplied;
-            at most as many as there are features.
-
-    Attributes:
-        penalty (`float`): The chosen one.
+    Multiplied are so many leading principal components of the features of both images together, at most all; the parts of the
+    pairs are of one width. The rest is as in `Ridge`.
     """
 
     def __init__(
         self, pairs: Pairs, held_out: np.ndarray, penalties: Sequence[float], components: int, device: torch.device
     ) -> None:
         width = pairs.parts[0][0].shape[1]
-        moments = torch.zeros(1 + width, 1 + width, dtype=torch.float64, device=device)
         first = pairs.rows(0, np.arange(min(BLOCK, pairs.images)))[0].to(device, torch.float64)
         shift = first.unflatten(1, (-1, width)).mean(dim=(0, 1))
-        for x, _ in pairs.blocks(np.arange(pairs.images)):
-            features = x.to(device, torch.float64).unflatten(1, (-1, width)).flatten(0, 1) - shift
-            rows = torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
-            moments.addmm_(rows.T, rows)
+        blocks = (
+            x.to(device, torch.float64).unflatten(1, (-1, width)).flatten(0, 1) - shift
+            for x, _ in pairs.blocks(np.arange(pairs.images))
+        )
+        moments = second_moments(blocks, width, device)
         mean = moments[0, 1:] / moments[0, 0]
         _, vectors = torch.linalg.eigh(moments[1:, 1:] / moments[0, 0] - torch.outer(mean, mean))
         self._mean, self._basis = mean + shift, vectors[:, -min(components, width) :]
-        self._ridge = Ridge(self._products(pairs), held_out, penalties, device)
+        self._ridge = Ridge(_Products(pairs, self._mean, self._basis), held_out, penalties, device)
         self.penalty = self._ridge.penalty
-
-    def _products(self, pairs: Pairs) -> Pairs:
-        return _Products(pairs, self._mean, self._basis)
 
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Predictions `(transformations * images, outputs)`."""
-        return self._ridge.predict(self._products(pairs))
+        return self._ridge.predict(_Products(pairs, self._mean, self._basis))
 
 
 class Perceptron:
@@ -238,8 +226,5 @@ class Perceptron:
     @torch.no_grad()
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Predictions `(transformations * images, outputs)` in the units of the targets."""
-        rows = [
-            (self._forward(x).double() * self._half + self._middle).cpu()
-            for x, _ in pairs.blocks(np.arange(pairs.images))
-        ]
-        return torch.cat(rows).numpy()
+        blocks = (self._forward(x) for x, _ in pairs.blocks(np.arange(pairs.images)))
+        return torch.cat([(block.double() * self._half + self._middle).cpu() for block in blocks]).numpy()

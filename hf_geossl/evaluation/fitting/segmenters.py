@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,15 +162,9 @@ def train_and_score(
 ) -> Scored:
     """Trains a copy of a trunk with a fresh head for so many classes on one split, and measures it on another."""
     train, test = splits
+    head, stride = partial(make_head, len(names)), settings.window_stride
     logits = train_dense(
-        encoder,
-        lambda: make_head(len(names)),
-        train,
-        settings,
-        options,
-        seed=seed,
-        description=description,
-        window_stride=settings.window_stride,
+        encoder, head, train, settings, options, seed=seed, description=description, window_stride=stride
     )
     batches = predicted_batches(lambda images: logits(images).argmax(dim=1), test, "semantic", options, "segmentation")
     return score(batches, names)

@@ -21,15 +21,9 @@ from hf_geossl.evaluation.pictures.drawing import (
 
 
 def confusion_matrix(counts: ArrayLike, names: Sequence[str] | None, title: str) -> Image.Image:
-    """Which classes are taken for which.
+    """Which classes are taken for which: every row's shares in per cent, written out up to 25 classes.
 
-    Args:
-        counts (`numpy.ndarray` of shape `(classes, classes)`): How often the row's class was called the column's.
-        names (`Sequence[str]`, *optional*): Of the classes; their numbers by default.
-        title (`str`): Above it.
-
-    Returns:
-        `PIL.Image.Image`: Every row's shares in per cent, written out up to 25 classes.
+    Counts `(classes, classes)` are how often the row's class was called the column's; names are numbers by default.
     """
     counts = np.asarray(counts, dtype=np.float64)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
@@ -73,16 +67,9 @@ def curves(
     title: str,
     bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
 ) -> Image.Image:
-    """Lines over one axis.
+    """Lines over one axis, each with a colour and marker of its own.
 
-    Args:
-        x (`numpy.ndarray` of shape `(points,)`): Where.
-        series (`dict[str, numpy.ndarray]`): `(points,)` each, by what the legend calls it; NaN leaves a gap.
-        xlabel, ylabel, title (`str`): With units.
-        bands (`dict[str, tuple]`, *optional*): Lower and upper bounds `(points,)` of some series.
-
-    Returns:
-        `PIL.Image.Image`: Each line with a colour and marker of its own.
+    Series are `(points,)` by what the legend calls them, NaN leaves a gap; bands are lower and upper bounds of some of them.
     """
     figure = new_figure(7.2, 4.4, title)
     axes = figure.subplots()
@@ -103,14 +90,8 @@ def curve_panels(
 ) -> Image.Image:
     """Several metrics of the same models over one axis, side by side.
 
-    Args:
-        x (`numpy.ndarray` of shape `(points,)`): Where.
-        panels (`dict[str, dict[str, numpy.ndarray]]`): By what is measured, with its unit, the series as in `curves`; the
-            same names in every panel.
-        xlabel, title (`str`): With units.
-
-    Returns:
-        `PIL.Image.Image`: A line has the same colour and marker in every panel, and one legend lies below.
+    Panels are the series of `curves` by what is measured, with its unit, of the same names in each. A line has the same
+    colour and marker in every panel, and one legend lies below.
     """
     names = list(next(iter(panels.values())))
     figure = new_figure(5.2 * len(panels), 4.4, title)
@@ -130,16 +111,9 @@ def bars(
     ylabel: str,
     title: str,
 ) -> Image.Image:
-    """Numbers side by side.
+    """Numbers side by side, from the top down, written beside bars that lie, so that names can be read.
 
-    Args:
-        values (`dict[str, float]`): By name, from the top down; the bars lie, so that names can be read.
-        intervals (`dict[str, tuple[float, float]]`, *optional*): Lower and upper bound of some values.
-        ylabel (`str`): What is measured, with its unit.
-        title (`str`): Above it.
-
-    Returns:
-        `PIL.Image.Image`: With every value written beside its bar.
+    Intervals are lower and upper bounds of some of them; `ylabel` is what is measured, with its unit.
     """
     figure = new_figure(7.2, 1.3 + 0.42 * len(values), title)
     axes = figure.subplots()

@@ -27,14 +27,9 @@ DPI, CELL, IMAGES = 110, 1.65, 8  # inches a cell, and at most so many images in
 
 
 def area_colours(count: int) -> np.ndarray:
-    """Colours of classes and instances.
+    """Colours `(count, 3)` of classes and instances, in [0, 1], no two alike.
 
-    Args:
-        count (`int`): How many.
-
-    Returns:
-        `numpy.ndarray` of shape `(count, 3)`: In [0, 1], no two alike. The first seven can be distinguished with any colour
-        vision, the next fourteen are darker and lighter kinds of them.
+    The first seven can be distinguished with any colour vision, the next fourteen are darker and lighter kinds of them.
     """
     base = np.array([to_rgb(colour) for colour in AREAS])
     colours = [*base, *(base * 0.55), *(base * 0.45 + 0.55)]
@@ -56,18 +51,22 @@ def new_grid(
     columns: int,
     title: str,
     *,
-    legend: float = 0.0,
     extra: float = 0.0,
     heads: bool = False,
     cell: float = CELL,
+    handles: Sequence[Artist] = (),
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with square cells for images, with room for a legend (inches) below and a scale at the right."""
+    """A figure with square cells for images, with a legend of handles below and room (inches) for a scale at the right."""
+    across = max(1, min(len(handles), max(2, int(columns * CELL / 1.15))))
+    legend = 0.24 * -(-len(handles) // across) + 0.2 if handles else 0.0
     width = max(3.2, columns * cell + 0.35 + extra)
     lines = len(textwrap.wrap(title, max(24, int(width * 12))))
     head = 0.12 + 0.2 * max(1, lines) + (0.2 if heads else 0)
     figure = new_figure(width, rows * cell + head + legend, title)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    add_legend(figure, handles, across)
+    return figure, grid
 
 
 def show_row(
@@ -132,12 +131,25 @@ def class_name(names: Sequence[str] | None, index: int) -> str:
     return str(names[index]) if names is not None and index < len(names) else f"class {index}"
 
 
-def first_images(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
-    """The first images of arrays, which must have equally many."""
-    converted = [np.asarray(array) for array in arrays]
+def in_colours(images: np.ndarray) -> np.ndarray:
+    """Images `(n, height, width, channels)` as people can see them, `(n, height, width, 3)`.
+
+    Of more channels the first three, of fewer the first as grey; what is not of 8 bits goes from its 2nd percentile (black) to
+    its 98th (white), channel by channel over all images.
+    """
+    seen = images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, axis=-1)
+    if seen.dtype == np.uint8:
+        return seen
+    low, high = np.nanpercentile(seen, (2, 98), axis=(0, 1, 2))
+    return np.clip((seen - low) / np.maximum(high - low, 1e-12), 0, 1)
+
+
+def first_images(images: ArrayLike, *truths: ArrayLike) -> tuple[np.ndarray, ...]:
+    """The first images, in colours, and as many of arrays that belong to them, which must have equally many."""
+    converted = [np.asarray(array) for array in (images, *truths)]
     if len({len(array) for array in converted}) != 1 or not len(converted[0]):
         raise ValueError(f"a picture needs as many truths and predictions as images, got {[len(a) for a in converted]}")
-    return tuple(array[:IMAGES] for array in converted)
+    return in_colours(converted[0][:IMAGES]), *(array[:IMAGES] for array in converted[1:])
 
 
 def to_image(figure: Figure) -> Image.Image:

@@ -1,4 +1,7 @@
-"""Images with what was predicted of them: classes, depths, objects, points, features."""
+"""Images with what was predicted of them: classes, depths, objects, points, features.
+
+Images are uint8, `(n, height, width, 3)`; at most eight are shown.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -20,10 +24,10 @@ from hf_geossl.evaluation.pictures.drawing import (
     INK,
     UNKNOWN,
     VERMILION,
-    add_legend,
     area_colours,
     class_name,
     first_images,
+    in_colours,
     new_grid,
     paint,
     show_row,
@@ -37,17 +41,7 @@ Objects = Mapping[str, ArrayLike]  # boxes, labels, scores and masks of an image
 def segmentation_samples(
     images: ArrayLike, truths: ArrayLike, predictions: ArrayLike, names: Sequence[str] | None, title: str
 ) -> Image.Image:
-    """Images, their true classes and the predicted ones.
-
-    Args:
-        images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
-        truths, predictions (`numpy.ndarray` of shape `(n, height, width)`): Classes, 255 where there is no truth.
-        names (`Sequence[str]`, *optional*): Of the classes, for the legend.
-        title (`str`): Above it.
-
-    Returns:
-        `PIL.Image.Image`: Three rows, and a legend of the classes that occur.
-    """
+    """Three rows: images, true and predicted classes `(n, height, width)`, 255 without truth; a legend of what occurs."""
     images, truths, predictions = first_images(images, truths, predictions)
     present = np.unique(np.concatenate([truths, predictions]))
     classes = present[present != 255].astype(int)
@@ -62,25 +56,17 @@ def segmentation_samples(
     ]
     if 255 in present:
         handles.append(Patch(facecolor=UNKNOWN, edgecolor=INK, linewidth=0.4, label="no truth"))
-    columns = min(len(handles), max(2, int(len(images) * CELL / 1.15)))
-    figure, grid = new_grid(3, len(images), title, legend=0.24 * -(-len(handles) // columns) + 0.2)
+    figure, grid = new_grid(3, len(images), title, handles=handles)
     rows = (("image", images), ("truth", coloured(truths)), ("predicted", coloured(predictions)))
     for axes, (label, pictures) in zip(grid, rows, strict=True):
         show_row(axes, label, pictures)
-    add_legend(figure, handles, columns)
     return to_image(figure)
 
 
 def depth_samples(images: ArrayLike, truths: ArrayLike, predictions: ArrayLike, title: str) -> Image.Image:
-    """Images, their true and their predicted depths on one scale, and how far apart they are.
+    """Four rows: images, true and predicted depths `(n, height, width)` in metres (0 without truth), and their difference.
 
-    Args:
-        images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
-        truths, predictions (`numpy.ndarray` of shape `(n, height, width)`): Metres, 0 where there is no truth.
-        title (`str`): Above it.
-
-    Returns:
-        `PIL.Image.Image`: Four rows; near is bright on a logarithmic scale, and grey is without truth.
+    Near is bright on a logarithmic scale, and grey is without truth.
     """
     images, truths, predictions = first_images(images, truths, predictions)
     unknown = ~(np.isfinite(truths) & (truths > 0))
@@ -111,18 +97,9 @@ def depth_samples(images: ArrayLike, truths: ArrayLike, predictions: ArrayLike, 
 
 
 def strip(images: ArrayLike, masks: ArrayLike, title: str, truths: ArrayLike | None = None) -> Image.Image:
-    """Frames of a clip with instances painted on them.
+    """Frames of a clip, the first and the last among them, with instances painted on them; an id keeps its colour.
 
-    Args:
-        images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; eight of more are shown, the first and the last
-            among them.
-        masks (`numpy.ndarray` of shape `(n, height, width)`): Ids of instances, 0 where there is none; an id keeps its
-            colour.
-        title (`str`): Above it.
-        truths (`numpy.ndarray`, *optional*): True ids, shown in a row of their own above.
-
-    Returns:
-        `PIL.Image.Image`: One row, or two with truths.
+    Masks and truths, which have a row of their own above, are ids `(n, height, width)`, 0 where there is none.
     """
     images, masks = np.asarray(images), np.asarray(masks)
     truths = None if truths is None else np.asarray(truths)
@@ -143,14 +120,8 @@ def strip(images: ArrayLike, masks: ArrayLike, title: str, truths: ArrayLike | N
 def feature_pca(images: ArrayLike, patches: ArrayLike, title: str) -> Image.Image:
     """Images, and the first three principal components of their patch features as red, green and blue.
 
-    Args:
-        images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
-        patches (`numpy.ndarray` of shape `(n, rows, columns, channels)`): Features, at least three channels; the
-            components are those of all images together.
-        title (`str`): Above it.
-
-    Returns:
-        `PIL.Image.Image`: Two rows. Patches of like features have like colours; the colours themselves mean nothing.
+    Features `(n, rows, columns, channels)` have at least three channels; the components are those of all images together.
+    Patches of like features have like colours; the colours themselves mean nothing.
     """
     images, patches = first_images(images, patches)
     colours = principal_components(torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))).numpy()
@@ -167,28 +138,19 @@ def detections(
     names: Sequence[str] | None,
     title: str,
 ) -> Image.Image:
-    """True and predicted objects.
+    """True and predicted objects in two rows, a class in one colour throughout, scores written at the boxes.
 
-    Args:
-        images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
-        predictions (`Sequence[dict]`): An image each: `boxes` (`(k, 4)`, x1, y1, x2, y2 in pixels), `labels` (`(k,)`), `scores`
-            (`(k,)`) and, if there are, `masks` (`(k, height, width)`, bool).
-        truths (`Sequence[dict]`): The same without scores.
-        names (`Sequence[str]`, *optional*): Of the classes.
-        title (`str`): Above it.
-
-    Returns:
-        `PIL.Image.Image`: Two rows, a class in one colour throughout, scores written at the boxes.
+    Objects of an image are `boxes` (`(k, 4)`, x1, y1, x2, y2 in pixels), `labels` (`(k,)`), of predictions `scores` (`(k,)`)
+    and, if there are, `masks` (`(k, height, width)`, bool).
     """
-    images = np.asarray(images)[:IMAGES]
+    images = in_colours(np.asarray(images)[:IMAGES])
     predictions, truths = list(predictions)[: len(images)], list(truths)[: len(images)]
     classes = sorted(
         {int(label) for objects in (*predictions, *truths) for label in np.asarray(objects["labels"]).ravel()}
     )
     colours = dict(zip(classes, area_colours(len(classes)), strict=True))
     handles = [Patch(facecolor=tuple(colours[index]), label=class_name(names, index)) for index in classes]
-    columns = max(1, min(len(handles), max(2, int(len(images) * CELL / 1.15))))
-    figure, grid = new_grid(2, len(images), title, legend=0.24 * -(-len(handles) // columns) + 0.2 if handles else 0)
+    figure, grid = new_grid(2, len(images), title, handles=handles)
     for row, (label, every) in enumerate((("truth", truths), ("predicted", predictions))):
         painted = []
         for image, objects in zip(images, every, strict=True):
@@ -200,7 +162,6 @@ def detections(
         show_row(grid[row], label, np.stack(painted))
         for axes, objects in zip(grid[row], every, strict=True):
             _draw_boxes(axes, objects, colours)
-    add_legend(figure, handles, columns)
     return to_image(figure)
 
 
@@ -211,20 +172,17 @@ def point_samples(
     title: str,
     links: Sequence[tuple[int, int]] | None = None,
 ) -> Image.Image:
-    """True and predicted points.
+    """True points (rings) and predicted ones (crosses), `(n, points, 2)`, x and y in pixels; NaN where there is none.
 
-    Args:
-        images (`numpy.ndarray` of shape `(n, height, width, 3)`): uint8; the first eight are shown.
-        truths, predictions (`numpy.ndarray` of shape `(n, points, 2)`): x, y in pixels; NaN where there is none.
-        title (`str`): Above it.
-        links (`Sequence[tuple[int, int]]`, *optional*): Points that a line joins, by their places.
-
-    Returns:
-        `PIL.Image.Image`: One row; rings are true, crosses predicted, and a line joins the two of a point where no
-        `links` are drawn.
+    Lines join points that are linked, by their places; where none are, the two of a point.
     """
     images, truths, predictions = first_images(images, truths, predictions)
-    figure, grid = new_grid(1, len(images), title, legend=0.44, cell=1.25 * CELL)
+    ring: dict[str, Any] = {"marker": "o", "color": BLUE, "markerfacecolor": "none", "markeredgewidth": 1.8}
+    cross: dict[str, Any] = {"marker": "x", "color": VERMILION, "markeredgewidth": 1.8}
+    handles = [
+        Line2D([], [], linestyle="", label=label, **look) for label, look in (("true", ring), ("predicted", cross))
+    ]
+    figure, grid = new_grid(1, len(images), title, handles=handles, cell=1.25 * CELL)
     stroke = [withStroke(linewidth=3, foreground="white", alpha=0.8)]
     show_row(grid[0], "", images)
     for axes, true, predicted in zip(grid[0], truths, predictions, strict=True):
@@ -236,15 +194,8 @@ def point_samples(
             )
         if not links:
             axes.plot(*np.stack([true, predicted]).transpose(2, 0, 1), color=INK, linewidth=0.9)
-        axes.plot(
-            *true.T, "o", color=BLUE, markerfacecolor="none", markersize=7, markeredgewidth=1.8, path_effects=stroke
-        )
-        axes.plot(*predicted.T, "x", color=VERMILION, markersize=6, markeredgewidth=1.8, path_effects=stroke)
-    marks = [
-        figure.axes[0].plot([], [], "o", color=BLUE, markerfacecolor="none", markeredgewidth=1.8, label="true")[0],
-        figure.axes[0].plot([], [], "x", color=VERMILION, markeredgewidth=1.8, label="predicted")[0],
-    ]
-    add_legend(figure, marks, 2)
+        axes.plot(*true.T, linestyle="", markersize=7, path_effects=stroke, **ring)
+        axes.plot(*predicted.T, linestyle="", markersize=6, path_effects=stroke, **cross)
     return to_image(figure)
 
 
@@ -255,15 +206,10 @@ def _draw_boxes(axes: Axes, objects: Objects, colours: Mapping[int, np.ndarray])
         colour = tuple(colours[int(labels[number])])
         axes.add_patch(
             Rectangle(
-                (left - 0.5, top - 0.5),
-                right - left,
-                bottom - top,
-                fill=False,
-                edgecolor=colour,
-                linewidth=1.5,
+                (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.5,
                 path_effects=stroke,
             )
-        )
+        )  # fmt: skip
         if scores is not None:
             score = f"{float(np.asarray(scores)[number]):.2f}".removeprefix("0")
             axes.text(

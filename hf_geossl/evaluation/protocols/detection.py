@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.encoders import Encoder, full_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, unit_images
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.detection import build_detector
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision, Row
@@ -164,7 +164,7 @@ def _inputs(
             target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
             if masks:
                 target["masks"] = target["masks"].flip(-1)
-        images.append(image.to(device).float() / 255)
+        images.append(unit_images(image.to(device)))
         targets.append({key: value.to(device) for key, value in target.items()})
     return images, targets
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision, unit_images
 from hf_geossl.evaluation.features import cache_if_rendered, compute_features
 from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.metrics.corner_error import CornerError
@@ -130,11 +130,13 @@ def make_pairs(images: torch.Tensor, side: int, draws: torch.Tensor) -> Pairs:
     square = draws.new_tensor([[0, 0], [side, 0], [0, side], [side, side]])
     corners = origin[:, None] + square
     shifts = (2 * draws[:, 1:] - 1) * reach
-    grey = torch.einsum("bchw,c->bhw", images.float() / 255, images.new_tensor(LUMA, dtype=torch.float32))[:, None]
+    channels = images.shape[1]
+    weights = LUMA if channels == len(LUMA) else [1 / channels] * channels
+    grey = torch.einsum("bchw,c->bhw", unit_images(images), images.new_tensor(weights, dtype=torch.float32))[:, None]
     still = torch.eye(3, device=images.device).expand(len(images), 3, 3)
     first = cut_patches(grey, still, origin, side)
     second = cut_patches(grey, solve_homography(corners, corners + shifts), origin, side)
-    first, second = (patch.expand(-1, 3, -1, -1) for patch in (first, second))
+    first, second = (patch.expand(-1, channels, -1, -1) for patch in (first, second))
     return Pairs(first, second, corners.float(), shifts.float())
 
 

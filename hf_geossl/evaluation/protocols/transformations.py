@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_geossl.evaluation.encoders import unit_images
 from hf_geossl.evaluation.features import Transform, thumbnailed, thumbnails
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath
 
@@ -66,7 +67,7 @@ class SampledTransform:
         cached = lru_cache(maxsize=2)(self._draw)
 
         def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            images = batch["image"].to(device).float() / 255
+            images = unit_images(batch["image"].to(device))
             path = TransformationPath(self.transformation, 0, padding_mode=self.padding, path_blur_sigma=BLUR)
             drawn = [(cached(index // CHUNK), index % CHUNK) for index in batch["index"].tolist()]
             uniform = torch.stack([chunk[row] for chunk, row in drawn])

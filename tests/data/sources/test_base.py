@@ -9,11 +9,11 @@ from hf_geossl.data.sources.base import (
     check_column,
     encoded_image,
     missing_column,
-    named_rows,
     rows_from,
     units_for,
     value_of_row,
 )
+from hf_geossl.data.sources.files import named_rows
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import datasets
 import pytest
 
-from hf_geossl.data.sources.files import Files, as_path, find_files, kind_of, kind_of_folder
+from hf_geossl.data.sources.files import Files, as_path, find_files, kind_of
 from hf_geossl.data.streams import load_stream
 from tests.helpers.images import write_folder, write_one_parquet, write_tar
 
@@ -34,10 +34,12 @@ def test_a_link_that_leads_nowhere_is_a_broken_image(tmp_path, caplog):
 def test_files_that_are_left_out_are_counted_in_a_warning(tmp_path, caplog):
     write_folder(tmp_path / "classes", 9)
     (tmp_path / "classes/class_0").rename(tmp_path / "classes/train")
+    (tmp_path / "classes/class_1").rename(tmp_path / "classes/val2017")
     with caplog.at_level(logging.WARNING):
         assert len(list(load_stream(str(tmp_path / "classes")).one_epoch())) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "6 files in classes lie in no folder of a split (train) and are left out; if such a folder is none, rename it"
+        "3 files in classes lie in no folder of a split (train, validation) and are left out; if such a folder is none, "
+        "rename it"
     ]
     caplog.clear()
     write_folder(tmp_path / "phone", 1)
@@ -46,7 +48,7 @@ def test_files_that_are_left_out_are_counted_in_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_stream(str(tmp_path / "phone"))
     assert [record.getMessage() for record in caplog.records] == [
-        "3 files of other kinds in phone (.heic) are left out"
+        "3 files of other kinds in phone (.heic) are left out; taken 1 image"
     ]
 
 
@@ -133,22 +135,18 @@ def test_splits_of_packed_files_are_read_from_their_names_too(tmp_path):
         find_files(str(tmp_path), "test")
 
 
-def test_files_of_one_kind_are_taken_or_the_mixture_is_refused(tmp_path, caplog):
-    write_folder(tmp_path, 2)
-    assert kind_of_folder(str(tmp_path)) == "folder"
+def test_what_lies_beside_the_data_is_named_and_left_out(tmp_path, caplog):
+    """Images, unless there are fewer than four for each archive."""
+    write_folder(tmp_path, 3)
     write_one_parquet(tmp_path / "a.parquet", 3)
-    assert kind_of_folder(str(tmp_path)) == "parquet"
-    with pytest.raises(ValueError, match="mixes files of several kinds .1 of kind parquet, 2 of kind folder."):
-        find_files(str(tmp_path), "train")
     with caplog.at_level(logging.WARNING):
-        assert find_files(str(tmp_path), "train", prefer_packed=True).names == ["a.parquet"]
-    (line,) = caplog.messages
-    assert line == f"2 files of other kinds in {tmp_path.name} (.png) are left out"
-    (tmp_path / "class_0/000.png").unlink()
+        assert find_files(str(tmp_path), "train").names == ["a.parquet"]
+    assert caplog.messages == [f"3 files of other kinds in {tmp_path.name} (.png) are left out; taken 1 parquet file"]
+    write_folder(tmp_path, 8)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        find_files(str(tmp_path), "train", prefer_packed=True)
-    assert caplog.messages == [f"1 file of another kind in {tmp_path.name} (.png) is left out"]
+        assert len(find_files(str(tmp_path), "train").names) == 8
+    assert caplog.messages == [f"1 file of another kind in {tmp_path.name} (.parquet) is left out; taken 8 images"]
 
 
 def test_the_digest_changes_with_names_and_sizes_alone(tmp_path):

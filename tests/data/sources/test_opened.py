@@ -4,8 +4,11 @@ import datasets
 import pytest
 from datasets.distributed import split_dataset_by_node
 
+from hf_geossl.data.broken import BrokenStreamError
+from hf_geossl.data.images import read_raster
 from hf_geossl.data.sources.opened import indexed_source, iterable_source, scenes_source
-from hf_geossl.data.streams import ImageStream
+from hf_geossl.data.streams import ImageStream, load_stream
+from tests.helpers.image_files import values
 from tests.helpers.images import encoded
 
 
@@ -71,3 +74,36 @@ def test_scenes_are_rows_of_indices():
     assert row == {"index": 0}
     assert source.label.format(**row) == "scenes/test/0"
     assert source.read(row).size == (16, 16)
+
+
+@pytest.mark.parametrize("feature", ["array", "lists"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("opened", ["parquet", "dataset", "iterable", "numpy", "torch"])
+def test_columns_of_arrays_keep_the_type_of_their_numbers(feature, dtype, opened, tmp_path):
+    """Python's lists do not have one: 16 bits with small values would read as 8."""
+    stored = [(values(12, 13, 5, seed=seed) // 3).astype(dtype) for seed in range(6)]
+    lists = datasets.List(datasets.List(datasets.List(datasets.Value(dtype))))
+    kind = datasets.Array3D((12, 13, 5), dtype) if feature == "array" else lists
+    columns = datasets.Features({"label": datasets.Value("int32"), "image": kind})
+    rows = {"label": list(range(6)), "image": [array.tolist() for array in stored]}
+    table = datasets.Dataset.from_dict(rows, features=columns)
+    if opened == "parquet":
+        table.to_parquet(tmp_path / "train.parquet")
+        stream = load_stream(tmp_path)
+    elif opened == "iterable":
+        stream = ImageStream.from_dataset(table.to_iterable_dataset())
+    else:
+        stream = ImageStream.from_dataset(table if opened == "dataset" else table.with_format(opened))
+    samples = stream.with_decode(lambda source, max_pixels: read_raster(source, max_pixels)).one_epoch()
+    found = [sample["image"].pixels for sample in samples]
+    assert {array.dtype.name for array in found} == {dtype}
+    assert sorted(array.tobytes() for array in found) == sorted(array.tobytes() for array in stored)
+
+
+def test_other_lists_are_no_images():
+    table = datasets.Dataset.from_dict({"image": [[1, 2, 3]]})
+    with pytest.raises(ValueError, match="the column 'image' of Dataset holds List"):
+        ImageStream.from_dataset(table)
+    ragged = datasets.Dataset.from_dict({"image": [[[1, 2], [3]]]})
+    with pytest.raises(BrokenStreamError, match="no rectangle of numbers"):
+        list(ImageStream.from_dataset(ragged).one_epoch())

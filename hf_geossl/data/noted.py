@@ -1,0 +1,48 @@
+"""What decoding did to the images of a stream: the first image of each kind logged at once, all counted."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from hf_geossl.data.blocks import Position
+from hf_geossl.data.broken import ReportedNames
+from hf_geossl.data.notes import NOTES, Note
+from hf_geossl.data.wording import counted
+
+logger = logging.getLogger(__name__)
+
+
+class NotedImages:
+    """Counts the notes of a stream's images by kind, and logs the first image of each kind.
+
+    All parts of a stream, in all workers of a loader, share what has been logged.
+    """
+
+    def __init__(self) -> None:
+        self._reported = ReportedNames(slots=64 * len(NOTES))
+
+    def count(self, position: Position, key: str, notes: Sequence[Note]) -> None:
+        """Counts the notes of the image read last, each kind once.
+
+        Args:
+            position (`Position`): of the logical stream.
+            key (`str`): name of the image.
+            notes (`Sequence[Note]`): that decoding it made.
+        """
+        for entry in {entry.kind: entry for entry in reversed(notes)}.values():
+            position.count_note(entry.kind)
+            if self._reported.add(entry.kind):
+                logger.warning("%s: %s; images alike are counted and not told one by one", key, entry)
+
+
+def describe_counts(counts: Mapping[str, int], images: int) -> list[str]:
+    """Says how many images have each kind of note.
+
+    Args:
+        counts (`Mapping[str, int]`): by kind.
+        images (`int`): of how many.
+
+    Returns:
+        `list[str]`: such as "12 of 300 images: transparency laid over white", most frequent first.
+    """
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{number:,} of {counted(images, 'image')}: {NOTES[kind][0]}" for kind, number in ordered]
