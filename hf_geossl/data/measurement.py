@@ -1,14 +1,14 @@
 """Measures the images of a dataset: sizes, channels, types, values; and chooses from that what a model is to read of them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from hf_geossl.data.blocks import UnitReader
-from hf_geossl.data.format_choice import choose_format, parse_channels
-from hf_geossl.data.image_statistics import Measurement
 from hf_geossl.data.images import is_plain, read_raster
-from hf_geossl.data.notes import collect_notes
+from hf_geossl.data.measuring.format_choice import choose_format, parse_channels
+from hf_geossl.data.measuring.image_statistics import Measurement
+from hf_geossl.data.notes import Note, collect_notes
 from hf_geossl.data.rasters import DEFAULT_MAX_PIXELS, BrokenImageError, Raster
 from hf_geossl.data.sources.base import Source
 from hf_geossl.data.streams import ImageStream
@@ -20,7 +20,7 @@ __all__ = [
     "measure_images",
     "name_of_row",
     "parse_channels",
-    "read_measured",
+    "read_noted",
     "sample_rows",
 ]
 
@@ -55,8 +55,13 @@ def measure_images(
         max_pixels = stream.max_pixels if isinstance(stream, ImageStream) else DEFAULT_MAX_PIXELS
     measured, values = Measurement(), 0
     for key, row in sample_rows(source, limit):
-        raster = read_measured(measured, source, key, row, max_pixels, channels=channels, sample=True)
-        values += 0 if raster is None else raster.pixels.size
+        try:
+            raster, notes = read_noted(source, row, max_pixels, channels=channels)
+        except BrokenImageError as error:
+            measured.add_broken(key, error.reason)
+            continue
+        measured.add(key, raster, notes, sample=True)
+        values += raster.pixels.size
         if measured.images >= _ENOUGH_IMAGES and values >= _ENOUGH_VALUES:
             break
     return measured
@@ -85,39 +90,37 @@ def are_plain(stream: ImageStream | Source, limit: int = 32) -> bool:
     return found
 
 
-def read_measured(
-    measured: Measurement,
+def read_noted(
     source: Source,
-    key: str,
     row: Mapping[str, Any],
     max_pixels: int,
     *,
     channels: int = 0,
-    sample: bool = False,
-) -> Raster | None:
-    """Reads the image of a row and adds it to a measurement.
+    observe: Callable[[Any], None] | None = None,
+) -> tuple[Raster, list[Note]]:
+    """Reads the image of a row, with notes of what decoding did to its values.
 
     Args:
-        measured ([`Measurement`]): grows by the image.
         source ([`Source`]): of the row.
-        key (`str`), row (`Mapping`): name and row.
+        row (`Mapping`): of the source.
         max_pixels (`int`): larger images count as broken.
-        channels (`int`), sample (`bool`): as in [`measure_images`] and [`Measurement.add`].
+        channels (`int`, *optional*): as in [`measure_images`].
+        observe (`Callable`, *optional*): called with the encoded image before it is decoded.
 
     Returns:
-        [`Raster`]: None for an image that cannot be used.
+        `(Raster, list[Note])`: stored values and notes.
+
+    Raises:
+        BrokenImageError: if the image cannot be used.
     """
     with collect_notes() as notes:
-        try:
-            value = source.read(dict(row))
-            raster = read_raster(value, max_pixels)
-            if raster.kind == "TIFF" and raster.all_channels().shape[2] < channels:
-                raster = read_raster(value, max_pixels, pages_as_channels=True)
-        except BrokenImageError as error:
-            measured.add_broken(key, error.reason)
-            return None
-        measured.add(key, raster, notes, sample)
-    return raster
+        value = source.read(dict(row))
+        if observe is not None:
+            observe(value)
+        raster = read_raster(value, max_pixels)
+        if raster.kind == "TIFF" and raster.all_channels().shape[2] < channels:
+            raster = read_raster(value, max_pixels, pages_as_channels=True)
+    return raster, notes
 
 
 def sample_rows(source: Source, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -78,7 +78,7 @@ def test_of_large_images_fewer_are_taken(tmp_path, monkeypatch):
     folder, pixels = folder_of(tmp_path, (16, 20), "uint16", count=30)
     monkeypatch.setattr("hf_geossl.data.measurement._ENOUGH_VALUES", 320 * 4)
     assert measure_images(load_stream(folder)).images == 16
-    monkeypatch.setattr("hf_geossl.data.image_statistics._VALUES_AT_ONCE", 10)
+    monkeypatch.setattr("hf_geossl.data.measuring.image_statistics._VALUES_AT_ONCE", 10)
     one = measure_images(load_stream(folder)).values["uint16"][0]
     assert one.count == 16 * 10
     assert one.high <= pixels.max()

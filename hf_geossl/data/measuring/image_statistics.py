@@ -1,11 +1,13 @@
 """What the images of a dataset are, counted in bounded memory: sizes, channels, types, values, notes, broken ones."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from hf_geossl.data.channel_statistics import ChannelStatistics
+from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
 from hf_geossl.data.notes import Note
 from hf_geossl.data.pixel_values import color_places, luminance
 from hf_geossl.data.rasters import Raster
@@ -14,8 +16,10 @@ _VALUES_AT_ONCE = (
     2**18
 )  # of a channel of one image that are counted where a sample is enough; extremes are those of all
 _MOST_SIZES = 4096  # that are counted one by one
-_MOST_REASONS = 256
+_MOST_REASONS = 256  # of broken images; others are counted as the last one
 _EXAMPLES = 3
+OTHER_REASONS = "other reasons"
+_COUNTERS = ("sizes", "channels", "dtypes", "kinds", "names", "bits", "transparent", "pages", "notes", "broken")
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Measurement:
 
     def add_broken(self, key: str, reason: str) -> None:
         """Counts an image that cannot be used."""
+        if reason not in self.broken and len(self.broken) >= _MOST_REASONS:
+            reason = OTHER_REASONS
         self.broken[reason] += 1
         examples = self.broken_examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
@@ -110,3 +116,55 @@ class Measurement:
     def first_broken(self) -> str:
         """The first image that cannot be used and why, for messages."""
         return next((f"{names[0]}: {reason}" for reason, names in self.broken_examples.items()), "there are no images")
+
+    def merge(self, other: "Measurement") -> None:
+        """Adds what another has counted."""
+        self.images += other.images
+        self.color += other.color
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        for kind, example in other.note_examples.items():
+            self.note_examples.setdefault(kind, example)
+        for reason, names in other.broken_examples.items():
+            mine = self.broken_examples.setdefault(reason, [])
+            mine += names[: _EXAMPLES - len(mine)]
+        for dtype, channels in other.values.items():
+            statistics = self.values.setdefault(dtype, [])
+            statistics += [ChannelStatistics(dtype) for _ in range(len(channels) - len(statistics))]
+            for one, theirs in zip(statistics, channels, strict=False):
+                one.merge(theirs)
+        for dtype, gray in other.luminance.items():
+            self.luminance.setdefault(dtype, ChannelStatistics(gray.dtype)).merge(gray)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            "images": self.images,
+            "color": self.color,
+            "note_examples": self.note_examples,
+            "broken_examples": self.broken_examples,
+            "values": {dtype: [one.state_dict() for one in channels] for dtype, channels in self.values.items()},
+            "luminance": {dtype: one.state_dict() for dtype, one in self.luminance.items()},
+            **{name: list(getattr(self, name).items()) for name in _COUNTERS},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Measurement":
+        """Makes the measurement of what `state_dict` returned, also through JSON."""
+        counters = {name: Counter({_hashable(key): count for key, count in state[name]}) for name in _COUNTERS}
+        return cls(
+            images=state["images"],
+            color=state["color"],
+            note_examples={kind: (example[0], example[1]) for kind, example in state["note_examples"].items()},
+            broken_examples={reason: list(names) for reason, names in state["broken_examples"].items()},
+            values={
+                dtype: [ChannelStatistics.from_state_dict(one) for one in channels]
+                for dtype, channels in state["values"].items()
+            },
+            luminance={dtype: ChannelStatistics.from_state_dict(one) for dtype, one in state["luminance"].items()},
+            **counters,
+        )
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(key) if isinstance(key, list) else key

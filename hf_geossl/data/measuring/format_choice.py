@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from hf_geossl.data.channel_statistics import ChannelStatistics
-from hf_geossl.data.image_statistics import Measurement
+from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
+from hf_geossl.data.measuring.image_statistics import Measurement
 from hf_geossl.data.pixel_values import named_color_places
 from hf_geossl.data.rasters import MAX_CHANNELS
 from hf_geossl.data.wording import counted

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_geossl.data.channel_statistics import ChannelStatistics
-from hf_geossl.data.format_choice import choose_format, parse_channels
-from hf_geossl.data.image_statistics import Measurement
+from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
+from hf_geossl.data.measuring.format_choice import choose_format, parse_channels
+from hf_geossl.data.measuring.image_statistics import Measurement
 from hf_geossl.data.rasters import Raster
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hf_geossl.data.image_statistics import Measurement
+from hf_geossl.data.measuring.image_statistics import Measurement
 from hf_geossl.data.notes import Note
 from hf_geossl.data.rasters import Raster
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_geossl.data.channel_statistics import ChannelStatistics
+from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
 
 DRAW = np.random.default_rng(0)
 VALUES = {
