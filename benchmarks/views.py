@@ -44,7 +44,7 @@ OUR_STAGES = {
     "hf_geossl.views.gtsa.cut_crops": "crops",
     "hf_geossl.views.gtsa.GTSAViews.collate": "stack",
     "hf_geossl.views.gtsa.quarter_turn": "turn",
-    "hf_geossl.views.gtsa.render_color": "colour, normalise",
+    "hf_geossl.views.base.render_color": "colour, normalise",
     "hf_geossl.views.photometric.gaussian_blur": "blur",
 }
 BASELINE_STAGES = {

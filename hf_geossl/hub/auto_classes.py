@@ -53,10 +53,10 @@ def _register_configurations(module: ModuleType) -> None:
 
 def _register_image_processors(module: ModuleType) -> None:
     module = import_module(module.__name__)
-    from transformers import ViTImageProcessor
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    from transformers import SegformerImageProcessor
+    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-    processors = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
+    processors = {"pil": SegformerImageProcessorPil, "torchvision": SegformerImageProcessor}
     for config_class in _configurations():
         module.AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
     from hf_geossl.modeling.configuration_vit import GeometricViTConfig

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import BaseImageProcessor, ViTImageProcessor
+from transformers import BaseImageProcessor, SegformerImageProcessor
 
 from hf_geossl.hub.run_record import write_arguments, write_record
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
@@ -33,18 +33,20 @@ def make_image_processor(
             of 8 bits.
 
     Returns:
-        `BaseImageProcessor`: Resizes bilinearly to `size`, and normalises. transformers' own `ViTImageProcessor` for RGB of
-        8 bits, to which it converts grey, palette and transparent images; `GeometricImageProcessor` for other images.
+        `BaseImageProcessor`: Resizes bilinearly to `size`, and normalises. For RGB of 8 bits, to which it converts grey,
+        palette and transparent images, transformers' own `SegformerImageProcessor`, which does to pixels what its
+        `ViTImageProcessor` does, and turns logits into masks, as pipelines ask for; `GeometricImageProcessor` for others.
     """
     height, width = size
     if image_format is not None and not image_format.is_rgb8:
         return GeometricImageProcessor(image_format.to_dict(), size={"height": height, "width": width})
-    return ViTImageProcessor(
+    return SegformerImageProcessor(
         size={"height": height, "width": width},
         image_mean=list(mean),
         image_std=list(std),
         resample=2,
         do_convert_rgb=True,
+        do_reduce_labels=False,
     )
 
 

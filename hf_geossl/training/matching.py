@@ -1,11 +1,14 @@
 """Refuses a model or views of another method or of other images, before anything is read off them."""
 
+import logging
 from dataclasses import replace
 
 from hf_geossl.methods import Method
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.views.base import Views
+
+logger = logging.getLogger(__name__)
 
 
 def check_method(method: Method, model: object, views: object) -> None:
@@ -68,5 +71,10 @@ def record_images(config: GeometricViTConfig, views: Views) -> None:
         ValueError: See `check_images`.
     """
     check_images(config, views)
+    if not views.image_format.is_rgb:
+        logger.warning(
+            f"the images are {views.image_format.describe()}: their channels are not red, green and blue, so hue, "
+            "saturation, grey and solarisation of the views are left out"
+        )
     if config.image_format is None and not views.image_format.is_rgb8:
         config.update({"image_format": views.image_format.to_dict()})

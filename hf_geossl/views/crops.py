@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
 from hf_geossl.modeling.image_format import ImageFormat
-from hf_geossl.views.resizing import Box, resizer
+from hf_geossl.views.resizing import Box, ChannelGroups, prepare, resizer
 
 CROP_ATTEMPTS = 10  # torchvision's `RandomResizedCrop`
 DISTORTED_ATTEMPTS = 100  # TensorFlow's `sample_distorted_bounding_box`
@@ -139,7 +139,9 @@ def slide_onto(box: Box, target: Box) -> Box:
     return x, y, x + box[2] - box[0], y + box[3] - box[1]
 
 
-def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: bool = False) -> torch.Tensor:
+def cut_crops(
+    pixels: torch.Tensor | ChannelGroups, boxes: Sequence[Box], size: int, *, exact: bool = False
+) -> torch.Tensor:
     """Cuts boxes out of an image and resizes each to a square: bilinear, antialiased, no pixel from outside the box.
 
     The default takes torch's uint8 kernel, which is 4 times as fast as Pillow. Its filter weights have fewer bits: values
@@ -147,7 +149,8 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
     fraction and many values lie half-way between two levels.
 
     Args:
-        pixels (`torch.Tensor` of shape `(height, width, channels)`): uint8, or float32.
+        pixels (`torch.Tensor` of shape `(height, width, channels)`): uint8, or float32; or what `prepare` made of them,
+            where there is more than one call.
         boxes (`Sequence[Box]`): Inside the image, not empty.
         size (`int`): Side of the crops in pixels.
         exact (`bool`): Resize with Pillow, bit for bit.
@@ -156,11 +159,12 @@ def cut_crops(pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, exact: b
         `torch.Tensor` of shape `(len(boxes), channels, size, size)`: of the pixels' type, in channels-last memory, as the
         kernel makes them.
     """
+    plain = pixels.pixels if isinstance(pixels, ChannelGroups) else pixels
     if not boxes:
-        return torch.empty(0, pixels.shape[2], size, size, dtype=pixels.dtype)
+        return torch.empty(0, plain.shape[2], size, size, dtype=plain.dtype)
     if exact:
-        return torch.from_numpy(np.stack(_resize_by_pillow(pixels.numpy(), boxes, size))).permute(0, 3, 1, 2)
-    resize = resizer(pixels, size, antialias=True)
+        return torch.from_numpy(np.stack(_resize_by_pillow(plain.numpy(), boxes, size))).permute(0, 3, 1, 2)
+    resize = resizer(prepare(plain) if pixels is plain else pixels, size, antialias=True)
     return torch.cat([resize(box) for box in boxes])
 
 
@@ -178,7 +182,12 @@ def _resize_by_pillow(pixels: np.ndarray, boxes: Sequence[Box], size: int) -> li
 
 
 def cut_crops_without_antialias(
-    pixels: torch.Tensor, boxes: Sequence[Box], size: int, *, flips: Sequence[bool], unrounded: bool = False
+    pixels: torch.Tensor | ChannelGroups,
+    boxes: Sequence[Box],
+    size: int,
+    *,
+    flips: Sequence[bool],
+    unrounded: bool = False,
 ) -> torch.Tensor:
     """Cuts boxes out of an image, resizes each to a square and mirrors some: bilinear between the four nearest pixels.
 
@@ -194,10 +203,11 @@ def cut_crops_without_antialias(
 
     Source: TensorFlow `image.resize` as LOCA calls it (half-pixel centres, no antialiasing).
     """
+    plain = pixels.pixels if isinstance(pixels, ChannelGroups) else pixels
     if unrounded:
-        pixels = pixels.float()
-    crops = pixels.new_empty(len(boxes), size, size, pixels.shape[2]).permute(0, 3, 1, 2)
-    resize = resizer(pixels, size, antialias=False)
+        plain = pixels = plain.float()
+    crops = plain.new_empty(len(boxes), size, size, plain.shape[2]).permute(0, 3, 1, 2)
+    resize = resizer(prepare(plain) if pixels is plain else pixels, size, antialias=False)
     for target, box, flip in zip(crops, boxes, flips, strict=True):
         resized = resize(box)
         target.copy_((resized.flip(-1) if flip else resized)[0])

@@ -15,6 +15,7 @@ from hf_geossl.views.crops import cut_crops, draw_crop, make_random, read_pixels
 from hf_geossl.views.image_settings import IMAGE_KEYWORDS, ImageSettings
 from hf_geossl.views.masks import MASK_KINDS, draw_block_masks
 from hf_geossl.views.photometric import Normalization
+from hf_geossl.views.resizing import prepare
 from hf_geossl.views.settings import Settings, area_share, flat_fields, group, probability, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
@@ -166,13 +167,14 @@ class EquiCoherentViews(Views):
         """
         pixels = read_pixels(image, self.image_format)
         height, width, _ = pixels.shape
+        source = prepare(pixels)
         rng, settings = make_random(seed), self.crops
         scales = [settings.global_scale] * 2 + [settings.local_scale or settings.global_scale] * settings.num_local
         boxes = [draw_crop(rng, width, height, scale, settings.aspect_ratio) for scale in scales]
         flips = torch.tensor([rng.random() < settings.flip_probability for _ in boxes])
         crops = {
-            "global_crops": cut_crops(pixels, boxes[:2], settings.global_size, exact=settings.exact_resize),
-            "local_crops": cut_crops(pixels, boxes[2:], settings.local_size, exact=settings.exact_resize),
+            "global_crops": cut_crops(source, boxes[:2], settings.global_size, exact=settings.exact_resize),
+            "local_crops": cut_crops(source, boxes[2:], settings.local_size, exact=settings.exact_resize),
         }
         for kind, mirrored in zip(crops.values(), (flips[:2], flips[2:]), strict=True):
             kind[mirrored] = kind[mirrored].flip(-1)

@@ -23,6 +23,7 @@ from hf_geossl.views.crops import (
 )
 from hf_geossl.views.image_settings import IMAGE_KEYWORDS, ImageSettings
 from hf_geossl.views.photometric import Normalization
+from hf_geossl.views.resizing import prepare
 from hf_geossl.views.settings import Settings, area_share, group, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
@@ -103,12 +104,13 @@ class GTSAViews(Views):
         """
         pixels = read_pixels(image, self.image_format)
         height, width, _ = pixels.shape
+        source = prepare(pixels)
         rng, crops = make_random(seed), self.crops
         boxes = self.draw_boxes(rng, width, height)
         turns = [int(rng.random() * 4) for _ in boxes]
         return {
-            "global_crops": cut_crops(pixels, boxes[: crops.num_global], crops.global_size, exact=crops.exact_resize),
-            "local_crops": cut_crops(pixels, boxes[crops.num_global :], crops.local_size, exact=crops.exact_resize),
+            "global_crops": cut_crops(source, boxes[: crops.num_global], crops.global_size, exact=crops.exact_resize),
+            "local_crops": cut_crops(source, boxes[crops.num_global :], crops.local_size, exact=crops.exact_resize),
             "crop_boxes": torch.tensor(boxes, dtype=torch.float32),
             "flips": torch.zeros(len(boxes), dtype=torch.bool),
             "quarter_turns": torch.tensor(turns, dtype=torch.int64),

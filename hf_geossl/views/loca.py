@@ -13,6 +13,7 @@ from hf_geossl.views.color import ColorJitter, ColorRecipe
 from hf_geossl.views.crops import cut_crops_without_antialias, draw_distorted_crop, make_random, read_pixels
 from hf_geossl.views.image_settings import IMAGE_KEYWORDS, ImageSettings
 from hf_geossl.views.photometric import Normalization
+from hf_geossl.views.resizing import prepare
 from hf_geossl.views.settings import Settings, area_share, group, probability, setting
 from hf_geossl.views.transformation_path import TransformationPath
 
@@ -126,19 +127,20 @@ class LOCAViews(Views):
         """
         pixels = read_pixels(image, self.image_format)
         height, width, _ = pixels.shape
+        source = prepare(pixels)
         rng, crops = make_random(seed), self.crops
         scales = [crops.reference_scale] * 2 + [crops.focal_scale] * crops.num_focal
         boxes = [draw_distorted_crop(rng, width, height, scale, crops.aspect_ratio) for scale in scales]
         shares = [crops.reference_flip_probability] + [crops.query_flip_probability] * (1 + crops.num_focal)
         flips = [rng.random() < share for share in shares]
         large = cut_crops_without_antialias(
-            pixels, boxes[:2], crops.reference_size, flips=flips[:2], unrounded=crops.exact_resize
+            source, boxes[:2], crops.reference_size, flips=flips[:2], unrounded=crops.exact_resize
         )
         return {
             "reference_crop": large[0],
             "random_query_crop": large[1],
             "focal_query_crops": cut_crops_without_antialias(
-                pixels, boxes[2:], crops.focal_size, flips=flips[2:], unrounded=crops.exact_resize
+                source, boxes[2:], crops.focal_size, flips=flips[2:], unrounded=crops.exact_resize
             ),
             "crop_boxes": torch.tensor(boxes, dtype=torch.float32),
             "flips": torch.tensor(flips),

@@ -13,15 +13,62 @@ Resize = Callable[[Box], torch.Tensor]
 WORD = 4  # channels that torch's uint8 kernel takes at once: a pixel is a word of 32 bits there
 
 
-def resizer(pixels: torch.Tensor, size: int, *, antialias: bool) -> Resize:
-    """Makes the function that cuts a box out of an image and resizes it to a square, bilinear.
+class ChannelGroups:
+    """A uint8 image of any number of channels in groups of four, which torch resizes several times as fast as others.
 
-    torch resizes uint8 of three and four channels several times as fast as of other numbers. So others are resized in
-    groups of four, which gives the same values: a pixel's four bytes are copied as one word, the last group overlaps the
-    one before, and of one or two channels the word's other bytes are not used.
+    A pixel's four bytes are copied as one word. The last group overlaps the one before; of one or two channels the word's
+    other bytes are not used.
 
     Args:
-        pixels (`torch.Tensor` of shape `(height, width, channels)`): uint8 or float32.
+        pixels (`torch.Tensor` of shape `(height, width, channels)`): uint8.
+
+    Attributes:
+        pixels (`torch.Tensor`): As they were given.
+        images (`list[torch.Tensor]`): The groups, each `(1, 4, height, width)` in channels-last memory.
+    """
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels = pixels
+        source = pixels.contiguous().numpy()
+        height, width, self.channels = source.shape
+        last = max(self.channels - WORD, 0)
+        self.firsts = [*range(0, last, WORD), last]
+        words = np.empty(
+            (len(self.firsts), height * width), "<u4"
+        )  # one block, which malloc takes again for the next image
+        for group, first in zip(words, self.firsts, strict=True):
+            group[...] = _words(source, first)
+        groups = torch.from_numpy(words.view(np.uint8)).view(-1, 1, height, width, WORD)
+        self.images = list(groups.permute(0, 1, 4, 2, 3))
+
+    def join(self, groups: list[torch.Tensor]) -> torch.Tensor:
+        """The channels `(1, channels, size, size)` of resized groups, in channels-last memory."""
+        joined = np.empty((*groups[0].shape[2:], self.channels), np.uint8)
+        for first, group in zip(self.firsts, groups, strict=True):
+            words = group.permute(0, 2, 3, 1).contiguous().numpy().view("<u4")
+            _words(joined, first)[...] = words.ravel()  # the low bytes of one or two channels
+        return torch.from_numpy(joined)[None].permute(0, 3, 1, 2)
+
+
+def _words(pixels: np.ndarray, first: int) -> np.ndarray:
+    """Pixels `(height, width, channels)` as one number each, that of the bytes of the channels from `first` on."""
+    height, width, channels = pixels.shape
+    kind = {1: "<u1", 2: "<u2"}.get(channels, "<u4")
+    return np.ndarray((height * width,), kind, pixels, first, (channels,))
+
+
+def prepare(pixels: torch.Tensor) -> torch.Tensor | ChannelGroups:
+    """An image as `resizer` takes it: `pixels (height, width, channels)`, uint8 or float32, in groups where that is faster."""
+    if pixels.dtype == torch.uint8 and pixels.shape[2] not in (3, WORD):
+        return ChannelGroups(pixels)
+    return pixels
+
+
+def resizer(pixels: torch.Tensor | ChannelGroups, size: int, *, antialias: bool) -> Resize:
+    """Makes the function that cuts a box out of an image and resizes it to a square, bilinear.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(height, width, channels)` or [`ChannelGroups`]): What `prepare` gave.
         size (`int`): Side of the square in pixels.
         antialias (`bool`): Whether it is resized with antialiasing, or between the four nearest pixels.
 
@@ -29,38 +76,12 @@ def resizer(pixels: torch.Tensor, size: int, *, antialias: bool) -> Resize:
         `Callable`: box -> `(1, channels, size, size)` of the pixels' type, in channels-last memory.
     """
     scale = partial(F.interpolate, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
-    if pixels.dtype == torch.uint8 and pixels.shape[2] not in (3, WORD):
-        return _GroupResizer(pixels, scale, size)
+    if isinstance(pixels, ChannelGroups):
+        groups = pixels
+        return lambda box: groups.join([scale(_cut(image, box)) for image in groups.images])
     images = pixels[None].permute(0, 3, 1, 2)  # channels last to torch's eyes, which `[None]` after `permute` is not
-    return lambda box: scale(images[:, :, box[1] : box[3], box[0] : box[2]])
+    return lambda box: scale(_cut(images, box))
 
 
-class _GroupResizer:
-    """Resizes boxes of a uint8 image in groups of four channels."""
-
-    def __init__(self, pixels: torch.Tensor, scale: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
-        self.source, self.scale, self.size = pixels.contiguous().numpy(), scale, size
-        self.width, self.channels = self.source.shape[1:]
-        last = max(self.channels - WORD, 0)
-        self.firsts = [*range(0, last, WORD), last]
-        self.word = {1: "<u1", 2: "<u2"}.get(self.channels, "<u4")
-
-    def __call__(self, box: Box) -> torch.Tensor:
-        crop = np.empty((self.size, self.size, self.channels), np.uint8)
-        for first in self.firsts:
-            group = self.scale(self._group(box, first))
-            words = group.permute(0, 2, 3, 1).contiguous().numpy().view("<u4")[0, :, :, 0]
-            self._words(crop, (0, 0, self.size, self.size), first)[...] = words  # the low bytes of one or two channels
-        return torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
-
-    def _group(self, box: Box, first: int) -> torch.Tensor:
-        """The four channels from `first` on, `(1, 4, height, width)`, in channels-last memory of its own."""
-        words = self._words(self.source, box, first).astype("<u4")
-        return torch.from_numpy(words.view(np.uint8).reshape(1, *words.shape, WORD)).permute(0, 3, 1, 2)
-
-    def _words(self, pixels: np.ndarray, box: Box, first: int) -> np.ndarray:
-        """A box of pixels, each the one number that the bytes of its channels from `first` on are."""
-        x1, y1, x2, y2 = box
-        width, channels = pixels.shape[1:]
-        start = (y1 * width + x1) * channels + first
-        return np.ndarray((y2 - y1, x2 - x1), self.word, pixels, start, (width * channels, channels))
+def _cut(images: torch.Tensor, box: Box) -> torch.Tensor:
+    return images[:, :, box[1] : box[3], box[0] : box[2]]

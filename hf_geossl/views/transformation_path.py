@@ -114,18 +114,19 @@ class TransformationPath(Settings):
         def only_for(names: tuple[str, ...], values: torch.Tensor) -> torch.Tensor:
             return values if self.transformation in names else torch.zeros_like(values)
 
-        brightness, contrast = signed[:, 3], signed[:, 4]
+        brightness, contrast, saturation, hue = signed[:, 3:7].unbind(1)
         if num_channels is not None:
             drawn = torch.rand(num_images, 2, num_channels, generator=generator, device=device)
             brightness, contrast = (2 * drawn - 1).unbind(1)
+            saturation, hue = torch.zeros_like(saturation), torch.zeros_like(hue)
         smallest, largest = self.path_blur_sigma
         return TransformationParameters(
             angles=only_for(("se2", "rotation"), signed[:, 0] * math.radians(self.max_rotation)),
             translations=only_for(("se2", "translation"), signed[:, 1:3] * self.max_translation),
             brightness=only_for(("color",), brightness * self.path_brightness),
             contrast=only_for(("color",), contrast * self.path_contrast),
-            saturation=only_for(("color",), signed[:, 5] * self.path_saturation),
-            hue=only_for(("color",), signed[:, 6] * self.path_hue),
+            saturation=only_for(("color",), saturation * self.path_saturation),
+            hue=only_for(("color",), hue * self.path_hue),
             blur_sigma=only_for(("blur",), smallest + uniform[:, 7] * (largest - smallest)),
             transformed=uniform[:, 8] < self.transformation_probability,
         )

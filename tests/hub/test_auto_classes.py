@@ -14,10 +14,10 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, ViTImageProcessor
+from transformers import AutoModel
 
 from hf_geossl.hub.auto_classes import auto_map_of
-from hf_geossl.hub.export import export_model
+from hf_geossl.hub.export import export_model, make_image_processor
 from tests.helpers.golden import ROOT
 from tests.helpers.methods import METHODS, Method, randomise
 
@@ -177,7 +177,7 @@ def models(method: Method, all_models: dict[str, dict[str, Any]]) -> dict[str, A
 @pytest.fixture(scope="module")
 def all_folders(all_models: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folders")
-    processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    processor = make_image_processor((32, 32), [0.5] * 3, [0.25] * 3)
     for method, models in all_models.items():
         for name, model in models.items():
             model.save_pretrained(root / method / name)
@@ -306,7 +306,7 @@ def test_every_auto_class_opens_every_folder_with_its_trunk(
     assert names[f"{saved}/AutoConfig"][0] == f"{method.name}Config"
     assert names[f"{saved}/AutoConfig"][1].startswith(home)
     assert names[f"{saved}/AutoConfig"][2] == 32
-    assert names[f"{saved}/AutoImageProcessor"][0].startswith("ViTImageProcessor")
+    assert names[f"{saved}/AutoImageProcessor"][0].startswith("SegformerImageProcessor")
     assert names[f"{saved}/AutoImageProcessor"][2] == 32
 
 
@@ -415,7 +415,7 @@ def open_folder(folder):
 
 with ThreadPoolExecutor(len(folders) if order == "threads" else 1) as executor:
     for found in executor.map(open_folder, folders):
-        assert all(name.startswith(("hf_geossl.modeling.", "ViTImageProcessor")) for name in found), found
+        assert all(name.startswith(("hf_geossl.modeling.", "SegformerImageProcessor")) for name in found), found
 """
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTImageProcessor
+from transformers import AutoImageProcessor, SegformerImageProcessor, ViTImageProcessor, pipeline
 
-from hf_geossl import GTSAConfig, GTSAModel
+from hf_geossl import GTSAConfig, GTSAForSemanticSegmentation, GTSAModel
 from hf_geossl.data.images import decode_pixels
 from hf_geossl.hub.export import make_image_processor
 from hf_geossl.hub.model_folder import model_files
@@ -187,7 +187,7 @@ np.save({str(tmp_path / "theirs.npy")!r}, made["pixel_values"].numpy())
 def test_models_of_8_bit_rgb_keep_transformers_processor_which_converts() -> None:
     for described in (None, ImageFormat(mean=(0.5,) * 3)):
         processor = make_image_processor((32, 32), image_format=described)
-        assert type(processor) is ViTImageProcessor
+        assert type(processor) is SegformerImageProcessor
         for mode in ("RGB", "L", "RGBA", "P", "1", "LA", "CMYK"):
             image = Image.fromarray(photo()).convert(mode)
             assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32), mode
@@ -200,3 +200,25 @@ def test_masks_come_out_in_the_size_of_the_images() -> None:
     processor = GeometricImageProcessor(GRAY.to_dict())
     assert processor.post_process_semantic_segmentation(Outputs())[0].tolist() == [[0, 1]]
     assert processor.post_process_semantic_segmentation(Outputs(), [(2, 4)])[0].tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_the_processor_of_rgb_does_to_pixels_what_that_of_a_vit_does() -> None:
+    ours = make_image_processor((24, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
+    size = {"height": 24, "width": 32}
+    theirs = ViTImageProcessor(size=size, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.1], do_convert_rgb=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 4), dtype=np.uint8)
+    for mode in ("RGB", "L", "RGBA", "P", "CMYK", "1"):
+        picture = Image.fromarray(pixels).convert(mode)
+        values = [processor(picture, return_tensors="pt")["pixel_values"] for processor in (ours, theirs)]
+        assert torch.equal(*values), mode
+
+
+def test_the_processor_of_rgb_serves_the_pipeline_of_segmentation(tmp_path: Path) -> None:
+    config = GTSAConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8, num_labels=3
+    )
+    GTSAForSemanticSegmentation(config).save_pretrained(tmp_path)
+    make_image_processor((16, 16)).save_pretrained(tmp_path)
+    masks = pipeline("image-segmentation", model=str(tmp_path))(Image.new("RGB", (40, 30)))
+    assert {mask["mask"].size for mask in masks} == {(40, 30)}
+    assert sum(np.asarray(mask["mask"]).astype(bool).sum() for mask in masks) == 40 * 30

@@ -1,5 +1,6 @@
 """A model or views of another method are refused by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hf_geossl import (
     GTSATrainer,
     LOCATrainer,
 )
+from hf_geossl.modeling.image_format import ImageFormat
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.methods import METHODS
 
@@ -55,3 +57,49 @@ def test_model_and_views_of_another_method_are_refused_by_name(
             make(theirs, made)
     with pytest.raises(TypeError, match=f"views must be {named[own]}Views, got {named[other]}Views; leave them out"):
         make(model, their_views)
+
+
+FIVE = ImageFormat(
+    (1, 2, 3, 4, 5), tuple("abcde"), "uint16", ((0.0, 4095.0),), "bits:12", (0.2,) * 5, (0.1, 0.2, 0.3, 0.4, 0.5)
+)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_views_make_the_images_that_the_model_takes(
+    name: str, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RUNS[name]
+
+    def make(config: dict[str, Any], views: dict[str, Any] | None) -> Any:
+        made = run.small_config(**config)
+        model = METHODS[name].kind("ForPreTraining")(made)
+        settings = None
+        if views is not None:
+            settings = run.small_views(*([made] if name == "equicoherent" else []), **views)
+        return TRAINERS[name](model, run.small_arguments(tmp_path), images, views=settings)
+
+    five = {"num_channels": 5}
+    trainer = make(five, {"image_format": FIVE})
+    assert ImageFormat.from_dict(trainer.model.config.image_format) == FIVE  # travels with the weights
+    assert "hue, saturation, grey and solarisation of the views are left out" in caplog.text
+    assert trainer.processing_class.image_mean == list(FIVE.mean)
+    other = replace(FIVE, range_source="given")  # how the range was chosen does not matter
+    make({**five, "image_format": FIVE.to_dict()}, {"image_format": other})
+    with pytest.raises(ValueError, match=r"num_channels of the model must be 5, as the views make .*, got 3"):
+        make({}, {"image_format": FIVE})
+    with pytest.raises(ValueError, match="num_channels of the model must be 3, as the views make .*, got 5"):
+        make(five, {})
+    different = replace(FIVE, value_range=((0.0, 1000.0),), mean=(0.3,) * 5, range_source="given")
+    with pytest.raises(ValueError, match=r"they differ in value_range, mean$"):
+        make({**five, "image_format": FIVE.to_dict()}, {"image_format": different})
+    with pytest.raises(ValueError, match="the model takes 5 channels, and its configuration does not say which"):
+        TRAINERS[name](METHODS[name].kind("ForPreTraining")(run.small_config(**five)), run.small_arguments(tmp_path))
+    assert make({}, {}).model.config.image_format is None  # RGB of 8 bits
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_trainers_own_views_are_of_the_models_images(name: str, images: Any, tmp_path: Path) -> None:
+    size = {"image_size": 224, "patch_size": 16}
+    config = RUNS[name].small_config(**size, num_channels=5, image_format=FIVE.to_dict())
+    trainer = TRAINERS[name](METHODS[name].kind("ForPreTraining")(config), RUNS[name].small_arguments(tmp_path), images)
+    assert trainer.views.image_format == FIVE

@@ -399,3 +399,27 @@ def test_a_card_can_say_what_the_views_were():
 def test_wrong_settings_name_the_argument(wrong, message):
     with pytest.raises(ValueError, match=message):
         LOCAViews(**wrong)
+
+
+def test_unrounded_channels_are_the_floating_point_of_rounded_ones():
+    channels = tuple(range(1, 6))
+    kind = {"channels": channels, "mean": (0.4,) * 5, "std": (0.2,) * 5, "reference_size": 32, "focal_size": 16}
+    image = np.random.default_rng(0).integers(0, 256, (40, 48, 5), dtype=np.uint8)
+    exact, rounded = (LOCAViews(**kind, exact_resize=exact) for exact in (True, False))
+    batches = [views.collate([views(image, seed=3)]) for views in (exact, rounded)]
+    assert batches[0]["reference_crop"].dtype == torch.float32
+    assert (batches[0]["reference_crop"] - batches[1]["reference_crop"]).abs().max() <= 1
+    assert exact.main_crops(batches[0]).dtype == torch.uint8
+    first, second = (
+        views.augment(batch, torch.Generator().manual_seed(0))
+        for views, batch in zip((exact, rounded), batches, strict=True)
+    )
+    for name in ("reference_pixel_values", "random_query_pixel_values", "focal_query_pixel_values"):
+        assert first[name].shape == second[name].shape
+        assert (first[name] - second[name]).abs().max() < 0.1  # half a grey level is 0.01 deviations, before contrast
+    units = LOCAViews(**kind, dtype="uint16", exact_resize=True)
+    batch = units.collate([units(image.astype(np.uint16) * 257, seed=3)])
+    assert units.main_crops(batch).dtype == torch.float32
+    torch.testing.assert_close(
+        units.normalize(batch)["reference_pixel_values"], exact.normalize(batches[0])["reference_pixel_values"]
+    )

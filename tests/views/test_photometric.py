@@ -20,6 +20,7 @@ from hf_geossl.views.photometric import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalization,
+    adjust_brightness,
     gaussian_blur,
     normalize_,
     render_color,
@@ -319,3 +320,30 @@ def test_a_normalization_says_its_numbers_and_refuses_others():
     for wrong in ({"mean": (0.5, 0.5)}, {"std": (0.2, 0.0, 0.2)}):
         with pytest.raises(ValueError, match="mean and std must hold 3 numbers, those of std above 0"):
             Normalization(**wrong)
+
+
+# --------------------------------------------------------------------------------- red, green and blue of more than 8 bits
+
+
+def test_colors_in_units_are_those_of_8_bits_where_nothing_is_clipped():
+    images = torch.randint(90, 110, (24, 3, 16, 16), dtype=torch.uint8, generator=generator())
+    recipe = ColorRecipe(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)
+    parameters = draw_color_parameters(recipe, 24, generator(1))
+    ours = render_color(images.float() / 255, parameters, **IMAGENET, recipe=recipe, in_units=True)
+    torch.testing.assert_close(ours, render_color(images, parameters, **IMAGENET, recipe=recipe))
+    with pytest.raises(TypeError, match="images must be float32 in units of the value range, got torch.uint8"):
+        render_color(images, parameters, **IMAGENET, recipe=recipe, in_units=True)
+
+
+@pytest.mark.parametrize("operations", ["torchvision", "tensorflow"])
+def test_colors_in_units_are_not_clipped(operations):
+    generated = torch.rand(64, 3, 8, 8, generator=generator()) * 1.4 - 0.2
+    recipe = ColorRecipe(operations=operations, grayscale_probability=0.0, blur_probability=0.0)
+    parameters = draw_color_parameters(recipe, 64, generator(1))
+    out = render_color(generated, parameters, **UNIT, recipe=recipe, in_units=True)
+    assert torch.isfinite(out).all()
+    assert out.max() > 1.2
+    assert out.min() < -0.2
+    assert ((out == 0) | (out == 1)).float().mean() < 1e-3
+    brighter = adjust_brightness(generated, torch.full((64,), 1.5), clip=False)
+    torch.testing.assert_close(brighter, generated * 1.5)

@@ -233,3 +233,49 @@ def test_autocast_changes_nothing(images: torch.Tensor) -> None:
 def test_wrong_settings_name_the_argument(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransformationPath(**{"transformation": "se2", **wrong})
+
+
+def test_channels_that_are_no_colours_get_a_brightness_and_a_contrast_each() -> None:
+    """By the formula in float64: distances to the channel's mean times 1 + share * contrast, plus share * brightness."""
+    normalised = torch.randn(3, 5, 12, 10, generator=generator())
+    path = TransformationPath("color", 2, path_brightness=0.6, path_contrast=0.3)
+    drawn = path.draw(3, generator(1), num_channels=5)
+    assert drawn.brightness.shape == drawn.contrast.shape == (3, 5)
+    assert (drawn.saturation == 0).all()
+    assert 0.3 < drawn.brightness.abs().max() <= 0.6
+    assert 0.15 < drawn.contrast.abs().max() <= 0.3
+    mean, std = (0.4,) * 5, (0.2,) * 5
+    end, between = path.render(normalised, drawn, mean, std, clip=False)
+    values = normalised.double().numpy()
+    center = values.mean(axis=(2, 3), keepdims=True)
+    brightness, contrast = (
+        getattr(drawn, name).double().numpy()[:, :, None, None] for name in ("brightness", "contrast")
+    )
+    for share, ours in ((1 / 3, between[:, 0]), (2 / 3, between[:, 1]), (1.0, end)):
+        expected = center + (1 + share * contrast) * (values - center) + share * brightness
+        np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+    assert "of each channel" in path.describe(is_rgb=False)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TRANSFORMATIONS if kind != "color"])
+def test_every_channel_goes_the_same_way(kind: str) -> None:
+    image = torch.randn(2, 1, 24, 24, generator=generator())
+    path = TransformationPath(kind, 1)
+    drawn = path.draw(2, generator(1), num_channels=5)
+    colours = path.draw(2, generator(1))
+    assert torch.equal(drawn.angles, colours.angles)
+    end, between = path.render(image.expand(-1, 5, -1, -1), drawn, (0.0,) * 5, (1.0,) * 5)
+    alone, _ = path.render(image, drawn, (0.0,), (1.0,))
+    assert not torch.equal(alone, image)
+    for channel in range(5):
+        assert torch.equal(end[:, channel], alone[:, 0])
+    assert between.shape == (2, 1, 5, 24, 24)
+
+
+def test_colors_of_more_than_8_bits_are_not_clipped(images: torch.Tensor) -> None:
+    path = TransformationPath("color", 0, path_saturation=0.0, path_hue=0.0, path_contrast=0.0)
+    drawn, images = path.draw(5, generator(2)), 1.4 * images
+    end, _ = path.render(images, drawn, (0.0,) * 3, (1.0,) * 3, clip=False)
+    torch.testing.assert_close(end, images * (1 + drawn.brightness).view(5, 1, 1, 1), atol=1e-5, rtol=1e-5)
+    assert end.max() > 1
+    assert path.render(images, drawn, (0.0,) * 3, (1.0,) * 3)[0].max() <= 1
