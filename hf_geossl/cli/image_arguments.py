@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _ARGUMENTS = ("channels", "value_range", "channel_names")
 _FEW, _MANY = 64, 256  # images that are measured: of data that are rendered or downloaded, and of those on this machine
+_TYPE_ALONE = 16  # where all but the stored type is given
 
 
 def resolve_images(
@@ -101,6 +102,8 @@ def _choose(
         measured = Measurement()
     else:
         limit = _FEW if kind in ("scenes", "hub") else _MANY
+        if isinstance(numbers, tuple) and len(moments) == 2 and value_range is not None and ":" not in value_range:
+            limit = _TYPE_ALONE
         measured = measure_images(stream, limit, channels=max(numbers) if isinstance(numbers, tuple) else 0)
         if measured.num_broken:
             total = measured.images + measured.num_broken

@@ -3,16 +3,21 @@
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hf_geossl.cli.recipes import read_recipe, recipes
 from hf_geossl.cli.usage import Parser, UsageError, nearest, require_if_local
+
+if TYPE_CHECKING:
+    from hf_geossl.data.inspection import Inspection
 
 RESULTS, SHEET, RECIPE, STATE = "inspect.json", "contact_sheet.png", "pretrain.yaml", "inspect.state"
 DEFAULT_MAX_PIXELS = 2**26  # of `hf_geossl.data.images`, which is not imported for help
@@ -51,11 +56,10 @@ def inspect(argv: Sequence[str]) -> int:
         options.limit,
     )
     inspection = Inspection(arguments, folder / STATE, lambda line: print(line, file=sys.stderr))
-    try:
-        inspection.run()
-    except KeyboardInterrupt:
+    stopped = _run(inspection)
+    if stopped:
         print("geossl: interrupted; the same command with --resume goes on", file=sys.stderr)
-        return 130
+        return 128 + stopped
     values = as_values(inspection)
     _write(folder / RESULTS, json.dumps(values, indent=1))
     sheet = draw_sheet(
@@ -68,6 +72,28 @@ def inspect(argv: Sequence[str]) -> int:
         print(line)
     print(f"\nAll numbers: {folder / RESULTS}; pictures: {folder / SHEET}")
     print(f"Pretrain on it: geossl pretrain {folder / RECIPE}")
+    return 0
+
+
+def _run(inspection: "Inspection") -> int:
+    """Runs an inspection; the first SIGINT or SIGTERM lets it save its position, and its number is returned, else 0."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if received:  # again: at once
+            raise KeyboardInterrupt
+        received.append(number)
+        inspection.stop()
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        inspection.run()
+    except KeyboardInterrupt:
+        return received[0] if received else int(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -106,6 +132,15 @@ def _parser() -> Parser:
 def _name_of(dataset: str) -> str:
     path = os.path.abspath(os.path.expanduser(dataset)) if os.path.exists(os.path.expanduser(dataset)) else dataset
     return re.sub(r"[^\w.-]+", "_", Path(path).name).strip("_") or "dataset"
+
+
+def _false_colors(values: Mapping[str, Any]) -> str:
+    """Says which channels are shown how, where it is not as people know it."""
+    types = set(values["types"])
+    more = max(map(int, values["channels"]), default=3) > 3
+    shown = ["channels 1, 2, 3 (or those called red, green, blue) as red, green, blue"] if more else []
+    shown += ["percentiles 2 to 98 as black to white"] if types - {"uint8"} else []
+    return f"; {', '.join(shown)}" if shown else ""
 
 
 def _prepare(folder: Path, options: Namespace) -> None:

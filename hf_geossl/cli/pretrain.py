@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_geossl.cli.arguments import DataArguments, Value
-from hf_geossl.cli.image_arguments import resolve_images
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
 from hf_geossl.methods import METHODS
-from hf_geossl.modeling.image_format import ImageFormat
 
 if TYPE_CHECKING:
     from hf_geossl.data.evaluation_batches import FirstImages
     from hf_geossl.data.streams import ImageStream
     from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+    from hf_geossl.modeling.image_format import ImageFormat
     from hf_geossl.modeling.teacher_student import TeacherStudentModel
     from hf_geossl.training.arguments import TeacherStudentTrainingArguments
     from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -74,6 +73,7 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     """
     from transformers import set_seed
 
+    from hf_geossl.cli.image_arguments import resolve_images
     from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 
     hide_loading_bars()
@@ -110,7 +110,7 @@ def make_training_arguments(given: Pretraining) -> "TeacherStudentTrainingArgume
     return args
 
 
-def make_config(given: Pretraining, image_format: ImageFormat | None = None) -> "GeometricViTConfig":
+def make_config(given: Pretraining, image_format: "ImageFormat | None" = None) -> "GeometricViTConfig":
     """Makes the configuration that the user has asked for.
 
     Args:
@@ -135,7 +135,7 @@ def make_config(given: Pretraining, image_format: ImageFormat | None = None) -> 
     return config
 
 
-def make_views(given: Pretraining, model: "TeacherStudentModel", image_format: ImageFormat | None = None) -> "Views":
+def make_views(given: Pretraining, model: "TeacherStudentModel", image_format: "ImageFormat | None" = None) -> "Views":
     """Makes the views; settings that the configuration has too are the model's, and `image_format` has mean and deviation."""
     from hf_geossl.cli.describe import shared_settings
 

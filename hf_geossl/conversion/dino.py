@@ -1,10 +1,10 @@
-"""Checkpoints of the DINO authors' program in."""
+"""Checkpoints of the DINO and DINOv2 authors' programs in."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from hf_geossl.conversion.checkpoint_file import part_of, read_torch_file, tensors_of
+from hf_geossl.conversion.checkpoint_file import read_torch_file, tensors_of
 from hf_geossl.conversion.plain_vit import convert_plain_vit
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
@@ -15,10 +15,11 @@ def convert_dino_checkpoint(
     weights: Literal["teacher", "student"] = "teacher",
     config: GeometricViTConfig | None = None,
 ) -> ViTTrunkModel:
-    """Takes over a ViT of the DINO authors' program.
+    """Takes over a ViT of the DINO authors' program, or of DINOv2's.
 
     Args:
-        path (`str` or `Path`): A backbone file (`dino_deitsmall16_pretrain.pth`) or a full training checkpoint.
+        path (`str` or `Path`): A backbone file (`dino_deitsmall16_pretrain.pth`, `dinov2_vits14_reg4_pretrain.pth`) or a full
+            training checkpoint (DINOv2's `teacher_checkpoint.pth`).
         weights (`"teacher"` or `"student"`): Which network of a full checkpoint; the published ones are teachers.
         config (`GeometricViTConfig`, *optional*): What shapes do not say; by default one head for each 64 channels.
 
@@ -34,7 +35,4 @@ def convert_dino_checkpoint(
     name = Path(path).name
     content = read_torch_file(path)
     state = tensors_of(content[weights] if isinstance(content.get(weights), Mapping) else content, name)
-    if any(key.startswith("backbone.") for key in state):
-        state = part_of(state, "backbone.")
-    state = {key: value for key, value in state.items() if not key.startswith("head.")}
     return convert_plain_vit(state, name, config, offset=0.1)

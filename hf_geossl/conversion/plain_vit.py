@@ -3,21 +3,52 @@
 import re
 from typing import Any, cast
 
-from hf_geossl.conversion.checkpoint_file import State, load_strictly
+import torch
+
+from hf_geossl.conversion.checkpoint_file import State, load_strictly, part_of
 from hf_geossl.methods import METHODS, PLAIN_VIT
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 
+_PATCHES = "patch_embed.proj.weight"
 HEAD_WIDTH = 64  # of all published ViTs
 _KEYS = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^(?:register_tokens|reg_token)$", "embeddings.register_tokens"),
+    (r"^mask_token$", "embeddings.mask_token"),
+    (r"^blocks\.(\d+)\.ls(\d)\.gamma$", r"encoder.layer.\1.layer_scale\2.weight"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings."),
     (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.projection."),
     (r"^blocks\.(\d+)\.attn\.", r"encoder.layer.\1.attention."),
     (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
     (r"^norm\.", "layernorm."),
 )
+
+
+def plain_names(state: State, name: str) -> State:
+    """Gives a ViT's weights the names of a plain one, whatever wrapped them.
+
+    Wrappers' prefixes go (those before "patch_embed.proj.weight", such as "module.", "_orig_mod.", "backbone."), and what lies
+    beside them; blocks that DINOv2's program has divided into chunks ("blocks.0.3.") are counted through. Positions without
+    one for the class token, as timm has them beside registers, get a zero.
+
+    Raises:
+        ValueError: If no such ViT is among the weights, several are, or its MLPs are gated (SwiGLU), which the trunk has not.
+    """
+    prefixes = {key.removesuffix(_PATCHES) for key in state if key.endswith(_PATCHES)}
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{name} holds several ViTs ({', '.join(sorted(prefixes))}): save the one to convert by itself"
+        )
+    state = part_of(state, prefixes.pop()) if prefixes else state
+    state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in state.items()}
+    if any(".mlp.w12." in key for key in state):
+        raise ValueError(f"{name} has gated MLPs (SwiGLU, as DINOv2's ViT-g), which no trunk of this library has")
+    positions = state.get("pos_embed")
+    if positions is not None and "reg_token" in state and round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]:
+        state["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    return state
 
 
 def rename_trunk(state: State) -> State:
@@ -91,6 +122,9 @@ def trunk_config(
         "num_hidden_layers": depth,
         "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "layerscale_value": 1.0 if "blocks.0.ls1.gamma" in state else None,
+        "num_register_tokens": next((state[k].shape[1] for k in ("register_tokens", "reg_token") if k in state), 0),
+        "use_mask_token": "mask_token" in state,
     }
     return config_class(**given)
 
@@ -108,6 +142,8 @@ def convert_plain_vit(state: State, name: str, config: GeometricViTConfig | None
     Raises:
         ValueError: As `trunk_config`; also if a weight is missing, unknown or of another shape.
     """
+    state = plain_names(state, name)
+    state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_drop."))}
     converted = trunk_config(state, name, config, position_interpolation_offset=offset, drop_path_rate=0.0)
     model: ViTTrunkModel = METHODS[PLAIN_VIT].load("model")(converted)
     load_strictly(model, rename_trunk(state), name)

@@ -59,7 +59,7 @@ def convert_timm_checkpoint(
     source: str | Path | nn.Module | Mapping[str, Any],
     config: GeometricViTConfig | None = None,
 ) -> ViTTrunkModel:
-    """Takes over a timm `VisionTransformer` with class token and without layer scale or registers.
+    """Takes over a timm `VisionTransformer` with class token, perhaps with layer scale and registers (as DINOv2's).
 
     Args:
         source (`str`, `Path`, `torch.nn.Module` or mapping): A `.safetensors` or `.pth` file, a timm model or its
@@ -86,8 +86,7 @@ def convert_timm_checkpoint(
         name = Path(source).name
         content = read_torch_file(source)
     content = content.get("state_dict", content.get("model", content))
-    state = {k: value for k, value in tensors_of(content, name).items() if not k.startswith(("head.", "head_drop."))}
-    return convert_plain_vit(state, name, config, offset=0.0)
+    return convert_plain_vit(tensors_of(content, name), name, config, offset=0.0)
 
 
 def _rename(trunk: ViTTrunkModel, grid: tuple[int, int]) -> State:

@@ -108,7 +108,12 @@ class Inspection:
         self.thumbnails = Thumbnails()
         self.duplicates: dict[str, Any] = {}
         self.broken: list[dict[str, str]] = []
-        self._started = self._told = self._saved = time.monotonic()
+        self._stopping = False
+        self._told = self._saved = time.monotonic()
+
+    def stop(self) -> None:
+        """Lets `run` end with a KeyboardInterrupt after the present image, when it has saved its position."""
+        self._stopping = True
 
     def run(self) -> None:
         """Inspects what has not been inspected yet.
@@ -116,6 +121,7 @@ class Inspection:
         Raises:
             FileNotFoundError, PermissionError, ValueError, ConnectionError: as [`load_stream`].
             ValueError: if the state file is of another dataset or other arguments.
+            KeyboardInterrupt: after `stop`.
         """
         sources = open_splits(self.arguments)
         identity = {
@@ -171,8 +177,10 @@ class Inspection:
                 self._told = now
                 seen = report.measured.images + report.measured.num_broken
                 self.tell(f"{split}: {seen:,}{f' of {total:,}' if total else ''} images")
-            if now - self._saved > _SAVED_EVERY:
+            if now - self._saved > _SAVED_EVERY or self._stopping:
                 self._save(state, split, at, number + 1)
+            if self._stopping:
+                raise KeyboardInterrupt
         self._save(state, split, source.units, 0)
 
     def _inspect_image(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
+from hf_geossl.data.notes import collect_notes
 from hf_geossl.data.sources.base import encoded_image
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
@@ -120,7 +121,9 @@ class SampleReader:
             ValueError: If the truth does not fit the image or is no number of a class.
         """
         columns, changed = self.columns, dict[str, int]()
-        image, channels = self._channels(encoded_image(row[columns.image], self.token))
+        with collect_notes() as notes:
+            image, channels = self._channels(encoded_image(row[columns.image], self.token))
+        changed |= {f"images with {entry.summary}": 1 for entry in notes}
         frame = _Frame.of(image, self.size)
         pixels = [frame.cut(channel, Image.Resampling.BICUBIC) for channel in channels]
         sample: Sample = {

@@ -1,13 +1,15 @@
 """Weights of plain ViTs of any shape become a trunk; those of something else are refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from hf_geossl import GTSAConfig
-from hf_geossl.conversion import convert_gtsa_checkpoint
+from hf_geossl.conversion import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint
 from tests.helpers.plain_vits import assert_close, authors_state, images, save, tokens_of, vit_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -52,8 +54,8 @@ def test_checkpoints_of_something_else(tmp_path: Path) -> None:
         ({1: torch.zeros(2), "a": 3}, "holds no tensors under the expected names"),
         ({"model": {"backbone.conv1.weight": torch.zeros(3, 3)}}, "no plain ViT checkpoint"),
         (without_mlp, "lacks blocks.0.mlp.fc1.weight"),
-        ({**state, "mask_token": torch.zeros(1, 1, 64)}, "has unknown mask_token"),
-        ({**state, "blocks.0.ls1.gamma": torch.zeros(64)}, "has unknown .*ls1.gamma"),
+        ({**state, "mask_token": torch.zeros(1, 1, 64)}, "has other shapes for embeddings.mask_token"),
+        ({**state, "blocks.0.ls1.gamma": torch.zeros(64)}, "lacks .*layer_scale2.weight"),
         ({**state, "norm.weight": torch.zeros(7)}, "has other shapes for layernorm.weight"),
         ({**state, "pos_embed": torch.zeros(1, 16, 64)}, "15 positions .* no square grid"),
         ({**state, "pos_embed": torch.zeros(1, 1, 64)}, "0 positions"),
@@ -68,3 +70,72 @@ def test_checkpoints_of_something_else(tmp_path: Path) -> None:
     for missing in ("base_projector.proj.weight", "momentum_projector.proj.bias", "rot_predictor.3.weight"):
         with pytest.raises(ValueError, match="lacks"):
             convert_gtsa_checkpoint(save({key: v for key, v in state.items() if key != missing}, path))
+
+
+def dinov2(registers: int = 0) -> Any:
+    """timm's DINOv2 in small, with layer scales and tokens that differ from each other."""
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "vit_small_patch14_dinov2", img_size=56, depth=3, embed_dim=64, num_heads=1, num_classes=0,
+        reg_tokens=registers, no_embed_class=bool(registers),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.normal_(std=0.2)
+    return vit
+
+
+def theirs(vit: Any, *, registers: bool) -> dict[str, torch.Tensor]:
+    """The names and tensors of DINOv2's own files: a mask token, and a position of the class token."""
+    state = {key.replace("reg_token", "register_tokens"): value for key, value in vit.state_dict().items()}
+    if registers:
+        state["pos_embed"] = torch.cat([torch.zeros(1, 1, 64), state["pos_embed"]], dim=1)
+    return state | {"mask_token": torch.ones(1, 64)}
+
+
+def chunked(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        re.sub(r"^blocks\.(\d+)\.", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}.", key): v for key, v in state.items()
+    }
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("wrapped", ["", "teacher", "timm", "module"])
+def test_dinov2_comes_in_from_every_form_of_its_files(registers: int, wrapped: str, tmp_path: Path) -> None:
+    vit = dinov2(registers)
+    own = theirs(vit, registers=bool(registers))
+    head = {"dino_head.mlp.0.weight": torch.ones(3, 3)}
+    content: dict[str, Any] = {
+        "": own,
+        "teacher": {"teacher": {f"backbone.{key}": value for key, value in chunked(own).items()} | head},
+        "timm": vit.state_dict(),
+        "module": {f"module._orig_mod.backbone.{key}": value for key, value in own.items()} | head,
+    }[wrapped]
+    torch.save(content, tmp_path / "file.pth")
+    convert = convert_timm_checkpoint if wrapped == "timm" else convert_dino_checkpoint
+    model = convert(tmp_path / "file.pth")
+    assert model.config.num_register_tokens == registers
+    assert model.config.layerscale_value is not None
+    assert model.config.use_mask_token == (wrapped != "timm")
+    pixels = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = vit.forward_features(pixels)
+        found = model(pixels).last_hidden_state
+    expected = (
+        expected
+        if found.shape[1] == expected.shape[1]
+        else torch.cat([expected[:, :1], expected[:, 1 + registers :]], 1)
+    )
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_gated_mlps_and_several_vits_are_refused_by_name(tmp_path: Path) -> None:
+    state = theirs(dinov2(), registers=False)
+    gated = {key.replace("mlp.fc1", "mlp.w12"): value for key, value in state.items()}
+    torch.save(gated, tmp_path / "giant.pth")
+    with pytest.raises(ValueError, match="giant.pth has gated MLPs .SwiGLU, as DINOv2's ViT-g"):
+        convert_dino_checkpoint(tmp_path / "giant.pth")
+    both = {f"{part}.{key}": value for part in ("student", "teacher") for key, value in state.items()}
+    torch.save(both, tmp_path / "both.pth")
+    with pytest.raises(ValueError, match="holds several ViTs .student., teacher"):
+        convert_dino_checkpoint(tmp_path / "both.pth")

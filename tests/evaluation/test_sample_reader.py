@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_geossl.evaluation.sample_reader import Columns, SampleReader
+from hf_geossl.evaluation.sample_reader import CHANGED, Columns, SampleReader
 
 
 @pytest.mark.parametrize(("value", "reduced"), [(256, False), (300, True), (65535, False)])
@@ -73,3 +73,11 @@ def test_classes_must_be_numbered() -> None:
         ValueError, match=r"the column 'label' must hold the numbers of classes, got the text 'cat': number"
     ):
         SampleReader(8, Columns())(0, row_of(Image.new("RGB", (8, 8)), label="cat"))
+
+
+def test_what_decoding_did_to_an_image_is_among_what_was_changed() -> None:
+    file = BytesIO()
+    Image.new("CMYK", (32, 32), (255, 0, 0, 0)).save(file, "TIFF")
+    reader = SampleReader(16, Columns())
+    sample = reader(0, {"image": {"bytes": file.getvalue(), "path": None}, "label": 1})
+    assert sample[CHANGED] == {"images with CMYK converted to RGB": 1}

@@ -73,10 +73,12 @@ def choose_format(
         if values is not None and len(values) != count:
             raise ValueError(f"--{name} must have a number for each of the {count} channels, got {list(values)}")
     chosen = replace(chosen, mean=tuple(mean or moments[0]), std=tuple(std or moments[1]))
-    if not chosen.is_rgb8:
-        how = "given" if mean is not None and std is not None else f"of {counted(measured.images, 'measured image')}"
+    if not chosen.is_rgb8 and (mean is None or std is None):
         shown = ", ".join(f"{m:.3f} ± {s:.3f}" for m, s in zip(chosen.mean, chosen.std, strict=True))
-        lines.append(f"mean and deviation of the values mapped to 0..1 ({how}; --mean and --std set others): {shown}")
+        lines.append(
+            f"mean and deviation of the values mapped to 0..1, of {counted(measured.images, 'measured image')}: {shown} "
+            "(--mean and --std set others)"
+        )
     return chosen, lines
 
 
@@ -183,7 +185,7 @@ def _statistics_of(measured: Measurement, channels: Channels, dtype: str) -> lis
         return [of_file[number - 1] for number in channels if number <= len(of_file)]
     if not of_file:
         return []
-    places = named_color_places(_common(measured.channels, 3), _file_names(measured))
+    places = named_color_places(min(_common(measured.channels, 3), len(of_file)), _file_names(measured))
     if channels == "gray":
         return [measured.luminance[dtype] if len(places) == 3 and dtype in measured.luminance else of_file[0]]
     return [of_file[place] for place in (places if len(places) == 3 else places * 3)]

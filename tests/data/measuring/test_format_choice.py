@@ -169,6 +169,10 @@ def test_several_types_are_brought_to_one_with_a_line():
     assert lines == [
         "the measured images store values of several types: uint8 (in 4), uint16 (in 1); all are brought to 8 bits"
     ]
+    few = measured(ramp("uint16", 0, 900, 3), images=3)
+    few.add("small.png", Raster(ramp("uint8", 0, 200), "PNG"), [])
+    assert choose_format(few)[0].is_rgb8
+    assert choose_format(few, channels="gray")[0].mean == pytest.approx([few.values["uint8"][0].mean / 255])
     wide = measured(ramp("uint16", 0, 900), images=2)
     wide.add("float.tif", Raster(ramp("float32", 0, 1), "TIFF"), [])
     assert choose_format(wide)[0].range_source == "type"
