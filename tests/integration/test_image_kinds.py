@@ -106,7 +106,9 @@ GRID = [
 
 
 @pytest.mark.parametrize(("method", "channels", "dtype"), GRID)
-def test_images_of_any_kind_from_files_to_published_numbers(method: str, channels: int, dtype: str, tmp_path: Path) -> None:
+def test_images_of_any_kind_from_files_to_published_numbers(
+    method: str, channels: int, dtype: str, tmp_path: Path
+) -> None:
     data, image_format = write_images(tmp_path / "images", channels, dtype)
     whole = make_trainer(method, data, image_format, tmp_path / "whole")
     whole.train()
@@ -140,10 +142,12 @@ def test_images_of_any_kind_from_files_to_published_numbers(method: str, channel
     with torch.no_grad():
         assert torch.equal(trunk(pixel_values).last_hidden_state, inside(pixel_values).last_hidden_state)
     plan = publish(tmp_path / "whole", "user/bands", dry_run=True)
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(plan.files)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= {
+        file.path for file in plan.files
+    }
     assert image_format.describe().split(";")[0] in (tmp_path / "whole" / "README.md").read_text()
     results = evaluate_model(
-        tmp_path / "whole", ["knn"], str(data), image_size=32, cache_dir=None, bootstrap=0, progress=False
+        tmp_path / "whole", ["linear"], str(data), image_size=32, cache_dir=None, bootstrap=0, progress=False
     )
     assert results["about"]["images"] == IMAGES
-    assert results["knn"]["accuracy_k10"] == 0.5 or 0 <= results["knn"]["accuracy"] <= 1
+    assert results["linear"]["accuracy"] >= 7 / 8  # of the eight images that the classifier was fitted to
