@@ -73,8 +73,8 @@ def record_images(config: GeometricViTConfig, views: Views) -> None:
     check_images(config, views)
     if not views.image_format.is_rgb:
         logger.warning(
-            f"the images are {views.image_format.describe()}: their channels are not red, green and blue, so hue, "
-            "saturation, grey and solarisation of the views are left out"
+            f"the channels ({', '.join(views.image_format.names)}) are not red, green and blue: hue, saturation, grey and "
+            "solarisation of the views are left out"
         )
     if config.image_format is None and not views.image_format.is_rgb8:
         config.update({"image_format": views.image_format.to_dict()})

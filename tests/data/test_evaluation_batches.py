@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
+from hf_geossl.data.batches import StreamBatches, decode_for
 from hf_geossl.data.evaluation_batches import EvaluationBatches, FirstImages
 from hf_geossl.data.streams import ImageStream, load_stream
+from hf_geossl.modeling.image_format import ImageFormat
 from tests.helpers.images import write_folder, write_one_parquet, write_tar
 
 
@@ -83,3 +86,36 @@ def test_the_first_images_are_those_of_the_pass(stream):
     assert first.source is stream.source
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         FirstImages(stream, 0)
+
+
+class Pixels:
+    """Views whose crops are the pixels that they get."""
+
+    accepts_pixels = True
+    image_format = ImageFormat(
+        (4, 1), ("infrared", "red"), "uint16", ((0.0, 4095.0),), "bits:12", mean=(0.5, 0.5), std=(0.2, 0.2)
+    )
+
+    def __call__(self, image, *, seed):
+        return {"pixels": image}
+
+    def collate(self, samples):
+        return {"pixels": torch.stack([sample["pixels"] for sample in samples])}
+
+
+def test_images_are_decoded_as_the_format_of_the_views_says(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 5000, (6, 8, 7, 4), dtype=np.uint16)
+    for index, image in enumerate(stored):
+        np.save(tmp_path / f"{index}.npy", image)
+    stream = load_stream(tmp_path)
+    expected = {float(image[0, 0, 3]) / 4095 for image in stored}
+    training = next(iter(StreamBatches(stream, Pixels(), 6).loader()))["pixels"]
+    for pixels in (
+        training,
+        next(iter(EvaluationBatches(stream, Pixels(), 6)))["pixels"],
+        next(iter(EvaluationBatches(FirstImages(stream, 6), Pixels(), 6)))["pixels"],
+    ):
+        assert (pixels.shape, pixels.dtype) == ((6, 8, 7, 2), torch.float32)
+        assert sorted(pixels[:, 0, 0, 0].tolist()) == pytest.approx(sorted(expected))
+    assert training.max() > 1  # nothing is clipped
+    assert decode_for(Seeds()) is None

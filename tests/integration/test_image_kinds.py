@@ -1,4 +1,4 @@
-"""Images of 1, 5 and 13 channels in 8 and 16 bits and floating point, from files to a model that AutoModel opens."""
+"""Images of 1, 5 and 13 channels in 8 and 16 bits and floating point, from files to a published model and its numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, TrainerCallback
 
-from hf_geossl import load_stream
+from hf_geossl import evaluate_model, load_stream, publish
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.image_format import ImageFormat
 from tests.helpers.exact_resume import different_weights
@@ -45,14 +45,16 @@ RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 4095.0), "float32": (-2.0, 2.0)
 def write_images(folder: Path, channels: int, dtype: str) -> tuple[Path, ImageFormat]:
     """Smooth images whose channels differ in brightness, as `.npy`, and their format with measured mean and deviation."""
     generator, (low, high) = np.random.default_rng(0), RANGES[dtype]
-    folder.mkdir()
     units = []
     for index in range(IMAGES):
         coarse = generator.normal(0.5, 0.2, (5, 5, channels)) + np.linspace(-0.1, 0.1, channels)
         unit = np.kron(coarse, np.ones((SIDE // 5, SIDE // 5, 1)))
         values = unit * (high - low) + low
         stored = values if dtype == "float32" else np.clip(np.round(values), low, high)
-        np.save(folder / f"{index}.npy", stored.astype(dtype))
+        for split in ("train", "test"):
+            place = folder / split / ("odd" if index % 2 else "even")
+            place.mkdir(parents=True, exist_ok=True)
+            np.save(place / f"{index}.npy", stored.astype(dtype))
         units.append((stored - low) / (high - low))
     pixels = np.concatenate(units)
     image_format = ImageFormat(
@@ -104,7 +106,9 @@ GRID = [
 
 
 @pytest.mark.parametrize(("method", "channels", "dtype"), GRID)
-def test_images_of_any_kind_from_files_to_auto_model(method: str, channels: int, dtype: str, tmp_path: Path) -> None:
+def test_images_of_any_kind_from_files_to_published_numbers(
+    method: str, channels: int, dtype: str, tmp_path: Path
+) -> None:
     data, image_format = write_images(tmp_path / "images", channels, dtype)
     whole = make_trainer(method, data, image_format, tmp_path / "whole")
     whole.train()
@@ -128,7 +132,7 @@ def test_images_of_any_kind_from_files_to_auto_model(method: str, channels: int,
     trunk = AutoModel.from_pretrained(tmp_path / "whole").eval()
     network = whole.model if whole.model.teacher is None else whole.model.teacher
     inside = getattr(network, whole.model.base_model_prefix).eval()
-    stored = np.load(data / "0.npy")
+    stored = np.load(data / "train" / "even" / "0.npy")
     pixels = torch.from_numpy(image_format.to_unit(stored)).permute(2, 0, 1)[None]
     pixels = F.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values)[:, None, None] for values in (image_format.mean, image_format.std))
@@ -137,3 +141,13 @@ def test_images_of_any_kind_from_files_to_auto_model(method: str, channels: int,
     torch.testing.assert_close(pixel_values, (pixels - mean) / std, atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         assert torch.equal(trunk(pixel_values).last_hidden_state, inside(pixel_values).last_hidden_state)
+    plan = publish(tmp_path / "whole", "user/bands", dry_run=True)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= {
+        file.path for file in plan.files
+    }
+    assert image_format.describe().split(";")[0] in (tmp_path / "whole" / "README.md").read_text()
+    results = evaluate_model(
+        tmp_path / "whole", ["linear"], str(data), image_size=32, cache_dir=None, bootstrap=0, progress=False
+    )
+    assert results["about"]["images"] == IMAGES
+    assert results["linear"]["accuracy"] >= 7 / 8  # of the eight images that the classifier was fitted to
