@@ -20,7 +20,7 @@ from hf_geossl.data.measuring.image_statistics import Measurement
 from hf_geossl.data.rasters import BrokenImageError
 from hf_geossl.data.sources.base import Source
 from hf_geossl.data.sources.files import as_path
-from hf_geossl.data.sources.opening import SCENES, open_rows, open_source
+from hf_geossl.data.sources.opening import open_rows, open_source
 
 SPLITS = ("train", "validation", "test")
 _ROWS_AT_ONCE = 32
@@ -29,8 +29,6 @@ _TOLD_EVERY = 5.0
 _MOST_CLASSES = 10_000
 _OTHER_CLASSES = "(other classes)"
 _LABELS = ("label", "labels", "class", "classes", "category", "target", "fine_label")
-_SPLIT_FOLDER = r"(train|training|val|valid|validation|dev|test|testing|eval|evaluation)(?:[-_ ]?(?:\d+|images?|imgs?|set|split|data))*"
-_TRUTH_FOLDER = r"(masks?|labels?|annotations?|gt|ground_?truth|segmentations?|depths?|seg)"
 
 
 @dataclass
@@ -187,8 +185,6 @@ class Inspection:
         self, state: InspectionState, split: str, source: Source, key: str, row: Mapping[str, Any]
     ) -> None:
         report = self.reports[split]
-        if source.kind == "folder":
-            report.add_class(class_of(key))
 
         def remember(value: Any) -> None:
             digest = digest_of(value)
@@ -226,25 +222,12 @@ def open_splits(arguments: DatasetArguments) -> dict[str, Source]:
                 token=None,
             )
         except ValueError as error:
-            if "has no split" not in str(error):
+            if "split" not in str(error):  # a split that is not there is none of the dataset's
                 raise
             missing.append(error)
     if not sources:
         raise missing[0]
     return sources
-
-
-def class_of(key: str) -> str:
-    """The class of an image of a folder: the folder below that of the split; "(no folder)" where there is none."""
-    folders = key.split("/")[:-1]
-    if folders and re.fullmatch(_SPLIT_FOLDER, folders[0].lower()):
-        folders = folders[1:]
-    return folders[0] if folders else "(no folder)"
-
-
-def folders_of_truth(classes: Mapping[str, int]) -> list[str]:
-    """Folders whose names say that they hold truth, not images."""
-    return [name for name in classes if re.fullmatch(_TRUTH_FOLDER, name.lower())]
 
 
 def _rows(source: Source, limit: int | None, unit: int, done: int) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
@@ -263,34 +246,36 @@ def _rows(source: Source, limit: int | None, unit: int, done: int) -> Iterator[t
 
 
 def _find_truth(arguments: DatasetArguments, split: str, source: Source, report: SplitReport) -> None:
-    """Finds columns and labels of datasets that have columns; labels are counted without reading an image."""
-    if arguments.dataset == SCENES or source.kind in ("folder", "scenes"):
+    """Finds columns, truth and classes; labels are counted over the whole split, without reading an image."""
+    if source.kind == "scenes":
         return
     try:
-        labelled = open_rows(arguments.dataset, split, config_name=arguments.config_name, revision=arguments.revision)
-    except (ValueError, OSError):  # a glob or a single file: its images can be read, columns are not
+        rows = open_rows(arguments.dataset, split, config_name=arguments.config_name, revision=arguments.revision).rows
+    except (ValueError, OSError):  # a single parquet or tar file: its images can be read, its labels are not
         return
-    features = labelled.rows.features
+    features = rows.features
     if features is None:  # of a stream that has not been read
-        rows = labelled.rows.take(1) if isinstance(labelled.rows, datasets.IterableDataset) else labelled.rows
         first: dict[str, Any] = next(iter(rows), {})
         report.columns = {name: type(value).__name__ for name, value in first.items()}
         return
     report.columns = {name: _type_of(feature) for name, feature in features.items()}
-    column = next((name for name in _LABELS if name in features), None) or next(
-        (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None
-    )
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    column = next(iter([name for name in _LABELS if name in features] + classes), None)
     if column is None or (arguments.limit is not None and as_path(arguments.dataset) is None):
         return
-    report.label_column = column
-    feature = features[column]
-    for row in labelled.rows.select_columns([column]):
-        values = row[column] if isinstance(row[column], list) else [row[column]]
-        for value in values:
-            known = (
-                isinstance(feature, datasets.ClassLabel) and isinstance(value, int) and 0 <= value < feature.num_classes
-            )
-            report.add_class(feature.int2str(value) if known else "(none)" if value is None else str(value)[:200])
+    report.label_column, feature = column, features[column]
+    for batch in rows.select_columns([column]).iter(batch_size=1000):
+        for entry in batch[column]:
+            for value in entry if isinstance(entry, list) else [entry]:
+                report.add_class(_class_name(feature, value))
+
+
+def _class_name(feature: object, value: object) -> str:
+    if value is None:
+        return "(none)"
+    if isinstance(feature, datasets.ClassLabel) and isinstance(value, int) and 0 <= value < feature.num_classes:
+        return str(feature.int2str(value))
+    return str(value)[:200]
 
 
 def _type_of(feature: object) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_geossl.data.inspection import Inspection, folders_of_truth
+from hf_geossl.data.inspection import Inspection
 from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
 from hf_geossl.data.measuring.format_choice import choose_format
 from hf_geossl.data.measuring.image_statistics import Measurement
@@ -121,21 +121,12 @@ def _sizes(measured: Measurement) -> dict[str, Any]:
 def advice(inspection: Inspection, total: Measurement) -> list[str]:
     """What the user should know before training, a sentence each."""
     lines = []
-    splits = inspection.reports
     across = inspection.duplicates.get("across_splits", 0)
     if across:
         lines.append(
             f"{counted(across, 'image')} of one split {'is' if across == 1 else 'are'} in another one too: what is measured "
             "there is not held out"
         )
-    for split, report in splits.items():
-        truth = folders_of_truth(report.classes) if report.label_column is None else []
-        if truth and len(report.classes) > len(truth):
-            lines.append(
-                f"{split}: {' and '.join(truth)} {'sounds' if len(truth) == 1 else 'sound'} like truth, and "
-                f"{'its' if len(truth) == 1 else 'their'} {counted(sum(report.classes[name] for name in truth), 'image')} would "
-                "be trained on as images: pass the folder of the images alone"
-            )
     broken = total.num_broken
     if broken > 0.1 * (broken + total.images):
         lines.append(
@@ -166,9 +157,9 @@ def as_lines(values: Mapping[str, Any]) -> list[str]:
     for split, one in values["splits"].items():
         broken = f", {counted(one['broken'], 'broken one', 'broken ones')}" if one["broken"] else ""
         lines.append(f"{split}: {counted(one['images'], 'image')}{broken}{_classes(one)}")
-        truth = [f"{name} ({kind})" for name, kind in one["columns"].items()]
-        if truth:
-            lines.append(f"  columns: {', '.join(truth[:20])}")
+        columns = [f"{name} ({kind})" for name, kind in one["columns"].items()]
+        if set(one["columns"]) - {"image", "label"}:
+            lines.append(f"  columns: {', '.join(columns[:20])}")
     sizes = values["sizes"]
     if sizes:
         height, width = sizes["height"], sizes["width"]
@@ -212,12 +203,11 @@ def as_lines(values: Mapping[str, Any]) -> list[str]:
 
 def _classes(split: Mapping[str, Any]) -> str:
     classes = split["classes"]
-    if not classes or list(classes) == ["(no folder)"]:
+    if not classes:
         return ""
     most = Counter(classes).most_common(_SHOWN)
     shown = ", ".join(f"{name} {count:,}" for name, count in most) + (", ..." if len(classes) > _SHOWN else "")
-    source = f"column {split['label_column']}" if split["label_column"] else "folders"
-    return f"; {counted(len(classes), 'class', 'classes')} by {source}: {shown}"
+    return f"; {counted(len(classes), 'class', 'classes')} ({split['label_column']}): {shown}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -10,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hf_geossl.data.inspection import DatasetArguments, Inspection, class_of, folders_of_truth
+from hf_geossl.data.inspection import DatasetArguments, Inspection
 from hf_geossl.data.inspection_report import as_values, total_of
 
 DRAW = np.random.default_rng(0)
@@ -130,6 +132,7 @@ def test_a_limit_takes_images_of_each_split_from_all_over_it(tmp_path):
 def test_one_split_alone(tmp_path, split):
     class_folders(tmp_path / "data")
     assert list(as_values(inspected(tmp_path / "data", tmp_path, split=split))["splits"]) == [split]
+    (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="has no split 'validation'"):
         inspected(tmp_path / "data", tmp_path / "other", split="validation")
 
@@ -183,17 +186,43 @@ def test_other_images_get_a_format_that_fits_them(tmp_path, dtype, channels):
     assert chosen["channels"] == ("gray" if channels == 1 else list(range(1, channels + 1)))
 
 
-@pytest.mark.parametrize(
-    ("key", "name"),
-    [
-        ("train/cat/1.png", "cat"), ("train2017/cat/a/1.png", "cat"), ("val_images/cat/1.png", "cat"), ("cat/1.png", "cat"),
-        ("train_station/1.png", "train_station"), ("crash-test/1.png", "crash-test"), ("train/1.png", "(no folder)"),
-        ("1.png", "(no folder)"), ("train/test/1.png", "test"),
-    ],
-)  # fmt: skip
-def test_the_class_is_the_folder_below_the_split(key, name):
-    assert class_of(key) == name
+def test_maps_beside_images_are_truth_and_no_images(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for index in range(3):
+            Image.fromarray(picture()[..., 0]).save(tmp_path / "data" / folder / f"{index}.png")
+    report = inspected(tmp_path / "data", tmp_path).reports["train"]
+    assert report.measured.images == 3
+    assert [kind for name, kind in report.columns.items() if name != "image"] == ["image"]
 
 
-def test_folders_of_truth_are_recognised():
-    assert folders_of_truth({"images": 3, "masks": 3, "Annotations": 1, "maskarade": 2}) == ["masks", "Annotations"]
+@pytest.mark.parametrize("saved", ["DatasetDict", "Dataset"])
+def test_what_save_to_disk_wrote_can_be_inspected(tmp_path, saved):
+    rows = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(picture()) for _ in range(4)], "label": ["a", "b", "b", None]}
+    )
+    (datasets.DatasetDict({"train": rows, "test": rows}) if saved == "DatasetDict" else rows).save_to_disk(
+        tmp_path / "data"
+    )
+    reports = inspected(tmp_path / "data", tmp_path, (2,)).reports
+    assert list(reports) == (["train", "test"] if saved == "DatasetDict" else ["train"])
+    assert dict(reports["train"].classes) == {"a": 1, "b": 2, "(none)": 1}
+    assert reports["train"].measured.images == 4
+
+
+def test_archives_can_be_inspected(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for name in ("train/cat/1.png", "train/dog/1.png", "val/cat/2.png"):
+            archive.writestr(name, encoded(picture()))
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for index in range(3):
+            content = encoded(picture())
+            member = tarfile.TarInfo(f"{index}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    reports = inspected(tmp_path / "data.zip", tmp_path).reports
+    assert {split: (one.measured.images, dict(one.classes)) for split, one in reports.items()} == {
+        "train": (2, {"cat": 1, "dog": 1}), "validation": (1, {"cat": 1})
+    }  # fmt: skip
+    (tmp_path / "state").unlink()
+    assert inspected(tmp_path / "train.tar", tmp_path, (1, 1)).reports["train"].measured.images == 3

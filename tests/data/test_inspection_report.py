@@ -67,13 +67,11 @@ def test_what_can_go_wrong_is_said(tmp_path):
     measured = images(RAMP, RAMP[..., :1].astype(np.uint8))
     measured.add_broken("bad.png", "the file is empty")
     inspection = inspection_of(tmp_path, train=measured)
-    inspection.reports["train"].classes.update({"images": 2, "masks": 2})
     inspection.duplicates = {"copies": 3, "across_splits": 1, "groups": [["train: a", "test: b"]]}
     inspection.broken = [{"split": "train", "image": "bad.png", "reason": "the file is empty"}]
     said = advice(inspection, total_of(inspection))
     for part in (
         "1 image of one split is in another one too",
-        "masks sounds like truth, and its 2 images would be trained on",
         "33% of the images are broken",
         "different numbers of channels: 1 (1), 3 (1)",
         "several types: uint16 (1), uint8 (1)",
