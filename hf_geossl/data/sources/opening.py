@@ -4,7 +4,6 @@ import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 
@@ -134,20 +133,22 @@ def _saved(path: Path, split: str) -> datasets.Dataset | None:
 def _rows_of(files: Files) -> datasets.Dataset:
     """A table of images, with their classes, truth and further columns."""
     items = files.items
-    table: dict[str, list[Any]] = {"image": [files.address(item.name) for item in items]}
-    maps = list(dict.fromkeys(key for item in items for key in item.truth))
-    for key in dict.fromkeys(key for item in items for key in item.columns):
-        table[key] = [item.columns.get(key) for item in items]
-    for key in maps:
-        table[key] = [files.address(item.truth[key]) if key in item.truth else None for item in items]
-    labelled = files.classes and "label" not in table
-    if labelled:
+    columns = {
+        key: [item.columns.get(key) for item in items]
+        for key in dict.fromkeys(key for item in items for key in item.columns)
+    }
+    features = dict(datasets.Dataset.from_dict(columns).features)  # as their values tell
+    if files.classes and "label" not in columns:
         numbers = {name: number for number, name in enumerate(files.classes)}
-        table["label"] = [None if item.label is None else numbers[item.label] for item in items]
-    rows = datasets.Dataset.from_dict(table)
-    for key in ("image", *maps):
-        rows = rows.cast_column(key, datasets.Image(decode=False))
-    return rows.cast_column("label", datasets.ClassLabel(names=files.classes)) if labelled else rows
+        columns["label"] = [None if item.label is None else numbers[item.label] for item in items]
+        features["label"] = datasets.ClassLabel(names=files.classes)
+    names: dict[str, list[str | None]] = {"image": [item.name for item in items]}
+    for key in dict.fromkeys(key for item in items for key in item.truth):
+        names[key] = [item.truth.get(key) for item in items]
+    for key, files_of_key in names.items():
+        columns[key] = [None if name is None else {"path": files.address(name), "bytes": None} for name in files_of_key]
+        features[key] = datasets.Image(decode=False)
+    return datasets.Dataset.from_dict(columns, datasets.Features(features))
 
 
 def _refuse_unused(what: str, **options: tuple[str | None, str | None]) -> None:
