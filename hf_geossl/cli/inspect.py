@@ -43,10 +43,13 @@ def inspect(argv: Sequence[str]) -> int:
         raise UsageError(f"there is no recipe {options.recipe!r}{nearest(options.recipe, list(recipes()))}")
     folder = Path(options.output or f"inspect-{_name_of(options.dataset)}")
     _prepare(folder, options)
+    import datasets
+
     from hf_geossl.data.contact_sheet import draw_sheet
     from hf_geossl.data.inspection import DatasetArguments, Inspection
     from hf_geossl.data.inspection_report import as_lines, as_values, total_of
 
+    datasets.disable_progress_bars()  # of reading rows, which are no images
     arguments = DatasetArguments(
         options.dataset,
         options.split,

@@ -14,7 +14,22 @@ from hf_geossl import GTSAConfig, GTSAForImageClassification
 from hf_geossl.cli.main import main
 from hf_geossl.hub.export import make_image_processor
 
-TINY = ["--dataloader_num_workers", "0", "--hidden_size", "16", "--num_attention_heads", "2", "--num_hidden_layers", "1", "--disable_tqdm", "true", "--logging_steps", "1", "--picture", "false"]
+TINY = [
+    "--dataloader_num_workers",
+    "0",
+    "--hidden_size",
+    "16",
+    "--num_attention_heads",
+    "2",
+    "--num_hidden_layers",
+    "1",
+    "--disable_tqdm",
+    "true",
+    "--logging_steps",
+    "1",
+    "--picture",
+    "false",
+]
 QUICKSTARTS = ("quickstart", "loca_quickstart", "equicoherent_quickstart")
 
 
