@@ -19,6 +19,7 @@ TEST = [
     *EVAL,
     *IMAGES,
     "lightly>=1.6",
+    "peft>=0.17",
     "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",
     "pytest-xdist>=3.6",

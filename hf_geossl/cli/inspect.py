@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,9 @@ def _run(inspection: "Inspection") -> int:
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
-        inspection.run()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # damage is in the reasons
+            inspection.run()
     except KeyboardInterrupt:
         return received[0] if received else int(signal.SIGINT)
     finally:
