@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,10 +43,13 @@ def inspect(argv: Sequence[str]) -> int:
         raise UsageError(f"there is no recipe {options.recipe!r}{nearest(options.recipe, list(recipes()))}")
     folder = Path(options.output or f"inspect-{_name_of(options.dataset)}")
     _prepare(folder, options)
+    import datasets
+
     from hf_geossl.data.contact_sheet import draw_sheet
     from hf_geossl.data.inspection import DatasetArguments, Inspection
     from hf_geossl.data.inspection_report import as_lines, as_values, total_of
 
+    datasets.disable_progress_bars()  # of reading rows, which are no images
     arguments = DatasetArguments(
         options.dataset,
         options.split,
@@ -88,7 +92,9 @@ def _run(inspection: "Inspection") -> int:
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
-        inspection.run()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # damage is in the reasons
+            inspection.run()
     except KeyboardInterrupt:
         return received[0] if received else int(signal.SIGINT)
     finally:

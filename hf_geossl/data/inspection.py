@@ -164,8 +164,7 @@ class Inspection:
         if unit >= source.units:
             return
         if split not in self.reports:
-            self.reports[split] = SplitReport()
-            _find_truth(self.arguments, split, source, self.reports[split])
+            self.reports[split] = _find_truth(self.arguments, split, source)
         report = self.reports[split]
         total = source.num_images if self.arguments.limit is None else self.arguments.limit
         for at, number, key, row in _rows(source, self.arguments.limit, unit, done):
@@ -245,29 +244,29 @@ def _rows(source: Source, limit: int | None, unit: int, done: int) -> Iterator[t
                 number += 1
 
 
-def _find_truth(arguments: DatasetArguments, split: str, source: Source, report: SplitReport) -> None:
+def _find_truth(arguments: DatasetArguments, split: str, source: Source) -> SplitReport:
     """Finds columns, truth and classes; labels are counted over the whole split, without reading an image."""
     if source.kind == "scenes":
-        return
+        return SplitReport()
     try:
         rows = open_rows(arguments.dataset, split, config_name=arguments.config_name, revision=arguments.revision).rows
     except (ValueError, OSError):  # a single parquet or tar file: its images can be read, its labels are not
-        return
+        return SplitReport()
     features = rows.features
     if features is None:  # of a stream that has not been read
         first: dict[str, Any] = next(iter(rows), {})
-        report.columns = {name: type(value).__name__ for name, value in first.items()}
-        return
-    report.columns = {name: _type_of(feature) for name, feature in features.items()}
+        return SplitReport(columns={name: type(value).__name__ for name, value in first.items()})
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     column = next(iter([name for name in _LABELS if name in features] + classes), None)
-    if column is None or (arguments.limit is not None and as_path(arguments.dataset) is None):
-        return
-    report.label_column, feature = column, features[column]
-    for batch in rows.select_columns([column]).iter(batch_size=1000):
-        for entry in batch[column]:
-            for value in entry if isinstance(entry, list) else [entry]:
-                report.add_class(_class_name(feature, value))
+    if arguments.limit is not None and as_path(arguments.dataset) is None:
+        column = None  # all rows would be downloaded
+    report = SplitReport(columns={name: _type_of(one) for name, one in features.items()}, label_column=column)
+    if column is not None:
+        for batch in rows.select_columns([column]).iter(batch_size=1000):
+            for entry in batch[column]:
+                for value in entry if isinstance(entry, list) else [entry]:
+                    report.add_class(_class_name(features[column], value))
+    return report
 
 
 def _class_name(feature: object, value: object) -> str:

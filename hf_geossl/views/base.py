@@ -6,7 +6,7 @@ Views are made in two places. In a worker: the crops, resized in uint8, and the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import Field
+from dataclasses import Field, fields
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -55,7 +55,7 @@ class Views(Settings, ABC):
         if "exact_color" in settings:
             raise TypeError("exact_color is no setting any more: colours are always exact, so leave it out")
         flat = self.flat_settings()
-        given, groups = sort_settings(type(self), flat, values, _with_format(settings))
+        given, groups = sort_settings(type(self), flat, values, _with_format(type(self), settings))
         implied = {
             name: value
             for name, value in (implied_image_settings(given) | self.implied_settings(given)).items()
@@ -246,12 +246,23 @@ def describe_crops(size: int, scale: tuple[float, float]) -> str:
     return f"of {size} x {size} pixels from {percent(scale[0])} to {percent(scale[1])} of the image"
 
 
-def _with_format(settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings in which an `image_format` has become the groups that hold its parts."""
+def _with_format(cls: type[Views], settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings in which an `image_format` has become the groups that hold its parts.
+
+    Raises:
+        ValueError: For other images than RGB of 8 bits, where views have no group that says what they are.
+    """
     others = {name: value for name, value in settings.items() if name != "image_format"}
     given = settings.get("image_format")
     if given is None:
         return others
     image_format = given if isinstance(given, ImageFormat) else ImageFormat.from_dict(cast(Any, given))
     normalization = Normalization(image_format.mean, image_format.std)
-    return {"image": ImageSettings.of(image_format), "normalization": normalization, **others}
+    if "image" in {entry.name for entry in fields(cls)}:
+        return {"image": ImageSettings.of(image_format), "normalization": normalization, **others}
+    if not image_format.is_rgb8:
+        raise ValueError(
+            f"{cls.__name__} makes views of RGB of 8 bits alone, got images of {image_format.describe()}; give the class "
+            "fields image and channel_jitter, as GTSAViews has"
+        )
+    return {"normalization": normalization, **others}

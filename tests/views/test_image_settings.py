@@ -13,6 +13,8 @@ from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.views.base import Views
 from hf_geossl.views.crops import read_pixels
 from hf_geossl.views.image_settings import ImageSettings, implied_image_settings
+from hf_geossl.views.photometric import Normalization
+from hf_geossl.views.settings import group
 
 CLASSES = [method.load("views") for method in METHODS.values()]
 INFRARED = ImageFormat(
@@ -82,3 +84,18 @@ def test_pixels_are_read_as_the_format_says() -> None:
     eight = ImageFormat((1, 2, 3, 4, 5), tuple("abcde"), mean=(0.5,) * 5, std=(0.2,) * 5)
     values = rng.integers(0, 256, (6, 5, 5), dtype=np.uint8)
     assert torch.equal(read_pixels(values, eight), torch.from_numpy(values))
+
+
+def test_views_that_do_not_say_what_images_are_make_rgb_of_8_bits() -> None:
+    @dataclasses.dataclass(frozen=True, init=False)
+    class Plain(Views):
+        normalization: Normalization = group(Normalization())
+
+        views = augment = normalize = main_crops = describe = lambda self, *_: None  # type: ignore[assignment]
+
+    plain = Plain(image_format=ImageFormat(mean=(0.1, 0.2, 0.3)))
+    assert (plain.mean, plain.image_format.is_rgb8, plain.in_units) == ((0.1, 0.2, 0.3), True, False)
+    with pytest.raises(
+        ValueError, match="Plain makes views of RGB of 8 bits alone, got images of 3 channels: infrared"
+    ):
+        Plain(image_format=INFRARED)

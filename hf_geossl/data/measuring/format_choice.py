@@ -102,20 +102,22 @@ def parse_channels(word: str | None) -> Channels:
 
 def _choose_channels(measured: Measurement, word: str | None) -> tuple[Channels, list[str]]:
     asked = parse_channels(word)
-    most = _common(measured.channels, 3)
     if isinstance(asked, tuple):
         return asked, _lines_of_numbers(measured, asked)
     if asked == "all":
         return _all_channels(measured)
     lines = []
-    more = sum(number for count, number in measured.channels.items() if count > 3 or count == 2)
+    more = Counter({count: number for count, number in measured.channels.items() if count > 3 or count == 2})
     if more and asked == "rgb":
-        of = "the images have" if more == measured.images else _some(more, measured, "has", "have")
+        of = "the images have" if more.total() == measured.images else _some(more.total(), measured, "has", "have")
+        most = more.most_common(1)[0][0]
         taken = [place + 1 for place in named_color_places(most, _file_names(measured))]
         what = "are red, green and blue of the model" if len(taken) == 3 else "is taken three times"
+        numbers = ",".join(str(number) for number in range(1, most + 1))
         lines.append(
-            f"{of} {counted(most, 'channel')}: {', '.join(map(str, taken))} {what}, the others are left out; "
-            f"--channels all reads all of them, or name some, such as --channels {','.join(map(str, range(1, most + 1)))}"
+            f"{of} {counted(most, 'channel')}{'' if len(more) == 1 else ' or another number above 3'}: "
+            f"{', '.join(map(str, taken))} {what}, the others are left out; --channels "
+            f"{'all reads all of them' if len(measured.channels) == 1 else 'names those to read'}, such as --channels {numbers}"
         )
     return asked, lines
 

@@ -66,7 +66,8 @@ class Measurement:
             key (`str`): name of the image.
             raster ([`Raster`]): its stored values.
             notes (`list[Note]`): what decoding did to them.
-            sample (`bool`, *optional*): count 262,144 values of a channel at most, spread evenly, instead of all.
+            sample (`bool`, *optional*): count 262,144 values of a channel at most, spread evenly, instead of all; and those
+                of the luminance, of which a format of one channel needs mean and deviation.
         """
         height, width, channels = raster.pixels.shape
         size = (height, width)
@@ -92,7 +93,7 @@ class Measurement:
         statistics += [ChannelStatistics(raster.dtype) for _ in range(values.shape[2] - len(statistics))]
         for number, one in enumerate(statistics[: values.shape[2]]):
             one.add(values[..., number], raster.nodata, step)
-        if channels >= 3:
+        if channels >= 3 and sample:
             colors = raster.pixels[..., color_places(raster)]
             if step > 1:
                 colors = colors.reshape(-1, 3)[::step]

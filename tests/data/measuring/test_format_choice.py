@@ -16,7 +16,7 @@ def measured(pixels: np.ndarray, images: int = 4, **known: object) -> Measuremen
     """The measurement of equal images, `(height, width, channels)`."""
     result = Measurement()
     for index in range(images):
-        result.add(f"{index}.tif", Raster(pixels, "TIFF", **known), [])  # type: ignore[arg-type]
+        result.add(f"{index}.tif", Raster(pixels, "TIFF", **known), [], sample=True)  # type: ignore[arg-type]
     return result
 
 
@@ -115,7 +115,7 @@ def test_channels_that_files_lack_or_that_differ_are_refused_or_said():
     with pytest.raises(ValueError, match="names channel 2 twice"):
         choose_format(measured(ramp("uint8", 0, 9, 4)), channels="2,2")
     mixed = measured(ramp("uint8", 0, 9, 4), images=3)
-    mixed.add("other.tif", Raster(ramp("uint8", 0, 9, 3), "TIFF"), [])
+    mixed.add("other.tif", Raster(ramp("uint8", 0, 9, 3), "TIFF"), [], sample=True)
     with pytest.raises(ValueError, match=r"different numbers of channels: 3 \(in 1\), 4 \(in 3\).*--channels 1,2,3"):
         choose_format(mixed, channels="all")
     _, lines = choose_format(mixed, channels="4,1")
@@ -163,18 +163,18 @@ def test_names_come_from_the_files():
 
 def test_several_types_are_brought_to_one_with_a_line():
     mixed = measured(ramp("uint8", 0, 200))
-    mixed.add("deep.png", Raster(ramp("uint16", 0, 900), "PNG"), [])
+    mixed.add("deep.png", Raster(ramp("uint16", 0, 900), "PNG"), [], sample=True)
     chosen, lines = choose_format(mixed)
     assert chosen.is_rgb8
     assert lines == [
         "the measured images store values of several types: uint8 (in 4), uint16 (in 1); all are brought to 8 bits"
     ]
     few = measured(ramp("uint16", 0, 900, 3), images=3)
-    few.add("small.png", Raster(ramp("uint8", 0, 200), "PNG"), [])
+    few.add("small.png", Raster(ramp("uint8", 0, 200), "PNG"), [], sample=True)
     assert choose_format(few)[0].is_rgb8
     assert choose_format(few, channels="gray")[0].mean == pytest.approx([few.values["uint8"][0].mean / 255])
     wide = measured(ramp("uint16", 0, 900), images=2)
-    wide.add("float.tif", Raster(ramp("float32", 0, 1), "TIFF"), [])
+    wide.add("float.tif", Raster(ramp("float32", 0, 1), "TIFF"), [], sample=True)
     assert choose_format(wide)[0].range_source == "type"
 
 

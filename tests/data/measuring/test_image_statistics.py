@@ -10,7 +10,7 @@ from hf_geossl.data.rasters import Raster
 def test_what_files_say_is_counted():
     measured = Measurement()
     pixels = np.arange(60, dtype=np.uint16).reshape(4, 5, 3)
-    measured.add("a.tif", Raster(pixels, "TIFF", names=("r", "g", "b"), bits=12, color=True, frames=7), [])
+    measured.add("a.tif", Raster(pixels, "TIFF", names=("r", "g", "b"), bits=12, color=True, frames=7), [], sample=True)
     opaque = np.full((4, 5), 65535, np.uint16)
     measured.add(
         "b.png", Raster(pixels, "PNG", transparency=opaque), [Note("frames", "2 images"), Note("frames", "again")]
@@ -41,6 +41,6 @@ def test_examples_and_sizes_are_bounded():
     for width in range(1, 4200):
         measured.sizes[1, width] = 1 if width <= 4096 else 0
     measured.sizes += type(measured.sizes)()
-    measured.add("wide.png", Raster(np.zeros((1, 5000, 1), np.uint8), "PNG"), [])
+    measured.add("wide.png", Raster(np.zeros((1, 5000, 1), np.uint8), "PNG"), [], sample=True)
     assert measured.sizes[None] == 1
     assert len(measured.sizes) == 4097
