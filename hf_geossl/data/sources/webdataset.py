@@ -1,8 +1,10 @@
 """WebDataset tars as a source, on this machine or on the Hub."""
 
+import logging
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -16,7 +18,10 @@ from hf_geossl.data.sources.files import Files, check_regular, kind_of
 
 OpenTar = Callable[[str], AbstractContextManager[tarfile.TarFile]]
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)
+_EACH = "*"  # in the place of a column: every image is a sample
 _SAMPLES_TRIED = 20  # of the first readable tar, to learn the endings of its members
+
+logger = logging.getLogger(__name__)
 
 
 def open_local(path: str) -> tarfile.TarFile:
@@ -57,13 +62,19 @@ def webdataset_source(
         ValueError: if no tar can be read, or none has such images.
         ConnectionError: if the network keeps failing.
     """
-    images, others = _endings(files, name, open_tar)
+    images, others, are_names = _endings(files, name, open_tar)
+    if are_names and image_column == "image":
+        logger.warning(
+            "the names of the images in %s have dots and no common endings (%s, ...): each image is a sample of its own",
+            name, ", ".join(sorted(images)[:3]),
+        )  # fmt: skip
+        images = {"image"}
     named = {ending for ending in images if image_column in (ending, ending.rpartition(".")[0])}
     plain = {ending for ending in images if "." not in ending}
     default = plain or (images if len(images) == 1 else set())
     if not named and (image_column != "image" or not default):
         raise missing_column(image_column, sorted(images | others), name)
-    wanted = image_column if named else ("" if plain else default.pop())
+    wanted = _EACH if images == {"image"} else image_column if named else ("" if plain else default.pop())
     return Source(
         kind=kind,
         name=name,
@@ -74,10 +85,14 @@ def webdataset_source(
     )
 
 
-def _endings(files: Files, name: str, open_tar: OpenTar) -> tuple[set[str], set[str]]:
-    """Returns the endings of images and of other members in the first tar that can be read and has samples."""
+def _endings(files: Files, name: str, open_tar: OpenTar) -> tuple[set[str], set[str], bool]:
+    """The endings of images and of other members in the first tar that can be read and has samples.
+
+    And whether the dots of images' endings are those of names ("photo.2021.jpg"), since most stand once only.
+    """
     images: set[str] = set()
     others: set[str] = set()
+    are_names = False
     failures: list[str] = []
     for tar in files.names:
         read = partial(_first_endings, os.path.join(files.root, tar), open_tar)
@@ -89,7 +104,9 @@ def _endings(files: Files, name: str, open_tar: OpenTar) -> tuple[set[str], set[
             failures.append(f"{tar} ({_reason(error)})")
             continue
         images = {ending for ending in endings if kind_of(f"x.{ending}") == "folder"}
-        others = endings - images
+        others = endings.keys() - images
+        dotted = [endings[ending] for ending in images if "." in ending]
+        are_names = len(dotted) > 1 and 2 * dotted.count(1) > len(dotted)
         if endings:
             break
     if failures and not (images or others):
@@ -97,14 +114,14 @@ def _endings(files: Files, name: str, open_tar: OpenTar) -> tuple[set[str], set[
             f"none of the tars of {name} can be read: {', '.join(failures[:3])}{', ...' if len(failures) > 3 else ''}; "
             "mend or replace them"
         )
-    return images, others
+    return images, others, are_names
 
 
-def _first_endings(path: str, open_tar: OpenTar) -> set[str]:
-    endings: set[str] = set()
+def _first_endings(path: str, open_tar: OpenTar) -> Counter[str]:
+    endings: Counter[str] = Counter()
     try:
         for _, fields in _samples(path, open_tar, most=_SAMPLES_TRIED):
-            endings.update(fields)
+            endings.update(fields.keys())
     except _UNREADABLE as error:
         if is_transient(error) or not endings:  # else it is damaged further on, which reading it will say
             raise
@@ -152,6 +169,10 @@ def _samples(
                 if most == 0:
                     return
                 fields = {}
+            if wanted == _EACH:
+                if kind_of(base) == "folder" and (content := archive.extractfile(member)):
+                    yield f"{place}/{os.path.splitext(base)[0]}".lstrip("./"), {"image": content.read()}
+                continue
             current, ending = sample, ending.lower()
             if wanted is None:
                 fields[ending] = None

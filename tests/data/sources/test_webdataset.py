@@ -134,3 +134,27 @@ def test_samples_are_runs_of_members_and_metadata_of_macs_is_left_out(tmp_path):
     assert [row["value"] for row in left.rows] == [None, b"a/2.left.png", None]
     with pytest.raises(ValueError, match="no column 'right'; its columns are jpg, left.png, png, txt"):
         webdataset_source(files, "tars", "right")
+
+
+def write_members(path, names):
+    with tarfile.open(path, "w") as archive:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded(number))
+            archive.addfile(member, io.BytesIO(encoded(number)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        ("photo.2021.05.png photo.2021.06.png IMG.1.png IMG.2.png b.png", "photo.2021.05 photo.2021.06 IMG.1 IMG.2 b"),
+        ("v1.0.a.png v1.1.b.png v1.2.c.png", "v1.0.a v1.1.b v1.2.c"),
+    ],
+)
+def test_names_with_dots_lose_and_merge_no_image(names, keys, tmp_path, caplog):
+    write_members(tmp_path / "a.tar", names.split())
+    with caplog.at_level(logging.WARNING):
+        seen = [sample["key"].removeprefix("a.tar:") for sample in load_stream(str(tmp_path / "a.tar")).one_epoch()]
+    assert sorted(seen) == sorted(keys.split())
+    assert "each image is a sample of its own" in caplog.text
