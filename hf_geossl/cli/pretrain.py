@@ -141,7 +141,7 @@ def make_views(given: Pretraining, model: "TeacherStudentModel", image_format: "
 
     shared = {name: getattr(model.config, name) for name in shared_settings(given.method)}
     own = {name: _as_tuple(value) for name, value in given.views.items()}
-    if image_format is not None:
+    if image_format is not None and not image_format.is_rgb8:
         own = {name: value for name, value in own.items() if name not in ("mean", "std")}
         own["image_format"] = image_format  # type: ignore[assignment]
     views: Views = given.method.load("views")(**own, **shared)

@@ -152,7 +152,7 @@ class LOCACrossAttention(ViTAttentionBase):
         return self.attend(query, key, value)[0]
 
 
-class LOCACrossAttentionBlock(nn.Module):
+class LOCACrossLayer(nn.Module):
     """A transformer block of cross-attention: separate norms for queries and references, no stochastic depth."""
 
     def __init__(self, config: LOCAConfig) -> None:
@@ -173,7 +173,7 @@ def make_heads(config: LOCAConfig) -> dict[str, nn.Module]:
     """Makes what is trained beside the trunk, by the names that student and teacher have it under."""
     height, width = (side // config.patch_size for side in config.image_height_width)
     heads: dict[str, nn.Module] = {"cluster_head": LOCAClusterHead(config)} if config.has_cluster_head else {}
-    heads["cross_attention"] = LOCACrossAttentionBlock(config)
+    heads["cross_attention"] = LOCACrossLayer(config)
     heads["final_norm"] = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
     heads["position_predictor"] = nn.Linear(config.hidden_size, height * width)
     return heads

@@ -13,7 +13,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .configuration_loca import LOCAConfig
 from .modeling_loca import (
     LOCAClusterHead,
-    LOCACrossAttentionBlock,
+    LOCACrossLayer,
     LOCAModel,
     LOCAPreTrainedModel,
     LOCAPrototypes,
@@ -94,7 +94,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     }
     main_input_name = "reference_pixel_values"
     cluster_head: LOCAClusterHead  # this and the following from `make_heads`
-    cross_attention: LOCACrossAttentionBlock
+    cross_attention: LOCACrossLayer
     final_norm: nn.LayerNorm
     position_predictor: nn.Linear
 

@@ -1,5 +1,6 @@
 """Images of 1, 5 and 13 channels in 8 and 16 bits and floating point, from files to a published model and its numbers."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,9 @@ GRID = [
 
 @pytest.mark.parametrize(("method", "channels", "dtype"), GRID)
 def test_images_of_any_kind_from_files_to_published_numbers(
-    method: str, channels: int, dtype: str, tmp_path: Path
+    method: str, channels: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the folder of remote code is added to it
     data, image_format = write_images(tmp_path / "images", channels, dtype)
     whole = make_trainer(method, data, image_format, tmp_path / "whole")
     whole.train()

@@ -63,8 +63,8 @@ BROKEN: dict[str, Callable[[int], dict[str, Any]]] = {
     "another file under a picture's name": lambda n: {"bytes": b"%PDF-1.7\n" + bytes(900), "path": f"{n}.png"},
     "huge header": lambda n: {"bytes": _huge_header(n), "path": f"{n}.png"},
     "damaged PNG": lambda n: {"bytes": _damaged_pixels(n), "path": f"{n}.png"},
-    "floating point TIFF": lambda n: {
-        "bytes": _file(Image.fromarray(np.random.default_rng(n).random((9, 9), dtype=np.float32)), "TIFF"),
+    "floating point TIFF of no known range": lambda n: {
+        "bytes": _file(Image.fromarray(9 * np.random.default_rng(n).random((9, 9), dtype=np.float32)), "TIFF"),
         "path": f"{n}.tif",
     },
     "nothing": lambda n: {"bytes": None, "path": None},

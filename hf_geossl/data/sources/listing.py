@@ -177,8 +177,11 @@ def arrange(
             f"(a split is a folder called {', '.join(SPLIT_WORDS)}; without one, every file belongs to train)"
         )
     labels = _classes(divided, depth, images=bool(pairs))
-    items = []
-    for name in divided[wanted]:
+    items, place = (
+        [],
+        {name: number for number, name in enumerate(given)},
+    )  # in the order of metadata where there is some
+    for name in sorted(divided[wanted], key=lambda name: place.get(name, len(place))):
         columns, truth = given.get(name, ({}, {}))
         truth = truth or ({"annotation": pairs[name]} if name in pairs else {})
         items.append(Item(name, labels.get(name), columns, truth))
