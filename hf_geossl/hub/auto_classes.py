@@ -53,10 +53,11 @@ def _register_configurations(module: ModuleType) -> None:
 
 def _register_image_processors(module: ModuleType) -> None:
     module = import_module(module.__name__)
-    from transformers import SegformerImageProcessor
-    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+    from transformers import ViTImageProcessor
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    processors = {"pil": SegformerImageProcessorPil, "torchvision": SegformerImageProcessor}
+    # for folders whose processor has no name; not that of `make_image_processor`, whose own import may have brought us here
+    processors = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
     for config_class in _configurations():
         module.AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
     from hf_geossl.modeling.configuration_vit import GeometricViTConfig

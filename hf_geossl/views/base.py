@@ -263,6 +263,6 @@ def _with_format(cls: type[Views], settings: Mapping[str, object]) -> dict[str, 
     if not image_format.is_rgb8:
         raise ValueError(
             f"{cls.__name__} makes views of RGB of 8 bits alone, got images of {image_format.describe()}; give the class "
-            "fields image and channel_jitter, as GTSAViews has"
+            "fields image and channel_jitter"
         )
     return {"normalization": normalization, **others}

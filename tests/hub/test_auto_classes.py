@@ -428,3 +428,14 @@ def test_registration_is_there_in_every_order_of_imports(order: str, all_folders
         [sys.executable, "-c", ORDERS, order, *folders], env=environment, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr[-3000:]
+
+
+@pytest.mark.parametrize("first", ["SegformerImageProcessor", "ViTImageProcessor", "AutoImageProcessor"])
+def test_processors_are_registered_whichever_is_imported_first(first: str) -> None:
+    code = (
+        f"import hf_geossl\nfrom transformers import {first}\n"
+        "from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name\n"
+        "print(get_image_processor_class_from_name('GeometricImageProcessor').__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["hf_geossl.modeling.image_processing_vit"]
