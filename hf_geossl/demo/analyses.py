@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hf_geossl.demo.loading import DemoModel
-from hf_geossl.training.pictures.base import principal_components
+from hf_geossl.training.pictures.colors import principal_components
 
 Cell = tuple[int, int]  # row and column of a patch
 

@@ -11,7 +11,7 @@ from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import Figure, figures, said
 from hf_geossl.demo.pictures import cell_box
 from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, picture_area, plain_area
-from hf_geossl.training.pictures.base import color_code
+from hf_geossl.training.pictures.colors import color_code
 
 _START = (0.15, 0.3, 0.6, 0.75)  # the box before one is drawn
 _WHITE, _BLUE, _YELLOW = (255, 255, 255), (0, 200, 255), (255, 220, 0)

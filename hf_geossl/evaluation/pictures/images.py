@@ -33,7 +33,7 @@ from hf_geossl.evaluation.pictures.drawing import (
     show_row,
     to_image,
 )
-from hf_geossl.training.pictures.base import principal_components
+from hf_geossl.training.pictures.colors import principal_components
 
 Objects = Mapping[str, ArrayLike]  # boxes, labels, scores and masks of an image
 

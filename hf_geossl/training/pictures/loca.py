@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
-from hf_geossl.training.pictures.base import CropsPicture, color_code
+from hf_geossl.training.pictures.base import CropsPicture
+from hf_geossl.training.pictures.colors import color_code
 from hf_geossl.views.display import to_display
 from hf_geossl.views.loca import LOCAViews
 
