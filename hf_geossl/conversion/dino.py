@@ -1,10 +1,9 @@
 """Checkpoints of the DINO and DINOv2 authors' programs in."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from hf_geossl.conversion.checkpoint_file import read_torch_file, tensors_of
+from hf_geossl.conversion.checkpoint_file import read_torch_file
 from hf_geossl.conversion.plain_vit import convert_plain_vit
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
@@ -32,7 +31,4 @@ def convert_dino_checkpoint(
     """
     if weights not in ("teacher", "student"):
         raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
-    name = Path(path).name
-    content = read_torch_file(path)
-    state = tensors_of(content[weights] if isinstance(content.get(weights), Mapping) else content, name)
-    return convert_plain_vit(state, name, config, offset=0.1)
+    return convert_plain_vit(read_torch_file(path), Path(path).name, config, offset=0.1, weights=weights)

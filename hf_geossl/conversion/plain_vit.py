@@ -1,15 +1,18 @@
 """Weights of a plain ViT with class token, under the names that timm, DINO and others give them, as a trunk of this library."""
 
+import logging
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 
-from hf_geossl.conversion.checkpoint_file import State, load_strictly, part_of
+from hf_geossl.conversion.checkpoint_file import State, load_strictly, part_of, tensors_of
 from hf_geossl.methods import METHODS, PLAIN_VIT
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 
+logger = logging.getLogger(__name__)
 _PATCHES = "patch_embed.proj.weight"
 HEAD_WIDTH = 64  # of all published ViTs
 _KEYS = (
@@ -26,24 +29,74 @@ _KEYS = (
 )
 
 
-def plain_names(state: State, name: str) -> State:
+def _flatten(content: Mapping[Any, Any], prefix: str = "", depth: int = 4) -> State:
+    """The tensors of nested mappings, by their keys joined with dots; deeper ones, as in a file that holds itself, stay out."""
+    state: State = {}
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            state[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping) and depth:
+            state |= _flatten(value, f"{prefix}{key}.", depth - 1)
+    return state
+
+
+def _choose(prefixes: list[str], name: str, weights: str | None) -> str:
+    """Chooses the ViT to convert: of the network asked for, else of those under "state_dict" or "model"."""
+    kept = prefixes
+    if weights is not None:
+        other = "student" if weights == "teacher" else "teacher"
+        kept = [prefix for prefix in prefixes if weights in prefix.split(".")]
+        kept = kept or [prefix for prefix in prefixes if other not in prefix.split(".")]
+        if not kept:
+            raise ValueError(f"{name} holds the weights of a {other} and of no {weights}: choose weights={other!r}")
+    for place in ("state_dict.", "model."):
+        if len(kept) > 1:
+            kept = [prefix for prefix in kept if prefix.startswith(place)] or kept
+    if len(kept) > 1:
+        raise ValueError(f"{name} holds several ViTs ({', '.join(kept)}): save the one to convert by itself")
+    return kept[0]
+
+
+def _is_gated(state: State) -> bool:
+    """Whether MLPs are SwiGLU: DINOv2 says w12, timm packs both halves into fc1."""
+    first, second = (state.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    packed = first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]
+    return packed or any(".mlp.w12." in key for key in state)
+
+
+def plain_names(content: Mapping[Any, Any], name: str, weights: str | None = None) -> State:
     """Gives a ViT's weights the names of a plain one, whatever wrapped them.
 
-    Wrappers' prefixes go (those before "patch_embed.proj.weight", such as "module.", "_orig_mod.", "backbone."), and what lies
-    beside them; blocks that DINOv2's program has divided into chunks ("blocks.0.3.") are counted through. Positions without
-    one for the class token, as timm has them beside registers, get a zero.
+    Wrappers' prefixes go (what stands before "patch_embed.proj.weight", such as "module.", "_orig_mod.", "backbone." and the
+    keys of nested mappings), and what lies beside them, which is logged, as is a head; blocks that DINOv2's program has divided
+    into chunks ("blocks.0.3.") are counted through. Positions without one for the class token, as timm has them beside
+    registers, get a zero.
+
+    Args:
+        content (`Mapping`): What a file holds.
+        name (`str`): The file's name, for messages.
+        weights (`"teacher"` or `"student"`, *optional*): Which network, where the file names them.
 
     Raises:
-        ValueError: If no such ViT is among the weights, several are, or its MLPs are gated (SwiGLU), which the trunk has not.
+        ValueError: If there are no weights, several such ViTs, only the other network's, or gated MLPs (SwiGLU), which no
+            trunk has.
     """
-    prefixes = {key.removesuffix(_PATCHES) for key in state if key.endswith(_PATCHES)}
-    if len(prefixes) > 1:
-        raise ValueError(
-            f"{name} holds several ViTs ({', '.join(sorted(prefixes))}): save the one to convert by itself"
-        )
-    state = part_of(state, prefixes.pop()) if prefixes else state
-    state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in state.items()}
-    if any(".mlp.w12." in key for key in state):
+    found = _flatten(content)
+    prefixes = sorted(key.removesuffix(_PATCHES) for key in found if key.endswith(_PATCHES))
+    if not prefixes:
+        return found or tensors_of(content, name)  # one of which says what the file holds instead
+    prefix = _choose(prefixes, name, weights)
+    state = part_of(found, prefix)
+    left = [key for key in found if not key.startswith(prefix)]
+    heads = [key for key in state if key.startswith(("head.", "head_drop."))]
+    if left or heads:
+        parts = sorted({".".join(key.split(".")[:2]) for key in left} | {prefix + key.split(".")[0] for key in heads})
+        shown = ", ".join(parts[:8]) + (" ..." if len(parts) > 8 else "")
+        logger.warning(f"{name}: {len(left) + len(heads)} tensors beside the ViT were left out ({shown})")
+    state = {
+        re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in state.items() if key not in heads
+    }
+    if _is_gated(state):
         raise ValueError(f"{name} has gated MLPs (SwiGLU, as DINOv2's ViT-g), which no trunk of this library has")
     positions = state.get("pos_embed")
     if positions is not None and "reg_token" in state and round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]:
@@ -129,21 +182,24 @@ def trunk_config(
     return config_class(**given)
 
 
-def convert_plain_vit(state: State, name: str, config: GeometricViTConfig | None, offset: float) -> ViTTrunkModel:
-    """Makes a trunk of a plain ViT's weights.
+def convert_plain_vit(
+    content: Mapping[Any, Any],
+    name: str,
+    config: GeometricViTConfig | None,
+    offset: float,
+    weights: str | None = None,
+) -> ViTTrunkModel:
+    """Makes a trunk, in eval mode and float32, of a plain ViT's weights.
 
     Args:
-        state, name, config: As in `trunk_config`.
+        content, name, weights: As in `plain_names`.
+        config: As in `trunk_config`.
         offset (`float`): Without `config`: `position_interpolation_offset`.
 
-    Returns:
-        `ViTTrunkModel` in eval mode, float32.
-
     Raises:
-        ValueError: As `trunk_config`; also if a weight is missing, unknown or of another shape.
+        ValueError: As both; also if a weight is missing, unknown or of another shape.
     """
-    state = plain_names(state, name)
-    state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_drop."))}
+    state = plain_names(content, name, weights)
     converted = trunk_config(state, name, config, position_interpolation_offset=offset, drop_path_rate=0.0)
     model: ViTTrunkModel = METHODS[PLAIN_VIT].load("model")(converted)
     load_strictly(model, rename_trunk(state), name)

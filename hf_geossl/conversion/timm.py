@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from hf_geossl.conversion.checkpoint_file import State, read_torch_file, tensors_of
+from hf_geossl.conversion.checkpoint_file import State, read_torch_file
 from hf_geossl.conversion.plain_vit import convert_plain_vit
 from hf_geossl.methods import METHODS, PLAIN_VIT
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
@@ -85,8 +85,7 @@ def convert_timm_checkpoint(
     else:
         name = Path(source).name
         content = read_torch_file(source)
-    content = content.get("state_dict", content.get("model", content))
-    return convert_plain_vit(tensors_of(content, name), name, config, offset=0.0)
+    return convert_plain_vit(content, name, config, offset=0.0)
 
 
 def _rename(trunk: ViTTrunkModel, grid: tuple[int, int]) -> State:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
 from hf_geossl import GTSAConfig
 from hf_geossl.conversion import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint
@@ -135,7 +136,87 @@ def test_gated_mlps_and_several_vits_are_refused_by_name(tmp_path: Path) -> None
     torch.save(gated, tmp_path / "giant.pth")
     with pytest.raises(ValueError, match="giant.pth has gated MLPs .SwiGLU, as DINOv2's ViT-g"):
         convert_dino_checkpoint(tmp_path / "giant.pth")
+    halves = {key: value for key, value in state.items() if ".mlp.fc1." not in key}
+    halves |= {key: torch.cat([value, value]) for key, value in state.items() if ".mlp.fc1." in key}
+    torch.save(halves, tmp_path / "packed.pth")  # as timm has it
+    with pytest.raises(ValueError, match="packed.pth has gated MLPs"):
+        convert_timm_checkpoint(tmp_path / "packed.pth")
     both = {f"{part}.{key}": value for part in ("student", "teacher") for key, value in state.items()}
     torch.save(both, tmp_path / "both.pth")
     with pytest.raises(ValueError, match="holds several ViTs .student., teacher"):
-        convert_dino_checkpoint(tmp_path / "both.pth")
+        convert_timm_checkpoint(tmp_path / "both.pth")
+    torch.save({"student": state}, tmp_path / "student.pth")
+    with pytest.raises(ValueError, match="weights of a student and of no teacher: choose weights='student'"):
+        convert_dino_checkpoint(tmp_path / "student.pth")
+    content: dict[str, Any] = {"model": state}
+    content["again"] = content  # a file that holds itself
+    torch.save({"state": None, "weights": content}, tmp_path / "circle.pth")
+    with pytest.raises(ValueError, match="holds several ViTs"):
+        convert_timm_checkpoint(tmp_path / "circle.pth")
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda student, teacher: {"student": student, "teacher": teacher},
+        lambda student, teacher: {"checkpoint": {"teacher": teacher, "student": student}},
+        lambda student, teacher: {
+            "model": {f"{part}.{key}": v for part, state in (("student", student), ("teacher", teacher)) for key, v in state.items()}
+        },
+    ],
+)  # fmt: skip
+def test_nested_files_give_the_network_asked_for_and_name_what_is_left(
+    nest: Any, part: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vit = dinov2()
+    own = {f"backbone.{key}": value for key, value in chunked(theirs(vit, registers=False)).items()}
+    zeros = {key: torch.zeros_like(value) for key, value in own.items()}
+    student, teacher = (zeros, own) if part == "teacher" else (own, zeros)
+    content = nest(student, teacher | {"dino_head.last_layer.weight": torch.ones(3, 3)})
+    torch.save(content, tmp_path / "file.pth")
+    model = convert_dino_checkpoint(tmp_path / "file.pth", part)
+    pixels = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        expected = vit.forward_features(pixels)
+        assert (model(pixels).last_hidden_state - expected).abs().max() < 1e-5 * expected.abs().max()
+    (line,) = caplog.messages
+    assert f"file.pth: {len(own) + 1} tensors beside the ViT were left out" in line
+
+
+def test_features_are_those_of_transformers_dinov2(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dino = Dinov2Model(
+        Dinov2Config(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
+    ).eval()
+    with torch.no_grad():
+        for parameter in dino.parameters():
+            parameter.normal_(std=0.2)
+    names = (
+        (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+        (r"^embeddings\.position_embeddings", "pos_embed"),
+        (r"^embeddings\.", ""),
+        (r"^layernorm", "norm"),
+        (r"^encoder\.layer\.", "blocks."),
+        (r"attention\.(output\.dense|o_proj)", "attn.proj"),
+        (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
+    )
+    state = dict(dino.state_dict())
+    # transformers has written either names
+    for query, others in (
+        (".attention.attention.query.", ("key", "value")),
+        (".attention.q_proj.", ("k_proj", "v_proj")),
+    ):
+        for key in [key for key in state if query in key]:
+            word = query.split(".")[-2]
+            parts = [state.pop(key.replace(f".{word}.", f".{one}.")) for one in (word, *others)]
+            state[key.replace(query, ".attn.qkv.")] = torch.cat(parts)
+    for pattern, replacement in names:
+        state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+    torch.save({"state_dict": state}, tmp_path / "dinov2.pth")
+    pixels = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = dino(pixels).last_hidden_state
+        for convert in (convert_timm_checkpoint, convert_dino_checkpoint):
+            found = convert(tmp_path / "dinov2.pth")(pixels).last_hidden_state
+            assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
