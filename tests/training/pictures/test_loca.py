@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_geossl.training.pictures.base import color_code
+from hf_geossl.training.pictures.colors import color_code
 from hf_geossl.training.pictures.loca import PositionRow, draw_positions, find_positions, position_picture
 from tests.helpers.loca_run import make_trainer
 
