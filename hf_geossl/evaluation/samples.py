@@ -287,15 +287,16 @@ def load_samples(
     if dataset == SCENES:
         return _load_scenes(description, mode, seed)
     columns = columns or Columns()
-    opened = open_rows(dataset, split, config_name=config_name, revision=revision, token=token)
+    opening = partial(open_rows, dataset, config_name=config_name, token=token, image_column=columns.image)
+    opened = opening(split, revision=revision)
     rows = opened.rows
     description |= {"columns": asdict(columns), "config": config_name, "revision": opened.revision}
     if opened.folder is not None:
         description |= {"dataset": opened.folder.name, "files": folder_hash(opened.folder), "revision": revision}
     features = rows.features or datasets.Features()
     _check_columns(features, columns, description["dataset"])
-    opening = partial(open_rows, dataset, config_name=config_name, revision=opened.revision, token=token)
     shared = shared or SharedTruth((split,))
+    opening = partial(opening, revision=opened.revision)
     truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)

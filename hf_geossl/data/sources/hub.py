@@ -22,7 +22,8 @@ from huggingface_hub.errors import (
 from hf_geossl.data.images import EXTENSIONS
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image
-from hf_geossl.data.sources.files import Files, folder_source, kind_of
+from hf_geossl.data.sources.files import Files, folder_source
+from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.opened import iterable_source
 from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_source
 

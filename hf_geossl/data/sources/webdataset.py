@@ -13,8 +13,10 @@ from typing import Any
 from huggingface_hub import HfFileSystem
 
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
+from hf_geossl.data.sources.archives import check_regular
 from hf_geossl.data.sources.base import Source, missing_column, rows_from, value_of_row
-from hf_geossl.data.sources.files import Files, check_regular, kind_of
+from hf_geossl.data.sources.files import Files
+from hf_geossl.data.sources.listing import kind_of
 
 OpenTar = Callable[[str], AbstractContextManager[tarfile.TarFile]]
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)

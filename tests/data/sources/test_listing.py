@@ -4,7 +4,6 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from hf_geossl.data.sources.listing import divide, split_of
 from hf_geossl.data.sources.opening import open_rows
 from hf_geossl.data.streams import load_stream
+from hf_geossl.data.wording import Place
 from hf_geossl.evaluation.samples import load_samples
 
 
@@ -144,16 +144,16 @@ def _names(text: str) -> list[str]:
 
 
 def _name(address: str, place: Path) -> str:
-    if address.startswith("zip://"):
-        return address.removeprefix("zip://").rpartition("::")[0]
+    if address.startswith("archive://"):
+        return address.removeprefix("archive://").partition(f"::{place}")[0]
     return Path(address).relative_to(place / "data [x]").as_posix()
 
 
-def test_a_class_beside_others_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_beside_others_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert divide(["bus/a.png", "car/b.png", "train/c.png"], "photos")[1] is None
+        assert divide(["bus/a.png", "car/b.png", "train/c.png"], Place(f"{tmp_path}/photos")).depth is None
     assert caplog.messages == [
-        "the folder train in photos is taken as a class, as it lies beside bus, car, which are no splits"
+        "photos: the folder train is taken as a class, as it lies beside bus, car, which are no splits"
     ]
 
 
@@ -176,8 +176,8 @@ def test_folders_of_maps_are_truth(images: str, maps: str, tmp_path: Path, caplo
             Image.fromarray(np.full((9, 9), number, np.uint8)).save(path)
     stream = load_stream(str(tmp_path))
     assert {sample["key"] for sample in stream.one_epoch()} == {images.format(number) for number in range(5)}
-    assert "4 files in" in caplog.text
-    assert "hold" in caplog.text or "folders of truth beside the images" in caplog.text
+    assert f"{tmp_path.name}: 4 files in folders of truth beside the images" in caplog.text
+    assert "4 images have one by name" in caplog.text
     rows = open_rows(str(tmp_path), "train").rows
     found = {Path(row["image"]["path"]).stem: row["annotation"] for row in rows}
     assert found["0"] is None
@@ -188,69 +188,3 @@ def test_folders_of_maps_are_truth(images: str, maps: str, tmp_path: Path, caplo
         if "semantic" in sample
     }
     assert semantic == {1: 1, 2: 2, 3: 3, 4: 4}
-
-
-def test_metadata_gives_columns_and_names_truth(tmp_path: Path) -> None:
-    for number in range(3):
-        write(tmp_path / f"train/i/{number}.png", number)
-        write(tmp_path / f"train/m/{number}.png", 9)
-    lines = [f'{{"file_name": "i/{n}.png", "annotation_file_name": "m/{n}.png", "age": {20 + n}}}' for n in range(3)]
-    (tmp_path / "train/metadata.jsonl").write_text("\n".join(lines))
-    assert len(list(load_stream(str(tmp_path)).one_epoch())) == 3
-    rows = open_rows(str(tmp_path), "train").rows
-    assert [row["age"] for row in rows] == [20, 21, 22]
-    assert [Path(row["annotation"]["path"]).parent.name for row in rows] == ["m"] * 3
-    (tmp_path / "train/metadata.jsonl").write_text('{"name": "i/0.png"}')
-    with pytest.raises(ValueError, match="train/metadata.jsonl has no column file_name but name"):
-        load_stream(str(tmp_path))
-
-
-LISTS: dict[str, str] = {
-    "plain.txt": "a/0.png\na/1.png\nb/2.png\n",
-    "labelled.txt": "a/0.png 0\na/1.png 0\nb/2.png 1\n",
-    "list.csv": "path,label\na/0.png,0\na/1.png,0\nb/2.png,1\n",
-    "list.tsv": "image\tlabel\na/0.png\t0\na/1.png\t0\nb/2.png\t1\n",
-    "list.jsonl": '{"file_name": "a/0.png", "label": 0}\n{"file_name": "a/1.png", "label": 0}\n{"file_name": "b/2.png", "label": 1}',
-    "split.csv": "path,label,split\na/0.png,0,train\na/1.png,0,train\nb/2.png,1,train\nb/3.png,1,val\n",
-}
-
-
-@pytest.mark.parametrize("name", [*LISTS])
-def test_lists_of_paths(name: str, tmp_path: Path) -> None:
-    for number, folder in enumerate("aabb"):
-        write(tmp_path / folder / f"{number}.png", number)
-    (tmp_path / name).write_text(LISTS[name])
-    path = str(tmp_path / name)
-    assert {sample["key"] for sample in load_stream(path).one_epoch()} == {"a/0.png", "a/1.png", "b/2.png"}
-    rows: Any = open_rows(path, "train").rows
-    assert name == "plain.txt" or rows["label"][:] == [0, 0, 1]
-    if name == "split.csv":
-        assert [sample["key"] for sample in load_stream(path, "validation").one_epoch()] == ["b/3.png"]
-
-
-def test_a_list_without_paths_names_its_columns(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("height,width\n3,4\n")
-    with pytest.raises(
-        ValueError, match="x.csv has the columns height, width, and none of paths: name it file_name or"
-    ):
-        load_stream(str(tmp_path / "x.csv"))
-
-
-@pytest.mark.parametrize("dictionary", [True, False])
-def test_saved_datasets(dictionary: bool, tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_dict(
-        {"image": [Image.new("RGB", (9, 9), (n, 0, 0)) for n in range(5)], "label": [0, 1, 0, 1, 0]}
-    )
-    saved: Any = datasets.DatasetDict({"train": rows, "val": rows.select(range(2))}) if dictionary else rows
-    saved.save_to_disk(tmp_path / "saved")
-    stream = load_stream(str(tmp_path / "saved"))
-    assert stream.num_images == 5
-    assert {sample["image"].getpixel((0, 0))[0] for sample in stream.one_epoch()} == set(range(5))
-    assert len(open_rows(str(tmp_path / "saved"), "train").rows) == 5
-    if dictionary:
-        assert len(list(load_stream(str(tmp_path / "saved"), "validation").one_epoch())) == 2
-        with pytest.raises(ValueError, match="saved has no split 'test'; its splits are train, val"):
-            load_stream(str(tmp_path / "saved"), "test")
-    else:
-        with pytest.raises(ValueError, match="saved is a saved Dataset, the split 'train' alone: save a DatasetDict"):
-            open_rows(str(tmp_path / "saved"), "test")
