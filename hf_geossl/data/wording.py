@@ -26,14 +26,15 @@ def name_of(path: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where data lie: a path or glob, called `name` in messages."""
+    """Where data lie, and what messages call them: by default the last part of the path."""
 
     path: str
+    called: str = ""
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return name_of(self.path)
+        return self.called or name_of(self.path)
 
     def warn(self, message: str) -> None:
         """Logs a line about the data, once however often a command opens them."""

@@ -177,8 +177,8 @@ def _kind_of_data(by_kind: dict[str, list[str]], path: str) -> str:
 def _are_folders(root: str, tars: list[str]) -> bool:
     """Whether tars hold folders of images as a `.zip` does, and not the samples of WebDataset.
 
-    That is: images in folders without a file of another kind beside any of the first, in one tar, in tars called after
-    splits, or in folders of splits. A compressed tar cannot be read in place.
+    That is: images in folders without a file of another kind beside any of the first, in one tar, in one for each split, or
+    in folders of splits. A compressed tar cannot be read in place.
 
     Raises:
         ValueError: if it is compressed and holds folders of splits.
@@ -192,7 +192,8 @@ def _are_folders(root: str, tars: list[str]) -> bool:
     if any(sample_of(name) in samples for name in first if kind_of(name) != "folder"):
         return False
     in_splits = any(split_of(folder) for name in images for folder in name.split("/")[:-1])
-    if not in_splits and len(tars) > 1 and not all(split_of(_stem(tar)) for tar in tars):
+    splits = {split_of(_stem(tar)) for tar in tars} - {None}
+    if not in_splits and len(tars) > 1 and len(splits) < len(tars):
         return False
     if all(is_plain_tar(os.path.join(root, tar)) for tar in tars):
         return True
@@ -230,7 +231,7 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
     }
     if len(archives) == 1:
         folders = {"": archives[0]}
-    elif len({re.sub(r"\d+", "", stem) for stem in inside.values()}) == 1:
+    elif len({re.sub(r"\d+", "", stem) for stem in inside.values()}) == 1 and not any(map(split_of, inside.values())):
         folders = {stem + PART: archive for archive, stem in inside.items()}
         place.warn(f"{counted(len(archives), 'archive')} taken as numbered parts of one folder")
     else:

@@ -38,7 +38,7 @@ _TRUTH_FOLDER = re.compile(
 _TRUTH_ENDING = re.compile(r"[_-](?:mask|label|labels|seg|gt|annotation|labelids|labeltrainids)$")
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 _LITTER = ("__MACOSX", "__pycache__")
-PART = ".part"  # ends the folder of an archive that is one of several numbered ones, and so neither split nor class
+PART = ".archive"  # ends the folder of an archive that is one of several numbered ones, and so neither split nor class
 _DEEPEST_SPLIT = 3  # below several folders
 
 

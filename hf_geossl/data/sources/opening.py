@@ -14,7 +14,7 @@ from hf_geossl.data.sources.hub import hub_rows, hub_source, pinned_revision
 from hf_geossl.data.sources.listing import canonical, kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_source
-from hf_geossl.data.sources.webdataset import webdataset_source
+from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.wording import name_of
 
 SCENES = "scenes"
@@ -111,6 +111,8 @@ def _local_rows(path: Path, split: str, image_column: str) -> datasets.Dataset |
     files = find_files(str(path), split, image_column)
     if files.kind in ("folder", "zip"):
         return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column)
+    if files.kind == "webdataset":
+        return webdataset_rows(files, path.name)
     if "::" in files.root:
         raise ValueError(f"rows cannot be read from a path with '::' in it: rename {files.root!r}")
     paths = [glob.escape(os.path.join(files.root, name)) for name in files.names]
