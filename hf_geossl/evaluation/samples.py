@@ -329,8 +329,9 @@ def _load_scenes(description: dict[str, Any], mode: str, seed: int) -> Samples:
 def _check_columns(features: datasets.Features, columns: Columns, name: str) -> None:
     """Refuses a column that the user has named, or that of the images, if it is not there."""
     defaults = asdict(Columns())
-    for key, column in asdict(columns).items():
-        named = isinstance(column, str) and (key == "image" or column != defaults[key])
+    for key in ("image", "label", "semantic", "depth", "objects"):
+        column = getattr(columns, key)
+        named = key == "image" or column != defaults[key]
         if features and named and column not in features:
             raise ValueError(
                 f"{name} has no column {column!r} but {', '.join(sorted(features))}: name the {key} column"

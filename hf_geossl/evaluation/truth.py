@@ -83,6 +83,7 @@ class Truth:
         labels, categories (`tuple`, *optional*): The values in the order of their class numbers, where they are no such
             numbers themselves.
         lists (`bool`): Whether an image has a list of labels.
+        vectors (`str`): "one-hot" or "multi-hot" where an image has a vector of 0 and 1, one place a class.
         binary (`bool`): Whether maps of classes hold 0 and 255 alone, of which 255 is class 1.
         bbox_format (`str`): See `Columns`.
         depth_scale (`float`): Metres a unit.
@@ -94,6 +95,7 @@ class Truth:
     binary: bool = False
     bbox_format: str = "coco"
     depth_scale: float = 1.0
+    vectors: str = ""
 
 
 def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
@@ -112,7 +114,12 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
         ValueError: If the values can be no truth, or have several meanings; it names the argument that says which.
     """
     some = [row for rows in splits for row in _some(rows, columns)]
-    labels, lists = _number(_values(splits, columns.label), columns.label, "labels", name)
+    vectors, width = _vectors(splits, columns.label, name)
+    labels, lists = (
+        (tuple(range(width)), vectors == "multi-hot")
+        if vectors
+        else _number(_values(splits, columns.label), columns.label, "labels", name)
+    )
     categories = None
     if any(row.get(columns.objects) is not None for row in some):
         found = (categories_of(value) for value in _values(splits, columns.objects, whole=True) if value is not None)
@@ -126,6 +133,7 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
         _is_binary(some, columns, name),
         columns.bbox_format or _box_format(some, columns, name),
         columns.depth_scale or _depth_scale(some, columns, name),
+        vectors,
     )
 
 
@@ -147,6 +155,30 @@ def _values(splits: Sequence[Rows], column: str, *, whole: bool = False) -> Iter
             if not hasattr(getattr(feature, "feature", feature), "names"):  # ClassLabel has numbers
                 values = rows.with_format(None)[column]
                 yield from values if whole else [values]
+
+
+def _vectors(splits: Sequence[Rows], column: str, name: str) -> tuple[str, int]:
+    """Whether labels are vectors of 0 and 1 of one length, which lists of classes are not; and that length."""
+    lengths, places = set[int](), set[int]()
+    for values in _values(splits, column):
+        for value in values:
+            if value is None:
+                continue
+            if not isinstance(value, list | tuple | np.ndarray) or not set(value) <= {0, 1}:
+                return "", 0
+            lengths.add(len(value))
+            places.add(int(sum(value)))
+    if len(lengths) != 1 or max(lengths) < 2:
+        return "", 0
+    vectors = "one-hot" if places == {1} else "multi-hot"
+    logger.warning(
+        "the labels of %s in column %r are %s vectors: %s",
+        name,
+        column,
+        vectors,
+        counted(max(lengths), "class", "classes"),
+    )
+    return vectors, max(lengths)
 
 
 def _number(
@@ -183,13 +215,13 @@ def _number(
     numbers = sorted(int(value) for value in distinct)
     if any(not isinstance(value, Integral) for value in distinct):
         logger.warning("the %s of %s in column %r are floating point: taken as whole numbers", what, name, column)
-    if len(numbers) > 1 and numbers[0] >= 0 and numbers[-1] >= _FEW_IDS * len(numbers):
+    if numbers[0] < 0 or (len(numbers) > 1 and numbers[-1] >= _FEW_IDS * len(numbers)):
         logger.warning(
             "the %s of %s in column %r are ids from %d to %d: %s, numbered in that order",
             what, name, column, numbers[0], numbers[-1], counted(len(numbers), "class", "classes"),
         )  # fmt: skip
         return tuple(numbers), lists
-    return (tuple(range(numbers[-1] + 1)) if lists and numbers[0] >= 0 else None), lists
+    return (tuple(range(numbers[-1] + 1)) if lists else None), lists
 
 
 def _maps(some: Sequence[Row], column: str) -> Iterator[np.ndarray]:

@@ -216,6 +216,8 @@ def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column 'klass' but image, label: name the label column"):
         load_samples(folder, "train", size=8, columns=Columns(label="klass"))
     assert load_samples(folder, "train", size=8).count == 4  # without maps, which are not asked for
+    for setting in ({"bbox_format": "yolo"}, {"depth_scale": 0.5}, {"reduce_labels": True}):  # no columns
+        assert load_samples(folder, "train", size=8, columns=Columns(**setting)).count == 4  # type: ignore[arg-type]
 
 
 # ---- other forms of data ----
