@@ -138,12 +138,7 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     metadata = metadata if kind == "folder" else []
     others += [entry for other, entries in by_kind.items() if other != kind for entry in entries]
     others = [entry for entry in others if entry not in metadata]
-    if others:
-        endings = sorted({os.path.splitext(entry)[1].lower() or "no ending" for entry in others})
-        place.warn(
-            f"{counted(len(others), 'file of another kind', 'files of other kinds')} ({some_of(endings, 8)}) left out; "
-            f"{counted(len(by_kind[kind]), *_NOUNS[kind])} taken"
-        )
+    _say_strays(others, counted(len(by_kind[kind]), *_NOUNS[kind]), place)
     if kind == "folder":
 
         def read(file: str) -> bytes:
@@ -155,6 +150,15 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     if kind == "zip" or (kind == "webdataset" and _are_folders(root, by_kind[kind])):
         return _in_archives(root, by_kind[kind], split, place)
     return Files(kind, root, divide(by_kind[kind], place, by_file_name=True, links=links).choose(split, place))
+
+
+def _say_strays(names: list[str], taken: str, place: Place) -> None:
+    if names:
+        endings = sorted({os.path.splitext(name)[1].lower() or "no ending" for name in names})
+        place.warn(
+            f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({some_of(endings, 8)}) left out; "
+            f"{taken} taken"
+        )
 
 
 def _is_metadata(name: str) -> bool:
@@ -249,15 +253,12 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
     say_hidden(hidden, place)
     images = sorted(name for name in names if kind_of(name) == "folder")
     metadata = [name for name in names if _is_metadata(name)]
-    left = len(names) - len(images) - len(metadata)
+    others = [name for name in names if kind_of(name) != "folder" and name not in metadata]
     if not images:
         raise FileNotFoundError(
-            f"{place.name!r} holds no images ({', '.join(EXTENSIONS[:4])}, ...): {counted(left, 'other file')}"
+            f"{place.name!r} holds no images ({', '.join(EXTENSIONS[:4])}, ...): {counted(len(others), 'other file')}"
         )
-    if left:
-        place.warn(
-            f"{counted(left, 'file of another kind', 'files of other kinds')} left out; {counted(len(images), 'image')} taken"
-        )
+    _say_strays(others, counted(len(images), "image"), place)
     given = read_metadata(metadata, lambda member: read_member(files.address(member)), images, place)
     items, classes = arrange(images, split, place, given)
     return replace(files, names=[item.name for item in items], items=items, classes=classes)
