@@ -255,9 +255,9 @@ def load_samples(
     """Opens images with truth.
 
     Args:
-        dataset (`str`): `"scenes"`; a folder of images in one folder a class (or with `metadata.jsonl`, as `imagefolder`
-            reads it), of parquet or tar files (as `webdataset` reads them), both streamed, or of what `save_to_disk` of a
-            `DatasetDict` has written; or the id of a dataset on the Hub, which is streamed.
+        dataset (`str`): `"scenes"`; a folder, archive or list of images in one folder a class, or with `metadata.jsonl`; a
+            folder of parquet or tar files, which are streamed, or of what `save_to_disk` has written; or the id of a dataset
+            on the Hub, which is streamed.
         split (`str`): Which part.
         size (`int`): Side of the images in pixels.
         limit (`int`, *optional*): Only so many. Scenes are drawn independently, so the first are taken; of a folder, whose

@@ -71,9 +71,7 @@ def open_rows(
     """Opens the labelled rows of a dataset.
 
     Args:
-        path_or_id (`str`): a folder or `.zip` of images in one folder a class, or with `metadata.jsonl` or folders of maps
-            (see [`hf_geossl.data.sources.listing`]); a list of paths (`.csv`, `.jsonl`, `.txt`); a folder of parquet or tar
-            files (as `webdataset` reads them), or of what `save_to_disk` has written; or the id of a dataset on the Hub.
+        path_or_id (`str`): what [`load_stream`] takes, but no single parquet file and no single image.
         split (`str`): which part.
         config_name, revision (`str`, *optional*), token (`str` or `bool`, *optional*): of a dataset on the Hub.
         image_column (`str`, *optional*): of a list, the column with the paths.
