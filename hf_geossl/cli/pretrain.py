@@ -197,9 +197,11 @@ def open_held_out(data: DataArguments) -> "FirstImages | None":
     )
     try:
         stream = read(split=data.eval_split or "validation")
-    except ValueError:
-        if same or data.eval_split is not None:
+    except ValueError as error:
+        if data.eval_split is not None:
             raise
+        if same:
+            raise UsageError(f"{error}; --eval_split names another part of it, --eval_dataset other images") from error
         stream = read(split="train")  # a plain folder of other images
     return FirstImages(stream, data.eval_images)
 
