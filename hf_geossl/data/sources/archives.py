@@ -47,7 +47,17 @@ def members(archive: str) -> list[str]:
         raise ValueError(f"{name} is no archive that can be read ({error}): mend or unpack it") from error
     if any(info.flag_bits & 1 for info in infos):
         raise ValueError(f"{name} wants a password: unpack it first")
-    return sorted({info.filename for info in infos})
+    return sorted({_upright(info.filename) for info in infos})
+
+
+def _upright(name: str) -> str:
+    """The name with `/` between folders, also where a program of Windows has written another mark."""
+    return name.replace("\\", "/") if "/" not in name else name
+
+
+def _info(opened: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:
+    written = member if member in opened.NameToInfo else member.replace("/", "\\")
+    return opened.getinfo(written)
 
 
 def tar_names(archive: str) -> Iterator[str]:
@@ -100,7 +110,7 @@ def member_size(address: str) -> int:
     archive, member = _split(address)
     try:
         if archive.lower().endswith(".zip"):
-            return _opened_zip(archive, os.getpid()).getinfo(member).file_size
+            return _info(_opened_zip(archive, os.getpid()), member).file_size
         return _tar_index(archive)[member][1]
     except KeyError as error:
         raise BrokenImageError("the archive has no such file") from error
@@ -123,7 +133,8 @@ def read_member(address: str) -> bytes:
     archive, member = _split(address)
     try:
         if archive.lower().endswith(".zip"):
-            with _opened_zip(archive, os.getpid()).open(member) as file:
+            opened = _opened_zip(archive, os.getpid())
+            with opened.open(_info(opened, member)) as file:
                 return file.read(LARGEST_MEMBER + 1)
         with open(archive, "rb") as file:
             file.seek(_tar_index(archive)[member][0])

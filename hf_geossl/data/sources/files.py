@@ -220,9 +220,13 @@ def _of_list(place: Place, split: str, image_column: str) -> Files:
     if not items:
         raise FileNotFoundError(f"{place.path!r} lists no images; give it a path in each line")
     divided: dict[str, list[str]] = {}
+    unknown = 0
     for item in items:
-        given = item.columns.get("split")
-        divided.setdefault(canonical(given) if isinstance(given, str) else "train", []).append(item.name)
+        given = item.columns.get("split", "train")
+        unknown += given is None
+        divided.setdefault("train" if given is None else canonical(str(given)), []).append(item.name)
+    if unknown:
+        place.warn(f"{counted(unknown, 'line')} without a split taken as train")
     names = set(Division(divided).choose(split, place))
     chosen = [item for item in items if item.name in names]
     return Files("folder", root, [item.name for item in chosen], chosen)

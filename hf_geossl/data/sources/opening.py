@@ -4,9 +4,11 @@ import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import datasets
+import pyarrow as pa
 
 from hf_geossl.data.sources.base import FILE, Source, undecoded
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
@@ -15,7 +17,7 @@ from hf_geossl.data.sources.listing import canonical, kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_source
 from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
-from hf_geossl.data.wording import name_of
+from hf_geossl.data.wording import Place, name_of
 
 SCENES = "scenes"
 CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
@@ -148,6 +150,7 @@ def _rows_of(files: Files, image_column: str) -> datasets.Dataset:
         key: [item.columns.get(key) for item in items]
         for key in dict.fromkeys(key for item in items for key in item.columns)
     }
+    columns = {key: _of_one_type(key, values, files) for key, values in columns.items()}
     features = dict(datasets.Dataset.from_dict(columns).features)  # as their values tell
     if files.classes and "label" not in columns:
         numbers = {name: number for number, name in enumerate(files.classes)}
@@ -162,6 +165,24 @@ def _rows_of(files: Files, image_column: str) -> datasets.Dataset:
         ]
         features[key] = datasets.Image(decode=False)
     return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+def _of_one_type(column: str, values: list[Any], files: Files) -> list[Any]:
+    """The values of a column; as texts where they are texts and numbers.
+
+    Raises:
+        ValueError: if they can be no column.
+    """
+    try:
+        pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        if any(isinstance(value, (dict, list)) for value in values):
+            raise ValueError(
+                f"the column {column!r} holds values of several types ({error}): write all alike"
+            ) from error
+        Place(files.root).warn(f"the column {column!r} holds values of several types, taken as texts")
+        return [None if value is None else str(value) for value in values]
+    return values
 
 
 def _as_text(name: str) -> str:

@@ -10,10 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from hf_geossl.data.images import EXTENSIONS
 from hf_geossl.data.wording import Place, counted, some_of
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _PATH_COLUMNS = ("file_name", "image", "path", "file", "filename", "filepath", "image_path", "file_path", "img")
+_WITH_TEXT = re.compile(  # an image, and a text behind it
+    rf"(.*?(?:{'|'.join(map(re.escape, EXTENSIONS))}))[\t ,;]+(\S.*)", re.IGNORECASE
+)
 Read = Callable[[str], bytes]  # the content of a file by its name
 
 
@@ -74,6 +78,8 @@ def _item(row: dict[Any, Any], column: str, folder: str = "") -> Item:
 
 
 def _below(folder: str, name: object) -> str:
+    if isinstance(name, str) and "\\" in name and "/" not in name:  # written on Windows
+        name = name.replace("\\", "/")
     return os.path.normpath(os.path.join(folder, str(name))).replace(os.sep, "/")
 
 
@@ -87,12 +93,26 @@ def read_table(file: str, content: bytes) -> pd.DataFrame:
         if file.endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(content))
         if file.endswith(".jsonl"):
-            return pd.DataFrame([json.loads(line) for line in content.decode("utf-8-sig").splitlines() if line.strip()])
+            text = content.decode("utf-8-sig").strip()
+            whole = text.startswith("[")  # one JSON list
+            return pd.DataFrame(
+                json.loads(text) if whole else list(map(json.loads, filter(str.strip, text.splitlines())))
+            )
         head = content.split(b"\n", 1)[0]
         separator = max(",", ";", "\t", key=lambda mark: head.count(mark.encode()))
-        return pd.read_csv(io.BytesIO(content), sep=separator)
+        rows = pd.read_csv(io.BytesIO(content), sep=separator)
+        # "None" and "NA" are words, and may be classes, in columns that do not hold numbers otherwise
+        words = pd.read_csv(io.BytesIO(content), sep=separator, keep_default_na=False, na_values=["", "nan", "NaN"])
+        return _with_words(rows, words)
     except (ValueError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file} cannot be read as a table ({str(error).splitlines()[0][:120]})") from error
+
+
+def _with_words(rows: pd.DataFrame, words: pd.DataFrame) -> pd.DataFrame:
+    for column in rows:
+        if not pd.api.types.is_numeric_dtype(rows[column]) or not rows[column].notna().any():
+            rows[column] = words[column]
+    return rows
 
 
 def read_list(file: str, content: bytes, image_column: str, place: Place) -> list[Item]:
@@ -108,7 +128,7 @@ def read_list(file: str, content: bytes, image_column: str, place: Place) -> lis
     Raises:
         ValueError: if it has no column of paths; the message names those that it has.
     """
-    items = _lines(content) if file.endswith(".txt") else _rows(file, content, image_column)
+    items = _lines(content) if file.endswith(".txt") else _rows(file, content, image_column, place)
     by_name: dict[str, Item] = {}
     for item in items:
         by_name.setdefault(item.name, item)
@@ -123,15 +143,20 @@ def _lines(content: bytes) -> list[Item]:
     matches = [re.fullmatch(r"(.*?)[\t ,;]+(-?\d+)", line) for line in lines]
     if all(matches):
         return [Item(_below("", match[1]), None, {"label": int(match[2])}) for match in matches if match]
+    texts = [_WITH_TEXT.fullmatch(line) for line in lines]
+    if all(texts):
+        return [Item(_below("", match[1]), None, {"label": match[2]}) for match in texts if match]
     return [Item(_below("", line)) for line in lines]
 
 
-def _rows(file: str, content: bytes, image_column: str) -> list[Item]:
+def _rows(file: str, content: bytes, image_column: str, place: Place) -> list[Item]:
     rows = read_table(file, content)
+    if rows.empty:
+        return []
     wanted = _PATH_COLUMNS if image_column == "image" else (image_column,)
     found = {str(name) if name == image_column else str(name).lower(): name for name in reversed(rows.columns)}
     column = next(
-        (found[name] for name in wanted if name in found and rows[found[name]].map(lambda v: isinstance(v, str)).all()),
+        (found[name] for name in wanted if name in found and _are_paths(rows[found[name]])),
         None,
     )
     if column is None:
@@ -139,4 +164,13 @@ def _rows(file: str, content: bytes, image_column: str) -> list[Item]:
             f"{file} has the columns {', '.join(map(str, rows)) or 'none'}, and none of paths: name it "
             f"{' or '.join(_PATH_COLUMNS[:3])}, or pass its name as image_column= (--image_column)"
         )
-    return [_item(row, column) for row in rows.to_dict("records")]
+    named = rows[rows[column].notna()]
+    if len(named) < len(rows):
+        place.warn(f"{counted(len(rows) - len(named), 'line')} left out, with nothing in the column {column}")
+    return [_item(row, column) for row in named.to_dict("records")]
+
+
+def _are_paths(values: pd.Series) -> bool:
+    """Whether a column holds text, and nothing else where it holds something."""
+    given = values.dropna()
+    return len(given) > 0 and bool(given.map(lambda value: isinstance(value, str)).all())

@@ -34,6 +34,14 @@ def test_members_are_listed_and_read(tmp_path: Path) -> None:
         read_member(f"archive://y.png::{tmp_path / 'gone.zip'}")
 
 
+def test_folders_of_windows_are_folders(tmp_path: Path) -> None:
+    """Some programs of Windows write backslashes, which a system with another mark takes for a part of the name."""
+    path = make_zip(tmp_path / "a.zip", {"train\\x\\1.png": b"one", "test\\x\\2.png": b"two"})
+    assert members(path) == ["test/x/2.png", "train/x/1.png"]
+    assert read_member(f"archive://train/x/1.png::{path}") == b"one"
+    assert member_size(f"archive://test/x/2.png::{path}") == 3
+
+
 def test_members_of_plain_tars_are_read_in_place(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:

@@ -1,5 +1,6 @@
 """One way to open a dataset: what is missing or mixed is named."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_labelled_rows_have_all_columns_and_encoded_images(tmp_path):
     assert isinstance(rows, datasets.IterableDataset)
     assert [row["label"] for row in rows] == list(range(37))
     assert next(iter(rows))["image"]["bytes"] == encoded(0)
+
+
+def test_a_column_of_several_types_is_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    lines = [{"image": name, "label": label} for name, label in zip(names, [1, "cat", None], strict=True)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert open_rows(str(tmp_path / "list.jsonl"), "train").rows["label"][:] == ["1", "cat", None]
+    assert "the column 'label' holds values of several types, taken as texts" in caplog.text
+    lines[0]["label"] = {"x": 1}
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="column 'label' holds values of several types .* write all alike"):
+        open_rows(str(tmp_path / "list.jsonl"), "train")
 
 
 def test_streams_and_labelled_rows_agree_on_files_and_splits(tmp_path):

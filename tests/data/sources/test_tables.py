@@ -37,6 +37,8 @@ LISTS: dict[str, str] = {
     "labelled.txt": "a/0.png 0\na/1.png 0\nb/2.png 1\n",
     "list.csv": "path,label\na/0.png,0\na/1.png,0\nb/2.png,1\n",
     "list.tsv": "image\tlabel\na/0.png\t0\na/1.png\t0\nb/2.png\t1\n",
+    "windows.csv": "path,label\na\\0.png,0\na\\1.png,0\nb\\2.png,1\n",
+    "array.jsonl": '[{"path": "a/0.png", "label": 0},\n {"path": "a/1.png", "label": 0}, {"path": "b/2.png", "label": 1}]',
     "list.jsonl": '{"file_name": "a/0.png", "label": 0}\n{"file_name": "a/1.png", "label": 0}\n{"file_name": "b/2.png", "label": 1}',
     "split.csv": "path,label,split\na/0.png,0,train\na/1.png,0,train\nb/2.png,1,train\nb/3.png,1,val\n",
 }
@@ -96,6 +98,38 @@ def test_columns_of_paths_have_many_names(text: str, column: str, tmp_path: Path
     rows: Any = open_rows(str(tmp_path / "list.csv"), "train", image_column=column).rows
     assert rows["finding"][:] == [3, 4]
     assert [Path(row[column]["path"]).name for row in rows] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels"),
+    [
+        ("words.csv", "path,label\na.png,None\nb.png,NA\n", ["None", "NA"]),
+        ("numbers.csv", "path,label\na.png,3\nb.png,NA\n", [3.0, None]),
+        ("missing.csv", "path,label\na.png,cat\nb.png,\n", ["cat", None]),
+        ("empty.csv", "path,label\na.png,\nb.png,\n", [None, None]),
+        ("words.txt", "a.png cat\nb.png a dog\n", ["cat", "a dog"]),
+    ],
+)
+def test_labels_of_lists(name: str, text: str, labels: list, tmp_path: Path) -> None:
+    write(tmp_path / "a.png", 1)
+    write(tmp_path / "b.png", 2)
+    (tmp_path / name).write_text(text)
+    rows: Any = open_rows(str(tmp_path / name), "train").rows
+    assert rows["label"][:] == labels
+    assert [Path(row["image"]["path"]).name for row in rows] == ["a.png", "b.png"]
+
+
+def test_lines_without_a_path_or_a_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.png", 1)
+    (tmp_path / "list.csv").write_text("path,split\na.png,Train\n,train\nb.png,\nc.png,2\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(list(load_stream(str(tmp_path / "list.csv")).one_epoch())) == 2
+    assert caplog.messages == [
+        "list.csv: 1 line left out, with nothing in the column path",
+        "list.csv: 1 line without a split taken as train",
+    ]
+    assert [sample["key"] for sample in load_stream(str(tmp_path / "list.csv"), "2").one_epoch()] == ["c.png"]
 
 
 def test_an_image_that_is_listed_again_comes_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
