@@ -19,6 +19,11 @@ def some_of(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+def as_text(name: str) -> str:
+    """A file's or folder's name with bytes that are no UTF-8 escaped, which tables and files of text cannot hold."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def name_of(path: str) -> str:
     """What people call a path or glob: its last part, which reveals nothing about the machine."""
     return os.path.basename(os.path.abspath(os.path.expanduser(path))) or "files"

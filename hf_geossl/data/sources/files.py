@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hf_geossl.data.images import EXTENSIONS, BrokenImageError
+from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.archives import (
     ADDRESS,
     check_regular,
@@ -36,7 +36,7 @@ from hf_geossl.data.sources.listing import (
     split_of,
 )
 from hf_geossl.data.sources.tables import METADATA, Item, read_list, read_metadata
-from hf_geossl.data.wording import Place, counted, some_of
+from hf_geossl.data.wording import Place, as_text, counted, some_of
 
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 _FILES_PER_STRAY = 4  # with fewer for each, files of two kinds are both the data
@@ -260,7 +260,7 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
     others = [name for name in names if kind_of(name) != "folder" and name not in metadata]
     if not images:
         raise FileNotFoundError(
-            f"{place.name!r} holds no images ({', '.join(EXTENSIONS[:4])}, ...): {counted(len(others), 'other file')}"
+            f"{place.name!r} holds {counted(len(others), 'file')}, but no images: unpack what may be packed in it again"
         )
     _say_strays(others, counted(len(images), "image"), place)
     given = read_metadata(metadata, lambda member: read_member(files.address(member)), images, place)
@@ -359,7 +359,7 @@ def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
     """Generates the rows of units that are lists of file names."""
     for names in units:
         for index, name in enumerate(names):
-            yield index, {"key": name, "value": name}
+            yield index, {"key": as_text(name), "value": name}
 
 
 def folder_source(

@@ -17,7 +17,7 @@ from hf_geossl.data.sources.listing import canonical, kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_source
 from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
-from hf_geossl.data.wording import Place, name_of
+from hf_geossl.data.wording import Place, as_text, name_of
 
 SCENES = "scenes"
 CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
@@ -155,7 +155,7 @@ def _rows_of(files: Files, image_column: str) -> datasets.Dataset:
     if files.classes and "label" not in columns:
         numbers = {name: number for number, name in enumerate(files.classes)}
         columns["label"] = [None if item.label is None else numbers[item.label] for item in items]
-        features["label"] = datasets.ClassLabel(names=[_as_text(name) for name in files.classes])
+        features["label"] = datasets.ClassLabel(names=[as_text(name) for name in files.classes])
     names: dict[str, list[str | None]] = {image_column: [item.name for item in items]}
     for key in dict.fromkeys(key for item in items for key in item.truth):
         names[key] = [item.truth.get(key) for item in items]
@@ -183,11 +183,6 @@ def _of_one_type(column: str, values: list[Any], files: Files) -> list[Any]:
         Place(files.root).warn(f"the column {column!r} holds values of several types, taken as texts")
         return [None if value is None else str(value) for value in values]
     return values
-
-
-def _as_text(name: str) -> str:
-    """The name of a class; bytes of a file's name that are no UTF-8 are escaped, as tables hold text alone."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _as_address(path: str) -> str:
