@@ -4,7 +4,8 @@
   folders below the root for all files; without such folders every file belongs to "train". Of parquet and tar files it may
   be a word of the file's name.
 - The class is the first folder below the split in which files differ, whatever lies deeper.
-- Folders of maps (masks, annotations, labels, ...) beside folders of images hold their truth, by the files' names.
+- Folders of maps (masks, annotations, labels, ...) beside folders of images hold their truth, by the files' names; so do files
+  called after the image beside (a.jpg, a_mask.png), where at least half of a folder's images have one.
 - `metadata.jsonl` or `metadata.csv` gives further columns to the files that it names under `file_name`; files that it
   names under another `..._file_name` are truth.
 """
@@ -32,12 +33,17 @@ _SPLIT_NAME = re.compile(
 )
 _IMAGE_FOLDER = re.compile(r"images?|imgs?|jpegimages|inputs?|rgb|leftimg8bit|photos|pictures", re.IGNORECASE)
 _TRUTH_FOLDER = re.compile(
-    r"masks?|annotations?|labels?|labelids|segmentations?|segmentation(class|object)|seg|gt|gtfine|ground_?truth|targets?",
+    r"masks?|annotations?|labels?|labelids|segmentations?|segmentation(?:class|object)|seg|gt|gtfine|ground_?truth|targets?",
     re.IGNORECASE,
 )
-_TRUTH_ENDING = re.compile(r"[_-](?:mask|label|labels|seg|gt|annotation|labelids|labeltrainids)$")
+_PAIRED_FOLDER = re.compile(  # alone, or with the word of a split: images, train_images, masks-val
+    rf"(?:({'|'.join(_SPLIT_OF_WORD)})[\s_.-]+)?(?:({_IMAGE_FOLDER.pattern})|(?:{_TRUTH_FOLDER.pattern}))"
+    rf"(?:[\s_.-]+({'|'.join(_SPLIT_OF_WORD)}))?",
+    re.IGNORECASE,
+)
+_TRUTH_ENDING = re.compile(r"[_-](?:mask|label|labels|seg|gt|annotation|labelids|labeltrainids)$", re.IGNORECASE)
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
-_LITTER = ("__MACOSX", "__pycache__")
+_LITTER = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found")
 PART = ".archive"  # ends the folder of an archive that is one of several numbered ones, and so neither split nor class
 _DEEPEST_SPLIT = 3  # below several folders
 
@@ -228,10 +234,13 @@ def arrange(
     """
     used = {file for item in given.values() for file in item.truth.values()}
     maps, pairs = _pairs([name for name in names if name not in used], place)
+    twins = _twins([name for name in names if name not in used and name not in maps], place)
+    maps |= set(twins.values())
     images = [name for name in names if name not in used and name not in maps]
     division = divide(images, place, links=links)
     chosen = division.choose(split, place)
     labels = _classes(division, images=bool(pairs))
+    pairs |= twins
     items = []
     for name in chosen:
         item = replace(given.get(name, Item(name)), label=labels[name])
@@ -264,6 +273,32 @@ def _classes(division: Division, *, images: bool) -> dict[str, str | None]:
     return {name: place[0] if place else None for name, place in below.items()}
 
 
+def _role(folder: str) -> tuple[bool, str] | None:
+    """Whether a folder is called after images, or else after truth, and the split in its name; None for any other name."""
+    match = _PAIRED_FOLDER.fullmatch(folder)
+    return None if match is None else (match[2] is not None, (match[1] or match[3] or "").lower())
+
+
+def _twins(names: Sequence[str], place: Place) -> dict[str, str]:
+    """Maps that lie beside their images (a.jpg, a_mask.png) in folders where most images have one."""
+    images: dict[str, dict[str, str]] = {}  # by folder: stem -> name
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        images.setdefault(folder, {}).setdefault(os.path.splitext(file)[0], name)
+    twins: dict[str, str] = {}
+    for inside in images.values():
+        own = {stem: _TRUTH_ENDING.sub("", stem) for stem in inside if _TRUTH_ENDING.search(stem)}
+        pairs = {inside[image]: inside[stem] for stem, image in own.items() if image in inside}
+        if 2 * len(pairs) >= len(inside) - len(pairs):
+            twins |= pairs
+    if twins:
+        place.warn(
+            f"{counted(len(twins), 'file')} called after the image beside ({some_of(sorted(twins.values()))}) taken as "
+            f"{'its map' if len(twins) == 1 else 'maps'}, and as no images to learn from"
+        )
+    return twins
+
+
 def _pairs(names: Sequence[str], place: Place) -> tuple[set[str], dict[str, str]]:
     """Maps in folders of truth beside folders of images, and which map belongs to which image."""
     inside: dict[tuple[str, ...], set[str]] = {}
@@ -272,9 +307,7 @@ def _pairs(names: Sequence[str], place: Place) -> tuple[set[str], dict[str, str]
         for depth, folder in enumerate(folders):
             inside.setdefault(tuple(folders[:depth]), set()).add(folder)
     beside = {
-        above
-        for above, inner in inside.items()
-        if any(map(_IMAGE_FOLDER.fullmatch, inner)) and any(map(_TRUTH_FOLDER.fullmatch, inner))
+        above for above, inner in inside.items() if {True, False} <= {role[0] for role in map(_role, inner) if role}
     }
     maps: dict[tuple[str, ...], str] = {}
     images: dict[tuple[str, ...], str] = {}
@@ -285,14 +318,16 @@ def _pairs(names: Sequence[str], place: Place) -> tuple[set[str], dict[str, str]
         for depth, folder in enumerate(folders):
             if tuple(folders[:depth]) not in beside:
                 continue
-            around = (*folders[:depth], *folders[depth + 1 :])
-            if _TRUTH_FOLDER.fullmatch(folder):
+            role = _role(folder)
+            if role is None:
+                continue
+            around = (*folders[:depth], role[1], *folders[depth + 1 :])
+            if not role[0]:
                 truth[name] = folder
                 maps.setdefault((*around, _TRUTH_ENDING.sub("", stem)), name)
                 break
-            if _IMAGE_FOLDER.fullmatch(folder):
-                images.setdefault((*around, stem), name)
-                break
+            images.setdefault((*around, stem), name)
+            break
     pairs = {image: maps[key] for key, image in images.items() if key in maps}
     if truth:
         place.warn(

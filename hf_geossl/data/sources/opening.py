@@ -152,6 +152,10 @@ def _rows_of(files: Files, image_column: str) -> datasets.Dataset:
     }
     columns = {key: _of_one_type(key, values, files) for key, values in columns.items()}
     features = dict(datasets.Dataset.from_dict(columns).features)  # as their values tell
+    if len(files.classes) > 1 and "label" in columns:
+        Place(files.root).warn(
+            f"the labels of metadata count, not the {len(files.classes)} folders; --label_column takes another column"
+        )
     if files.classes and "label" not in columns:
         numbers = {name: number for number, name in enumerate(files.classes)}
         columns["label"] = [None if item.label is None else numbers[item.label] for item in items]

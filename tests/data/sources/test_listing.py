@@ -297,6 +297,8 @@ def test_several_archives(
         ("images/train/{}.png", "annotations/train/{}.png"),
         ("JPEGImages/{}.png", "SegmentationClass/{}.png"),
         ("train/img/city/{}.png", "train/gt/city/{}_mask.png"),
+        ("train_images/{}.png", "train_masks/{}_mask.png"),
+        ("data/images-train/{}.png", "data/labels-train/{}.png"),
     ],
 )
 def test_folders_of_maps_are_truth(images: str, maps: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -321,3 +323,31 @@ def test_folders_of_maps_are_truth(images: str, maps: str, tmp_path: Path, caplo
         if "semantic" in sample
     }
     assert semantic == {1: 1, 2: 2, 3: 3, 4: 4}
+
+
+def test_maps_beside_their_images_are_truth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image without a map stays; where few have one, the names mean nothing."""
+    for number in range(3):
+        write(tmp_path / f"train/{number}.jpg", 10 * number)
+        if number:
+            Image.fromarray(np.full((9, 9), number, np.uint8)).save(tmp_path / f"train/{number}_mask.png")
+    keys = {sample["key"] for sample in load_stream(str(tmp_path)).one_epoch()}
+    assert keys == {f"train/{number}.jpg" for number in range(3)}
+    assert "2 files called after the image beside (train/1_mask.png, train/2_mask.png) taken as maps" in caplog.text
+    rows = open_rows(str(tmp_path), "train").rows
+    assert [row["annotation"] and Path(row["annotation"]["path"]).name for row in rows] == [
+        None, "1_mask.png", "2_mask.png",
+    ]  # fmt: skip
+    for number in range(3, 9):
+        write(tmp_path / f"train/{number}.jpg", 10 * number)
+    assert len(list(load_stream(str(tmp_path)).one_epoch())) == 11
+
+
+def test_labels_of_metadata_replace_folders_in_a_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a/0.png", "b/1.png", "@eaDir/0.png"):
+        write(tmp_path / name, 1)
+    (tmp_path / "metadata.csv").write_text("file_name,label\na/0.png,5\nb/1.png,6\n")
+    rows = open_rows(str(tmp_path), "train").rows
+    assert [row["label"] for row in rows] == [5, 6]
+    assert "the labels of metadata count, not the 2 folders" in caplog.text
+    assert "1 hidden file or folder left out (@eaDir)" in caplog.text
