@@ -73,9 +73,19 @@ def tar_names(archive: str) -> Iterator[str]:
         return
 
 
-@lru_cache(maxsize=8)
 def _tar_index(archive: str) -> dict[str, tuple[int, int]]:
     """Where the files of a plain tar begin, and their sizes; of several of one name the last, as unpacking has it."""
+    return _index_of_state(archive, *_state(archive))
+
+
+def _state(archive: str) -> tuple[int, int]:
+    """What changes when an archive is written anew."""
+    found = os.stat(archive)
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=8)
+def _index_of_state(archive: str, *state: int) -> dict[str, tuple[int, int]]:
     places: dict[str, tuple[int, int]] = {}
     with tarfile.open(archive, "r:") as opened:
         for member in opened:
@@ -85,9 +95,13 @@ def _tar_index(archive: str) -> dict[str, tuple[int, int]]:
     return places
 
 
-@lru_cache(maxsize=8)
-def _opened_zip(archive: str, process: int) -> zipfile.ZipFile:
+def _opened_zip(archive: str) -> zipfile.ZipFile:
     """An archive's reader; each process has its own, since they share a position in the file otherwise."""
+    return _zip_of_state(archive, os.getpid(), *_state(archive))
+
+
+@lru_cache(maxsize=8)
+def _zip_of_state(archive: str, *process_and_state: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
@@ -110,7 +124,7 @@ def member_size(address: str) -> int:
     archive, member = _split(address)
     try:
         if archive.lower().endswith(".zip"):
-            return _info(_opened_zip(archive, os.getpid()), member).file_size
+            return _info(_opened_zip(archive), member).file_size
         return _tar_index(archive)[member][1]
     except KeyError as error:
         raise BrokenImageError("the archive has no such file") from error
@@ -133,7 +147,7 @@ def read_member(address: str) -> bytes:
     archive, member = _split(address)
     try:
         if archive.lower().endswith(".zip"):
-            opened = _opened_zip(archive, os.getpid())
+            opened = _opened_zip(archive)
             with opened.open(_info(opened, member)) as file:
                 return file.read(LARGEST_MEMBER + 1)
         with open(archive, "rb") as file:

@@ -1,6 +1,7 @@
 """Members of archives: read in place, bounded, one sentence for what is damaged."""
 
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -91,3 +92,12 @@ def test_several_archives_are_folders_of_their_names(tmp_path: Path) -> None:
                     archive.write(file, file.relative_to(tmp_path / "images"))
     assert len(list(load_stream(str(tmp_path / "data")).one_epoch())) == 6
     assert len(list(load_stream(str(tmp_path / "data"), "validation").one_epoch())) == 3
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar"])
+def test_an_archive_that_is_written_anew_is_read_anew(ending: str, tmp_path: Path) -> None:
+    for content in (b"first", b"the second one"):
+        (tmp_path / "x.png").write_bytes(content)
+        path = shutil.make_archive(str(tmp_path / "a"), ending, tmp_path, "x.png")
+        assert members(path) == ["x.png"]
+        assert read_member(f"archive://x.png::{path}") == content

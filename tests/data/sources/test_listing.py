@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_geossl.data.sources.listing import SPLIT_WORDS, canonical, split_of
+from hf_geossl.data.sources.listing import SPLIT_WORDS, arrange, canonical, split_of
 from hf_geossl.data.sources.opening import open_rows
 from hf_geossl.data.streams import load_stream
+from hf_geossl.data.wording import Place
 from hf_geossl.evaluation.samples import load_samples
 
 
@@ -351,3 +353,27 @@ def test_labels_of_metadata_replace_folders_in_a_sentence(tmp_path: Path, caplog
     assert [row["label"] for row in rows] == [5, 6]
     assert "the labels of metadata count, not the 2 folders" in caplog.text
     assert "1 hidden file or folder left out (@eaDir)" in caplog.text
+
+
+def test_every_image_of_a_random_tree_is_in_one_split_or_said(caplog: pytest.LogCaptureFixture) -> None:
+    """The splits are disjoint, classes are the same for all of them, and what is in none is counted in lines."""
+    words = "train|val|test|train2017|Test_images|cat|dog|train_station|images|masks|data|a::b|[1]|dev|trainA|labels"
+    draw = np.random.default_rng(0)
+    for trial in range(400):
+        pool = draw.choice(words.split("|"), draw.integers(1, 6), replace=False).tolist()
+        names = sorted({
+            "/".join([*draw.choice(pool, draw.integers(0, 5)), f"{draw.choice([*'abcd'])}.png"])
+            for _ in range(draw.integers(1, 12))
+        })  # fmt: skip
+        place, seen, classes = Place(f"random tree {trial}"), [], set()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for split in SPLIT_WORDS:
+                with suppress(ValueError):  # there is no such split
+                    items, all_classes = arrange(names, split, place, {})
+                    seen += [item.name for item in items]
+                    classes.add(tuple(all_classes))
+        said = re.findall(r": (\d+) files? (?:outside|in folders of truth|called after)", "\n".join(caplog.messages))
+        assert len(seen) == len(set(seen))
+        assert len(names) - len(seen) == sum(map(int, said)), (names, caplog.messages)
+        assert len(classes) <= 1
