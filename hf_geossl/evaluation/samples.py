@@ -297,7 +297,7 @@ def load_samples(
     _check_columns(features, columns, description["dataset"])
     shared = shared or SharedTruth((split,))
     opening = partial(opening, revision=opened.revision)
-    truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
+    truth = shared.decide({split: opened}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)
     names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format)

@@ -98,7 +98,9 @@ class Truth:
     vectors: str = ""
 
 
-def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
+def decide_truth(
+    splits: Sequence[Rows], columns: Columns, name: str, tables: Sequence[datasets.Dataset] | None = None
+) -> Truth:
     """Decides what the truth of a dataset means, from its labels and some rows of each split; logs what is not the default.
 
     Args:
@@ -106,6 +108,7 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
             first `ROWS_READ` rows.
         columns (`Columns`): Names of the columns.
         name (`str`): Of the dataset, for messages.
+        tables (`Sequence[datasets.Dataset]`, *optional*): All labels and objects, where `splits` are streams.
 
     Returns:
         `Truth`: The same for all of its splits.
@@ -114,15 +117,16 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
         ValueError: If the values can be no truth, or have several meanings; it names the argument that says which.
     """
     some = [row for rows in splits for row in _some(rows, columns)]
-    vectors, width = _vectors(splits, columns.label, name)
+    tables = [rows for rows in splits if isinstance(rows, datasets.Dataset)] if tables is None else tables
+    vectors, width = _vectors(tables, columns.label, name)
     labels, lists = (
         (tuple(range(width)), vectors == "multi-hot")
         if vectors
-        else _number(_values(splits, columns.label), columns.label, "labels", name)
+        else _number(_values(tables, columns.label), columns.label, "labels", name)
     )
     categories = None
     if any(row.get(columns.objects) is not None for row in some):
-        found = (categories_of(value) for value in _values(splits, columns.objects, whole=True) if value is not None)
+        found = (categories_of(value) for value in _values(tables, columns.objects, whole=True) if value is not None)
         categories, _ = _number(
             [(entry for entries in found for entry in entries)], columns.objects, "categories", name
         )
@@ -147,20 +151,20 @@ def _some(rows: Rows, columns: Columns) -> Iterator[Row]:
         yield from (rows[index] for index in range(0, len(rows) if truth else 0, step))
 
 
-def _values(splits: Sequence[Rows], column: str, *, whole: bool = False) -> Iterator[Iterable[Any]]:
-    """All values of a column, split by split; of a stream, whose values cannot be numbered before it is read, none."""
-    for rows in splits:
-        if isinstance(rows, datasets.Dataset) and column in rows.column_names:
+def _values(tables: Sequence[datasets.Dataset], column: str, *, whole: bool = False) -> Iterator[Iterable[Any]]:
+    """All values of a column, table by table."""
+    for rows in tables:
+        if column in rows.column_names:
             feature = rows.features[column]
             if not hasattr(getattr(feature, "feature", feature), "names"):  # ClassLabel has numbers
                 values = rows.with_format(None)[column]
                 yield from values if whole else [values]
 
 
-def _vectors(splits: Sequence[Rows], column: str, name: str) -> tuple[str, int]:
+def _vectors(tables: Sequence[datasets.Dataset], column: str, name: str) -> tuple[str, int]:
     """Whether labels are vectors of 0 and 1 of one length, which lists of classes are not; and that length."""
     lengths, places = set[int](), set[int]()
-    for values in _values(splits, column):
+    for values in _values(tables, column):
         for value in values:
             if value is None:
                 continue
@@ -317,14 +321,18 @@ class SharedTruth:
         self.labelled: dict[str, Sequence[int]] = {}
 
     def decide(
-        self, rows: dict[str, Rows], opening: Callable[[str], LabelledRows], columns: Columns, name: str
+        self, opened: dict[str, LabelledRows], opening: Callable[[str], LabelledRows], columns: Columns, name: str
     ) -> Truth:
         """Decides it by all splits, of which some are open already."""
         if self.truth is None:
             for split in self.splits:
                 with suppress(ValueError):  # tasks of one split do not need the other
-                    rows[split] = rows[split] if split in rows else opening(split).rows
-            self.truth = decide_truth([rows[key] for key in sorted(rows)], columns, name)
+                    opened[split] = opened[split] if split in opened else opening(split)
+            splits = [opened[key] for key in sorted(opened)]
+            tables = [
+                table for split in splits if (table := split.columns((columns.label, columns.objects))) is not None
+            ]
+            self.truth = decide_truth([split.rows for split in splits], columns, name, tables)
         return self.truth
 
     def with_label(self, rows: datasets.Dataset, columns: Columns, name: str) -> Sequence[int]:

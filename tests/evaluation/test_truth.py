@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_geossl.data.sources.opening import LabelledRows
 from hf_geossl.evaluation.sample_reader import SampleReader
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth, decide_truth
 from tests.evaluation.test_annotations import BOX
@@ -199,17 +200,16 @@ def test_depths(
 def test_splits_share_one_truth_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     splits = {"train": rows_of(label=["b", "c"]), "test": rows_of(label=["a"])}
 
-    class Opened:
-        def __init__(self, split: str) -> None:
-            if split not in splits:
-                raise ValueError(f"no split {split}")
-            self.rows = splits[split]
+    def opened(split: str) -> LabelledRows:
+        if split not in splits:
+            raise ValueError(f"no split {split}")
+        return LabelledRows(splits[split])
 
     shared = SharedTruth(("train", "test"))
     for split in ("test", "train"):
-        assert shared.decide({split: splits[split]}, Opened, Columns(), "photos").labels == ("a", "b", "c")
+        assert shared.decide({split: opened(split)}, opened, Columns(), "photos").labels == ("a", "b", "c")
     assert len(caplog.messages) == 1
-    assert SharedTruth(("train", "none")).decide({}, Opened, Columns(), "photos").labels == ("b", "c")
+    assert SharedTruth(("train", "none")).decide({}, opened, Columns(), "photos").labels == ("b", "c")
 
 
 def test_images_without_a_label_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from urllib.parse import quote
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hf_geossl.data.sources.base import FILE, Source, undecoded
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
@@ -59,6 +61,15 @@ class LabelledRows:
     rows: datasets.Dataset | datasets.IterableDataset
     folder: Path | None = None  # on this machine
     revision: str | None = None  # the commit, on the Hub
+    tables: tuple[str, ...] = ()  # parquet files on this machine that rows stream from
+
+    def columns(self, names: Collection[str]) -> datasets.Dataset | None:
+        """Some columns of all rows, where that costs no reading of the others; None of another stream."""
+        if isinstance(self.rows, datasets.Dataset) or not self.tables:
+            return self.rows if isinstance(self.rows, datasets.Dataset) else None
+        own = [name for name in self.rows.column_names or () if name in names]
+        tables = [pq.read_table(table, columns=own) for table in self.tables]
+        return datasets.Dataset(pa.concat_tables(tables, promote_options="permissive"))
 
 
 def open_rows(
@@ -93,30 +104,35 @@ def open_rows(
             rows = hub_rows(path_or_id, split, config_name=config_name, revision=revision, token=token)
             return LabelledRows(undecoded(rows), revision=revision)
         folder = Path(path if os.path.exists(path) else divide_glob(path)[0])
-        return LabelledRows(undecoded(_local_rows(Path(path), split, image_column)), folder=folder)
+        rows, tables = _local_rows(Path(path), split, image_column)
+        return LabelledRows(undecoded(rows), folder=folder, tables=tables)
     except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
 
 
-def _local_rows(path: Path, split: str, image_column: str) -> datasets.Dataset | datasets.IterableDataset:
+def _local_rows(
+    path: Path, split: str, image_column: str
+) -> tuple[datasets.Dataset | datasets.IterableDataset, tuple[str, ...]]:
+    """The rows, and the parquet files that they stream from, if they do."""
     if all((path / name).is_dir() for name in CLIP_FOLDERS) and not (path / "train").is_dir():
         raise ValueError("it holds clips, which only the task propagation reads")
     if saved := _saved(path, split):
-        return saved
+        return saved, ()
     if path.is_file() and kind_of(path.name) in ("parquet", "folder"):
         raise ValueError(
             f"{path.name} is a file: name the folder that holds its splits, such as train.parquet and test.parquet"
         )
     files = find_files(str(path), split, image_column)
     if files.kind in ("folder", "zip"):
-        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column)
+        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), ()
     if files.kind == "webdataset":
-        return webdataset_rows(files, path.name)
+        return webdataset_rows(files, path.name), ()
     if "::" in files.root:
         raise ValueError(f"rows cannot be read from a path with '::' in it: rename {files.root!r}")
-    paths = [glob.escape(os.path.join(files.root, name)) for name in files.names]
-    return datasets.load_dataset(files.kind, data_files={split: paths}, split=split, streaming=True)
+    paths = tuple(os.path.join(files.root, name) for name in files.names)
+    escaped = {split: [glob.escape(path) for path in paths]}
+    return datasets.load_dataset(files.kind, data_files=escaped, split=split, streaming=True), paths
 
 
 def _saved(path: Path, split: str) -> datasets.Dataset | None:
