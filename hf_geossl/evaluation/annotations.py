@@ -163,7 +163,26 @@ def as_lists(objects: Any, column: str) -> dict[str, Any]:
             f"the column {column!r} holds {len(lists['bbox'])} boxes and {len(lists['category'])} categories of an image: "
             "each object needs both"
         )
-    return lists | ({"keypoints": objects["keypoints"]} if objects.get("keypoints") is not None else {})
+    wrong = next((box for box in lists["bbox"] if not _are_numbers(box, 4)), None)
+    if wrong is not None or any(box is None for box in lists["bbox"]):
+        raise ValueError(f"the column {column!r} holds the box {str(wrong)[:60]}: a box must be four numbers")
+    points = objects.get("keypoints")
+    if points is None:
+        return lists
+    lengths = {len(each) if isinstance(each, Sequence | np.ndarray) else 0 for each in points}
+    if len(points) != len(lists["bbox"]) or len(lengths) > 1 or any(not n or n % 3 for n in lengths):
+        raise ValueError(
+            f"the column {column!r} holds keypoints that are not x, y and visibility of as many points for each object: "
+            "write 0, 0, 0 for a point without truth"
+        )
+    return lists | {"keypoints": points}
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    try:
+        return len(values) == count and all(math.isfinite(value) for value in values)
+    except TypeError:
+        return False
 
 
 def categories_of(objects: Any) -> Iterable[Any]:

@@ -116,6 +116,17 @@ def test_lists_of_objects_and_objects_of_lists(boxes: str, categories: str, poin
         ({"label": [1]}, "holds label, and no boxes"),
         ({"bbox": [[1, 2, 3, 4]], "label": [1, 2]}, "holds 1 boxes and 2 categories"),
         ([[1, 2, 3, 4]], "must hold dictionaries of objects, got list"),
+        *(
+            ({"bbox": [[1, 2, 3, 4], box], "label": [1, 2]}, "holds the box .*: a box must be four numbers")
+            for box in ([1, 2, 3, 4, 5], ["1", "2", "3", "x"], None, [1, 2, None, 4], [1, 2, 3, float("nan")])
+        ),
+        *(
+            (
+                {"bbox": [[1, 2, 3, 4]] * 2, "label": [1, 2], "keypoints": points},
+                "x, y and visibility of as many points",
+            )
+            for points in ([[1, 1, 2], [1, 1, 2, 3, 3, 2]], [[1, 1, 2]], [[1, 1], [1, 1]], [None, [1, 1, 2]])
+        ),
     ],
 )
 def test_objects_that_are_not_whole_are_refused(objects: Any, message: str) -> None:

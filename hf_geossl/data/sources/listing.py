@@ -247,7 +247,11 @@ def arrange(
         items.append(item if item.truth or name not in pairs else replace(item, truth={"annotation": pairs[name]}))
     if given and (without := len(items) - len(given.keys() & set(chosen))):
         place.warn(f"{without:,} of {counted(len(items), 'image')} of the split {split} without a row of metadata")
-    return items, sorted({label for label in labels.values() if label is not None})
+    classes = sorted({label for label in labels.values() if label is not None})
+    alike = Counter(label.casefold().strip() for label in classes)
+    if same := [label for label in classes if alike[label.casefold().strip()] > 1]:
+        place.warn(f"the folders {some_of(same)} are classes of their own, though their names differ in case alone")
+    return items, classes
 
 
 def _classes(division: Division, *, images: bool) -> dict[str, str | None]:

@@ -377,3 +377,10 @@ def test_every_image_of_a_random_tree_is_in_one_split_or_said(caplog: pytest.Log
         assert len(seen) == len(set(seen))
         assert len(names) - len(seen) == sum(map(int, said)), (names, caplog.messages)
         assert len(classes) <= 1
+
+
+def test_classes_that_differ_in_case_alone_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train/Cat/0.png", "train/dog/1.png", "test/cat/2.png", "test/dog/3.png"):
+        write(tmp_path / name, 1)
+    assert open_rows(str(tmp_path), "test").rows.features["label"].names == ["Cat", "cat", "dog"]
+    assert "the folders Cat, cat are classes of their own, though their names differ in case alone" in caplog.text
