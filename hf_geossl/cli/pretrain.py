@@ -197,9 +197,11 @@ def open_held_out(data: DataArguments) -> "FirstImages | None":
     )
     try:
         stream = read(split=data.eval_split or "validation")
-    except ValueError:
-        if same or data.eval_split is not None:
+    except ValueError as error:
+        if data.eval_split is not None:
             raise
+        if same:
+            raise UsageError(f"{error}; --eval_split names another part of it, --eval_dataset other images") from error
         stream = read(split="train")  # a plain folder of other images
     return FirstImages(stream, data.eval_images)
 
@@ -238,10 +240,11 @@ def resume_from(args: "TeacherStudentTrainingArguments") -> str | bool | None:
 def describe_start(trainer: "TeacherStudentTrainer", data: DataArguments) -> str:
     """Says in a line what begins."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    args = trainer.args
+    args, count = trainer.args, getattr(trainer.train_dataset, "num_images", None)
+    source = data.dataset if count is None else f"the {count:,} of {data.dataset} ({data.split})"
     return (
         f"{args.output_dir}: {parameters / 1e6:.1f} M trained parameters, {args.max_steps} steps of "
-        f"{args.global_batch_size} images from {data.dataset}"
+        f"{args.global_batch_size} images from {source}"
     )
 
 

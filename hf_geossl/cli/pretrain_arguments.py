@@ -113,6 +113,7 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
     of_user = _read(parser, argv[1:])
     defaults = {argument.name: argument.default for argument in arguments}
     of_recipe, left_out = yield_to(of_user, of_recipe, recipe.name, defaults)
+    left_out += _unused(of_user, of_recipe)
     values = {"output_dir": f"geossl-{recipe.name}", **_without_taken_back({**of_recipe, **of_user})}
     given: dict[str, dict[str, Any]] = {
         section: {a.name: values[a.name] for a in arguments if a.section == section and a.name in values}
@@ -160,6 +161,21 @@ def yield_to(
             advice = "; --eval_dataset names held-out images to measure on" if "eval_dataset" in yielding else ""
             left_out.append(f"--{name} is given, so {recipe}'s {', '.join(values)} {verb} left out{advice}")
     return remaining, tuple(left_out)
+
+
+def _unused(of_user: Mapping[str, Value], of_recipe: Mapping[str, Value]) -> tuple[str, ...]:
+    """A sentence for each argument of the user that something else leaves without a meaning."""
+    values = _without_taken_back({**of_recipe, **of_user})
+    said = []
+    if values.get("eval_dataset") is None:
+        said = [
+            f"--{name} means nothing without --eval_dataset, and is left out"
+            for name in ("eval_split", "eval_images")
+            if of_user.get(name) not in (None, TAKEN_BACK)
+        ]
+    if {"max_steps", "num_train_epochs"} <= _without_taken_back(of_user).keys() and of_user["max_steps"] != -1:
+        said.append("--max_steps is given too, so --num_train_epochs is left out")
+    return tuple(said)
 
 
 def _without_taken_back(values: Mapping[str, Value]) -> dict[str, Value]:

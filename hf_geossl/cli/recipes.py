@@ -67,6 +67,8 @@ class Recipe:
                 raise UsageError(f"{self.source}: unknown key {key!r}{nearest(key, list(known))}")
             if section not in (None, known[key].section):
                 raise UsageError(f"{self.source}: {key} belongs in section {known[key].section}, not in {section}")
+            if isinstance(value, list) and not known[key].many:
+                raise UsageError(f"{self.source}: {key} takes one value, not a list")
             if isinstance(value, list):
                 words += [f"--{key}", *map(_word, value)]
             else:

@@ -50,12 +50,13 @@ def load_stream(
     Lower `shuffle_block` where that is too much.
 
     Args:
-        path_or_id (`str` or path): a folder (searched to its depths) or glob of images, parquet files or WebDataset
-            tars, one such file, the id of a Hub dataset, or "scenes" (a folder of that name is "./scenes").
+        path_or_id (`str` or path): a folder (searched to its depths) or glob of images, zips, parquet files or tars, one
+            such file, a list of paths, what `save_to_disk` has written, the id of a Hub dataset, or "scenes" (a folder of
+            that name is "./scenes").
         split (`str`, *optional*, defaults to `"train"`): files are divided by folders called train, validation, test.
         config_name (`str`, *optional*): configuration of the Hub dataset, or mode of the scenes.
-        image_column (`str`, *optional*, defaults to `"image"`): column with the images; in tars the ending of the
-            name, the default meaning the sample's one plain image.
+        image_column (`str`, *optional*, defaults to `"image"`): column with the images, or of a list with their paths; in
+            tars the ending of the name, the default meaning the sample's one plain image.
         shuffle_block (`int`, *optional*, defaults to 1000): rows that are read and shuffled together.
         seed (`int`, *optional*, defaults to 0): of the order and of every sample's `seed`, in [0, 2**32).
         skip_broken (`bool`, *optional*, defaults to `True`): skip, count and log what cannot be decoded.

@@ -1,6 +1,51 @@
-"""Numbers with their nouns, for messages."""
+"""What messages say: numbers with their nouns, and of which data they are."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+logger = logging.getLogger(__name__)
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Puts a number before its noun: "1 file", "2 files", "1,280,000 images"; `plural` where an s does not make it."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, with "..." where there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def as_text(name: str) -> str:
+    """A file's or folder's name with bytes that are no UTF-8 escaped, which tables and files of text cannot hold."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def name_of(path: str) -> str:
+    """What people call a path or glob: its last part, which reveals nothing about the machine."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(path))) or "files"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data lie, and what messages call them: by default the last part of the path."""
+
+    path: str
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.called or name_of(self.path)
+
+    def warn(self, message: str) -> None:
+        """Logs a line about the data, once however often a command opens them."""
+        _warn_once(os.path.abspath(self.path), f"{self.name}: {message}")
+
+
+@lru_cache(maxsize=4096)
+def _warn_once(path: str, message: str) -> None:
+    logger.warning(message)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hf_geossl.data.images import DEFAULT_MAX_PIXELS
+from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError
+from hf_geossl.data.readers.arrays import NPY_START, read_npy
 
 IGNORED = 255  # a pixel without truth
 MAP_FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # lossless
@@ -52,14 +53,19 @@ def class_number(value: object, known: tuple[object, ...] | None, column: str) -
     number = value.item() if isinstance(value, np.ndarray | np.generic) or hasattr(value, "item") else value
     if not isinstance(number, Real) or not float(number).is_integer():
         raise ValueError(f"the column {column!r} must hold the numbers of classes, got {str(value)[:40]!r}")
-    return int(float(number)) if not isinstance(number, int) else number
+    number = int(number) if isinstance(number, int) else int(float(number))
+    if number < 0:
+        raise ValueError(
+            f"the column {column!r} must hold the numbers of classes, from 0 on, got {number}: number them so"
+        )
+    return number
 
 
 def open_map(value: object, column: str) -> Image.Image:
     """Opens a map of classes or depths, one number a pixel: never turned to RGB, and never through a lossy format.
 
     Args:
-        value (`bytes`, path, `PIL.Image.Image` or array of shape `(height, width)`): The map.
+        value (`bytes`, path, `PIL.Image.Image` or array of shape `(height, width)`): The map; files may be `.npy` too.
         column (`str`): Where it stands, for messages.
 
     Returns:
@@ -69,6 +75,8 @@ def open_map(value: object, column: str) -> Image.Image:
         ValueError: If it is a JPEG or no image, too large, or of several channels that differ.
     """
     try:
+        if isinstance(value, bytes | str | Path) and (array := _saved_array(value)) is not None:
+            value = array
         if isinstance(value, bytes | str | Path):
             value = Image.open(BytesIO(value) if isinstance(value, bytes) else value, formats=(*MAP_FORMATS, "JPEG"))
             if value.format == "JPEG":
@@ -77,11 +85,23 @@ def open_map(value: object, column: str) -> Image.Image:
                 )
         elif not isinstance(value, Image.Image):
             value = Image.fromarray(_map_array(np.asarray(value)))
-    except (UnidentifiedImageError, TypeError) as error:
-        raise ValueError(f"the column {column!r} holds no map that can be read ({type(error).__name__})") from error
+    except (UnidentifiedImageError, TypeError, BrokenImageError) as error:
+        reason = error.reason if isinstance(error, BrokenImageError) else type(error).__name__
+        raise ValueError(
+            f"the column {column!r} holds no map that can be read ({reason}): save it as PNG, TIFF or .npy"
+        ) from error
     if value.width * value.height > DEFAULT_MAX_PIXELS:
         raise ValueError(f"a map of {value.width} x {value.height} pixels is larger than {DEFAULT_MAX_PIXELS} pixels")
     return _one_channel(value, column)
+
+
+def _saved_array(value: bytes | str | Path) -> np.ndarray | None:
+    """The array that `np.save` has written; None of any other file."""
+    with BytesIO(value) if isinstance(value, bytes) else open(value, "rb") as file:
+        if file.read(len(NPY_START)) != NPY_START:
+            return None
+        pixels = read_npy(file, DEFAULT_MAX_PIXELS).pixels
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
 def _map_array(values: np.ndarray) -> np.ndarray:
@@ -143,7 +163,26 @@ def as_lists(objects: Any, column: str) -> dict[str, Any]:
             f"the column {column!r} holds {len(lists['bbox'])} boxes and {len(lists['category'])} categories of an image: "
             "each object needs both"
         )
-    return lists | ({"keypoints": objects["keypoints"]} if objects.get("keypoints") is not None else {})
+    wrong = next((box for box in lists["bbox"] if not _are_numbers(box, 4)), None)
+    if wrong is not None or any(box is None for box in lists["bbox"]):
+        raise ValueError(f"the column {column!r} holds the box {str(wrong)[:60]}: a box must be four numbers")
+    points = objects.get("keypoints")
+    if points is None:
+        return lists
+    lengths = {len(each) if isinstance(each, Sequence | np.ndarray) else 0 for each in points}
+    if len(points) != len(lists["bbox"]) or len(lengths) > 1 or any(not n or n % 3 for n in lengths):
+        raise ValueError(
+            f"the column {column!r} holds keypoints that are not x, y and visibility of as many points for each object: "
+            "write 0, 0, 0 for a point without truth"
+        )
+    return lists | {"keypoints": points}
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    try:
+        return len(values) == count and all(math.isfinite(value) for value in values)
+    except TypeError:
+        return False
 
 
 def categories_of(objects: Any) -> Iterable[Any]:

@@ -131,7 +131,12 @@ class SampleReader:
             "image": _image_tensor(pixels[0] if self.image_format is None else np.stack(pixels, axis=-1)),
         }
         label = row.get(columns.label)
-        if self.truth.lists and label is not None:
+        if self.truth.vectors and label is not None:
+            vector = torch.tensor(label).to(torch.int64)
+            if vector.shape != (len(self.truth.labels or ()),):
+                raise ValueError(f"the column {columns.label!r} of image {index} holds no vector of the others' length")
+            sample |= {"multi_label": vector} if self.truth.lists else {"label": int(vector.argmax())}
+        elif self.truth.lists and label is not None:
             sample["multi_label"] = self._multi_label(label)
         elif label is not None and is_label(label):
             sample["label"] = class_number(label, self.truth.labels, columns.label)

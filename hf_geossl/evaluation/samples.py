@@ -255,9 +255,9 @@ def load_samples(
     """Opens images with truth.
 
     Args:
-        dataset (`str`): `"scenes"`; a folder of images in one folder a class (or with `metadata.jsonl`, as `imagefolder`
-            reads it), of parquet or tar files (as `webdataset` reads them), both streamed, or of what `save_to_disk` of a
-            `DatasetDict` has written; or the id of a dataset on the Hub, which is streamed.
+        dataset (`str`): `"scenes"`; a folder, archive or list of images in one folder a class, or with `metadata.jsonl`; a
+            folder of parquet or tar files, which are streamed, or of what `save_to_disk` has written; or the id of a dataset
+            on the Hub, which is streamed.
         split (`str`): Which part.
         size (`int`): Side of the images in pixels.
         limit (`int`, *optional*): Only so many. Scenes are drawn independently, so the first are taken; of a folder, whose
@@ -287,16 +287,17 @@ def load_samples(
     if dataset == SCENES:
         return _load_scenes(description, mode, seed)
     columns = columns or Columns()
-    opened = open_rows(dataset, split, config_name=config_name, revision=revision, token=token)
+    opening = partial(open_rows, dataset, config_name=config_name, token=token, image_column=columns.image)
+    opened = opening(split, revision=revision)
     rows = opened.rows
     description |= {"columns": asdict(columns), "config": config_name, "revision": opened.revision}
     if opened.folder is not None:
         description |= {"dataset": opened.folder.name, "files": folder_hash(opened.folder), "revision": revision}
     features = rows.features or datasets.Features()
     _check_columns(features, columns, description["dataset"])
-    opening = partial(open_rows, dataset, config_name=config_name, revision=opened.revision, token=token)
     shared = shared or SharedTruth((split,))
-    truth = shared.decide({split: rows}, opening, columns, str(description["dataset"]))
+    opening = partial(opening, revision=opened.revision)
+    truth = shared.decide({split: opened}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)
     names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format)
@@ -328,8 +329,9 @@ def _load_scenes(description: dict[str, Any], mode: str, seed: int) -> Samples:
 def _check_columns(features: datasets.Features, columns: Columns, name: str) -> None:
     """Refuses a column that the user has named, or that of the images, if it is not there."""
     defaults = asdict(Columns())
-    for key, column in asdict(columns).items():
-        named = isinstance(column, str) and (key == "image" or column != defaults[key])
+    for key in ("image", "label", "semantic", "depth", "objects"):
+        column = getattr(columns, key)
+        named = key == "image" or column != defaults[key]
         if features and named and column not in features:
             raise ValueError(
                 f"{name} has no column {column!r} but {', '.join(sorted(features))}: name the {key} column"

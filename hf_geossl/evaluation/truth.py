@@ -83,6 +83,7 @@ class Truth:
         labels, categories (`tuple`, *optional*): The values in the order of their class numbers, where they are no such
             numbers themselves.
         lists (`bool`): Whether an image has a list of labels.
+        vectors (`str`): "one-hot" or "multi-hot" where an image has a vector of 0 and 1, one place a class.
         binary (`bool`): Whether maps of classes hold 0 and 255 alone, of which 255 is class 1.
         bbox_format (`str`): See `Columns`.
         depth_scale (`float`): Metres a unit.
@@ -94,9 +95,12 @@ class Truth:
     binary: bool = False
     bbox_format: str = "coco"
     depth_scale: float = 1.0
+    vectors: str = ""
 
 
-def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
+def decide_truth(
+    splits: Sequence[Rows], columns: Columns, name: str, tables: Sequence[datasets.Dataset] | None = None
+) -> Truth:
     """Decides what the truth of a dataset means, from its labels and some rows of each split; logs what is not the default.
 
     Args:
@@ -104,6 +108,7 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
             first `ROWS_READ` rows.
         columns (`Columns`): Names of the columns.
         name (`str`): Of the dataset, for messages.
+        tables (`Sequence[datasets.Dataset]`, *optional*): All labels and objects, where `splits` are streams.
 
     Returns:
         `Truth`: The same for all of its splits.
@@ -112,10 +117,16 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
         ValueError: If the values can be no truth, or have several meanings; it names the argument that says which.
     """
     some = [row for rows in splits for row in _some(rows, columns)]
-    labels, lists = _number(_values(splits, columns.label), columns.label, "labels", name)
+    tables = [rows for rows in splits if isinstance(rows, datasets.Dataset)] if tables is None else tables
+    vectors, width = _vectors(tables, columns.label, name)
+    labels, lists = (
+        (tuple(range(width)), vectors == "multi-hot")
+        if vectors
+        else _number(_values(tables, columns.label), columns.label, "labels", name)
+    )
     categories = None
     if any(row.get(columns.objects) is not None for row in some):
-        found = (categories_of(value) for value in _values(splits, columns.objects, whole=True) if value is not None)
+        found = (categories_of(value) for value in _values(tables, columns.objects, whole=True) if value is not None)
         categories, _ = _number(
             [(entry for entries in found for entry in entries)], columns.objects, "categories", name
         )
@@ -126,6 +137,7 @@ def decide_truth(splits: Sequence[Rows], columns: Columns, name: str) -> Truth:
         _is_binary(some, columns, name),
         columns.bbox_format or _box_format(some, columns, name),
         columns.depth_scale or _depth_scale(some, columns, name),
+        vectors,
     )
 
 
@@ -139,14 +151,38 @@ def _some(rows: Rows, columns: Columns) -> Iterator[Row]:
         yield from (rows[index] for index in range(0, len(rows) if truth else 0, step))
 
 
-def _values(splits: Sequence[Rows], column: str, *, whole: bool = False) -> Iterator[Iterable[Any]]:
-    """All values of a column, split by split; of a stream, whose values cannot be numbered before it is read, none."""
-    for rows in splits:
-        if isinstance(rows, datasets.Dataset) and column in rows.column_names:
+def _values(tables: Sequence[datasets.Dataset], column: str, *, whole: bool = False) -> Iterator[Iterable[Any]]:
+    """All values of a column, table by table."""
+    for rows in tables:
+        if column in rows.column_names:
             feature = rows.features[column]
             if not hasattr(getattr(feature, "feature", feature), "names"):  # ClassLabel has numbers
                 values = rows.with_format(None)[column]
                 yield from values if whole else [values]
+
+
+def _vectors(tables: Sequence[datasets.Dataset], column: str, name: str) -> tuple[str, int]:
+    """Whether labels are vectors of 0 and 1 of one length, which lists of classes are not; and that length."""
+    lengths, places = set[int](), set[int]()
+    for values in _values(tables, column):
+        for value in values:
+            if value is None:
+                continue
+            if not isinstance(value, list | tuple | np.ndarray) or not set(value) <= {0, 1}:
+                return "", 0
+            lengths.add(len(value))
+            places.add(int(sum(value)))
+    if len(lengths) != 1 or max(lengths) < 2:
+        return "", 0
+    vectors = "one-hot" if places == {1} else "multi-hot"
+    logger.warning(
+        "the labels of %s in column %r are %s vectors: %s",
+        name,
+        column,
+        vectors,
+        counted(max(lengths), "class", "classes"),
+    )
+    return vectors, max(lengths)
 
 
 def _number(
@@ -183,13 +219,13 @@ def _number(
     numbers = sorted(int(value) for value in distinct)
     if any(not isinstance(value, Integral) for value in distinct):
         logger.warning("the %s of %s in column %r are floating point: taken as whole numbers", what, name, column)
-    if len(numbers) > 1 and numbers[0] >= 0 and numbers[-1] >= _FEW_IDS * len(numbers):
+    if numbers[0] < 0 or (len(numbers) > 1 and numbers[-1] >= _FEW_IDS * len(numbers)):
         logger.warning(
             "the %s of %s in column %r are ids from %d to %d: %s, numbered in that order",
             what, name, column, numbers[0], numbers[-1], counted(len(numbers), "class", "classes"),
         )  # fmt: skip
         return tuple(numbers), lists
-    return (tuple(range(numbers[-1] + 1)) if lists and numbers[0] >= 0 else None), lists
+    return (tuple(range(numbers[-1] + 1)) if lists else None), lists
 
 
 def _maps(some: Sequence[Row], column: str) -> Iterator[np.ndarray]:
@@ -285,14 +321,18 @@ class SharedTruth:
         self.labelled: dict[str, Sequence[int]] = {}
 
     def decide(
-        self, rows: dict[str, Rows], opening: Callable[[str], LabelledRows], columns: Columns, name: str
+        self, opened: dict[str, LabelledRows], opening: Callable[[str], LabelledRows], columns: Columns, name: str
     ) -> Truth:
         """Decides it by all splits, of which some are open already."""
         if self.truth is None:
             for split in self.splits:
                 with suppress(ValueError):  # tasks of one split do not need the other
-                    rows[split] = rows[split] if split in rows else opening(split).rows
-            self.truth = decide_truth([rows[key] for key in sorted(rows)], columns, name)
+                    opened[split] = opened[split] if split in opened else opening(split)
+            splits = [opened[key] for key in sorted(opened)]
+            tables = [
+                table for split in splits if (table := split.columns((columns.label, columns.objects))) is not None
+            ]
+            self.truth = decide_truth([split.rows for split in splits], columns, name, tables)
         return self.truth
 
     def with_label(self, rows: datasets.Dataset, columns: Columns, name: str) -> Sequence[int]:

@@ -83,6 +83,10 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         for name in ("base_learning_rate", "num_streams"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, or left out, got {getattr(self, name)}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps must be above 0, or -1 for num_train_epochs, got {self.max_steps}")
+        if not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
         if self.max_nonfinite_steps < 1:
             raise ValueError(f"max_nonfinite_steps must be 1 or more, got {self.max_nonfinite_steps}")
         if self.probe_every_steps < 0:
@@ -127,7 +131,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
                 images = len(train_dataset)
             if images is None:
                 raise ValueError(
-                    "how many images an epoch has is not known before they are read: set max_steps in args"
+                    "how many images an epoch has is not known before they are read: set max_steps (--max_steps) instead"
                 )
             steps = math.ceil(args.num_train_epochs * images / args.global_batch_size)
             args.max_steps = max(steps, 1)

@@ -28,6 +28,7 @@ def test_wrong_recipes_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "hidden_size belongs in section model, not in views" in error("views:\n  hidden_size: 3")
     assert "section data must hold lines 'key: value', got 'scenes'" in error("data: scenes")
     assert "must hold lines 'key: value', got list" in error("- 1\n- 2")
+    assert "a.yaml: max_steps takes one value, not a list" in error("max_steps: [1, 2]")
     assert "is no valid YAML" in error("a: [1")
     assert "method 'gsta' is unknown; did you mean 'gtsa'?" in error("method: gsta")
     assert "cannot be read" in error_line(capsys, "pretrain", str(tmp_path / "e.yaml"))

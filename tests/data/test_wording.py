@@ -1,8 +1,11 @@
-"""Counted nouns."""
+"""What messages say of numbers and of data."""
+
+import logging
+from pathlib import Path
 
 import pytest
 
-from hf_geossl.data.wording import counted
+from hf_geossl.data.wording import Place, counted, some_of
 
 
 @pytest.mark.parametrize(
@@ -18,3 +21,13 @@ from hf_geossl.data.wording import counted
 )
 def test_the_noun_agrees_with_its_number(number: int, words: tuple[str, ...], text: str) -> None:
     assert counted(number, *words) == text
+
+
+def test_a_line_about_data_names_them_and_comes_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            Place(f"{tmp_path}/my photos/").warn("100% read")
+        Place(str(tmp_path), "user/name").warn("100% read")
+    assert caplog.messages == ["my photos: 100% read", "user/name: 100% read"]
+    assert some_of(["a", "b", "c"]) == "a, b, c"
+    assert some_of(["a", "b", "c", "d"], 2) == "a, b, ..."

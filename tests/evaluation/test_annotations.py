@@ -25,6 +25,12 @@ def palette(classes: np.ndarray) -> Image.Image:
     return picture
 
 
+def array_file(values: np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
 GREY = Image.fromarray(CLASSES)
 FORMS: dict[str, Any] = {
     "picture": GREY,
@@ -38,6 +44,8 @@ FORMS: dict[str, Any] = {
         for kind in ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
     },
     "list": CLASSES.tolist(),
+    ".npy file": array_file(CLASSES.astype(np.int64)),
+    ".npy file of one channel": array_file(CLASSES[None].astype(np.float32)),
 }
 
 
@@ -58,6 +66,10 @@ def test_boolean_maps() -> None:
     [
         (encoded(GREY, "JPEG"), "holds JPEG files, whose compression changes the numbers of a map: save it as PNG"),
         (b"no picture", "no map that can be read"),
+        (
+            array_file(np.zeros((99, 99)))[:500],
+            r"no map that can be read \(it is truncated.*save it as PNG, TIFF or .npy",
+        ),
         (
             Image.new("RGB", (4, 4), (128, 0, 0)),
             r"maps in colours, such as \(128, 0, 0\): save the number of the class",
@@ -104,6 +116,17 @@ def test_lists_of_objects_and_objects_of_lists(boxes: str, categories: str, poin
         ({"label": [1]}, "holds label, and no boxes"),
         ({"bbox": [[1, 2, 3, 4]], "label": [1, 2]}, "holds 1 boxes and 2 categories"),
         ([[1, 2, 3, 4]], "must hold dictionaries of objects, got list"),
+        *(
+            ({"bbox": [[1, 2, 3, 4], box], "label": [1, 2]}, "holds the box .*: a box must be four numbers")
+            for box in ([1, 2, 3, 4, 5], ["1", "2", "3", "x"], None, [1, 2, None, 4], [1, 2, 3, float("nan")])
+        ),
+        *(
+            (
+                {"bbox": [[1, 2, 3, 4]] * 2, "label": [1, 2], "keypoints": points},
+                "x, y and visibility of as many points",
+            )
+            for points in ([[1, 1, 2], [1, 1, 2, 3, 3, 2]], [[1, 1, 2]], [[1, 1], [1, 1]], [None, [1, 1, 2]])
+        ),
     ],
 )
 def test_objects_that_are_not_whole_are_refused(objects: Any, message: str) -> None:
@@ -117,6 +140,7 @@ def test_class_numbers(value: Any) -> None:
     assert type(class_number(value, None, "label")) is int
     assert class_number(value, (7, 9, 3), "label") == 2
     assert class_number("cat", ("bird", "cat"), "label") == 1
+    assert type(class_number(True, None, "label")) is int  # as a tensor of numbers
 
 
 @pytest.mark.parametrize(
@@ -125,6 +149,7 @@ def test_class_numbers(value: Any) -> None:
         (2.7, None, "must hold the numbers of classes, got '2.7'"),
         ("cat", None, "got the text 'cat': number the classes, or put"),
         ([1], None, "must hold the numbers of classes"),
+        (-3, None, "must hold the numbers of classes, from 0 on, got -3"),
         ("dog", ("bird", "cat"), "holds 'dog', which is none of the 2 known classes"),
     ],
 )

@@ -26,6 +26,7 @@ from hf_geossl.evaluation.protocols import linear_sgd
 from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
 from hf_geossl.evaluation.protocols.linear import LogisticSettings, RotationSettings, measure_linear, measure_rotation
 from hf_geossl.evaluation.samples import Columns, collate, load_samples
+from hf_geossl.evaluation.truth import SharedTruth
 from tests.helpers.supervised import small_model
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=0)
@@ -216,6 +217,8 @@ def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column 'klass' but image, label: name the label column"):
         load_samples(folder, "train", size=8, columns=Columns(label="klass"))
     assert load_samples(folder, "train", size=8).count == 4  # without maps, which are not asked for
+    for setting in ({"bbox_format": "yolo"}, {"depth_scale": 0.5}, {"reduce_labels": True}):  # no columns
+        assert load_samples(folder, "train", size=8, columns=Columns(**setting)).count == 4  # type: ignore[arg-type]
 
 
 # ---- other forms of data ----
@@ -258,6 +261,20 @@ def test_packed_data_are_read(write: Any, tmp_path: Path) -> None:
         assert [sample["label"] for sample in found] == [index % 2 for index in range(count)]
     with pytest.raises(ValueError, match="the split 'nix' of .* cannot be read"):
         load_samples(str(tmp_path), "nix", size=16, columns=columns)
+
+
+def test_truth_of_parquet_files_is_numbered_by_all_of_their_rows(tmp_path: Path) -> None:
+    """Rows are streamed, and their labels and categories read before."""
+    picture = Image.new("RGB", (16, 16))
+    for split, labels in (("train", ["cat", "dog"]), ("test", ["ant", "dog"])):
+        objects = [{"bbox": [[0, 0, 9, 9]], "category": [90 if label == "ant" else 1]} for label in labels]
+        rows = Dataset.from_dict({"image": [picture] * 2, "label": labels, "objects": objects})
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    shared = SharedTruth(("train", "test"))
+    train, test = (load_samples(str(tmp_path), split, size=16, shared=shared) for split in ("train", "test"))
+    assert train.names == test.names == {"label": ("ant", "cat", "dog"), "categories": ("1", "90")}
+    assert [(sample["label"], sample["categories"].tolist()) for sample in test] == [(0, [1]), (2, [0])]
+    assert [sample["label"] for sample in train] == [1, 2]
 
 
 def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:

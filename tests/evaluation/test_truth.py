@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_geossl.data.sources.opening import LabelledRows
 from hf_geossl.evaluation.sample_reader import SampleReader
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth, decide_truth
 from tests.evaluation.test_annotations import BOX
@@ -37,6 +38,7 @@ def decide(caplog: pytest.LogCaptureFixture, *splits: datasets.Dataset, **column
         (["10", "9"], ["x", "2"], ("2", "9", "10", "x"), "are texts: 4 classes"),
         ([1001, 77], [2043], (77, 1001, 2043), "are ids from 77 to 2043: 3 classes, numbered in that order"),
         ([3, None, 0], [-1], None, ""),
+        ([-2, 5], [0], (-2, 0, 5), "are ids from -2 to 5: 3 classes"),
     ],
 )
 def test_labels(train: list, test: list, labels: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -54,6 +56,25 @@ def test_lists_of_labels_are_multi_labels(caplog: pytest.LogCaptureFixture) -> N
     sample = SampleReader(8, Columns(), truth=truth)(0, row)
     assert sample["multi_label"].tolist() == [1, 0, 1]
     assert "label" not in sample
+
+
+@pytest.mark.parametrize(
+    ("vectors", "kind", "key", "values"),
+    [
+        ([[0, 1, 0], [1, 0, 0], [0, 0, 1]], "one-hot", "label", [1, 0, 2]),
+        ([[0.0, 1.0], [1.0, 0.0]], "one-hot", "label", [1, 0]),
+        ([[0, 1, 1], [0, 0, 0]], "multi-hot", "multi_label", [[0, 1, 1], [0, 0, 0]]),
+        ([[True, True], [False, True]], "multi-hot", "multi_label", [[1, 1], [0, 1]]),
+        ([[0, 1], [1]], "", "multi_label", [[1, 1], [0, 1]]),  # lists of classes
+    ],
+)
+def test_vectors_of_labels(vectors: list, kind: str, key: str, values: list, caplog: pytest.LogCaptureFixture) -> None:
+    truth, message = decide(caplog, rows_of(label=vectors))
+    assert truth.vectors == kind
+    assert (f"are {kind} vectors: {len(vectors[0])} classes" in message) == bool(kind)
+    read, image = SampleReader(8, Columns(), truth=truth), np.zeros((8, 8, 3), np.uint8)
+    samples = [read(0, {"image": image, "label": vector}) for vector in vectors]
+    assert [sample[key] if key == "label" else sample[key].tolist() for sample in samples] == values
 
 
 def test_labels_that_are_no_classes_are_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,17 +200,16 @@ def test_depths(
 def test_splits_share_one_truth_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     splits = {"train": rows_of(label=["b", "c"]), "test": rows_of(label=["a"])}
 
-    class Opened:
-        def __init__(self, split: str) -> None:
-            if split not in splits:
-                raise ValueError(f"no split {split}")
-            self.rows = splits[split]
+    def opened(split: str) -> LabelledRows:
+        if split not in splits:
+            raise ValueError(f"no split {split}")
+        return LabelledRows(splits[split])
 
     shared = SharedTruth(("train", "test"))
     for split in ("test", "train"):
-        assert shared.decide({split: splits[split]}, Opened, Columns(), "photos").labels == ("a", "b", "c")
+        assert shared.decide({split: opened(split)}, opened, Columns(), "photos").labels == ("a", "b", "c")
     assert len(caplog.messages) == 1
-    assert SharedTruth(("train", "none")).decide({}, Opened, Columns(), "photos").labels == ("b", "c")
+    assert SharedTruth(("train", "none")).decide({}, opened, Columns(), "photos").labels == ("b", "c")
 
 
 def test_images_without_a_label_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,6 +53,9 @@ def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> N
         ("base_learning_rate", -1.0, "base_learning_rate must be above 0"),
         ("ignore_data_skip", False, "ignore_data_skip on"),
         ("learning_rate", 1e-2, "learning_rate=0.01 and base_learning_rate=0.05 .* were both given"),
+        ("max_steps", 0, "max_steps must be above 0, or -1 for num_train_epochs, got 0"),
+        ("num_train_epochs", 0, "num_train_epochs must be above 0, got 0"),
+        ("num_train_epochs", float("nan"), "num_train_epochs must be above 0, got nan"),
         ("save_strategy", "epoch", "save_strategy must be 'steps' or 'no', got 'epoch'"),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 import datasets
 import numpy as np
@@ -14,9 +15,10 @@ from datasets.iterable_dataset import ExamplesIterable
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.retries import retry
-from hf_geossl.data.sources.archives import ADDRESS, read_zip_member
+from hf_geossl.data.sources.archives import ADDRESS, read_member
 
 MIN_UNITS = 64
+FILE = "file://"
 Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
 _NESTED_SCHEMES = frozenset({"hf", "zip", "tar", "gzip", "xz", "bz2", "zstd", "lz4"})
 
@@ -156,8 +158,10 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
             return value["bytes"]
         value = value.get("path")
         if isinstance(value, str):
-            if value.startswith(ADDRESS) and os.path.isfile(value.rpartition("::")[2]):
-                return read_zip_member(value)
+            if value.startswith(FILE):  # a name that is no text
+                value = os.fsdecode(unquote_to_bytes(value.removeprefix(FILE)))
+            if value.startswith(ADDRESS):
+                return read_member(value)
             return _read_address(value, token) if re.match(r"[a-z0-9+]+://", value) else value
     if value is None:
         raise BrokenImageError("the row holds no image")

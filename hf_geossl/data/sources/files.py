@@ -2,29 +2,53 @@
 
 import glob
 import hashlib
-import logging
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hf_geossl.data.images import EXTENSIONS, BrokenImageError
-from hf_geossl.data.sources.archives import read_zip_member, zip_member, zip_members
+from hf_geossl.data.images import BrokenImageError
+from hf_geossl.data.sources.archives import (
+    ADDRESS,
+    check_regular,
+    is_plain_tar,
+    member_size,
+    members,
+    read_member,
+    tar_names,
+)
 from hf_geossl.data.sources.base import Source, rows_from, units_for
-from hf_geossl.data.sources.listing import METADATA, SPLIT_WORDS, Item, arrange, canonical, divide, listed
-from hf_geossl.data.wording import counted
+from hf_geossl.data.sources.listing import (
+    PART,
+    Division,
+    arrange,
+    canonical,
+    divide,
+    is_hidden,
+    kind_of,
+    sample_of,
+    say_hidden,
+    split_of,
+)
+from hf_geossl.data.sources.tables import METADATA, Item, read_list, read_metadata
+from hf_geossl.data.wording import Place, as_text, counted, some_of
 
-_TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl")
-_IMAGES_PER_ARCHIVE = 4  # with fewer, archives beside images are the data
+_FILES_PER_STRAY = 4  # with fewer for each, files of two kinds are both the data
+_MOST_LINKS = 8  # through which a folder is entered
+_MEMBERS_TRIED = 100  # of a tar, to see what it holds
 _SIZES_IN_DIGEST = 1000
-
-logger = logging.getLogger(__name__)
+_NOUNS = {
+    "folder": ("image", "images"),
+    "parquet": ("parquet file", "parquet files"),
+    "webdataset": ("tar file", "tar files"),
+    "zip": ("zip file", "zip files"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,12 +56,12 @@ class Files:
     """The files of one kind and split.
 
     Attributes:
-        kind (`str`): "folder" (images), "zip" (images in archives), "parquet" or "webdataset".
+        kind (`str`): "folder" (images), "zip" (images in zips or tars), "parquet" or "webdataset".
         root (`str`): what the names lie below.
         names (`list[str]`): of the files.
         items (`list[Item]`): of images, with classes and truth.
         classes (`list[str]`): of all splits.
-        archives (`dict[str, str]`): first folder of the names -> the `.zip` that it stands for; "" for all names.
+        archives (`dict[str, str]`): folder in the names -> the archive that it stands for; "" for a single one.
     """
 
     kind: str
@@ -48,12 +72,14 @@ class Files:
     archives: dict[str, str] = field(default_factory=dict)
 
     def address(self, name: str) -> str:
-        """The path of a file, or "zip://member::archive" of one in an archive."""
+        """The path of a file, or "archive://member::archive" of one in an archive."""
         if not self.archives:
             return os.path.join(self.root, name)
-        first, _, inner = name.partition("/")
-        archive, member = (self.archives[first], inner) if first in self.archives else (self.archives[""], name)
-        return f"zip://{member}::{os.path.join(self.root, archive)}"
+        folder = name.rpartition("/")[0] if "" not in self.archives else ""
+        while folder not in self.archives:
+            folder = folder.rpartition("/")[0]
+        member = name.removeprefix(folder + "/") if folder else name
+        return f"{ADDRESS}{member}::{os.path.join(self.root, self.archives[folder])}"
 
     def identity(self) -> dict[str, Any]:
         """Plain values that name the files: how many, and their digest."""
@@ -70,7 +96,7 @@ class Files:
 
     def _size(self, name: str) -> int:
         try:
-            return zip_member(self.address(name)).file_size if self.archives else os.path.getsize(self.address(name))
+            return member_size(self.address(name)) if self.archives else os.path.getsize(self.address(name))
         except (
             OSError,
             BrokenImageError,
@@ -78,191 +104,240 @@ class Files:
             return -1
 
 
-def find_files(path: str, split: str) -> Files:
+def find_files(path: str, split: str, image_column: str = "image") -> Files:
     """Finds the files that a path or glob means, by the rule of [`hf_geossl.data.sources.listing`].
 
     A folder is searched to its depths; what is hidden is left out. Of files of several kinds those are taken that are the
-    data: images, unless there are fewer than four for each parquet, tar or zip file. The others are named and left out.
+    data: images, unless there are fewer than four for each parquet, tar or zip file. The others are said and left out.
 
     Args:
         path (`str`): an existing file or folder, or a glob.
-        split (`str`): "train", "validation" or "test", or another name of theirs ("val").
+        split (`str`): "train", "validation" or "test", another name of theirs ("val"), or one folder's ("train2017").
+        image_column (`str`, *optional*): of a list, the column with the paths.
 
     Raises:
         FileNotFoundError: if nothing is there, or nothing that can be read.
-        ValueError: if the split is not there, or a list or its metadata cannot be read.
+        ValueError: if the split is not there, or a list, an archive or metadata cannot be read.
     """
-    name = name_of(path)
+    place = Place(path)
     if os.path.isfile(path) and path.lower().endswith(_LISTS):
-        return _of_list(path, split)
-    root, names = _list_files(path)
+        return _of_list(place, split, image_column)
+    root, names, links = _list_files(place)
     by_kind: dict[str, list[str]] = {}
     for entry in names:
         by_kind.setdefault(kind_of(entry), []).append(entry)
     others = by_kind.pop("", [])
-    metadata = [entry for entry in others if entry.split("/")[-1].lower() in METADATA]
     if not by_kind:
         what = f"{counted(len(names), 'file')}, but none of these kinds" if names else "no files"
         raise FileNotFoundError(
-            f"{path!r} holds {what}; pass a path with images ({', '.join(EXTENSIONS)}), .parquet, .tar or .zip files, or a "
-            f"list of paths ({', '.join(_LISTS)})"
+            f"{path!r} holds {what}; pass a path with images (.jpg, .png, .tif, .npy, .dcm, ...), .parquet, .tar "
+            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written"
         )
-    images = by_kind.get("folder", [])
-    packed = max((kind for kind in by_kind if kind != "folder"), key=lambda kind: len(by_kind[kind]), default="folder")
-    kind = "folder" if len(images) >= _IMAGES_PER_ARCHIVE * len(by_kind[packed]) or packed == "folder" else packed
-    if kind != "folder" and len(by_kind) > 1 + bool(images):
-        kinds = ", ".join(f"{len(files)} of kind {each}" for each, files in by_kind.items())
-        raise ValueError(f"{path!r} mixes files of several kinds ({kinds}); pass a glob that matches one kind")
-    others = [entry for entry in others if (kind == "folder" and entry not in metadata) or kind != "folder"]
+    kind = _kind_of_data(by_kind, path)
+    metadata = [entry for entry in (*others, *by_kind.get("parquet", ())) if _is_metadata(entry)]
+    metadata = metadata if kind == "folder" else []
     others += [entry for other, entries in by_kind.items() if other != kind for entry in entries]
-    if others:
-        endings = Counter(os.path.splitext(entry)[1].lower() or "no ending" for entry in others)
-        logger.warning(
-            "%s in %s (%s%s) %s left out; taken %s",
-            counted(len(others), "file of another kind", "files of other kinds"), name,
-            ", ".join(sorted(endings)[:8]), ", ..." if len(endings) > 8 else "", "is" if len(others) == 1 else "are",
-            counted(len(by_kind[kind]), *_NOUNS[kind]),
-        )  # fmt: skip
-    if kind == "zip":
-        return _in_archives(root, by_kind["zip"], split, name)
+    others = [entry for entry in others if entry not in metadata]
+    _say_strays(others, counted(len(by_kind[kind]), *_NOUNS[kind]), place)
     if kind == "folder":
 
         def read(file: str) -> bytes:
             return Path(root, file).read_bytes()
 
-        items, classes = arrange(images, split, name, read, metadata)
+        images = by_kind["folder"]
+        items, classes = arrange(images, split, place, read_metadata(metadata, read, images, place), links)
         return Files(kind, root, [item.name for item in items], items, classes)
-    divided, _ = divide(by_kind[kind], name, by_file_name=True)
-    return Files(kind, root, _chosen(divided, split, path))
+    if kind == "zip" or (kind == "webdataset" and _are_folders(root, by_kind[kind])):
+        return _in_archives(root, by_kind[kind], split, place)
+    return Files(kind, root, divide(by_kind[kind], place, by_file_name=True, links=links).choose(split, place))
 
 
-_NOUNS = {
-    "folder": ("image", "images"),
-    "parquet": ("parquet file", "parquet files"),
-    "webdataset": ("tar file", "tar files"),
-    "zip": ("zip file", "zip files"),
-}
-
-
-def _chosen(divided: dict[str, list[str]], split: str, path: str) -> list[str]:
-    wanted = canonical(split)
-    if wanted not in divided:
-        raise ValueError(
-            f"{path!r} has no split {split!r}; its splits are {', '.join(sorted(divided))} "
-            f"(a split is a folder called {', '.join(SPLIT_WORDS)}; without one, every file belongs to train)"
+def _say_strays(names: list[str], taken: str, place: Place) -> None:
+    if names:
+        endings = sorted({os.path.splitext(name)[1].lower() or "no ending" for name in names})
+        place.warn(
+            f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({some_of(endings, 8)}) left out; "
+            f"{taken} taken"
         )
-    return divided[wanted]
 
 
-def _of_list(path: str, split: str) -> Files:
-    root, file = os.path.split(path)
-    check_regular(path)
-    items, splits = listed(file, Path(path).read_bytes())
+def _is_metadata(name: str) -> bool:
+    return name.rpartition("/")[2].lower() in METADATA
+
+
+def _kind_of_data(by_kind: dict[str, list[str]], path: str) -> str:
+    """The kind of file that is the data; the others lie beside it."""
+    packed = {kind: [name for name in names if not _is_metadata(name)] for kind, names in by_kind.items()}
+    images = len(packed.pop("folder", ()))
+    kind = max(packed, key=lambda kind: len(packed[kind]), default="folder")
+    if images and (kind == "folder" or images >= _FILES_PER_STRAY * len(packed[kind])):
+        return "folder"
+    if any(_FILES_PER_STRAY * len(names) > len(packed[kind]) for other, names in packed.items() if other != kind):
+        kinds = ", ".join(f"{len(files)} of kind {each}" for each, files in by_kind.items())
+        raise ValueError(f"{path!r} mixes files of several kinds ({kinds}); pass a glob that matches one kind")
+    return kind
+
+
+def _are_folders(root: str, tars: list[str]) -> bool:
+    """Whether tars hold folders of images as a `.zip` does, and not the samples of WebDataset.
+
+    That is: images in folders without a file of another kind beside any of the first, in one tar, in one for each split, or
+    in folders of splits. A compressed tar cannot be read in place.
+
+    Raises:
+        ValueError: if it is compressed and holds folders of splits.
+    """
+    first = list(islice(tar_names(os.path.join(root, tars[0])), _MEMBERS_TRIED))
+    first = [name for name in first if not any(map(is_hidden, name.split("/")))]
+    images = [name for name in first if kind_of(name) == "folder"]
+    samples = {sample_of(name) for name in images}
+    if not images or any("/" not in name for name in images):
+        return False
+    if any(sample_of(name) in samples for name in first if kind_of(name) != "folder"):
+        return False
+    in_splits = any(split_of(folder) for name in images for folder in name.split("/")[:-1])
+    splits = {split_of(_stem(tar)) for tar in tars} - {None}
+    if not in_splits and len(tars) > 1 and len(splits) < len(tars):
+        return False
+    if all(is_plain_tar(os.path.join(root, tar)) for tar in tars):
+        return True
+    if in_splits:
+        raise ValueError(
+            f"{tars[0]} holds folders of splits and is compressed, so that its images cannot be read in place: unpack it, or "
+            "take the compression off (gunzip)"
+        )
+    return False
+
+
+def _stem(archive: str) -> str:
+    return re.sub(r"(\.zip|\.tar|\.tar\.gz|\.tgz)$", "", archive.rpartition("/")[2], flags=re.IGNORECASE)
+
+
+def _of_list(place: Place, split: str, image_column: str) -> Files:
+    root, file = os.path.split(place.path)
+    check_regular(place.path)
+    items = read_list(file, Path(place.path).read_bytes(), image_column, place)
     if not items:
-        raise FileNotFoundError(f"{path!r} lists no images; give it a path in each line")
+        raise FileNotFoundError(f"{place.path!r} lists no images; give it a path in each line")
     divided: dict[str, list[str]] = {}
+    unknown = 0
     for item in items:
-        divided.setdefault(splits.get(item.name, "train"), []).append(item.name)
-    names = set(_chosen(divided, split, path))
+        given = item.columns.get("split", "train")
+        unknown += given is None
+        divided.setdefault("train" if given is None else canonical(str(given)), []).append(item.name)
+    if unknown:
+        place.warn(f"{counted(unknown, 'line')} without a split taken as train")
+    names = set(Division(divided).choose(split, place))
     chosen = [item for item in items if item.name in names]
-    twice = len(chosen) - len({item.name for item in chosen})
-    if twice:
-        logger.warning("%s of %s %s there more than once", counted(twice, "line"), file, "is" if twice == 1 else "are")
     return Files("folder", root, [item.name for item in chosen], chosen)
 
 
-def _in_archives(root: str, archives: list[str], split: str, name: str) -> Files:
-    """The images in `.zip` files, read in place; of several archives each is a folder of its name."""
-    places = {
-        "" if len(archives) == 1 else os.path.splitext(archive)[0].replace("/", "_"): archive for archive in archives
+def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Files:
+    """The images in archives, read in place; of several archives each is a folder of its name, unless they are numbered parts."""
+    inside = {
+        archive: archive[: len(archive) - len(archive.rpartition("/")[2])] + _stem(archive) for archive in archives
     }
-    members = {
-        f"{place}/{member}" if place else member: None
-        for place, archive in places.items()
-        for member in zip_members(os.path.join(root, archive))
-    }
-    files = Files("zip", root, [], archives=places)
-    images = sorted(member for member in members if kind_of(member) == "folder")
-    metadata = [member for member in members if member.split("/")[-1].lower() in METADATA]
-    left = len(members) - len(images) - len(metadata)
+    if len(archives) == 1:
+        folders = {"": archives[0]}
+    elif len({re.sub(r"\d+", "", stem) for stem in inside.values()}) == 1 and not any(map(split_of, inside.values())):
+        folders = {stem + PART: archive for archive, stem in inside.items()}
+        place.warn(f"{counted(len(archives), 'archive')} taken as numbered parts of one folder")
+    else:
+        folders = {stem: archive for archive, stem in inside.items()}
+        place.warn(f"{counted(len(archives), 'archive')} taken as folders of their names ({some_of(sorted(folders))})")
+    files = Files("zip", root, [], archives=folders)
+    names, hidden = [], []
+    for folder, archive in folders.items():
+        for member in members(os.path.join(root, archive)):
+            name = f"{folder}/{member}" if folder else member
+            if any(map(is_hidden, member.split("/"))):
+                hidden += [name] if kind_of(name) else []
+            else:
+                names.append(name)
+    say_hidden(hidden, place)
+    images = sorted(name for name in names if kind_of(name) == "folder")
+    metadata = [name for name in names if _is_metadata(name)]
+    others = [name for name in names if kind_of(name) != "folder" and name not in metadata]
     if not images:
         raise FileNotFoundError(
-            f"{name!r} holds no images ({', '.join(EXTENSIONS[:4])}, ...): {counted(left, 'other file')}"
+            f"{place.name!r} holds {counted(len(others), 'file')}, but no images: unpack what may be packed in it again"
         )
-    if left:
-        logger.warning(
-            "%s in %s %s left out",
-            counted(left, "file of another kind", "files of other kinds"),
-            name,
-            "is" if left == 1 else "are",
-        )
-    items, classes = arrange(images, split, name, lambda member: read_zip_member(files.address(member)), metadata)
-    return Files("zip", root, [item.name for item in items], items, classes, places)
+    _say_strays(others, counted(len(images), "image"), place)
+    given = read_metadata(metadata, lambda member: read_member(files.address(member)), images, place)
+    items, classes = arrange(images, split, place, given)
+    return replace(files, names=[item.name for item in items], items=items, classes=classes)
 
 
-def _list_files(path: str) -> tuple[str, list[str]]:
-    """Lists all files that a path or glob means: the folder that they lie in, and their names below it, sorted."""
-    if not os.path.exists(path) and _is_glob(path):
-        matches = glob.glob(path, recursive=True)
-        files = sorted(file for file in matches if os.path.isfile(file))
-        if not files:
-            what = "matches folders only" if matches else "matches no file"
-            how = "let it match their files, as in 'photos/**/*.jpg'" if matches else "check the pattern and the folder"
-            raise FileNotFoundError(f"the glob {path!r} {what}; {how}")
-        fixed = re.split(r"[*?\[]", path)[0]
-        root = os.path.dirname(fixed) or "."
-        names = [os.path.relpath(file, root) for file in files]
-    elif os.path.isfile(path):
+def _list_files(place: Place) -> tuple[str, list[str], dict[str, str]]:
+    """Lists all files that a path or glob means: the folder that they lie in, their names below it, sorted, and links.
+
+    Links are names that are reached by a link, with what they lead to: a name below the folder too, or a path.
+    """
+    path = place.path
+    if os.path.isfile(path):
         root, file = os.path.split(path)
-        names = [file]
-    else:
-        root, names = path, sorted(_walk(path))
-    return root, [name.replace(os.sep, "/") for name in names]
+        return root, [file], {}
+    if os.path.exists(path):
+        names, links = _walk(place)
+        return path, sorted(names), links
+    root, pattern = divide_glob(path)
+    matches = glob.glob(os.path.join(glob.escape(root), pattern), recursive=True)
+    files = sorted(file for file in matches if os.path.isfile(file))
+    if not files:
+        what = "matches folders only" if matches else "matches no file"
+        how = "let it match their files, as in 'photos/**/*.jpg'" if matches else "check the pattern and the folder"
+        raise FileNotFoundError(f"the glob {path!r} {what}; {how}")
+    return root, [os.path.relpath(file, root).replace(os.sep, "/") for file in files], {}
 
 
-def _walk(root: str) -> Iterator[str]:
-    seen = set()
+def divide_glob(path: str) -> tuple[str, str]:
+    """The folder that a glob begins with, which exists, whatever marks are in its name; and the pattern below it."""
+    parts = path.split(os.sep)
+    for end in range(len(parts) - 1, 0, -1):
+        root = os.sep.join(parts[:end]) or os.sep
+        if os.path.isdir(root):
+            return root, os.path.join(*parts[end:])
+    return ".", path
 
-    def unreadable(error: OSError) -> None:
-        place = os.path.relpath(error.filename or root, root)
-        logger.warning("the folder %s in %s cannot be read and is left out (%s)", place, name_of(root), error.strerror)
 
-    for folder, inner, files in os.walk(root, followlinks=True, onerror=unreadable):
+def _walk(place: Place) -> tuple[list[str], dict[str, str]]:
+    """Lists the files below a folder, through links too: what is reached by links has an entry in the second."""
+    names: list[str] = []
+    links: dict[str, str] = {}
+    hidden: list[str] = []
+    root = os.path.realpath(place.path)
+    visits: Counter[str] = Counter()
+
+    def enter(folder: str, real: str, above: frozenset[str]) -> None:
         try:
-            place = os.stat(folder)
+            with os.scandir(os.path.join(place.path, folder)) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
-            unreadable(error)
-            inner.clear()
-            continue
-        if (place.st_dev, place.st_ino) in seen:  # a link that leads back up
-            inner.clear()
-            continue
-        seen.add((place.st_dev, place.st_ino))
-        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
-        for file in files:
-            if not file.startswith("."):
-                yield os.path.relpath(os.path.join(folder, file), root)
+            place.warn(f"the folder {folder or '.'} cannot be read and is left out ({error.strerror})")
+            return
+        for entry in entries:
+            name, linked = os.path.join(folder, entry.name), entry.is_symlink()
+            target = os.path.realpath(entry.path) if linked else os.path.join(real, entry.name)
+            is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
+            if is_hidden(entry.name):
+                hidden.extend([name] if is_folder or kind_of(name) else [])
+            elif is_folder:
+                visits[target] += 1
+                if target not in above and visits[target] <= _MOST_LINKS:  # else it leads back up, or to the same again
+                    enter(name, target, above | {target})
+            else:
+                names.append(name.replace(os.sep, "/"))
+                below = target.removeprefix(root + os.sep).replace(os.sep, "/")
+                if below != names[-1]:
+                    links[names[-1]] = below
 
-
-def kind_of(name: str) -> str:
-    """Returns the kind of a file by its name: "parquet", "webdataset", "zip", "folder" (an image), or "" for any other."""
-    name = name.lower()
-    if name.endswith(".parquet"):
-        return "parquet"
-    if name.endswith(_TAR_EXTENSIONS):
-        return "webdataset"
-    if name.endswith(".zip"):
-        return "zip"
-    return "folder" if name.endswith(EXTENSIONS) else ""
+    enter("", root, frozenset({root}))
+    say_hidden(hidden, place)
+    return names, links
 
 
 def _is_glob(path: str) -> bool:
     return any(mark in path for mark in "*?[")
-
-
-def name_of(path: str) -> str:
-    """Returns what people call a path or glob: its last part, which reveals nothing about the machine."""
-    return os.path.basename(os.path.abspath(os.path.expanduser(path))) or "files"
 
 
 def as_path(path_or_id: str) -> str | None:
@@ -280,17 +355,11 @@ def as_path(path_or_id: str) -> str | None:
     return None
 
 
-def check_regular(path: str) -> None:
-    """Raises an `OSError` for what would be waited for when it is opened, such as a pipe."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is no regular file")
-
-
 def named_rows(units: list[list[str]]) -> Iterator[tuple[int, dict]]:
     """Generates the rows of units that are lists of file names."""
     for names in units:
         for index, name in enumerate(names):
-            yield index, {"key": name, "value": name}
+            yield index, {"key": as_text(name), "value": name}
 
 
 def folder_source(
@@ -312,7 +381,7 @@ def folder_source(
     """
     units = units_for(len(files.names), shuffle_block)
     if files.archives:
-        read = read_zip_member
+        read = read_member
     return Source(
         kind=kind,
         name=name,

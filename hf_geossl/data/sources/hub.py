@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_geossl.data.images import EXTENSIONS
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image
-from hf_geossl.data.sources.files import Files, folder_source, kind_of
+from hf_geossl.data.sources.files import Files, folder_source
+from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.opened import iterable_source
 from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_source
 
@@ -54,12 +54,13 @@ def hub_source(
         commit = _commit(repository, revision, token)
         builder = _builder(repository, config_name, commit, token)
         identity = {"repository": repository, "revision": commit}
-        if image_column == "image" and (files := _image_files(builder, split, f"@{commit}/")) is not None:
-            read = partial(_read_address, token=token)
-            return folder_source(files, repository, shuffle_block, kind="hub", identity=identity, read=read)
-        if (files := _tar_files(builder, split, f"@{commit}/")) is not None:
+        files = _plain_files(builder, split, f"@{commit}/")
+        if files is not None and files.kind == "webdataset":
             open_tar = partial(open_on_hub, token=token)
             return webdataset_source(files, repository, image_column, kind="hub", identity=identity, open_tar=open_tar)
+        if files is not None and image_column == "image":
+            read = partial(_read_address, token=token)
+            return folder_source(files, repository, shuffle_block, kind="hub", identity=identity, read=read)
         splits = retry(f"opening {repository}", builder.as_streaming_dataset, OPENING_PAUSES)
         if split not in splits:
             raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
@@ -161,32 +162,21 @@ def _gated(repository: str) -> PermissionError:
     )
 
 
-def _addresses(builder: datasets.DatasetBuilder, split: str) -> list[str]:
-    return [str(address) for address in (builder.config.data_files or {}).get(split, [])]
+def _plain_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Files | None:
+    """Lists the plain image files of a repository, which `datasets` would stream as a single shard, or the tars of a WebDataset.
 
-
-def _image_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Files | None:
-    """Lists the plain image files of a repository, which `datasets` would stream as a single shard.
-
-    None for any other layout, for archives and for an unknown split, which are left to `datasets`.
+    None for any other layout, for archives of images and for an unknown split, which are left to `datasets`. The `mark` of
+    the commit is in the addresses of the repository's files.
     """
-    addresses = _addresses(builder, split)
-    if not isinstance(builder, ImageFolder) or any(address.lower().endswith(_ARCHIVES) for address in addresses):
+    addresses = [str(address) for address in (builder.config.data_files or {}).get(split, [])]
+    kinds = set(map(kind_of, addresses))
+    if isinstance(builder, WebDataset) and kinds == {"webdataset"}:
+        kind = "webdataset"
+    elif isinstance(builder, ImageFolder) and not any(address.lower().endswith(_ARCHIVES) for address in addresses):
+        kind = "folder"
+    else:
         return None
-    return _below("folder", [address for address in addresses if address.lower().endswith(EXTENSIONS)], mark)
-
-
-def _tar_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Files | None:
-    """Lists the tars of a WebDataset, which `datasets` reads on from a connection that has ended; None otherwise."""
-    addresses = _addresses(builder, split)
-    if not isinstance(builder, WebDataset) or any(kind_of(address) != "webdataset" for address in addresses):
-        return None
-    return _below("webdataset", addresses, mark)
-
-
-def _below(kind: str, addresses: list[str], mark: str) -> Files | None:
-    """The files whose addresses have the `mark` of the commit, relative to the repository."""
-    marked = sorted(address for address in addresses if mark in address)
+    marked = sorted(address for address in addresses if kind_of(address) == kind and mark in address)
     if not marked:
         return None
     root = marked[0][: marked[0].index(mark) + len(mark)]

@@ -4,24 +4,22 @@
   folders below the root for all files; without such folders every file belongs to "train". Of parquet and tar files it may
   be a word of the file's name.
 - The class is the first folder below the split in which files differ, whatever lies deeper.
-- Folders of maps (masks, annotations, labels, ...) beside folders of images hold their truth, by the files' names.
+- Folders of maps (masks, annotations, labels, ...) beside folders of images hold their truth, by the files' names; so do files
+  called after the image beside (a.jpg, a_mask.png), where at least half of a folder's images have one.
 - `metadata.jsonl` or `metadata.csv` gives further columns to the files that it names under `file_name`; files that it
   names under another `..._file_name` are truth.
 """
 
-import io
-import json
-import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-import pandas as pd
-
-from hf_geossl.data.wording import counted
+from hf_geossl.data.images import EXTENSIONS
+from hf_geossl.data.sources.tables import Item
+from hf_geossl.data.wording import Place, counted, some_of
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trainval"),
@@ -33,50 +31,55 @@ _ABOUT = r"(?:images?|imgs?|pictures?|photos?|data|set|split|part|\d+)"
 _SPLIT_NAME = re.compile(
     rf"(?:{_ABOUT}[\s_.-]+)*({'|'.join(sorted(_SPLIT_OF_WORD, key=len, reverse=True))})(?:[\s_.-]*{_ABOUT})*"
 )
-_IMAGE_FOLDERS = frozenset(
-    ["image", "images", "img", "imgs", "jpegimages", "input", "inputs", "rgb", "leftimg8bit", "photos", "pictures"]
+_IMAGE_FOLDER = re.compile(r"images?|imgs?|jpegimages|inputs?|rgb|leftimg8bit|photos|pictures", re.IGNORECASE)
+_TRUTH_FOLDER = re.compile(
+    r"masks?|annotations?|labels?|labelids|segmentations?|segmentation(?:class|object)|seg|gt|gtfine|ground_?truth|targets?",
+    re.IGNORECASE,
 )
-_TRUTH_FOLDERS = frozenset(
-    [
-        "mask",
-        "masks",
-        "annotation",
-        "annotations",
-        "label",
-        "labels",
-        "labelids",
-        "segmentation",
-        "segmentations",
-        "segmentationclass",
-        "segmentationobject",
-        "seg",
-        "gt",
-        "gtfine",
-        "ground_truth",
-        "groundtruth",
-        "target",
-        "targets",
-    ]
+_PAIRED_FOLDER = re.compile(  # alone, or with the word of a split: images, train_images, masks-val
+    rf"(?:({'|'.join(_SPLIT_OF_WORD)})[\s_.-]+)?(?:({_IMAGE_FOLDER.pattern})|(?:{_TRUTH_FOLDER.pattern}))"
+    rf"(?:[\s_.-]+({'|'.join(_SPLIT_OF_WORD)}))?",
+    re.IGNORECASE,
 )
-_TRUTH_ENDING = re.compile(r"[_-](?:mask|label|labels|seg|gt|annotation|labelids|labeltrainids)$")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_PATH_COLUMNS = ("file_name", "image", "path", "file", "filename", "filepath", "image_path", "file_path", "img")
-_DEEPEST_SPLIT = 3
-
-logger = logging.getLogger(__name__)
-Read = Callable[[str], bytes]  # the content of a file by its name
+_TRUTH_ENDING = re.compile(r"[_-](?:mask|label|labels|seg|gt|annotation|labelids|labeltrainids)$", re.IGNORECASE)
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+_LITTER = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found")
+PART = ".archive"  # ends the folder of an archive that is one of several numbered ones, and so neither split nor class
+_DEEPEST_SPLIT = 3  # below several folders
 
 
-@dataclass
-class Item:
-    """An image: its `name` below the root, `label` (the class's name), and other `columns`, of which `truth` are names of files."""
+def kind_of(name: str) -> str:
+    """The kind of a file by its name: "parquet", "webdataset", "zip", "folder" (an image), or "" for any other."""
+    name = name.lower()
+    if name.endswith(".parquet"):
+        return "parquet"
+    if name.endswith(_TAR_ENDINGS):
+        return "webdataset"
+    if name.endswith(".zip"):
+        return "zip"
+    return "folder" if name.endswith(EXTENSIONS) else ""
 
-    name: str
-    label: str | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
-    truth: dict[str, str] = field(default_factory=dict)
+
+def sample_of(name: str) -> str:
+    """The sample of WebDataset that a member of a tar belongs to: its name up to the first dot of the last part."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or of the kind that systems leave behind."""
+    return name.startswith(".") or name in _LITTER
+
+
+def say_hidden(names: Sequence[str], place: Place) -> None:
+    """Says which hidden folders, and files that could be data, are left out."""
+    if names:
+        place.warn(
+            f"{counted(len(names), 'hidden file or folder', 'hidden files and folders')} left out ({some_of(names)})"
+        )
+
+
+@lru_cache(maxsize=4096)
 def split_of(word: str) -> str | None:
     """The split that a folder is called after: "train", "validation" or "test"; None for any other name."""
     match = _SPLIT_NAME.fullmatch(word.lower().strip())
@@ -88,38 +91,71 @@ def canonical(split: str) -> str:
     return split_of(split) or split
 
 
-def divide(names: Sequence[str], of: str, *, by_file_name: bool = False) -> tuple[dict[str, list[str]], int | None]:
-    """Divides names among splits.
+@dataclass(frozen=True)
+class Division:
+    """The names of files by split, and which folder of a name is the split; `depth` is None where there is none."""
+
+    splits: dict[str, list[str]]
+    depth: int | None = None
+
+    def choose(self, split: str, place: Place) -> list[str]:
+        """The names of a split, or of the one folder of that name ("train2017").
+
+        Raises:
+            ValueError: if there is none; it names those that there are.
+        """
+        depth = self.depth
+        if depth is not None and split not in SPLIT_WORDS:
+            own = [name for names in self.splits.values() for name in names if name.split("/")[depth] == split]
+            if own:
+                return own
+        wanted = canonical(split)
+        if wanted not in self.splits:
+            raise ValueError(
+                f"{place.name!r} has no split {split!r}; its splits are {', '.join(sorted(self.splits)) or 'none'} "
+                f"(a split is a folder called {', '.join(SPLIT_WORDS)}; without one, every file belongs to train)"
+            )
+        return self.splits[wanted]
+
+
+def divide(
+    names: Sequence[str], place: Place, *, by_file_name: bool = False, links: Mapping[str, str] | None = None
+) -> Division:
+    """Divides names among splits, and says which are left out, or together in one.
 
     Args:
         names (`Sequence[str]`): with `/` between folders.
-        of (`str`): what people call the data, for messages.
+        place (`Place`): of the data.
         by_file_name (`bool`): whether a word of the file's name may be the split too, as for parquet and tar files.
-
-    Returns:
-        `(dict, int | None)`: the names by split, and which folder of a name is the split (None: there is none).
+        links (`Mapping[str, str]`, *optional*): what names that are reached by links lead to: images come once.
     """
     folders = {name: name.split("/")[:-1] for name in names}
-    depth = _split_depth(list(folders.values()), of)
-    divided: dict[str, list[str]] = {}
+    depth = _split_depth(list(folders.values()), place)
+    marks: dict[str, str | None] = {}
     if depth is not None:
-        marks = {name: split_of(place[depth]) if len(place) > depth else None for name, place in folders.items()}
+        marks = {name: split_of(inside[depth]) if len(inside) > depth else None for name, inside in folders.items()}
     elif by_file_name:
         marks = _marks(names)
-    else:
-        marks = {}
     if not any(marks.values()):
-        return ({"train": list(names)} if names else {}), None
+        marks = dict.fromkeys(names, "train")
+    if links:
+        marks = _without_copies(marks, links, place)
+    divided: dict[str, list[str]] = {}
     outside: list[str] = []
     for name, split in marks.items():
         (outside if split is None else divided.setdefault(split, [])).append(name)
     if outside:
-        logger.warning(
-            "%s in %s %s in no folder of a split (%s) and %s left out; if such a folder is none, rename it",
-            counted(len(outside), "file"), of, "lies" if len(outside) == 1 else "lie", ", ".join(sorted(divided)),
-            "is" if len(outside) == 1 else "are",
-        )  # fmt: skip
-    return divided, depth
+        place.warn(
+            f"{counted(len(outside), 'file')} outside of the splits ({', '.join(sorted(divided))}) left out, such as "
+            f"{outside[0]}; if such a folder is no split, rename it"
+        )
+    for split, inside in divided.items():
+        called = [] if depth is None else sorted({folders[name][depth] for name in inside})
+        if len(called) > 1:
+            place.warn(
+                f"the folders {', '.join(called)} are the split {split} together; the name of one as the split takes it alone"
+            )
+    return Division(divided, depth)
 
 
 def _marks(names: Sequence[str]) -> dict[str, str | None]:
@@ -129,74 +165,112 @@ def _marks(names: Sequence[str]) -> dict[str, str | None]:
     return anywhere if all(anywhere.values()) else {name: _SPLIT_OF_WORD.get(parts[0]) for name, parts in words.items()}
 
 
-def _split_depth(places: list[list[str]], of: str) -> int | None:
-    for depth in range(min(_DEEPEST_SPLIT, max(map(len, places), default=0))):
-        at = Counter(place[depth] if len(place) > depth else "" for place in places)
-        named = [folder for folder in at if folder and split_of(folder)]
-        others = [folder for folder in at if folder and not split_of(folder)]
-        if not named or (depth and len(named) < len(at)):
-            continue
-        if len(set(map(split_of, named))) == 1 and len(others) > 1:
-            logger.warning(
-                "the folder %s in %s is taken as a class, as it lies beside %s, which are no splits",
-                named[0], of, ", ".join(sorted(others)[:3]),
-            )  # fmt: skip
+def _without_copies(marks: Mapping[str, str | None], links: Mapping[str, str], place: Place) -> dict[str, str | None]:
+    """Leaves out links to files that are there themselves, or by another link."""
+    chosen = {name: split for name, split in marks.items() if split is not None}
+    first: dict[str, str] = {}  # what is read -> the name that it counts by
+    for name in sorted(chosen, key=lambda name: (name in links, name)):
+        first.setdefault(links.get(name, name), name)
+    copies = {name: first[links[name]] for name in chosen if name in links and first[links[name]] != name}
+    if copies:
+        pairs = [f"{copy} is {original}" for copy, original in copies.items()]
+        place.warn(f"{counted(len(copies), 'link')} to images that are there too left out ({some_of(pairs)})")
+    return {name: split for name, split in marks.items() if name not in copies}
+
+
+def _split_depth(places: list[list[str]], place: Place) -> int | None:
+    """Which folder of the files is the split: the first level with one, below folders that hold everything.
+
+    Below several folders all files must lie in folders of splits (cat/train, cat/test, dog/train, ...).
+    """
+    alone = True  # so far there was one folder
+    mistakable: list[str] = []
+    for depth in range(max(map(len, places), default=0)):
+        at = Counter(inside[depth] if len(inside) > depth else "" for inside in places)
+        named = [folder for folder in at if split_of(folder)]
+        others = sorted(folder for folder in at if folder and not split_of(folder))
+        if not alone and depth >= _DEEPEST_SPLIT:
+            break
+        if alone and named:
+            if len(set(map(split_of, named))) > 1 or len(others) <= 1:
+                return depth
+            place.warn(
+                f"the folder {named[0]} is taken as a class, as it lies beside {some_of(others)}, which are no splits"
+            )
             return None
-        return depth
+        if named and len(named) == len(at):
+            return depth
+        mistakable = mistakable or sorted([*named, *filter(_holds_split_word, others if alone else ())])
+        alone = alone and len(others) == 1
+    if mistakable:
+        place.warn(
+            f"{counted(len(mistakable), 'folder')} taken as no split ({some_of(mistakable)}): a split is called after one "
+            "alone (train, val, test) and lies above all classes"
+        )
     return None
 
 
+def _holds_split_word(folder: str) -> bool:
+    return any(word.lower() in _SPLIT_OF_WORD for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", folder))
+
+
 def arrange(
-    names: Sequence[str], split: str, of: str, read: Read, metadata: Sequence[str] = ()
+    names: Sequence[str], split: str, place: Place, given: Mapping[str, Item], links: Mapping[str, str] | None = None
 ) -> tuple[list[Item], list[str]]:
     """Finds the images of a split, with their classes and truth.
 
     Args:
         names (`Sequence[str]`): all image files, sorted.
         split (`str`): which.
-        of (`str`): what people call the data.
-        read (`Callable`): content of a file by its name.
-        metadata (`Sequence[str]`): files of further columns.
+        place (`Place`): of the data.
+        given (`Mapping[str, Item]`): columns and truth of images, by name.
+        links (`Mapping[str, str]`, *optional*): as in `divide`.
 
     Returns:
         `(list[Item], list[str])`: the images in order, and the class names of all splits, sorted.
 
     Raises:
-        ValueError: if the split is not there, or metadata cannot be read.
+        ValueError: if the split is not there.
     """
-    given, used = _given(metadata, read)
-    maps, pairs = _pairs([name for name in names if name not in used], of)
+    used = {file for item in given.values() for file in item.truth.values()}
+    maps, pairs = _pairs([name for name in names if name not in used], place)
+    twins = _twins([name for name in names if name not in used and name not in maps], place)
+    maps |= set(twins.values())
     images = [name for name in names if name not in used and name not in maps]
-    if used:
-        logger.info("%s of %s are truth that metadata names", counted(len(used & set(names)), "image file"), of)
-    divided, depth = divide(images, of)
-    wanted = canonical(split)
-    if wanted not in divided:
-        raise ValueError(
-            f"{of!r} has no split {split!r}; its splits are {', '.join(sorted(divided)) or 'none'} "
-            f"(a split is a folder called {', '.join(SPLIT_WORDS)}; without one, every file belongs to train)"
-        )
-    labels = _classes(divided, depth, images=bool(pairs))
-    items, place = (
-        [],
-        {name: number for number, name in enumerate(given)},
-    )  # in the order of metadata where there is some
-    for name in sorted(divided[wanted], key=lambda name: place.get(name, len(place))):
-        columns, truth = given.get(name, ({}, {}))
-        truth = truth or ({"annotation": pairs[name]} if name in pairs else {})
-        items.append(Item(name, labels.get(name), columns, truth))
-    return items, sorted({label for label in labels.values() if label is not None})
+    division = divide(images, place, links=links)
+    order = {name: number for number, name in enumerate(given)}  # that of metadata, where there is some
+    chosen = sorted(division.choose(split, place), key=lambda name: order.get(name, len(order)))
+    labels = _classes(division, images=bool(pairs))
+    pairs |= twins
+    items = []
+    for name in chosen:
+        item = replace(given.get(name, Item(name)), label=labels[name])
+        items.append(item if item.truth or name not in pairs else replace(item, truth={"annotation": pairs[name]}))
+    if given and (without := len(items) - len(given.keys() & set(chosen))):
+        place.warn(f"{without:,} of {counted(len(items), 'image')} of the split {split} without a row of metadata")
+    classes = sorted({label for label in labels.values() if label is not None})
+    alike = Counter(label.casefold().strip() for label in classes)
+    if same := [label for label in classes if alike[label.casefold().strip()] > 1]:
+        place.warn(f"the folders {some_of(same)} are classes of their own, though their names differ in case alone")
+    return items, classes
 
 
-def _classes(divided: Mapping[str, Sequence[str]], depth: int | None, *, images: bool) -> dict[str, str | None]:
+def _classes(division: Division, *, images: bool) -> dict[str, str | None]:
     """The class of each name: the first folder below the split in which the files of all splits differ."""
+    depth = division.depth
+    # below several folders that each hold the splits, those are the classes where there is no other
+    above = {name.split("/")[depth - 1] for names in division.splits.values() for name in names} if depth else set()
     below: dict[str, list[str]] = {}
-    for names in divided.values():
+    for names in division.splits.values():
         for name in names:
             folders = name.split("/")[:-1]
             inside = folders if depth is None else folders[depth + 1 :]
-            inside = [folder for folder in inside if not (images and folder.lower() in _IMAGE_FOLDERS)]
-            below[name] = inside or (folders[depth - 1 : depth] if depth and not images else [])
+            inside = [
+                folder
+                for folder in inside
+                if not (folder.endswith(PART) or (images and _IMAGE_FOLDER.fullmatch(folder)))
+            ]
+            below[name] = inside or (folders[depth - 1 : depth] if depth and len(above) > 1 and not images else [])
     while (
         below and len({tuple(place[:1]) for place in below.values()}) == 1 and all(len(p) > 1 for p in below.values())
     ):
@@ -204,137 +278,65 @@ def _classes(divided: Mapping[str, Sequence[str]], depth: int | None, *, images:
     return {name: place[0] if place else None for name, place in below.items()}
 
 
-def _pairs(names: Sequence[str], of: str) -> tuple[set[str], dict[str, str]]:
+def _role(folder: str) -> tuple[bool, str] | None:
+    """Whether a folder is called after images, or else after truth, and the split in its name; None for any other name."""
+    match = _PAIRED_FOLDER.fullmatch(folder)
+    return None if match is None else (match[2] is not None, (match[1] or match[3] or "").lower())
+
+
+def _twins(names: Sequence[str], place: Place) -> dict[str, str]:
+    """Maps that lie beside their images (a.jpg, a_mask.png) in folders where most images have one."""
+    images: dict[str, dict[str, str]] = {}  # by folder: stem -> name
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        images.setdefault(folder, {}).setdefault(os.path.splitext(file)[0], name)
+    twins: dict[str, str] = {}
+    for inside in images.values():
+        own = {stem: _TRUTH_ENDING.sub("", stem) for stem in inside if _TRUTH_ENDING.search(stem)}
+        pairs = {inside[image]: inside[stem] for stem, image in own.items() if image in inside}
+        if 2 * len(pairs) >= len(inside) - len(pairs):
+            twins |= pairs
+    if twins:
+        place.warn(
+            f"{counted(len(twins), 'file')} called after the image beside ({some_of(sorted(twins.values()))}) taken as "
+            f"{'its map' if len(twins) == 1 else 'maps'}, and as no images to learn from"
+        )
+    return twins
+
+
+def _pairs(names: Sequence[str], place: Place) -> tuple[set[str], dict[str, str]]:
     """Maps in folders of truth beside folders of images, and which map belongs to which image."""
-    places: dict[tuple[str, ...], set[str]] = {}
+    inside: dict[tuple[str, ...], set[str]] = {}
     for name in names:
         folders = name.split("/")[:-1]
-        for place, folder in enumerate(folders):
-            places.setdefault(tuple(folders[:place]), set()).add(folder)
-    beside = {  # where both lie beside each other
-        above
-        for above, inside in places.items()
-        if any(folder.lower() in _IMAGE_FOLDERS for folder in inside)
-        and any(folder.lower() in _TRUTH_FOLDERS for folder in inside)
+        for depth, folder in enumerate(folders):
+            inside.setdefault(tuple(folders[:depth]), set()).add(folder)
+    beside = {
+        above for above, inner in inside.items() if {True, False} <= {role[0] for role in map(_role, inner) if role}
     }
-    if not beside:
-        return set(), {}
     maps: dict[tuple[str, ...], str] = {}
     images: dict[tuple[str, ...], str] = {}
-    for name in names:
+    truth: dict[str, str] = {}  # file -> the folder that says so
+    for name in names if beside else ():
         *folders, file = name.split("/")
-        for place, folder in enumerate(folders):
-            if tuple(folders[:place]) in beside and folder.lower() in (_TRUTH_FOLDERS | _IMAGE_FOLDERS):
-                stem = os.path.splitext(file)[0]
-                is_map = folder.lower() in _TRUTH_FOLDERS
-                key = (*folders[:place], *folders[place + 1 :], _TRUTH_ENDING.sub("", stem) if is_map else stem)
-                (maps if is_map else images).setdefault(key, name)
+        stem = os.path.splitext(file)[0]
+        for depth, folder in enumerate(folders):
+            if tuple(folders[:depth]) not in beside:
+                continue
+            role = _role(folder)
+            if role is None:
+                continue
+            around = (*folders[:depth], role[1], *folders[depth + 1 :])
+            if not role[0]:
+                truth[name] = folder
+                maps.setdefault((*around, _TRUTH_ENDING.sub("", stem)), name)
                 break
+            images.setdefault((*around, stem), name)
+            break
     pairs = {image: maps[key] for key, image in images.items() if key in maps}
-    truth = {name for name in names if name in set(maps.values()) or _lies_in_truth(name, beside)}
-    logger.warning(
-        "%s in %s %s in folders of truth beside the images (%s) and %s no images to learn from; %s by name",
-        counted(len(truth), "file"), of, "lies" if len(truth) == 1 else "lie",
-        ", ".join(sorted({_truth_folder(name, beside) for name in truth})), "is" if len(truth) == 1 else "are",
-        f"{counted(len(pairs), 'image has one', 'images have one')}",
-    )  # fmt: skip
-    return truth, pairs
-
-
-def _truth_folder(name: str, beside: set[tuple[str, ...]]) -> str:
-    folders = name.split("/")[:-1]
-    return next(
-        (f for place, f in enumerate(folders) if tuple(folders[:place]) in beside and f.lower() in _TRUTH_FOLDERS), ""
-    )
-
-
-def _lies_in_truth(name: str, beside: set[tuple[str, ...]]) -> bool:
-    return bool(_truth_folder(name, beside))
-
-
-def _given(metadata: Sequence[str], read: Read) -> tuple[dict[str, tuple[dict[str, Any], dict[str, str]]], set[str]]:
-    """By image, the columns and the files of truth that metadata gives it; and all those files."""
-    given: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
-    used: set[str] = set()
-    for file in metadata:
-        rows = read_table(file, read(file))
-        if "file_name" not in rows:
-            raise ValueError(
-                f"{file} has no column file_name but {', '.join(map(str, rows))}: name the images under it"
-            )
-        folder = file.rpartition("/")[0]
-        files = [column for column in rows if column.endswith("_file_name")]
-        others = [column for column in rows if column not in (*files, "file_name")]
-        for row in rows.to_dict("records"):
-            truth = {c.removesuffix("_file_name"): _below(folder, row[c]) for c in files if isinstance(row[c], str)}
-            columns = {column: None if _is_missing(row[column]) else row[column] for column in others}
-            given[_below(folder, row["file_name"])] = columns, truth
-            used.update(truth.values())
-    return given, used
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def _below(folder: str, name: object) -> str:
-    return os.path.normpath(os.path.join(folder, str(name))).replace(os.sep, "/")
-
-
-def read_table(file: str, content: bytes) -> pd.DataFrame:
-    """Reads a CSV, JSONL or parquet table of a few columns.
-
-    Raises:
-        ValueError: if it is none; the message names the file.
-    """
-    try:
-        if file.endswith(".parquet"):
-            return pd.read_parquet(io.BytesIO(content))
-        if file.endswith(".jsonl"):
-            return pd.DataFrame([json.loads(line) for line in content.decode().splitlines() if line.strip()])
-        return pd.read_csv(io.BytesIO(content), sep="\t" if file.endswith(".tsv") else ",")
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as a table ({str(error).splitlines()[0][:120]})") from error
-
-
-def listed(file: str, content: bytes) -> tuple[list[Item], dict[str, str]]:
-    """Reads a list of images: a `.txt` of paths, each perhaps with a label behind it, or a table with a column of paths.
-
-    Returns:
-        `(list[Item], dict[str, str])`: the images, and the split of each that the list gives one (column "split").
-
-    Raises:
-        ValueError: if it has no column of paths; the message names those that it has.
-    """
-    if file.endswith(".txt"):
-        lines = [line.strip() for line in content.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
-        matches = [re.fullmatch(r"(.*?)(?:[\t ,;]+(-?\d+))?", line) for line in lines]
-        labelled = all(match and match[2] for match in matches)
-        return [
-            Item(
-                _below("", match[1] if labelled and match else line),
-                columns={"label": int(match[2])} if labelled and match else {},
-            )
-            for line, match in zip(lines, matches, strict=True)
-        ], {}
-    rows = read_table(file, content)
-    column = next(
-        (name for name in _PATH_COLUMNS if name in rows and rows[name].map(lambda v: isinstance(v, str)).all()), None
-    )
-    if column is None:
-        raise ValueError(
-            f"{file} has the columns {', '.join(map(str, rows)) or 'none'}, and none of paths: name it "
-            f"{' or '.join(_PATH_COLUMNS[:3])}"
+    if truth:
+        place.warn(
+            f"{counted(len(truth), 'file')} in folders of truth beside the images ({', '.join(sorted(set(truth.values())))}) "
+            f"taken as no images to learn from; {counted(len(pairs), 'image has one', 'images have one')} by name"
         )
-    items, splits = [], {}
-    for row in rows.to_dict("records"):
-        name = _below("", row.pop(column))
-        if isinstance(row.get("split"), str):
-            splits[name] = canonical(row["split"])
-        truth = {
-            key.removesuffix("_file_name"): _below("", row.pop(key)) for key in list(row) if key.endswith("_file_name")
-        }
-        items.append(
-            Item(name, None, {key: None if _is_missing(value) else value for key, value in row.items()}, truth)
-        )
-    return items, splits
+    return set(truth), pairs

@@ -2,18 +2,24 @@
 
 import glob
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from hf_geossl.data.sources.base import Source, undecoded
-from hf_geossl.data.sources.files import Files, as_path, find_files, folder_source, kind_of, name_of
+from hf_geossl.data.sources.base import FILE, Source, undecoded
+from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
 from hf_geossl.data.sources.hub import hub_rows, hub_source, pinned_revision
-from hf_geossl.data.sources.listing import canonical
+from hf_geossl.data.sources.listing import canonical, kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_source
-from hf_geossl.data.sources.webdataset import webdataset_source
+from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
+from hf_geossl.data.wording import Place, as_text, name_of
 
 SCENES = "scenes"
 CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
@@ -38,12 +44,13 @@ def open_source(
     _refuse_unused("local files", config_name=(config_name, None), revision=(revision, None))
     if saved := _saved(Path(path), split):
         return indexed_source(saved, image_column, shuffle_block, kind="saved", name=name_of(path))
-    files = find_files(path, split)
+    files = find_files(path, split, image_column)
     if files.kind == "parquet":
         return parquet_source(files, name_of(path), image_column, shuffle_block)
     if files.kind == "webdataset":
         return webdataset_source(files, name_of(path), image_column)
-    _refuse_unused("a folder of images", image_column=(image_column, "image"))
+    if os.path.isdir(path) or kind_of(path):  # no list
+        _refuse_unused("a folder of images", image_column=(image_column, "image"))
     return folder_source(files, name_of(path), shuffle_block)
 
 
@@ -54,6 +61,15 @@ class LabelledRows:
     rows: datasets.Dataset | datasets.IterableDataset
     folder: Path | None = None  # on this machine
     revision: str | None = None  # the commit, on the Hub
+    tables: tuple[str, ...] = ()  # parquet files on this machine that rows stream from
+
+    def columns(self, names: Collection[str]) -> datasets.Dataset | None:
+        """Some columns of all rows, where that costs no reading of the others; None of another stream."""
+        if isinstance(self.rows, datasets.Dataset) or not self.tables:
+            return self.rows if isinstance(self.rows, datasets.Dataset) else None
+        own = [name for name in self.rows.column_names or () if name in names]
+        tables = [pq.read_table(table, columns=own) for table in self.tables]
+        return datasets.Dataset(pa.concat_tables(tables, promote_options="permissive"))
 
 
 def open_rows(
@@ -63,15 +79,15 @@ def open_rows(
     config_name: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
+    image_column: str = "image",
 ) -> LabelledRows:
     """Opens the labelled rows of a dataset.
 
     Args:
-        path_or_id (`str`): a folder or `.zip` of images in one folder a class, or with `metadata.jsonl` or folders of maps
-            (see [`hf_geossl.data.sources.listing`]); a list of paths (`.csv`, `.jsonl`, `.txt`); a folder of parquet or tar
-            files (as `webdataset` reads them), or of what `save_to_disk` has written; or the id of a dataset on the Hub.
+        path_or_id (`str`): what [`load_stream`] takes, but no single parquet file and no single image.
         split (`str`): which part.
         config_name, revision (`str`, *optional*), token (`str` or `bool`, *optional*): of a dataset on the Hub.
+        image_column (`str`, *optional*): of a list, the column with the paths.
 
     Returns:
         `LabelledRows`: a `datasets.Dataset` of a folder of images or a saved dataset, a stream of anything else, which on
@@ -81,74 +97,116 @@ def open_rows(
         ValueError: if there is no such dataset or split; it names both.
         ConnectionError: if the Hub cannot be reached.
     """
-    if os.path.isfile(path_or_id) and kind_of(path_or_id) in ("parquet", "webdataset", "folder"):
-        raise ValueError(
-            f"{Path(path_or_id).name} is a file: name the folder that holds its splits, such as train.parquet and "
-            "test.parquet"
-        )
     try:
         path = as_path(path_or_id)
         if path is None:
             revision = pinned_revision(path_or_id, revision, token)
             rows = hub_rows(path_or_id, split, config_name=config_name, revision=revision, token=token)
             return LabelledRows(undecoded(rows), revision=revision)
-        return LabelledRows(undecoded(_local_rows(Path(path), split)), folder=Path(path))
+        folder = Path(path if os.path.exists(path) else divide_glob(path)[0])
+        rows, tables = _local_rows(Path(path), split, image_column)
+        return LabelledRows(undecoded(rows), folder=folder, tables=tables)
     except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
 
 
-def _local_rows(path: Path, split: str) -> datasets.Dataset | datasets.IterableDataset:
+def _local_rows(
+    path: Path, split: str, image_column: str
+) -> tuple[datasets.Dataset | datasets.IterableDataset, tuple[str, ...]]:
+    """The rows, and the parquet files that they stream from, if they do."""
     if all((path / name).is_dir() for name in CLIP_FOLDERS) and not (path / "train").is_dir():
         raise ValueError("it holds clips, which only the task propagation reads")
     if saved := _saved(path, split):
-        return saved
-    files = find_files(str(path), split)
+        return saved, ()
+    if path.is_file() and kind_of(path.name) in ("parquet", "folder"):
+        raise ValueError(
+            f"{path.name} is a file: name the folder that holds its splits, such as train.parquet and test.parquet"
+        )
+    files = find_files(str(path), split, image_column)
     if files.kind in ("folder", "zip"):
-        return _rows_of(files)
-    paths = [glob.escape(os.path.join(files.root, name)) for name in files.names]
-    return datasets.load_dataset(files.kind, data_files={split: paths}, split=split, streaming=True)
+        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), ()
+    if files.kind == "webdataset":
+        return webdataset_rows(files, path.name), ()
+    if "::" in files.root:
+        raise ValueError(f"rows cannot be read from a path with '::' in it: rename {files.root!r}")
+    paths = tuple(os.path.join(files.root, name) for name in files.names)
+    escaped = {split: [glob.escape(path) for path in paths]}
+    return datasets.load_dataset(files.kind, data_files=escaped, split=split, streaming=True), paths
 
 
 def _saved(path: Path, split: str) -> datasets.Dataset | None:
-    """The split of what `save_to_disk` has written; None of anything else."""
-    if (path / "dataset_dict.json").is_file():
+    """The split of what `save_to_disk` has written, or of a folder of such; None of anything else."""
+    if _is_saved(path):
         saved = datasets.load_from_disk(str(path))
-        by_name = {canonical(str(name)): name for name in reversed(saved)}
-        name = split if split in saved else by_name.get(canonical(split))
-        if name is None:
-            raise ValueError(f"{path.name} has no split {split!r}; its splits are {', '.join(map(str, saved))}")
-        return saved[name]
-    if not ((path / "state.json").is_file() and (path / "dataset_info.json").is_file()):
+        own = canonical(str(saved.split or "train"))
+        if canonical(split) != own:
+            raise ValueError(
+                f"{path.name} is a saved Dataset, the split {own!r} alone: save a DatasetDict that has {split!r} too"
+            )
+        return saved
+    parts = {part.name: part for part in sorted(path.iterdir()) if _is_saved(part)} if path.is_dir() else {}
+    if not parts:
         return None
-    saved = datasets.load_from_disk(str(path))
-    own = canonical(str(saved.split or "train"))
-    if canonical(split) != own:
-        raise ValueError(
-            f"{path.name} is a saved Dataset, the split {own!r} alone: save a DatasetDict that has {split!r} too"
-        )
-    return saved
+    by_split = {canonical(name): part for name, part in reversed(parts.items())}
+    part = parts.get(split) or by_split.get(canonical(split))
+    if part is None:
+        raise ValueError(f"{path.name} has no split {split!r}; its splits are {', '.join(parts)}")
+    return datasets.load_from_disk(str(part))
 
 
-def _rows_of(files: Files) -> datasets.Dataset:
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def _rows_of(files: Files, image_column: str) -> datasets.Dataset:
     """A table of images, with their classes, truth and further columns."""
     items = files.items
     columns = {
         key: [item.columns.get(key) for item in items]
         for key in dict.fromkeys(key for item in items for key in item.columns)
     }
+    columns = {key: _of_one_type(key, values, files) for key, values in columns.items()}
     features = dict(datasets.Dataset.from_dict(columns).features)  # as their values tell
+    if len(files.classes) > 1 and "label" in columns:
+        Place(files.root).warn(
+            f"the labels of metadata count, not the {len(files.classes)} folders; --label_column takes another column"
+        )
     if files.classes and "label" not in columns:
         numbers = {name: number for number, name in enumerate(files.classes)}
         columns["label"] = [None if item.label is None else numbers[item.label] for item in items]
-        features["label"] = datasets.ClassLabel(names=files.classes)
-    names: dict[str, list[str | None]] = {"image": [item.name for item in items]}
+        features["label"] = datasets.ClassLabel(names=[as_text(name) for name in files.classes])
+    names: dict[str, list[str | None]] = {image_column: [item.name for item in items]}
     for key in dict.fromkeys(key for item in items for key in item.truth):
         names[key] = [item.truth.get(key) for item in items]
     for key, files_of_key in names.items():
-        columns[key] = [None if name is None else {"path": files.address(name), "bytes": None} for name in files_of_key]
+        columns[key] = [
+            None if name is None else {"path": _as_address(files.address(name)), "bytes": None} for name in files_of_key
+        ]
         features[key] = datasets.Image(decode=False)
     return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+def _of_one_type(column: str, values: list[Any], files: Files) -> list[Any]:
+    """The values of a column; as texts where they are texts and numbers.
+
+    Raises:
+        ValueError: if they can be no column.
+    """
+    try:
+        pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        if any(isinstance(value, (dict, list)) for value in values):
+            raise ValueError(
+                f"the column {column!r} holds values of several types ({error}): write all alike"
+            ) from error
+        Place(files.root).warn(f"the column {column!r} holds values of several types, taken as texts")
+        return [None if value is None else str(value) for value in values]
+    return values
+
+
+def _as_address(path: str) -> str:
+    return path if path.isprintable() else FILE + quote(os.fsencode(path))
 
 
 def _refuse_unused(what: str, **options: tuple[str | None, str | None]) -> None:

@@ -8,8 +8,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_geossl.data.sources.archives import check_regular
 from hf_geossl.data.sources.base import Source, missing_column, number_type, rows_from, units_for, value_of_row
-from hf_geossl.data.sources.files import Files, check_regular
+from hf_geossl.data.sources.files import Files
 
 _ROWS_AT_ONCE = 32
 _RowGroup = tuple[str, int, int, int]  # file, row group, its first row in the file, its end

@@ -1,27 +1,38 @@
-"""WebDataset tars as a source, on this machine or on the Hub."""
+"""WebDataset tars, on this machine or on the Hub: a stream's images, or labelled rows.
 
-import logging
+A sample is a run of members that share their name up to its first dot; the rest of the name is the ending. Names may have
+dots of their own: an ending with a dot that no other of the first samples has ends at the name's last dot instead, so that
+photo.2021.jpg and photo.2022.jpg are two samples.
+"""
+
+import json
 import os
+import re
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
+import datasets
+import pyarrow as pa
+from datasets.iterable_dataset import ExamplesIterable
 from huggingface_hub import HfFileSystem
 
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
+from hf_geossl.data.sources.archives import check_regular
 from hf_geossl.data.sources.base import Source, missing_column, rows_from, value_of_row
-from hf_geossl.data.sources.files import Files, check_regular, kind_of
+from hf_geossl.data.sources.files import Files
+from hf_geossl.data.sources.listing import is_hidden, kind_of, sample_of
+from hf_geossl.data.wording import Place, some_of
 
 OpenTar = Callable[[str], AbstractContextManager[tarfile.TarFile]]
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)
-_EACH = "*"  # in the place of a column: every image is a sample
-_SAMPLES_TRIED = 20  # of the first readable tar, to learn the endings of its members
-
-logger = logging.getLogger(__name__)
+_SAMPLES_TRIED = 20  # of the first readable tar, to learn their endings
+_ROWS_TRIED = 5  # to learn the types of columns
 
 
 def open_local(path: str) -> tarfile.TarFile:
@@ -40,6 +51,38 @@ def open_on_hub(path: str, token: str | bool | None = None) -> Iterator[tarfile.
         yield archive
 
 
+class Layout(NamedTuple):
+    """What endings mean.
+
+    Args:
+        column (`str`): the ending of the images, with or without its format; "" for the plain one of each sample.
+        fields (`frozenset[str]`): endings with dots that are a sample's, and not parts of names.
+        several (`bool`): whether a sample may have several plain images, of which the first counts.
+    """
+
+    column: str = ""
+    fields: frozenset[str] = frozenset()
+    several: bool = False
+
+    def divide(self, name: str) -> tuple[str, str]:
+        """The sample's name and the ending of a member."""
+        folder, _, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        if "." in ending and ending.lower() not in self.fields:
+            stem, _, ending = base.rpartition(".")
+        return f"{folder}/{stem}".lstrip("./"), ending.lower()
+
+    def wants(self, ending: str) -> bool:
+        """Whether an ending is that of a sample's image."""
+        if not self.column:
+            return _is_image(ending) and "." not in ending
+        return _is_image(ending) and self.column in (ending, ending.rpartition(".")[0])
+
+
+def _is_image(ending: str) -> bool:
+    return kind_of(f"x.{ending}") == "folder"
+
+
 def webdataset_source(
     files: Files,
     name: str,
@@ -49,94 +92,167 @@ def webdataset_source(
     identity: dict[str, Any] | None = None,
     open_tar: OpenTar = open_local,
 ) -> Source:
-    """Opens WebDataset tars, a unit each; a sample is a run of members that share their name up to the first dot.
+    """Opens WebDataset tars, a unit each.
 
     Args:
         files (`Files`): the tars.
         name (`str`), kind (`str`, *optional*), identity (`dict`, *optional*): as in [`Source`].
-        image_column (`str`): the rest of the members' name ("left.jpg", or "left" for any format). The default "image"
-            takes the one plain image of a sample, whether it ends in .jpg, .png or .webp.
+        image_column (`str`): the ending of the images ("left.jpg", or "left" for any format). The default "image" takes the
+            one plain image of a sample, whether it ends in .jpg, .png or .webp.
         open_tar (`Callable`, *optional*): path -> the archive, in a `with` statement.
 
     Raises:
         ValueError: if no tar can be read, or none has such images.
         ConnectionError: if the network keeps failing.
     """
-    images, others, are_names = _endings(files, name, open_tar)
-    if are_names and image_column == "image":
-        logger.warning(
-            "the names of the images in %s have dots and no common endings (%s, ...): each image is a sample of its own",
-            name, ", ".join(sorted(images)[:3]),
-        )  # fmt: skip
-        images = {"image"}
-    named = {ending for ending in images if image_column in (ending, ending.rpartition(".")[0])}
-    plain = {ending for ending in images if "." not in ending}
-    default = plain or (images if len(images) == 1 else set())
-    if not named and (image_column != "image" or not default):
-        raise missing_column(image_column, sorted(images | others), name)
-    wanted = _EACH if images == {"image"} else image_column if named else ("" if plain else default.pop())
+    layout = _layout(files, name, image_column, open_tar)
     return Source(
         kind=kind,
         name=name,
-        rows=rows_from(_tar_rows, tars=files.names, root=files.root, wanted=wanted, open_tar=open_tar),
+        rows=rows_from(_image_rows, tars=files.names, root=files.root, layout=layout, open_tar=open_tar),
         units=len(files.names),
         read=partial(value_of_row, files.root),
         identity=files.identity() if identity is None else identity,
     )
 
 
-def _endings(files: Files, name: str, open_tar: OpenTar) -> tuple[set[str], set[str], bool]:
-    """The endings of images and of other members in the first tar that can be read and has samples.
+def webdataset_rows(files: Files, name: str) -> datasets.IterableDataset:
+    """Opens local WebDataset tars with all endings as columns, "image" for the plain one and "label" for `.cls`.
 
-    And whether the dots of images' endings are those of names ("photo.2021.jpg"), since most stand once only.
+    Raises:
+        ValueError: if no tar can be read.
     """
-    images: set[str] = set()
-    others: set[str] = set()
-    are_names = False
+    layout = _layout(files, name, "image", open_local)
+    rows = partial(_labelled_rows, root=files.root, layout=layout)
+    first = [row for _, row in islice(rows(files.names), _ROWS_TRIED)]
+    schema = pa.concat_tables([pa.Table.from_pylist([row]) for row in first], promote_options="default").schema
+    features = datasets.Features.from_arrow_schema(schema)
+    features |= {column: datasets.Image(decode=False) for column in features if column == "image" or _is_image(column)}
+    shards = {"tars": files.names, "root": files.root, "layout": layout, "columns": frozenset(features)}
+    info = datasets.DatasetInfo(features=datasets.Features(features))
+    return datasets.IterableDataset(ExamplesIterable(_labelled_rows, shards), info=info)
+
+
+def _layout(files: Files, name: str, image_column: str, open_tar: OpenTar) -> Layout:
+    """Learns what endings mean from the first samples, and says which images are not read."""
+    runs = _first_runs(files, name, open_tar)
+    endings = Counter(ending for run in runs for ending in run)
+    images = {ending for ending in endings if _is_image(ending)}
+    if any(map(Layout(image_column).wants, images)):
+        return Layout(image_column, frozenset(ending for ending in endings if "." in ending))
+    plain = sorted(ending for ending in images if "." not in ending)
+    beside = {
+        ending for run in runs if run & set(plain) for ending in run if re.fullmatch(r"[a-z_]+\.[a-z0-9]+", ending)
+    }
+    dotted = beside | {ending for ending, count in endings.items() if "." in ending and count > 1}
+    several = any(len(run & set(plain)) > 1 for run in runs)
+    if image_column != "image" or not images:
+        raise missing_column(image_column, sorted(endings), name)
+    place = Place(files.root, name)
+    others = sorted(images & dotted)
+    if others and not plain:
+        if len(others) > 1:
+            place.warn(
+                f"each of a sample's images ({some_of(others)}) taken as one of its own; --image_column takes one kind"
+            )
+        return Layout("", frozenset(dotted - images))
+    if several:
+        place.warn(f"of a sample's images ({', '.join(plain)}) only the first is read; --image_column takes another")
+    if others:
+        place.warn(f"images under further endings ({some_of(others)}) not read; --image_column takes one")
+    if own := sorted(images - dotted - set(plain)):
+        place.warn(
+            f"dots in names of images ({some_of(own)}) taken as parts of the names: each image is a sample of its own"
+        )
+    return Layout("", frozenset(dotted), several)
+
+
+def _first_runs(files: Files, name: str, open_tar: OpenTar) -> list[set[str]]:
+    """The endings of each of the first samples, in the first tar that can be read and has some."""
     failures: list[str] = []
     for tar in files.names:
-        read = partial(_first_endings, os.path.join(files.root, tar), open_tar)
+        read = partial(_endings, os.path.join(files.root, tar), open_tar)
         try:
-            endings = retry(f"opening {tar} of {name}", read, OPENING_PAUSES)
+            runs = retry(f"opening {tar} of {name}", read, OPENING_PAUSES)
         except ConnectionError:
             raise
         except _UNREADABLE as error:
             failures.append(f"{tar} ({_reason(error)})")
             continue
-        images = {ending for ending in endings if kind_of(f"x.{ending}") == "folder"}
-        others = endings.keys() - images
-        dotted = [endings[ending] for ending in images if "." in ending]
-        are_names = len(dotted) > 1 and 2 * dotted.count(1) > len(dotted)
-        if endings:
-            break
-    if failures and not (images or others):
-        raise ValueError(
-            f"none of the tars of {name} can be read: {', '.join(failures[:3])}{', ...' if len(failures) > 3 else ''}; "
-            "mend or replace them"
-        )
-    return images, others, are_names
+        if runs:
+            return runs
+    if failures:
+        raise ValueError(f"none of the tars of {name} can be read: {some_of(failures)}; mend or replace them")
+    return []
 
 
-def _first_endings(path: str, open_tar: OpenTar) -> Counter[str]:
-    endings: Counter[str] = Counter()
+def _endings(path: str, open_tar: OpenTar) -> list[set[str]]:
+    runs: list[set[str]] = []
     try:
-        for _, fields in _samples(path, open_tar, most=_SAMPLES_TRIED):
-            endings.update(fields.keys())
+        for run in islice(_runs(path, open_tar), _SAMPLES_TRIED):
+            runs.append({name.rpartition("/")[2].partition(".")[2].lower() for name, _ in run})
     except _UNREADABLE as error:
-        if is_transient(error) or not endings:  # else it is damaged further on, which reading it will say
+        if is_transient(error) or not runs:  # else it is damaged further on, which reading it will say
             raise
-    return endings
+    return runs
 
 
-def _tar_rows(tars: list[str], root: str, wanted: str, open_tar: OpenTar) -> Iterator[tuple[int, dict]]:
+def _runs(
+    path: str, open_tar: OpenTar, wanted: Callable[[str], bool] = lambda name: False
+) -> Iterator[list[tuple[str, bytes]]]:
+    """Yields the members that share their name up to the first dot, with the content of those that are `wanted`."""
+    run: list[tuple[str, bytes]] = []
+    current = ""
+    with open_tar(path) as archive:
+        for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would remember every member it passes
+            base = member.name.rpartition("/")[2]
+            if not member.isfile() or is_hidden(base) or "." not in base:
+                continue
+            sample = sample_of(member.name)
+            if sample != current and run:
+                yield run
+                run = []
+            current = sample
+            content = archive.extractfile(member) if wanted(member.name) else None
+            run.append((member.name, content.read() if content else b""))
+    if run:
+        yield run
+
+
+def _samples(run: list[tuple[str, bytes]], layout: Layout) -> Iterator[tuple[str, dict[str, bytes], str | None]]:
+    """Divides a run into samples: name, content by ending, and the ending of the image.
+
+    A second plain image is a sample of its own, unless the first samples have several. A run without an image is a sample
+    without one.
+    """
+    fields: dict[str, dict[str, bytes]] = {}
+    for name, content in run:
+        sample, ending = layout.divide(name)
+        fields.setdefault(sample, {})[ending] = content
+    any_image = False
+    for sample, inside in fields.items():
+        images = sorted(filter(layout.wants, inside), key=lambda ending: (ending in ("npy", "npz"), ending))
+        for place, ending in enumerate(images[:1] if layout.several or layout.column else images):
+            any_image = True
+            yield f"{sample}.{ending}" if place else sample, inside, ending
+    if not any_image:
+        yield next(iter(fields)), {}, None
+
+
+def _image_rows(tars: list[str], root: str, layout: Layout, open_tar: OpenTar) -> Iterator[tuple[int, dict]]:
     unreadable = _UNREADABLE  # a local name: at the interpreter's end, the module's may be gone before the stream
+
+    def wanted(name: str) -> bool:
+        return layout.wants(layout.divide(name)[1])
+
     for name in tars:
         row = 0
         try:
-            for sample, fields in _samples(os.path.join(root, name), open_tar, wanted):
-                value = next(iter(fields.values()), None)
-                yield row, {"key": f"{name}:{sample}", "value": value}
-                row += 1
+            for run in _runs(os.path.join(root, name), open_tar, wanted):
+                for sample, fields, ending in _samples(run, layout):
+                    yield row, {"key": f"{name}:{sample}", "value": None if ending is None else fields[ending]}
+                    row += 1
         except unreadable as error:
             if is_transient(error):  # the reader of the unit opens the tar again, at this row
                 raise
@@ -144,44 +260,44 @@ def _tar_rows(tars: list[str], root: str, wanted: str, open_tar: OpenTar) -> Ite
             yield row, {"key": f"{name}:{row}", "error": reason}
 
 
+def _labelled_rows(
+    tars: list[str], root: str, layout: Layout, columns: frozenset[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of samples; only some columns of them, where these are given."""
+    for tar in tars:
+        path = os.path.join(root, tar)
+        try:
+            for run in _runs(path, open_local, lambda name: True):
+                for sample, fields, ending in _samples(run, layout):
+                    row = {
+                        "__key__": sample,
+                        **{key: _decoded(sample, key, content) for key, content in fields.items()},
+                    }
+                    row["image"] = None if ending is None else row[ending]
+                    if "cls" in row:
+                        row.setdefault("label", row["cls"])
+                    yield f"{tar}:{sample}", row if columns is None else {key: row.get(key) for key in columns}
+        except _UNREADABLE as error:
+            Place(path).warn(f"the rest of the archive cannot be read ({_reason(error)}) and is left out")
+
+
+def _decoded(sample: str, ending: str, content: bytes) -> object:
+    """The value of a column, by its ending as in the `webdataset` library; images stay encoded."""
+    kind = ending.rpartition(".")[2]
+    if _is_image(kind):
+        return {"bytes": content, "path": f"{sample}.{ending}"}
+    try:
+        if kind in ("cls", "cls2", "class", "count", "index", "inx", "id"):
+            return int(content)
+        if kind in ("json", "jsn"):
+            return json.loads(content)
+        return content.decode() if kind in ("txt", "text", "transcript", "caption") else content
+    except ValueError as error:
+        raise ValueError(
+            f"{sample}.{ending} in a tar cannot be read as .{kind} ({error}): mend or remove it"
+        ) from error
+
+
 def _reason(error: BaseException) -> str:
     text = (getattr(error, "strerror", None) or str(error)).split("\n")[0].rstrip(":")
     return text or type(error).__name__
-
-
-def _samples(
-    path: str, open_tar: OpenTar, wanted: str | None = None, most: int = -1
-) -> Iterator[tuple[str, dict[str, bytes | None]]]:
-    """Yields `(sample, {ending: bytes})`; only the endings that are `wanted` are read, none of them if it is None."""
-    current = ""
-    fields: dict[str, bytes | None] = {}
-    with open_tar(path) as archive:
-        for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would remember every member it passes
-            place, base = os.path.split(member.name)
-            stem, _, ending = base.partition(".")
-            if not member.isfile() or not stem or not ending or base.startswith("._"):
-                continue
-            sample = f"{place}/{stem}".lstrip("./")
-            if sample != current and current:
-                yield current, fields
-                most -= 1
-                if most == 0:
-                    return
-                fields = {}
-            if wanted == _EACH:
-                if kind_of(base) == "folder" and (content := archive.extractfile(member)):
-                    yield f"{place}/{os.path.splitext(base)[0]}".lstrip("./"), {"image": content.read()}
-                continue
-            current, ending = sample, ending.lower()
-            if wanted is None:
-                fields[ending] = None
-            elif kind_of(f"x.{ending}") == "folder" and _matches(wanted, ending) and not fields:
-                content = archive.extractfile(member)
-                fields[ending] = content.read() if content else None
-    if current:
-        yield current, fields
-
-
-def _matches(wanted: str, ending: str) -> bool:
-    return "." not in ending if not wanted else wanted in (ending, ending.rpartition(".")[0])

@@ -164,7 +164,8 @@ def write_optimizer(
 def read_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, checkpoint: Path
 ) -> None:
-    """Puts optimizer and schedule back."""
+    """Puts optimizer and schedule back, and says which settings of this run the checkpoint's replace."""
+    given = _settings(optimizer, scheduler)
     # mapped, so that a process reads the pages of its own parts alone
     saved = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
     try:
@@ -172,3 +173,17 @@ def read_optimizer(
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.name} does not fit: {error}") from error
     scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))
+    for name, values in _settings(optimizer, scheduler).items():
+        changed = [(ours, theirs) for ours, theirs in zip(given[name], values, strict=False) if ours != theirs]
+        if changed:
+            logger.warning(
+                f"the {name} stays that of {checkpoint.name}, {changed[0][1]}, and {changed[0][0]} is left out: a run goes on "
+                "with its own; start a new one from its weights by --model_name_or_path"
+            )
+
+
+def _settings(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> dict[str, list[Any]]:
+    """Settings of each group that do not change in the course of a run."""
+    own = getattr(scheduler, "scheduler", scheduler)  # accelerate may have wrapped it
+    betas = [tuple(group["betas"]) for group in optimizer.param_groups if "betas" in group]
+    return {"learning_rate": list(getattr(own, "base_lrs", ())), "betas": betas}

@@ -7,7 +7,8 @@ import os
 import datasets
 import pytest
 
-from hf_geossl.data.sources.files import Files, as_path, find_files, kind_of
+from hf_geossl.data.sources.files import Files, as_path, find_files
+from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.streams import load_stream
 from tests.helpers.images import write_folder, write_one_parquet, write_tar
 
@@ -38,8 +39,8 @@ def test_files_that_are_left_out_are_counted_in_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(list(load_stream(str(tmp_path / "classes")).one_epoch())) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "3 files in classes lie in no folder of a split (train, validation) and are left out; if such a folder is none, "
-        "rename it"
+        "classes: 3 files outside of the splits (train, validation) left out, such as class_2/002.png; if such a folder is "
+        "no split, rename it"
     ]
     caplog.clear()
     write_folder(tmp_path / "phone", 1)
@@ -48,7 +49,7 @@ def test_files_that_are_left_out_are_counted_in_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_stream(str(tmp_path / "phone"))
     assert [record.getMessage() for record in caplog.records] == [
-        "3 files of other kinds in phone (.heic) are left out; taken 1 image"
+        "phone: 3 files of other kinds (.heic) left out; 1 image taken"
     ]
 
 
@@ -64,7 +65,7 @@ def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(os, "scandir", refuse)
     with caplog.at_level(logging.WARNING):
         assert load_stream(str(tmp_path / "photos")).source.identity["files"] == 6
-    assert "the folder class_1 in photos cannot be read and is left out (Permission denied)" in caplog.text
+    assert "photos: the folder class_1 cannot be read and is left out (Permission denied)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["flight [2023]", "why?", "all*"])
@@ -141,12 +142,12 @@ def test_what_lies_beside_the_data_is_named_and_left_out(tmp_path, caplog):
     write_one_parquet(tmp_path / "a.parquet", 3)
     with caplog.at_level(logging.WARNING):
         assert find_files(str(tmp_path), "train").names == ["a.parquet"]
-    assert caplog.messages == [f"3 files of other kinds in {tmp_path.name} (.png) are left out; taken 1 parquet file"]
+    assert caplog.messages == [f"{tmp_path.name}: 3 files of other kinds (.png) left out; 1 parquet file taken"]
     write_folder(tmp_path, 8)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert len(find_files(str(tmp_path), "train").names) == 8
-    assert caplog.messages == [f"1 file of another kind in {tmp_path.name} (.parquet) is left out; taken 8 images"]
+    assert caplog.messages == [f"{tmp_path.name}: 1 file of another kind (.parquet) left out; 8 images taken"]
 
 
 def test_the_digest_changes_with_names_and_sizes_alone(tmp_path):

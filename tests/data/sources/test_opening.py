@@ -1,9 +1,12 @@
 """One way to open a dataset: what is missing or mixed is named."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
+from PIL import Image
 
 from hf_geossl.data.sources import opening
 from hf_geossl.data.sources.opening import open_rows
@@ -75,6 +78,19 @@ def test_labelled_rows_have_all_columns_and_encoded_images(tmp_path):
     assert next(iter(rows))["image"]["bytes"] == encoded(0)
 
 
+def test_a_column_of_several_types_is_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    lines = [{"image": name, "label": label} for name, label in zip(names, [1, "cat", None], strict=True)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert open_rows(str(tmp_path / "list.jsonl"), "train").rows["label"][:] == ["1", "cat", None]
+    assert "the column 'label' holds values of several types, taken as texts" in caplog.text
+    lines[0]["label"] = {"x": 1}
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="column 'label' holds values of several types .* write all alike"):
+        open_rows(str(tmp_path / "list.jsonl"), "train")
+
+
 def test_streams_and_labelled_rows_agree_on_files_and_splits(tmp_path):
     for name in ("train-0.parquet", "train-1.parquet", "val.parquet"):
         write_one_parquet(tmp_path / name, 4)
@@ -99,3 +115,32 @@ def test_labelled_datasets_of_the_hub_are_pinned_and_their_errors_name_the_split
         open_rows("user/name", "test", config_name="small", revision="v1", token="hf_x")
     options = {"config_name": "small", "revision": "commit of v1", "token": "hf_x"}
     assert asked == [("user/name", "test", options)]
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_saved_datasets(dictionary: bool, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (9, 9), (n, 0, 0)) for n in range(5)], "label": [0, 1, 0, 1, 0]}
+    )
+    saved: Any = datasets.DatasetDict({"train": rows, "val": rows.select(range(2))}) if dictionary else rows
+    saved.save_to_disk(tmp_path / "saved")
+    stream = load_stream(str(tmp_path / "saved"))
+    assert stream.num_images == 5
+    assert {sample["image"].getpixel((0, 0))[0] for sample in stream.one_epoch()} == set(range(5))
+    assert len(open_rows(str(tmp_path / "saved"), "train").rows) == 5
+    if dictionary:
+        assert len(list(load_stream(str(tmp_path / "saved"), "validation").one_epoch())) == 2
+        with pytest.raises(ValueError, match="saved has no split 'test'; its splits are train, val"):
+            load_stream(str(tmp_path / "saved"), "test")
+    else:
+        with pytest.raises(ValueError, match="saved is a saved Dataset, the split 'train' alone: save a DatasetDict"):
+            open_rows(str(tmp_path / "saved"), "test")
+
+
+def test_a_folder_of_saved_datasets_has_their_splits(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        datasets.Dataset.from_dict({"image": [encoded(n) for n in range(count)]}).save_to_disk(tmp_path / split)
+    assert load_stream(str(tmp_path)).num_images == 3
+    assert len(open_rows(str(tmp_path), "validation").rows) == 2
+    with pytest.raises(ValueError, match="has no split 'test'; its splits are train, val"):
+        load_stream(str(tmp_path), "test")

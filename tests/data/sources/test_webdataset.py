@@ -15,7 +15,7 @@ import pytest
 from hf_geossl.data import retries
 from hf_geossl.data.images import decode_image
 from hf_geossl.data.sources.files import find_files
-from hf_geossl.data.sources.webdataset import webdataset_source
+from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.streams import ImageStream, load_stream
 from tests.helpers.images import ROWS, encoded, first, write_parquet, write_tar, write_tars
 
@@ -137,24 +137,72 @@ def test_samples_are_runs_of_members_and_metadata_of_macs_is_left_out(tmp_path):
 
 
 def write_members(path, names):
+    """Images of a shade each, and of labels the count of the members before."""
     with tarfile.open(path, "w") as archive:
         for number, name in enumerate(names):
+            content = {"cls": str(number).encode(), "json": b'{"a": 1}', "txt": b"x"}.get(
+                name.rpartition(".")[2], encoded(number)
+            )
             member = tarfile.TarInfo(name)
-            member.size = len(encoded(number))
-            archive.addfile(member, io.BytesIO(encoded(number)))
-    return path
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+PAIRS = " ".join(f"{n}.jpg {n}.png" for n in range(3))
+SIDES = " ".join(f"{n}.left.png {n}.right.png" for n in range(3))
+LATE = " ".join(f"{n:02}.png" for n in range(30))
 
 
 @pytest.mark.parametrize(
-    ("names", "keys"),
+    ("names", "keys", "said"),
     [
-        ("photo.2021.05.png photo.2021.06.png IMG.1.png IMG.2.png b.png", "photo.2021.05 photo.2021.06 IMG.1 IMG.2 b"),
-        ("v1.0.a.png v1.1.b.png v1.2.c.png", "v1.0.a v1.1.b v1.2.c"),
+        (
+            "photo.2021.05.png photo.2021.06.png IMG.1.png IMG.2.png b.png",
+            "photo.2021.05 photo.2021.06 IMG.1 IMG.2 b",
+            "dots in names of images (1.png, 2.png, 2021.05.png, ...) taken as parts of the names",
+        ),
+        ("v1.0.a.png v1.1.b.png v1.2.c.png", "v1.0.a v1.1.b v1.2.c", "dots in names"),
+        (f"{LATE} p.1.png p.2.png", f"{LATE.replace('.png', '')} p.1 p.2", ""),
+        (f"{LATE} q.jpg q.png", f"{LATE.replace('.png', '')} q q.png", ""),
+        (PAIRS, "0 1 2", "of a sample's images (jpg, png) only the first is read"),
+        (SIDES, SIDES.replace(".png", ""), "each of a sample's images (left.png, right.png) taken as one of its own"),
+        ("0.png 0.seg.png 1.png 1.seg.png", "0 1", "images under further endings (seg.png) not read"),
+        ("0.png 0.seg.png", "0", "images under further endings (seg.png) not read"),
+        ("0.npy 0.png 0.txt 1.npy 1.png", "0 1", "(npy, png) only the first"),
+        ("a/x.png b/x.png", "a/x b/x", ""),
     ],
 )
-def test_names_with_dots_lose_and_merge_no_image(names, keys, tmp_path, caplog):
-    write_members(tmp_path / "a.tar", names.split())
+def test_names_with_dots_lose_and_merge_no_image(names, keys, said, tmp_path, caplog):
+    """In a stream and in labelled rows alike; what is no image to read is said."""
+    write_members(tmp_path / "train-1.tar", names.split())
+    write_members(tmp_path / "train-2.tar", ["0.png"])
+    files = find_files(str(tmp_path), "train")
     with caplog.at_level(logging.WARNING):
-        seen = [sample["key"].removeprefix("a.tar:") for sample in load_stream(str(tmp_path / "a.tar")).one_epoch()]
-    assert sorted(seen) == sorted(keys.split())
-    assert "each image is a sample of its own" in caplog.text
+        source = webdataset_source(files, "tars", "image")
+    rows = [row for row in source.rows if row["key"].startswith("train-1.tar:")]
+    assert sorted(row["key"].removeprefix("train-1.tar:") for row in rows) == sorted(keys.split())
+    assert all(decode_image(row["value"]) for row in rows)
+    assert (said in caplog.text) if said else not caplog.text
+    labelled = list(webdataset_rows(files, "tars"))[:-1]
+    assert sorted(row["__key__"] for row in labelled) == sorted(keys.split())
+    assert [row["image"]["bytes"] for row in labelled] == [row["value"] for row in rows]
+
+
+def test_labelled_rows_have_the_endings_as_columns(tmp_path, caplog):
+    """Labels stay with images whose names have dots; damage costs the rest of its tar, and is said."""
+    names = "a.1.cls a.1.png a.2.cls a.2.png b.7.cls b.7.png b.7.json"
+    write_members(tmp_path / "train.tar", names.split())
+    write_members(tmp_path / "train2.tar", [f"{n}.png" for n in range(60)])
+    (tmp_path / "train2.tar").write_bytes((tmp_path / "train2.tar").read_bytes()[:60_000])
+    with caplog.at_level(logging.WARNING):
+        rows = list(webdataset_rows(find_files(str(tmp_path), "train"), "tars"))
+    assert [(row["__key__"], row["label"]) for row in rows[:3]] == [("a.1", 0), ("a.2", 2), ("b.7", 4)]
+    assert [row["json"] for row in rows[:3]] == [None, None, {"a": 1}]
+    assert 3 < len(rows) < 63
+    assert "train2.tar: the rest of the archive cannot be read" in caplog.text
+    write_members(tmp_path / "train.tar", ["a.cls", "a.png"])
+    (tmp_path / "train.tar").write_bytes(
+        (tmp_path / "train.tar").read_bytes().replace(b"0" + bytes(511), b"x" + bytes(511))
+    )
+    with pytest.raises(ValueError, match=r"a\.cls in a tar cannot be read as \.cls"):
+        webdataset_rows(find_files(str(tmp_path), "train"), "tars")

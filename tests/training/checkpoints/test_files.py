@@ -245,6 +245,20 @@ def test_a_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     assert resumed[2].get_last_lr() == whole[2].get_last_lr() == pytest.approx([0.1 / 7] * 2)
 
 
+def test_a_setting_that_the_checkpoint_replaces_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = _parts()
+    write_optimizer(*whole, tmp_path, wanted=True)
+    read_optimizer(*_parts(), tmp_path)
+    assert not caplog.messages
+    model, optimizer, _ = _parts()
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"] = 0.5
+    read_optimizer(model, optimizer, LambdaLR(optimizer, lambda step: 1.0), tmp_path)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        f"the learning_rate stays that of {tmp_path.name}, 0.1, and 0.5 is left out"
+    ]
+
+
 def test_a_state_knows_parameters_by_name(tmp_path: Path) -> None:
     parts = _parts()
     _train(*parts, range(1))
