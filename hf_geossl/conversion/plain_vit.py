@@ -42,19 +42,19 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "", depth: int = 4) -> St
 
 def _choose(prefixes: list[str], name: str, weights: str | None) -> str:
     """Chooses the ViT to convert: of the network asked for, else of those under "state_dict" or "model"."""
-    kept = prefixes
+    chosen = prefixes
     if weights is not None:
         other = "student" if weights == "teacher" else "teacher"
-        kept = [prefix for prefix in prefixes if weights in prefix.split(".")]
-        kept = kept or [prefix for prefix in prefixes if other not in prefix.split(".")]
-        if not kept:
+        chosen = [prefix for prefix in prefixes if weights in prefix.split(".")]
+        chosen = chosen or [prefix for prefix in prefixes if other not in prefix.split(".")]
+        if not chosen:
             raise ValueError(f"{name} holds the weights of a {other} and of no {weights}: choose weights={other!r}")
     for place in ("state_dict.", "model."):
-        if len(kept) > 1:
-            kept = [prefix for prefix in kept if prefix.startswith(place)] or kept
-    if len(kept) > 1:
-        raise ValueError(f"{name} holds several ViTs ({', '.join(kept)}): save the one to convert by itself")
-    return kept[0]
+        if len(chosen) > 1:
+            chosen = [prefix for prefix in chosen if prefix.startswith(place)] or chosen
+    if len(chosen) > 1:
+        raise ValueError(f"{name} holds several ViTs ({', '.join(chosen)}): save the one to convert by itself")
+    return chosen[0]
 
 
 def _is_gated(state: State) -> bool:

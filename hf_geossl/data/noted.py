@@ -31,7 +31,7 @@ class NotedImages:
         for entry in {entry.kind: entry for entry in reversed(notes)}.values():
             position.count_note(entry.kind)
             if self._reported.add(entry.kind):
-                logger.warning("%s: %s; images alike are counted and not told one by one", key, entry)
+                logger.warning("%s: %s; further ones are counted and not logged one by one", key, entry)
 
 
 def describe_counts(counts: Mapping[str, int], images: int) -> list[str]:

@@ -101,9 +101,9 @@ def _opaque(alpha: np.ndarray, raster: Raster) -> float:
 def _numbered(raster: Raster, numbers: tuple[int, ...]) -> np.ndarray:
     values = raster.all_channels()
     if max(numbers) > values.shape[2]:
-        held = "1 channel" if values.shape[2] == 1 else f"{values.shape[2]} channels"
+        present = "1 channel" if values.shape[2] == 1 else f"{values.shape[2]} channels"
         raise BrokenImageError(
-            f"it has {held}, and channel {max(numbers)} is asked for (--channels {','.join(map(str, numbers))})"
+            f"it has {present}, and channel {max(numbers)} is asked for (--channels {','.join(map(str, numbers))})"
         )
     return values[..., [number - 1 for number in numbers]]
 

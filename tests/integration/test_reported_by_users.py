@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from PIL import Image
@@ -107,7 +108,6 @@ def classifier(folder: Path) -> Path:
 
 @pytest.mark.parametrize("targets", [["qkv"], ["fc1", "fc2", "projection"], "all-linear"])
 def test_adapters_get_gradients_are_saved_and_merged(targets: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     base = classifier(tmp_path / "base")
     settings = peft.LoraConfig(r=4, target_modules=targets, modules_to_save=["classifier"], init_lora_weights=False)
     adapted = peft.get_peft_model(AutoModelForImageClassification.from_pretrained(base), settings).eval()

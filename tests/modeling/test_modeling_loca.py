@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from hf_geossl import LOCAConfig, LOCAForPreTraining, LOCAModel
 from hf_geossl.hub.export import export_model
 from hf_geossl.modeling.objectives import patch_cluster_losses
-from tests.helpers.methods import KINDS, METHODS, images, literal_mlp, literal_trunk, loca_batch, randomise
+from tests.helpers.literal_loca import literal_cross_attention, literal_norm
+from tests.helpers.methods import KINDS, METHODS, images, literal_trunk, loca_batch, randomise
 
 LOCA = METHODS["loca"]
 
@@ -253,36 +254,6 @@ def test_how_many_tokens_are_drawn() -> None:
             assert torch.equal(shipped.draw_visible_reference_tokens(), torch.arange(196))
 
 
-def _norm(config: LOCAConfig, state: State, x: torch.Tensor, name: str) -> torch.Tensor:
-    centred = x - x.mean()
-    return (
-        centred / (centred.pow(2).mean() + config.layer_norm_eps).sqrt() * state[f"{name}.weight"]
-        + state[f"{name}.bias"]
-    )
-
-
-def _slow_cross_attention(
-    config: LOCAConfig, state: State, query: torch.Tensor, references: torch.Tensor
-) -> torch.Tensor:
-    """Section 3.4 for one query token `(D,)` and reference tokens `(visible, D)`; names as in `cross_attention`."""
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return state[f"{name}.weight"] @ x + state[f"{name}.bias"]
-
-    width = config.hidden_size
-    size = width // config.num_attention_heads
-    q = linear(_norm(config, state, query, "norm_query"), "attention.query")
-    both = [linear(_norm(config, state, one, "norm_key_value"), "attention.key_value") for one in references]
-    mixed = []
-    for start in range(0, width, size):
-        part = slice(start, start + size)
-        weights = torch.stack([(q[part] @ one[:width][part] / math.sqrt(size)).exp() for one in both])
-        weights = weights / weights.sum()
-        mixed.append(sum(weight * one[width:][part] for weight, one in zip(weights, both, strict=True)))
-    x = query + linear(torch.cat(mixed), "attention.projection")
-    return x + literal_mlp(config, _norm(config, state, x, "norm2"), linear, "mlp.fc1", "mlp.fc2")
-
-
 def _slow_forward(
     config: LOCAConfig, student: State, teacher: State, batch: State, kept: list[int], visible: list[int]
 ) -> dict[str, Any]:
@@ -327,8 +298,8 @@ def _slow_forward(
 
     logits, location, right = [], [], []
     for b, position, token in queries:
-        x = _slow_cross_attention(config, _part(student, "cross_attention."), token, seen[b])
-        x = _norm(config, student, x, "final_norm")
+        x = literal_cross_attention(config, _part(student, "cross_attention."), token, seen[b])
+        x = literal_norm(config, student, x, "final_norm")
         logits.append(student["position_predictor.weight"] @ x + student["position_predictor.bias"])
         if position >= 0:
             location.append(logits[-1].exp().sum().log() - logits[-1][position])

@@ -1,14 +1,14 @@
 """LOCA's cross-attention and prototypes, and checks of the views."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
 
-from hf_geossl import LOCAConfig, LOCAForPreTraining
+from hf_geossl import LOCAForPreTraining
 from hf_geossl.modeling.modeling_vit import ViTDropPath
-from tests.helpers.methods import METHODS, images, literal_mlp, loca_batch, randomise
+from tests.helpers.literal_loca import literal_cross_attention
+from tests.helpers.methods import METHODS, images, loca_batch, randomise
 
 LOCA = METHODS["loca"]
 
@@ -26,36 +26,6 @@ def _model(std: float = 0.2, **fields: Any) -> Any:
     return model
 
 
-def _norm(config: LOCAConfig, state: State, x: torch.Tensor, name: str) -> torch.Tensor:
-    centred = x - x.mean()
-    return (
-        centred / (centred.pow(2).mean() + config.layer_norm_eps).sqrt() * state[f"{name}.weight"]
-        + state[f"{name}.bias"]
-    )
-
-
-def _slow_cross_attention(
-    config: LOCAConfig, state: State, query: torch.Tensor, references: torch.Tensor
-) -> torch.Tensor:
-    """Section 3.4 for one query token `(D,)` and reference tokens `(visible, D)`; names as in `cross_attention`."""
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return state[f"{name}.weight"] @ x + state[f"{name}.bias"]
-
-    width = config.hidden_size
-    size = width // config.num_attention_heads
-    q = linear(_norm(config, state, query, "norm_query"), "attention.query")
-    both = [linear(_norm(config, state, one, "norm_key_value"), "attention.key_value") for one in references]
-    mixed = []
-    for start in range(0, width, size):
-        part = slice(start, start + size)
-        weights = torch.stack([(q[part] @ one[:width][part] / math.sqrt(size)).exp() for one in both])
-        weights = weights / weights.sum()
-        mixed.append(sum(weight * one[width:][part] for weight, one in zip(weights, both, strict=True)))
-    x = query + linear(torch.cat(mixed), "attention.projection")
-    return x + literal_mlp(config, _norm(config, state, x, "norm2"), linear, "mlp.fc1", "mlp.fc2")
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_cross_attention_is_each_query_over_the_reference_with_norms_of_their_own(implementation: str) -> None:
     model = _model(drop_path_rate=0.9).train()
@@ -67,7 +37,7 @@ def test_cross_attention_is_each_query_over_the_reference_with_norms_of_their_ow
     state = {name: value.double() for name, value in block.state_dict().items()}
     expected = torch.stack(
         [
-            torch.stack([_slow_cross_attention(model.config, state, one, seen) for one in several])
+            torch.stack([literal_cross_attention(model.config, state, one, seen) for one in several])
             for several, seen in zip(queries.double(), references.double(), strict=True)
         ]
     )

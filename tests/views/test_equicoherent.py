@@ -14,6 +14,7 @@ from hf_geossl.views.equicoherent import EquiCoherentColor, EquiCoherentViews
 from hf_geossl.views.masks import draw_block_masks
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hf_geossl.views.transformation_path import TRANSFORMATIONS
+from tests.helpers.image_settings import CHANNELS, IMAGE_SETTINGS
 from tests.helpers.photographs import photographs
 
 SMALL = {"global_size": 64, "local_size": 32, "patch_size": 16}
@@ -328,15 +329,8 @@ FLAT = {
     "solarize_probability": (None, 0.21),
     "mean": ((0.485, 0.456, 0.406), (0.5, 0.456, 0.406)),
     "std": ((0.229, 0.224, 0.225), (0.25, 0.224, 0.225)),
-    "channels": ("rgb", (3, 2, 1)),
-    "channel_names": (("red", "green", "blue"), ("near", "far", "further")),
-    "dtype": ("uint8", "uint16"),
-    "value_range": (((0.0, 255.0),), ((0.0, 100.0),)),
-    "channel_drop_probability": (0.1, 0.2),
-    "noise_probability": (0.2, 0.3),
-    "noise_sigma": ((0.02, 0.2), (0.02, 0.3)),
+    **IMAGE_SETTINGS,
 }
-CHANNELS = ("channel_drop_probability", "noise_probability", "noise_sigma")
 COLORS = ("path_brightness", "path_contrast", "path_saturation", "path_hue")
 
 

@@ -18,6 +18,7 @@ from hf_geossl.modeling.geometry import overlap_boxes
 from hf_geossl.views.crops import cut_crops, make_random
 from hf_geossl.views.gtsa import GTSAViews
 from tests.helpers.golden import ROOT
+from tests.helpers.image_settings import IMAGE_SETTINGS
 
 GOLDEN = ROOT / "tests" / "golden" / "gtsa"
 LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # of the golden quantiles
@@ -334,13 +335,7 @@ FLAT = {
     "num_intermediate": (2, 3),
     "mean": ((0.485, 0.456, 0.406), (0.486, 0.456, 0.406)),
     "std": ((0.229, 0.224, 0.225), (0.228, 0.224, 0.225)),
-    "channels": ("rgb", (3, 2, 1)),
-    "channel_names": (("red", "green", "blue"), ("near", "far", "further")),
-    "dtype": ("uint8", "uint16"),
-    "value_range": (((0.0, 255.0),), ((0.0, 100.0),)),
-    "channel_drop_probability": (0.1, 0.2),
-    "noise_probability": (0.2, 0.3),
-    "noise_sigma": ((0.02, 0.2), (0.02, 0.3)),
+    **IMAGE_SETTINGS,
 }
 
 

@@ -14,6 +14,7 @@ from hf_geossl import LOCAForPreTraining
 from hf_geossl.views.gtsa import GTSAViews
 from hf_geossl.views.loca import LOCAViews
 from tests.helpers.golden import ROOT
+from tests.helpers.image_settings import CHANNELS, IMAGE_SETTINGS
 from tests.helpers.photographs import photographs
 
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the golden quantiles
@@ -339,15 +340,8 @@ FLAT = {
     "num_intermediate": (2, 3),
     "mean": ((0.485, 0.456, 0.406), (0.5, 0.456, 0.406)),
     "std": ((0.229, 0.224, 0.225), (0.25, 0.224, 0.225)),
-    "channels": ("rgb", (3, 2, 1)),
-    "channel_names": (("red", "green", "blue"), ("near", "far", "further")),
-    "dtype": ("uint8", "uint16"),
-    "value_range": (((0.0, 255.0),), ((0.0, 100.0),)),
-    "channel_drop_probability": (0.1, 0.2),
-    "noise_probability": (0.2, 0.3),
-    "noise_sigma": ((0.02, 0.2), (0.02, 0.3)),
+    **IMAGE_SETTINGS,
 }
-CHANNELS = ("channel_drop_probability", "noise_probability", "noise_sigma")
 
 
 def test_every_setting_has_its_default_and_makes_other_views():

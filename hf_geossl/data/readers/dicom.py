@@ -39,7 +39,7 @@ def read_dicom(file: BinaryIO, max_pixels: int) -> Raster:
     """Reads the first image of a DICOM file.
 
     MONOCHROME1 is turned so that black is small; rescale slope and intercept are applied, so that CT is in Hounsfield
-    units; palettes and YBR become RGB. A window that the file advises is told, and not applied.
+    units; palettes and YBR become RGB. A window that the file advises is noted, and not applied.
 
     Raises:
         BrokenImageError: if it is damaged, too large, or holds no image.

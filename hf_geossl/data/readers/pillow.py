@@ -71,7 +71,7 @@ def _open_png_without_metadata(file: BinaryIO) -> Image.Image | None:
         return None
     try:
         image = _open(io.BytesIO(without_png_metadata(file)))
-    except Exception:  # the error of the whole file is told
+    except Exception:  # the error of the whole file is reported
         return None
     return image
 

@@ -43,7 +43,7 @@ def members(archive: str) -> list[str]:
             return sorted(_tar_index(archive))
         with zipfile.ZipFile(archive) as opened:
             infos = [info for info in opened.infolist() if not info.is_dir()]
-    except (*UNREADABLE_TAR, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (*UNREADABLE_TAR, zipfile.BadZipFile, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} is no archive that can be read ({error}): mend or unpack it") from error
     if any(info.flag_bits & 1 for info in infos):
         raise ValueError(f"{name} wants a password: unpack it first")
