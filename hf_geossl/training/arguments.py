@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,19 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         max_nonfinite_steps (`int`): Optimizer steps in a row, at least 1, whose loss or gradient is not finite before
             the run stops. Fewer are left out: weights and teacher stay, the data go on.
         picture (`bool`): Whether to make pictures of what is learned, at the end of the run.
+        freeze_trunk_steps (`float`): Steps in which the heads are trained alone; below 1 a share of the run. Teacher and
+            student trunk stay, to the bit, what the run starts from.
+        trunk_warmup_steps (`float`): Steps after these in which the learning rate of the trunk rises from 0 to what it
+            would be; below 1 a share of the run.
+        layer_decay (`float`): Learning rate of a layer as a share of that of the next one, in (0, 1].
+        patch_embed_learning_rate (`float`): Learning rate of the patch embedding, as a share of what it would be.
+        train_layers (`str`): What of the trunk is trained: `"all"`, `"norms"` (layer norms alone), or `"last:4"` (the last
+            four layers and the final norm); with `lora_rank`, where the adapters are: `"all"` or `"last:4"`.
+        lora_rank (`int`): Rank of the LoRA adapters of the trunk's linear layers, which are trained in its place (arXiv
+            2106.09685); 0 is none. Exports have them merged into the weights. Needs peft.
+        lora_alpha (`float`): Adapters are scaled by this / lora_rank.
+        anchor_weight (`float`): Weight of the cosine distance between the student's patch tokens and those of the trunk
+            that the run starts from, on the first views that the student encodes; 0 is off.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -73,6 +87,14 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     probe_every_steps: int = 50
     max_nonfinite_steps: int = 3
     picture: bool = True
+    freeze_trunk_steps: float = 0
+    trunk_warmup_steps: float = 0
+    layer_decay: float = 1.0
+    patch_embed_learning_rate: float = 1.0
+    train_layers: str = "all"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    anchor_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("teacher_momentum", "teacher_momentum_end"):
@@ -91,6 +113,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             raise ValueError(f"max_nonfinite_steps must be 1 or more, got {self.max_nonfinite_steps}")
         if self.probe_every_steps < 0:
             raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
+        self._check_adaptation()
         if self.base_learning_rate is not None and self.learning_rate != _LEARNING_RATE:
             if self.base_learning_rate != type(self).__dataclass_fields__["base_learning_rate"].default:
                 raise ValueError(
@@ -109,6 +132,24 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             raise ValueError("fp16_full_eval and bf16_full_eval must stay off: teachers are kept in float32")
         super().__post_init__()
         self.fsdp_plugin_args = fsdp_plugin_settings(self.fsdp_plugin_args, self.mixed_precision)
+
+    def _check_adaptation(self) -> None:
+        """Checks what says how much of the trunk is trained, and when."""
+        for name in ("freeze_trunk_steps", "trunk_warmup_steps", "lora_rank", "anchor_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("layer_decay", "patch_embed_learning_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha must be above 0, got {self.lora_alpha}")
+        if not re.fullmatch(r"all|norms|last:[1-9]\d*", self.train_layers):
+            raise ValueError(f"train_layers must be 'all', 'norms' or such as 'last:4', got {self.train_layers!r}")
+        if self.lora_rank and self.train_layers == "norms":
+            raise ValueError("train_layers must be 'all' or such as 'last:4' with lora_rank, norms have no adapters")
+        scheduler = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if self.trunk_warmup_steps and scheduler != "cosine":
+            raise ValueError(f"trunk_warmup_steps needs lr_scheduler_type 'cosine', got {scheduler!r}")
 
     def for_run(self, train_dataset: object) -> Self:
         """A copy for a run: without a token, with the peak of the learning rate, and with `max_steps`.

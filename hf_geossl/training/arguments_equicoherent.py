@@ -19,16 +19,12 @@ class EquiCoherentTrainingArguments(TeacherStudentTrainingArguments):
             `teacher_temperature` after the warm-up.
         teacher_temperature_warmup (`float`): Steps of the linear way between them; below 1 a share of the run.
         freeze_last_layer (`float`): Steps in which the prototypes stay; below 1 a share of the run.
-        layer_decay (`float`): Learning rate of a layer as a share of that of the next one, in (0, 1].
-        patch_embed_learning_rate (`float`): Learning rate of the patch embedding, as a share of what it would be.
     """
 
     learning_rate_scaling: str = "linear"
     teacher_temperature_start: float = 0.04
     teacher_temperature_warmup: float = 0.3
     freeze_last_layer: float = 0.05
-    layer_decay: float = 1.0
-    patch_embed_learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.learning_rate_scaling not in ("linear", "sqrt"):
@@ -38,9 +34,6 @@ class EquiCoherentTrainingArguments(TeacherStudentTrainingArguments):
         for name in ("teacher_temperature_warmup", "freeze_last_layer"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("layer_decay", "patch_embed_learning_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         super().__post_init__()
 
     @property

@@ -54,6 +54,19 @@ class WeightDecayCallback(TrainerCallback):
                 group["weight_decay"] = self.plan.weight_decay_at(state.global_step)
 
 
+class FreezeTrunkCallback(TrainerCallback):
+    """Leaves the trunk as it is in the first steps, while the heads are trained."""
+
+    def __init__(self, plan: OptimizerPlan) -> None:
+        self.plan = plan
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Takes its gradients away, where clipping has not done that."""
+        self.plan.drop_frozen_gradients(model_of(kwargs), state.global_step)
+
+
 class PreemptionCallback(TrainerCallback):
     """Lets Ctrl-C (or SIGTERM) end a run after its current step, with a checkpoint; a second Ctrl-C ends it at once.
 

@@ -221,24 +221,22 @@ class HeldOutLosses:
     training is left as it was.
     """
 
-    def __init__(
-        self,
-        args: TeacherStudentTrainingArguments,
-        views: Views,
-        accelerator: Accelerator,
-        parts_of: Callable[[Any], Mapping[str, torch.Tensor]],
-    ) -> None:
-        self.args, self.views, self.accelerator, self.parts_of = args, views, accelerator, parts_of
+    def __init__(self, args: TeacherStudentTrainingArguments, views: Views, accelerator: Accelerator) -> None:
+        self.args, self.views, self.accelerator = args, views, accelerator
 
     @torch.no_grad()
     def measure(
         self,
         model: TeacherStudentModel,
         batches: EvaluationBatches,
+        parts_of: Callable[[Any], Mapping[str, torch.Tensor]],
         to_device: Callable[[dict[str, Any]], dict[str, Any]],
         after_batch: Callable[[], object],
     ) -> dict[str, float]:
-        """Means of one pass by name, and how many `images`; empty without any. All processes must call this."""
+        """Means of one pass of what `parts_of` outputs gives, by name, and how many `images`; empty without any.
+
+        All processes must call this.
+        """
         nn.Module.to(model, self.args.device).eval()
         sums: dict[str, torch.Tensor] = {}
         images, rank = 0, self.args.process_index
@@ -251,7 +249,7 @@ class HeldOutLosses:
                 torch.default_generator.manual_seed(seed_at(self.args.seed, rank, EVALUATION, number))
                 inputs: dict[str, Any] = self.views.augment(to_device(crops), generator)
                 with self.accelerator.autocast():
-                    parts = self.parts_of(model(**inputs))
+                    parts = parts_of(model(**inputs))
             finally:
                 torch.set_rng_state(drawn)
             count = len(next(iter(inputs.values())))

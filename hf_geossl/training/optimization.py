@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from hf_geossl.training.adaptation.trunk import lr_multiplier, name_in_trunk
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
-from hf_geossl.training.schedules import cosine, warmup_cosine
+from hf_geossl.training.schedules import cosine, late_start, steps_of, warmup_cosine
 from hf_geossl.training.sharding import full_tensor, gradient_norms, local_parts
 
 
@@ -28,8 +29,25 @@ class OptimizerPlan:
         return warmup_cosine(step, total_steps, warmup_steps, 1.0, end)
 
     def lr_multiplier(self, name: str, model: PreTrainedModel) -> float:
-        """Learning rate of the parameter `name` of `model`, as a share of the run's."""
-        return 1.0
+        """Learning rate of the parameter `name` of `model`, as a share of the run's; see `adaptation.trunk`."""
+        return lr_multiplier(name, model, self.args.layer_decay, self.args.patch_embed_learning_rate)
+
+    def trunk_ramp(self, step: int) -> float:
+        """Share of its learning rate that the trunk has at a step: 0 while it is frozen, then linearly up to 1."""
+        args = self.args
+        frozen, warmup = (
+            steps_of(steps, args.max_steps) for steps in (args.freeze_trunk_steps, args.trunk_warmup_steps)
+        )
+        return late_start(step, frozen, warmup)
+
+    def drop_frozen_gradients(self, model: PreTrainedModel, step: int) -> None:
+        """Takes the trunk's gradients away while it is frozen, so that no optimizer moves or decays it, or has state of it.
+
+        It is not `requires_grad` that changes in the course of a run: DDP waits for the gradients that it was made with.
+        """
+        if self.trunk_ramp(step) == 0.0:
+            frozen = [value for name, value in model.named_parameters() if name_in_trunk(name, model) is not None]
+            nn.ParameterList(frozen).zero_grad(set_to_none=True)
 
     def weight_decay_at(self, step: int) -> float:
         """Weight decay of the decayed parameters at a step."""
@@ -52,31 +70,52 @@ class OptimizerPlan:
         ]
 
     def split_groups(self, optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> None:
-        """Divides a new optimizer's groups by learning rate, once, and marks those with weight decay as `decayed`."""
+        """Divides a new optimizer's groups by learning rate, once.
+
+        Those with weight decay are marked as `decayed`; where the trunk starts later than the heads, its own as `trunk`.
+        """
         if all("decayed" in group for group in optimizer.param_groups):
             return
         names = set(self.decayed_parameters(model))
         decayed = {id(parameter) for name, parameter in model.named_parameters() if name in names}
-        multipliers = {id(p): self.lr_multiplier(name, model) for name, p in model.named_parameters()}
+        starts_later = bool(self.args.freeze_trunk_steps or self.args.trunk_warmup_steps)
+        kinds = {
+            id(p): (self.lr_multiplier(name, model), not (starts_later and name_in_trunk(name, model) is not None))
+            for name, p in model.named_parameters()
+        }
         groups = []
         for group in optimizer.param_groups:
             group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
-            for multiplier in sorted({multipliers[id(parameter)] for parameter in group["params"]}, reverse=True):
-                chosen = [parameter for parameter in group["params"] if multipliers[id(parameter)] == multiplier]
+            for kind in sorted({kinds[id(parameter)] for parameter in group["params"]}, reverse=True):
+                chosen = [parameter for parameter in group["params"] if kinds[id(parameter)] == kind]
+                multiplier, is_head = kind
                 groups.append({**group, "params": chosen, "lr": group["lr"] * multiplier})
+                if starts_later:
+                    groups[-1]["trunk"] = not is_head
         optimizer.param_groups[:] = groups
 
     def make_scheduler(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
-        """The learning rate's schedule: warm-up and cosine to `min_learning_rate`."""
+        """The learning rate's schedule: warm-up and cosine to `min_learning_rate`; of the trunk with its own rise before it."""
         warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
         if self.args.min_learning_rate is None:
             end = 0.01
         else:
             end = self.args.min_learning_rate / peak if peak else 0.0
-        return LambdaLR(optimizer, lambda step: self.lr_lambda(step, num_training_steps, warmup, end))
 
-    def clip_gradients(self, model: nn.Module, accelerator: Accelerator) -> torch.Tensor:
-        """Clips to `max_grad_norm`: all gradients together, or each tensor by itself; returns the norm before."""
+        def of_heads(step: int) -> float:
+            return self.lr_lambda(step, num_training_steps, warmup, end)
+
+        def of_trunk(step: int) -> float:
+            return of_heads(step) * self.trunk_ramp(step)
+
+        return LambdaLR(optimizer, [of_trunk if group.get("trunk") else of_heads for group in optimizer.param_groups])
+
+    def clip_gradients(self, model: nn.Module, accelerator: Accelerator, step: int) -> torch.Tensor:
+        """Clips to `max_grad_norm`: all gradients together, or each tensor by itself; returns the norm before.
+
+        Those of a frozen trunk count for nothing.
+        """
+        self.drop_frozen_gradients(accelerator.unwrap_model(model), step)
         if self.args.clip_mode == "global":
             norm = accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
             return full_tensor(cast(torch.Tensor, norm))

@@ -1,17 +1,19 @@
 """What `TeacherStudentTrainer` is composed of."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig, TrainerCallback
 
 from hf_geossl.methods import METHODS
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training.adaptation.adapters import adapt_trunk
+from hf_geossl.training.adaptation.anchor import Anchor
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
+    FreezeTrunkCallback,
     MeterCallback,
     NonFiniteCallback,
     PreemptionCallback,
@@ -34,17 +36,18 @@ logger = logging.getLogger(__name__)
 class TrainerParts:
     """The parts of a trainer; those with state in checkpoints have a `state_dict()`.
 
-    `features` is what the probes measure, `scalars` gives what is logged of a model's outputs.
+    `features` is what the probes measure. What the arguments say of the trunk is done to `model` here: a copy of its trunk is
+    made for the anchor, then parameters are frozen or adapters added.
     """
 
     def __init__(
         self,
+        model: TeacherStudentModel,
         args: TeacherStudentTrainingArguments,
         accelerator: Accelerator,
         feed: TrainingFeed,
         plan: OptimizerPlan,
         features: Features,
-        scalars: Callable[[Any], Mapping[str, torch.Tensor]],
     ) -> None:
         if args.fsdp_plugin_args is not None and getattr(accelerator.state, "fsdp_plugin", None) is None:
             raise ValueError(
@@ -52,6 +55,8 @@ class TrainerParts:
                 "hf_geossl/training/accelerate/ddp.yaml, or set ACCELERATE_USE_FSDP=false"
             )
         self.args, self.accelerator, self.feed, self.plan = args, accelerator, feed, plan
+        self.anchor = Anchor(model, args.anchor_weight, args.device)
+        self.trained_of_trunk = adapt_trunk(model, args.train_layers, args.lora_rank, args.lora_alpha)
         self.checkpointer = Checkpointer(args, accelerator)
         self.meter, self.stopwatch = LossMeter(args.device), Stopwatch()
         self.guard = NonFiniteGuard(
@@ -60,7 +65,7 @@ class TrainerParts:
         self.probes = Probes(args.probe_every_steps, features)
         self.preemption = PreemptionCallback()
         self.log_line = LogLine(plan, self.meter, self.stopwatch, self.guard, self.checkpointer, accelerator)
-        self.held_out = HeldOutLosses(args, feed.views, accelerator, scalars)
+        self.held_out = HeldOutLosses(args, feed.views, accelerator)
 
     def callbacks(self, own: Sequence[TrainerCallback], chance_losses: Mapping[str, float]) -> list[TrainerCallback]:
         """The callbacks of a run in their order, with the method's own."""
@@ -69,6 +74,7 @@ class TrainerParts:
             ProcessSeedCallback(),
             WeightDecayCallback(self.plan),
             NonFiniteCallback(self.guard, self.meter, self.preemption, self.accelerator),
+            FreezeTrunkCallback(self.plan),
             TeacherMonitorCallback(TeacherMonitor(), self.plan, self.meter, every),
             TeacherCallback(self.plan, self.guard, self.accelerator),
             *own,
@@ -95,7 +101,10 @@ class TrainerParts:
     def settings(self) -> dict[str, object]:
         """What a run has to go on with, beside its data."""
         batches = self.args.gradient_accumulation_steps * self.args.world_size
-        return {"views": views_settings(self.feed.views), "batches of a step": batches}
+        settings: dict[str, object] = {"views": views_settings(self.feed.views), "batches of a step": batches}
+        adapted = {name: getattr(self.args, name) for name in ("train_layers", "lora_rank", "lora_alpha")}
+        adapted |= {"anchor": self.anchor.digest()}
+        return settings | ({"adaptation": adapted} if self.trained_of_trunk or adapted["anchor"] else {})
 
     def state_dict(self) -> dict[str, object]:
         """What this process adds to a checkpoint, in plain values."""

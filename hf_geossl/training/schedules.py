@@ -35,6 +35,11 @@ def from_step(step: int, first_step: int, value: float) -> float:
     return value if step >= first_step else 0.0
 
 
+def late_start(step: int, first_step: int, warmup_steps: int) -> float:
+    """0 before `first_step`, then a linear rise that reaches 1 in its last of `warmup_steps` steps; 1 after them."""
+    return 0.0 if step < first_step else min((step - first_step + 1) / max(warmup_steps, 1), 1.0)
+
+
 def steps_of(steps_or_share: float, total_steps: int) -> int:
     """A number of steps: as given, or where it is below 1 that share of `total_steps`, rounded up."""
     if steps_or_share >= 1:

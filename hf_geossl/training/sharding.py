@@ -15,6 +15,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_tensor
 from transformers import PreTrainedModel
 
+from hf_geossl.training.adaptation.adapters import merge_state, scaling_of
+
 LAYERS = ("ViTLayer", "ViTPatchEmbeddings")  # divided one by one, of student and teacher alike
 _WRAPPED = "_checkpoint_wrapped_module."
 
@@ -57,14 +59,15 @@ def gather_state(model: nn.Module, wanted: bool) -> dict[str, torch.Tensor]:
 
 
 def whole_model(model: PreTrainedModel, wanted: bool) -> Any:
-    """A model itself where it is not divided, otherwise a copy on the CPU, of the class that FSDP wrapped.
+    """A model itself where it is not divided and has no adapters, otherwise a copy on the CPU, with merged adapters.
 
-    All processes must call this; the copy is None where it is not `wanted`.
+    All processes must call this; the copy, of the class that FSDP wrapped, is None where it is not `wanted`.
     """
-    if not is_sharded(model):
+    scaling = scaling_of(model)
+    if not is_sharded(model) and scaling is None:
         return model
     state = gather_state(model, wanted)
-    return _copy_with(model, state) if wanted else None
+    return _copy_with(model, merge_state(state, scaling)) if wanted else None
 
 
 def read_unsharded(model: PreTrainedModel, folder: str | Path) -> Any:

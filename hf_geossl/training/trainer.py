@@ -104,7 +104,7 @@ class TeacherStudentTrainer(Trainer):
         record_images(self.model.config, self.views)
         self.command = command
         self.weights_step: int | None = None  # of the weights, where they are not those of the last step
-        self.parts = TrainerParts(args, self.accelerator, self.feed, self.plan, self.probe_features, self._scalars_of)
+        self.parts = TrainerParts(self.model, args, self.accelerator, self.feed, self.plan, self.probe_features)
         self.pictures = self.parts.pictures(self.method)
         self.exporter = Exporter(args, self.processing_class, self.pictures, self.publisher, lambda: describe_run(self))
         for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses()):
@@ -189,7 +189,7 @@ class TeacherStudentTrainer(Trainer):
         """The model's loss at the present step; its parts are added up for the log."""
         step = self.state.global_step
         with self.accelerator.autocast():  # which accelerate leaves out with FSDP2
-            outputs = model(**inputs, **self.model_arguments(step))
+            outputs = self.parts.anchor.add_to(model(**inputs, **self.model_arguments(step)))
             if self.parts.probes.is_due(step) and self.feed.micro_batch == 1:
                 spreads = self.parts.probes.measure(self.accelerator.unwrap_model(self.model), inputs)
                 self.parts.meter.spreads.update(spreads)
@@ -222,7 +222,7 @@ class TeacherStudentTrainer(Trainer):
         return 0
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        return self.plan.clip_gradients(model, self.accelerator)
+        return self.plan.clip_gradients(model, self.accelerator, self.state.global_step)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         norm = sharding.full_tensor(super()._get_grad_norm(model, grad_norm))
@@ -239,11 +239,11 @@ class TeacherStudentTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The pretraining loss, its parts and the method's metrics; see `HeldOutLosses`."""
         model = self.accelerator.unwrap_model(self.model)
-        means = self.parts.held_out.measure(model, dataloader, self._prepare_inputs, self._count_evaluated)
+        means = self.parts.held_out.measure(model, dataloader, self._scalars_of, self._prepare_inputs, self._on_batch)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(np.empty(0), None, metrics, dataloader.images)
 
-    def _count_evaluated(self) -> None:
+    def _on_batch(self) -> None:
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def describe_evaluation(self, measured: Mapping[str, float]) -> str:

@@ -1,12 +1,11 @@
 """`EquiCoherentTrainer`: pretraining of a host method with the reconstruction of intermediate images (arXiv 2503.18753)."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
@@ -14,31 +13,10 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
 from hf_geossl.training.callbacks import model_of
 from hf_geossl.training.matching import check_model, format_of
-from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.base import Views
 from hf_geossl.views.equicoherent import EquiCoherentViews
-
-_LAYER = re.compile(r"equicoherent\.encoder\.layer\.(\d+)\.")
-
-
-class EquiCoherentPlan(OptimizerPlan):
-    """DINOv2's learning rates by layer."""
-
-    args: EquiCoherentTrainingArguments
-
-    def lr_multiplier(self, name: str, model: PreTrainedModel) -> float:
-        """`layer_decay` for each layer above a parameter, and a share of its own for the patch embedding."""
-        if not name.startswith("equicoherent."):
-            return 1.0
-        depth = model.config.num_hidden_layers
-        layer = _LAYER.match(name)
-        above = depth - int(layer.group(1)) if layer else 0
-        if name.startswith("equicoherent.embeddings."):
-            above = depth + 1
-        multiplier = self.args.layer_decay**above
-        return multiplier * self.args.patch_embed_learning_rate if ".patch_embeddings." in name else multiplier
 
 
 class FreezeLastLayerCallback(TrainerCallback):
@@ -90,7 +68,6 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
     """
 
     method = "equicoherent"
-    plan_class = EquiCoherentPlan
     arguments_class = EquiCoherentTrainingArguments
     args: EquiCoherentTrainingArguments
     views: EquiCoherentViews

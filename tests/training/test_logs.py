@@ -284,8 +284,10 @@ def _measure(folder: Path, sizes: tuple[int, ...], rank: int = 0) -> tuple[dict[
     batches = [
         {"crops": torch.full((size, 2), 10.0 * number), "evaluation_batch": number} for number, size in enumerate(sizes)
     ]
-    held_out = HeldOutLosses(args, views, alone, dict)
-    means = held_out.measure(model, Batches(batches), lambda batch: batch, lambda: drawn.append(model.drawn.item()))
+    held_out = HeldOutLosses(args, views, alone)
+    means = held_out.measure(
+        model, Batches(batches), dict, lambda batch: batch, lambda: drawn.append(model.drawn.item())
+    )
     return means, drawn
 
 

@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hf_geossl.hub.run_folder import MANIFEST, file_sizes, list_checkpoints, why_not_whole
-from hf_geossl.training.sharding import gather_optimizer_state, load_optimizer_state, load_state, read_state
+from hf_geossl.training.adaptation.adapters import ADAPTED, adapted_part, scaling_of, unmerge_state
+from hf_geossl.training.sharding import (
+    gather_optimizer_state,
+    gather_state,
+    load_optimizer_state,
+    load_state,
+    read_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +154,7 @@ def write_json(path: Path, values: object) -> None:
 def read_weights(model: nn.Module, checkpoint: Path) -> None:
     """Gives a model the weights of a checkpoint."""
     try:
-        load_state(model, read_state(checkpoint))
+        load_state(model, unmerge_state(model, read_state(checkpoint), checkpoint))
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.name} does not fit: {error}") from error
 
@@ -154,8 +162,11 @@ def read_weights(model: nn.Module, checkpoint: Path) -> None:
 def write_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, folder: Path, wanted: bool
 ) -> None:
-    """Writes optimizer and learning-rate schedule where they are `wanted`; all processes must call this."""
+    """Writes optimizer, learning-rate schedule and adapters where they are `wanted`; all processes must call this."""
     state = gather_optimizer_state(model, optimizer, wanted)
+    adapted = {} if scaling_of(model) is None else adapted_part(gather_state(model, wanted))
+    if adapted:
+        save_file(adapted, folder / ADAPTED)
     if wanted:
         torch.save(state, folder / OPTIMIZER_NAME)
         torch.save(scheduler.state_dict(), folder / SCHEDULER_NAME)
