@@ -13,8 +13,8 @@ from hf_geossl.conversion.checkpoint_file import State, read_torch_file
 from hf_geossl.conversion.plain_vit import convert_plain_vit
 from hf_geossl.methods import METHODS, PLAIN_VIT
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
-from hf_geossl.modeling.modeling_vit import resample_positions
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
+from hf_geossl.modeling.positions import resample_positions
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

@@ -50,5 +50,3 @@ class GTSAConfig(ReconstructingViTConfig):
         widths = ("projector_hidden_size", "projection_size", "predictor_hidden_size")
         self.require("at least 1", lambda width: width >= 1, *widths)
         self.require("one or more widths", lambda widths: min(widths, default=0) >= 1, "rotation_hidden_sizes")
-        # from 1 on, the resampled grid would be larger than asked
-        self.require("in [0, 1)", lambda offset: 0 <= offset < 1, "position_interpolation_offset")

@@ -31,15 +31,25 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels (`int`, defaults to 3): Channels of the images.
         image_format (`dict`, *optional*): What the images are, as `ImageFormat.to_dict` gives it: channels, names, stored
             type, value range, mean and deviation. RGB of 8 bits when not given.
+        patch_bias (`bool`, defaults to `True`): Whether the patch embedding has a bias (CLIP's has none).
         qkv_bias (`bool`, defaults to `True`): Whether queries, keys and values have a bias.
+        key_bias (`bool`, defaults to `True`): Whether the keys have one too, where the others have (DINOv3's have none).
+        gated_mlp (`bool`, defaults to `False`): Whether MLPs are gated: `fc2(act(gate) * up)`, with gate and up from `fc1`
+            and `intermediate_size` channels each; with `hidden_act="silu"` that is SwiGLU (arXiv 2002.05202).
+        embedding_norm (`bool`, defaults to `False`): Whether a layer norm precedes the layers (CLIP's).
         use_class_token (`bool`, defaults to `True`): Whether a class token precedes the patch tokens.
         num_register_tokens (`int`, defaults to 0): Register tokens after the class token; they have no position
             (arXiv 2309.16588).
         use_mask_token (`bool`, defaults to `False`): Whether there is an embedding that stands for masked patches.
         layerscale_value (`float`, *optional*): Start of the scale that each residual branch learns for each channel
             (arXiv 2103.17239); no scale when not given.
-        position_interpolation (`str`, defaults to `"bicubic"`): How positions are resampled to other grids:
-            `"bicubic"`, or `"bilinear"` with antialiasing where the grid shrinks.
+        position_embedding_type (`str`, defaults to `"learned"`): A `"learned"` table that is added to the patches, or
+            `"rope"`: queries and keys are rotated by where their patches lie, as DINOv3's (arXiv 2508.10104).
+        rope_theta (`float`, defaults to 100.0): Base of the periods of `"rope"`.
+        position_interpolation (`str`, defaults to `"bicubic"`): How learned positions are resampled to other grids:
+            `"bicubic"` as DINO, `"bicubic_antialias"` as timm and Pillow, `"bilinear"` with antialiasing as LOCA.
+        position_interpolation_offset (`float`, defaults to 0.0): Added to the new grid's size there, as DINO does with 0.1;
+            0 resamples to the exact size.
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth of the last layer; grows linearly from 0.
         apply_layernorm (`bool`, defaults to `True`): Whether a backbone normalises its feature maps.
         reshape_hidden_states (`bool`, defaults to `True`): Whether a backbone returns maps `(batch, channels, height,
@@ -67,12 +77,19 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_size: int = 16
     num_channels: int = 3
     image_format: dict[str, Any] | None = None
+    patch_bias: bool = True
     qkv_bias: bool = True
+    key_bias: bool = True
+    gated_mlp: bool = False
+    embedding_norm: bool = False
     use_class_token: bool = True
     num_register_tokens: int = 0
     use_mask_token: bool = False
     layerscale_value: float | int | None = None
+    position_embedding_type: str = "learned"
+    rope_theta: float | int = 100.0
     position_interpolation: str = "bicubic"
+    position_interpolation_offset: float | int = 0.0
     drop_path_rate: float | int = 0.0
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
@@ -129,8 +146,16 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"image_size must be a positive multiple of patch_size, got {self.image_size} and {self.patch_size}"
             )
-        modes = ("bicubic", "bilinear")
-        self.require("'bicubic' or 'bilinear'", lambda mode: mode in modes, "position_interpolation")
+        self.require_one_of("position_embedding_type", ("learned", "rope"))
+        self.require_one_of("position_interpolation", ("bicubic", "bicubic_antialias", "bilinear"))
+        # from 1 on, the resampled grid would be larger than asked
+        self.require("in [0, 1)", lambda offset: 0 <= offset < 1, "position_interpolation_offset")
+        self.require("above 0", lambda theta: 0 < theta < math.inf, "rope_theta")
+        if self.position_embedding_type == "rope" and self.hidden_size % (4 * self.num_attention_heads):
+            raise ValueError(
+                f"position_embedding_type 'rope' needs heads of a multiple of 4 channels, got hidden_size "
+                f"{self.hidden_size} and num_attention_heads {self.num_attention_heads}"
+            )
         self.require("0 or more", lambda count: count >= 0, "num_register_tokens")
         self.require(
             "a number, or None for no scale", lambda value: value is None or math.isfinite(value), "layerscale_value"

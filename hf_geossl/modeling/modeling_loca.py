@@ -56,6 +56,8 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
             init_extra_tokens(module)
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
+            if module.position_embeddings is None:
+                return
             if self.config.location_target == "self":  # no token gets its position, which it has to predict
                 init.zeros_(module.position_embeddings)
             else:

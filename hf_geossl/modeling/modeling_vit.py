@@ -15,38 +15,15 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
-
-
-def resample_positions(
-    positions: torch.Tensor, height: int, width: int, offset: float = 0.0, mode: str = "bicubic"
-) -> torch.Tensor:
-    """Resamples a table of position embeddings to another grid, in float32; the dtype stays.
-
-    Args:
-        positions (`torch.Tensor` of shape `(rows, columns, hidden_size)`): The table.
-        height, width (`int`): The new grid, in patches.
-        offset (`float`, defaults to 0.0): Added to `height` and `width` where the sampling step is computed, as DINO
-            and GTSA do with 0.1; 0 resamples to the exact size.
-        mode (`str`, defaults to `"bicubic"`): `"bicubic"` without antialiasing as DINO and GTSA, or `"bilinear"` with
-            antialiasing where the grid shrinks as LOCA (`jax.image.resize`).
-    """
-    grid_height, grid_width, _ = positions.shape
-    if (height, width) == (grid_height, grid_width):
-        return positions
-    target: dict[str, Any] = {"size": (height, width)}
-    if offset:
-        # floats also where torch.jit.trace makes tensors of sizes
-        target = {"scale_factor": (float((height + offset) / grid_height), float((width + offset) / grid_width))}
-    table = positions.float().permute(2, 0, 1)[None]  # (1, D, grid_height, grid_width)
-    table = nn.functional.interpolate(table, mode=mode, align_corners=False, antialias=mode == "bilinear", **target)
-    return table[0].permute(1, 2, 0).to(positions.dtype)
+from .positions import Rotation, ViTRotaryPositions, resample_positions, rotate
 
 
 class ViTPatchEmbeddings(nn.Conv2d):
     """Cuts an image into patches and maps each to a token; keeps PyTorch's own initialisation."""
 
     def __init__(self, config: GeometricViTConfig) -> None:
-        super().__init__(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        size = config.patch_size
+        super().__init__(config.num_channels, config.hidden_size, size, stride=size, bias=config.patch_bias)
         self.patch_size = config.patch_size
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -73,7 +50,7 @@ class ViTEmbeddings(nn.Module):
         height, width = config.image_height_width
         self.grid_size = (height // config.patch_size, width // config.patch_size)
         self.position_interpolation = config.position_interpolation
-        self.position_interpolation_offset = getattr(config, "position_interpolation_offset", 0.0)
+        self.position_interpolation_offset = config.position_interpolation_offset
         self.patch_embeddings = ViTPatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
         registers = config.num_register_tokens
@@ -83,8 +60,14 @@ class ViTEmbeddings(nn.Module):
             self.add_mask_token()
         self.num_class_tokens = int(config.use_class_token)
         self.num_prefix_tokens = self.num_class_tokens + registers  # what precedes the patch tokens
-        num_positions = self.num_class_tokens + self.grid_size[0] * self.grid_size[1]
-        self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+        self.position_embeddings: nn.Parameter | None = None
+        self.rotary: ViTRotaryPositions | None = None
+        if config.position_embedding_type == "rope":
+            self.rotary = ViTRotaryPositions(config)
+        else:
+            num_positions = self.num_class_tokens + self.grid_size[0] * self.grid_size[1]
+            self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.embedding_norm else None
 
     def forward(
         self,
@@ -101,10 +84,10 @@ class ViTEmbeddings(nn.Module):
         tokens = self.patch_embeddings(pixel_values)  # (B, h, w, D)
         if bool_masked_pos is not None:
             tokens = self._mask(tokens, bool_masked_pos)
-        if use_positions:
-            table = self.position_embeddings[0, self.num_class_tokens :].unflatten(0, self.grid_size)
+        positions = self.position_embeddings if use_positions else None
+        if positions is not None:
             tokens = tokens + resample_positions(
-                table,
+                positions[0, self.num_class_tokens :].unflatten(0, self.grid_size),
                 tokens.shape[1],
                 tokens.shape[2],
                 self.position_interpolation_offset,
@@ -115,13 +98,19 @@ class ViTEmbeddings(nn.Module):
             tokens = tokens[:, kept_tokens]
         prefix = []
         if self.cls_token is not None:
-            prefix.append(self.cls_token + self.position_embeddings[:, :1] if use_positions else self.cls_token)
+            prefix.append(self.cls_token if positions is None else self.cls_token + positions[:, :1])
         if self.register_tokens is not None:
             prefix.append(self.register_tokens)
-        if not prefix:
-            return tokens
-        # shape[0], not len(), which would fix the batch size of an exported model
-        return torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
+        if prefix:  # shape[0], not len(), which would fix the batch size of an exported model
+            tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def rotation(self, pixel_values: torch.Tensor, kept_tokens: torch.Tensor | None = None) -> Rotation | None:
+        """What attention rotates the patch tokens of these images by; None where positions are added instead."""
+        if self.rotary is None:
+            return None
+        rows, columns = (side // self.patch_embeddings.patch_size for side in pixel_values.shape[-2:])
+        return self.rotary(rows, columns, kept_tokens, pixel_values.device)
 
     def add_mask_token(self) -> None:
         """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class has one."""
@@ -199,29 +188,43 @@ class ViTAttention(ViTAttentionBase):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        width, without_key = config.hidden_size, config.qkv_bias and not config.key_bias
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias and config.key_bias)
+        self.query_bias = nn.Parameter(torch.zeros(width)) if without_key else None
+        self.value_bias = nn.Parameter(torch.zeros(width)) if without_key else None
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, rotation: Rotation | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
-        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
+        projected = self.qkv(hidden_states)
+        if self.query_bias is not None and self.value_bias is not None:
+            bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+            projected = projected + bias.to(projected.dtype)
+        query, key, value = self.split_heads(projected, 3)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         return self.attend(query, key, value, **kwargs)
 
 
 class ViTMLP(nn.Module):
-    """Two linear layers with the activation between them."""
+    """Two linear layers with the activation between them, or a gate: `fc1` gives the gate, then what it scales (SwiGLU)."""
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__()
         intermediate_size = cast(int, config.intermediate_size)  # the configuration has filled it in
-        self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
+        self.gated = config.gated_mlp
+        self.fc1 = nn.Linear(config.hidden_size, intermediate_size * (2 if self.gated else 1))
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        hidden = self.fc1(hidden_states)
+        if self.gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            return self.fc2(self.activation(gate) * hidden)
+        return self.fc2(self.activation(hidden))
 
 
 class ViTDropPath(nn.Module):
@@ -313,7 +316,12 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
             init_extra_tokens(module)
             if module.cls_token is not None:
                 init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, ViTAttention):
+            for bias in (module.query_bias, module.value_bias):
+                if bias is not None:
+                    init.zeros_(bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
     BackboneOutput,
+    BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     SemanticSegmenterOutput,
@@ -30,6 +31,19 @@ class ViTTrunk(GeometricViTPreTrainedModel):
         self.embeddings = ViTEmbeddings(config)
         self.encoder = self.encoder_class(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        kept_tokens: torch.Tensor | None = None,
+        use_positions: bool = True,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Runs embeddings and layers, without the final norm; arguments as those of `ViTTrunkModel.forward`."""
+        embedded = self.embeddings(pixel_values, kept_tokens, use_positions, bool_masked_pos)
+        rotation = self.embeddings.rotation(pixel_values, kept_tokens) if use_positions else None
+        return self.encoder(embedded, rotation=rotation, **kwargs)
 
 
 class ViTTrunkModel(ViTTrunk):
@@ -67,8 +81,7 @@ class ViTTrunkModel(ViTTrunk):
         Raises:
             ValueError: If the image has another number of channels or a size that the patch does not divide.
         """
-        embedded = self.embeddings(pixel_values, kept_tokens, use_positions, bool_masked_pos)
-        encoded = self.encoder(embedded, **kwargs)
+        encoded = self.encode(pixel_values, kept_tokens, use_positions, bool_masked_pos, **kwargs)
         tokens = self.layernorm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
@@ -114,7 +127,7 @@ class ViTTrunkBackbone(BackboneMixin, ViTTrunk):
             tokens `(batch, 1 + patches, hidden_size)` where `config.reshape_hidden_states` is off (first the class
             token, or the mean of the patch tokens in a trunk without one).
         """
-        encoded = self.encoder(self.embeddings(pixel_values), **kwargs)
+        encoded = self.encode(pixel_values, **kwargs)
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         prefix = self.embeddings.num_prefix_tokens
         feature_maps = []

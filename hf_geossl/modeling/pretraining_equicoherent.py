@@ -35,8 +35,7 @@ from .objectives import (
     sum_over_processes,
     vicreg_loss,
 )
-from .reconstruction import ReconstructionTask, intermediate_targets, mean_image_loss
-from .teacher_student import Teacher, TeacherStudentModel
+from .teacher_student import ReconstructionTask, Teacher, TeacherStudentModel, intermediate_targets, mean_image_loss
 
 
 @dataclass

@@ -16,8 +16,7 @@ from .geometry import overlap_boxes, roi_align_weights, turn_cells
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import init_like_torch, is_part_of
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
-from .reconstruction import attached_reconstruction, attached_task
-from .teacher_student import Teacher, TeacherStudentModel
+from .teacher_student import Teacher, TeacherStudentModel, attached_reconstruction, attached_task
 
 
 @dataclass

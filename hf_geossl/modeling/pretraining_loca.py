@@ -23,8 +23,7 @@ from .modeling_loca import (
     make_heads,
 )
 from .objectives import location_loss, patch_cluster_losses, sinkhorn
-from .reconstruction import attached_reconstruction, attached_task
-from .teacher_student import Teacher, TeacherStudentModel
+from .teacher_student import Teacher, TeacherStudentModel, attached_reconstruction, attached_task
 
 
 @dataclass
@@ -119,8 +118,9 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     def freeze_untrained(self) -> None:
         """Keeps gradients from the teacher, and from the positions (they stay 0) with `location_target="self"`."""
         super().freeze_untrained()
-        if self.config.location_target == "self":
-            self.loca.embeddings.position_embeddings.requires_grad_(False)
+        positions = self.loca.embeddings.position_embeddings
+        if self.config.location_target == "self" and positions is not None:
+            positions.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -7,8 +7,7 @@ from typing import Any, cast
 import torch
 
 from hf_geossl.methods import METHODS
-from hf_geossl.modeling.reconstruction import check_reconstruction_views
-from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.modeling.teacher_student import TeacherStudentModel, check_reconstruction_views
 from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
 from hf_geossl.training.matching import check_model, format_of
 from hf_geossl.training.optimization import OptimizerPlan

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from hf_geossl.methods import METHODS
-from hf_geossl.modeling.reconstruction import check_reconstruction_views
-from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.modeling.teacher_student import TeacherStudentModel, check_reconstruction_views
 from hf_geossl.training.arguments_loca import LOCATrainingArguments
 from hf_geossl.training.matching import check_model, format_of
 from hf_geossl.training.optimization import OptimizerPlan
@@ -20,7 +19,9 @@ from hf_geossl.views.base import Views
 from hf_geossl.views.loca import LOCAViews
 
 # matrices with a row for each head in the authors' code, where everything but vectors is decayed
-_ATTENTION_BIASES = ("attention.qkv.bias", "attention.query.bias", "attention.key_value.bias")
+_ATTENTION_BIASES = tuple(
+    f"attention.{name}" for name in ("qkv.bias", "query.bias", "key_value.bias", "query_bias", "value_bias")
+)
 
 
 class LOCAPlan(OptimizerPlan):

@@ -34,8 +34,9 @@ TRUNK_CODE = (
     "image_format",
     "modeling_vit",
     "modeling_vit_heads",
+    "positions",
 )  # beside the method's own two files
-PRETRAINING_CODE = ("objectives", "reconstruction", "teacher_student")
+PRETRAINING_CODE = ("objectives", "teacher_student")
 CLASSES = {
     "AutoModel": "Model",
     "AutoModelForImageClassification": "ForImageClassification",

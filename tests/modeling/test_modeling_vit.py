@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_geossl.modeling.modeling_vit import ViTDropPath, resample_positions
+from hf_geossl.modeling.modeling_vit import ViTDropPath
 from tests.helpers.methods import (
     KINDS,
     METHODS,
@@ -17,7 +17,6 @@ from tests.helpers.methods import (
     literal_positions,
     literal_trunk,
     randomise,
-    triangle_weights,
 )
 
 
@@ -85,46 +84,6 @@ def test_images_that_do_not_fit_are_refused(method: Method, shape: tuple[int, ..
     for kind in ("Model", "Backbone", "ForSemanticSegmentation"):
         with pytest.raises(ValueError, match=told):
             method.kind(kind)(config)(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("grid", [(6, 6), (10, 10), (14, 7), (20, 9), (28, 28), (1, 1)])
-def test_position_resampling_is_torchs_with_the_offset_in_the_scale(grid: tuple[int, int]) -> None:
-    table = images(14, 14, 8)
-    stacked = table.permute(2, 0, 1)[None]
-    scale = ((grid[0] + 0.1) / 14, (grid[1] + 0.1) / 14)
-    expected = F.interpolate(stacked, scale_factor=scale, mode="bicubic", align_corners=False, antialias=False)
-    torch.testing.assert_close(resample_positions(table, *grid, 0.1), expected[0].permute(1, 2, 0), rtol=0, atol=0)
-    exact = F.interpolate(stacked, size=grid, mode="bicubic", align_corners=False, antialias=False)
-    torch.testing.assert_close(resample_positions(table, *grid), exact[0].permute(1, 2, 0), rtol=0, atol=0)
-    assert (expected - exact).abs().max() > 1e-2, "the two ways must differ for this to say anything"
-
-
-@pytest.mark.parametrize("grid", [(6, 6), (10, 18), (14, 7), (20, 9), (28, 28), (1, 1)])
-def test_bilinear_position_resampling_widens_its_triangle_where_the_grid_shrinks(grid: tuple[int, int]) -> None:
-    table = images(14, 14, 8)
-    rows, columns = (triangle_weights(14, side) for side in grid)
-    expected = torch.einsum("ik,jl,kld->ijd", rows, columns, table.double())
-    found = resample_positions(table, *grid, mode="bilinear")
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
-    plain = F.interpolate(table.permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=False)
-    differs = (plain[0].permute(1, 2, 0) - found).abs().max() > 1e-2
-    assert differs == (min(grid) < 14), "antialiasing matters where a side shrinks, and only there"
-
-
-def test_offset_never_changes_the_size_of_the_grid() -> None:
-    for side in (1, 2, 3, 7, 14, 37):
-        table = torch.zeros(side, side, 1)
-        for offset in (0.0, 0.1, 0.5, 0.99):
-            for new in range(1, 65):
-                assert resample_positions(table, new, 65 - new, offset).shape == (new, 65 - new, 1)
-
-
-def test_positions_are_resampled_in_float32_and_come_back_in_their_dtype() -> None:
-    table = images(4, 4, 8).bfloat16()
-    for options in ({"offset": 0.1}, {"mode": "bilinear"}):
-        found = resample_positions(table, 7, 3, **options)
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, resample_positions(table.float(), 7, 3, **options).bfloat16())
 
 
 def test_stochastic_depth_grows_linearly_and_survives_saving(method: Method, tmp_path: Path) -> None:

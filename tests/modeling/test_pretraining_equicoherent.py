@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from hf_geossl import EquiCoherentForPreTraining, EquiCoherentModel
 from hf_geossl.hub.export import export_model
-from hf_geossl.modeling.reconstruction import ReconstructionDecoder
+from hf_geossl.modeling.teacher_student import ReconstructionDecoder
 from tests.helpers.equicoherent_model import make_batch as _batch
 from tests.helpers.equicoherent_model import make_config as _config
 from tests.helpers.equicoherent_model import make_model as _model

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hf_geossl import LOCAForPreTraining
-from hf_geossl.modeling.modeling_vit import resample_positions
 from hf_geossl.modeling.objectives import sinkhorn
+from hf_geossl.modeling.positions import resample_positions
 from tests.helpers.golden import SHARED
 from tests.helpers.loca_golden import golden_batch, golden_config, golden_model, load_golden, part, to_flax, to_torch
 

@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining
-from hf_geossl.modeling.reconstruction import intermediate_targets
-from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.modeling.teacher_student import TeacherStudentModel, intermediate_targets
 from hf_geossl.training.pictures.base import Batch, CropsPicture
 from hf_geossl.views.display import Limits, display_limits, to_display
 from hf_geossl.views.equicoherent import EquiCoherentViews
