@@ -127,7 +127,7 @@ class ViTTrunkBackbone(BackboneMixin, ViTTrunk):
             tokens `(batch, 1 + patches, hidden_size)` where `config.reshape_hidden_states` is off (first the class
             token, or the mean of the patch tokens in a trunk without one).
         """
-        encoded = self.encode(pixel_values, **kwargs)
+        encoded: Any = self.encode(pixel_values, **kwargs)
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         prefix = self.embeddings.num_prefix_tokens
         feature_maps = []
