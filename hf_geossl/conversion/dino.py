@@ -17,18 +17,19 @@ def convert_dino_checkpoint(
     """Takes over a ViT of the DINO authors' program, or of DINOv2's.
 
     Args:
-        path (`str` or `Path`): A backbone file (`dino_deitsmall16_pretrain.pth`, `dinov2_vits14_reg4_pretrain.pth`) or a full
+        path (`str` or `Path`): A backbone file (`dino_deitsmall16_pretrain.pth`, `dinov2_vits14_reg4_pretrain.pth`,
+            `dinov3_vits16_pretrain.pth`) or a full
             training checkpoint (DINOv2's `teacher_checkpoint.pth`).
         weights (`"teacher"` or `"student"`): Which network of a full checkpoint; the published ones are teachers.
         config (`GeometricViTConfig`, *optional*): What shapes do not say; by default one head for each 64 channels.
 
     Returns:
         `ViTTrunkModel` in eval mode, of the method that takes over plain ViTs: `last_hidden_state` equals DINO's
-        normalised tokens at every image size (it resamples positions as DINO does).
+        normalised tokens at every image size (positions are resampled as DINO's program does, or DINOv2's with registers).
 
     Raises:
         FileNotFoundError, ValueError: As the converters of full checkpoints; also for another `weights`.
     """
     if weights not in ("teacher", "student"):
         raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
-    return convert_plain_vit(read_torch_file(path), Path(path).name, config, offset=0.1, weights=weights)
+    return convert_plain_vit(read_torch_file(path), Path(path).name, config, weights)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hf_geossl.conversion.checkpoint_file import State, load_strictly, part_of, read_torch_file, tensors_of
-from hf_geossl.conversion.plain_vit import rename_trunk, trunk_config
+from hf_geossl.conversion.plain_vit import hints_of, rename_blocks
+from hf_geossl.conversion.trunk_weights import make_config, read_trunk
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 
@@ -40,7 +41,7 @@ def _rename_all(state: State) -> State:
     """Gives the weights of a full checkpoint our names."""
     renamed: State = {}
     for prefix, target in (("base_encoder.", "gtsa."), ("momentum_encoder.", "teacher.gtsa.")):
-        renamed |= {target + key: value for key, value in rename_trunk(part_of(state, prefix)).items()}
+        renamed |= {target + key: value for key, value in rename_blocks(part_of(state, prefix)).items()}
     for prefix, target in (("base_projector.", "projector."), ("momentum_projector.", "teacher.projector.")):
         for key, value in part_of(state, prefix).items():
             key = re.sub(r"^blocks\.(\d)\.0\.", r"blocks.\1.convolution.", key)
@@ -76,12 +77,15 @@ def convert_gtsa_checkpoint(path: str | Path, config: GTSAConfig | None = None) 
     name = Path(path).name
     content = read_torch_file(path)
     state = tensors_of(content["model"] if isinstance(content.get("model"), Mapping) else content, name)
-    if not any(key.startswith("base_encoder.") for key in state):
-        model = GTSAForPreTraining(GTSAConfig(**trunk_config(state, name, config).to_dict()))
-        load_strictly(model.gtsa, rename_trunk(state), name)
+    full = any(key.startswith("base_encoder.") for key in state)
+    hints = hints_of(config, position_interpolation_offset=GTSAConfig.position_interpolation_offset)
+    trunk = read_trunk(part_of(state, "base_encoder.") if full else state, name, hints=hints)
+    if not full:
+        model = GTSAForPreTraining(make_config(GTSAConfig, trunk, config))
+        load_strictly(model.gtsa, trunk.state, name)
         model.copy_student_to_teacher()
         return model.eval()
-    converted = trunk_config(part_of(state, "base_encoder."), name, config)
-    model = GTSAForPreTraining(GTSAConfig(**{**converted.to_dict(), **_head_widths(state, name)}))
+    widths = _head_widths(state, name)
+    model = GTSAForPreTraining(GTSAConfig(**{**make_config(GTSAConfig, trunk, config).to_dict(), **widths}))
     load_strictly(model, _rename_all(state), name)
     return model.eval()
