@@ -12,7 +12,15 @@ CONVERTERS: dict[str, str] = {
     converter.source: converter.function for method in METHODS.values() for converter in method.converters
 }
 _PLACES = {reference.partition(":")[2]: reference.partition(":")[0] for reference in CONVERTERS.values()}
-_PLACES["to_timm"] = "hf_geossl.conversion.timm"
+_PLACES |= {
+    "adapt_source": "hf_geossl.conversion.adaptation",
+    "convert_source": "hf_geossl.conversion.source",
+    "read_source": "hf_geossl.conversion.source",
+    "save_family": "hf_geossl.conversion.family_export",
+    "to_family": "hf_geossl.conversion.family_export",
+    "to_timm": "hf_geossl.conversion.timm",
+    "SourceTrunk": "hf_geossl.conversion.trunk_weights",
+}
 __all__ = ["CONVERTERS", *_PLACES]
 
 

@@ -135,11 +135,14 @@ def to_family(model: nn.Module, family: str) -> nn.Module:
 def _load(model_class: Any, config: Any, state: State, family: Family) -> PreTrainedModel:
     """Makes transformers' model of weights by the trunk's names; its own loading knows how its versions call them."""
     keywords = {"add_pooling_layer": False} if family.has_pooler else {}
-    gated = state["encoder.layer.0.mlp.fc1.weight"].shape[0] != config_width(state)
+    width = state["encoder.layer.0.mlp.fc2.weight"].shape[-1]
+    gated = state["encoder.layer.0.mlp.fc1.weight"].shape[0] == 2 * width
     if not family.has_mask_token and state.pop("embeddings.mask_token", None) is not None:
         logger.warning(f"the mask token stays behind: {family.model_class} has none")
-    elif family.name == "dinov2_with_registers" or family.name == "dinov3_vit":  # always have one
+    elif family.has_mask_token and getattr(config, "use_mask_token", True):
         state.setdefault("embeddings.mask_token", torch.zeros(1, config.hidden_size))
+    if family.registers[1]:
+        state.setdefault("embeddings.register_tokens", torch.zeros(1, 0, config.hidden_size))
     for key, dimensions in family.dimensions.items():
         if key in state:
             state[key] = state[key].reshape(
@@ -155,11 +158,6 @@ def _load(model_class: Any, config: Any, state: State, family: Family) -> PreTra
     if wrong:
         raise ValueError(f"{family.model_class} does not take these weights: {', '.join(wrong[:4])}")
     return model.eval()
-
-
-def config_width(state: State) -> int:
-    """Width of the MLPs after gating."""
-    return state["encoder.layer.0.mlp.fc2.weight"].shape[-1]
 
 
 def save_family(

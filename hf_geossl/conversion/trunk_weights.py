@@ -28,6 +28,7 @@ TRUNK_FIELDS = (
 )
 _DIMENSIONS = {"cls_token": 3, "register_tokens": 3, "position_embeddings": 3, "mask_token": 2}
 _PATCHES, _POSITIONS = "embeddings.patch_embeddings.weight", "embeddings.position_embeddings"
+_ROPE_SIZE = 224  # in pixels; nothing but the size of images by default depends on it
 # buffers that follow from the configuration, and what only masks them
 _BUFFERS = re.compile(r"position_ids$|(^|\.)rope(_embed)?\.|\.k_bias$|relative_position_index$|\.bias_mask$")
 _INSIDE = re.compile(r"^(model\.)?(embeddings|encoder|blocks|layers?|patch_embed|norm_pre|pos_embed)\.")
@@ -72,7 +73,8 @@ def choose_family(state: State, beside: tuple[str, ...], patches: str) -> Family
 
 def _rename(state: State, family: Family, name: str) -> tuple[State, list[str]]:
     """Gives weights the trunk's names and numbers of dimensions; also names what is no part of a trunk."""
-    gated = any(row.find(key) for key in state for row in family.naming.gated)
+    # of joined weights the first alone is a sign: DINOv3 calls the second as it does that of an MLP without gates
+    gated = any(found[1] == 0 for key in state for row in family.naming.gated if (found := row.find(key)))
     masked = [key for key in state if key.endswith(".qkv.bias_mask")]
     for key in masked:  # of DINOv3's own files: keys have no bias, whatever the file holds
         bias = state.pop(key.removesuffix("_mask"))
@@ -91,14 +93,24 @@ def _rename(state: State, family: Family, name: str) -> tuple[State, list[str]]:
             f"{name} has unknown {', '.join(inside[:4])}{' ...' if len(inside) > 4 else ''} in its trunk"
             f"{looks_like(inside) or ', which no trunk of this library has'}"
         )
+    first, second = (renamed.get(f"encoder.layer.0.mlp.fc{side}.weight") for side in (1, 2))
+    if gated and first is not None and second is not None and first.shape[0] != 2 * second.shape[-1]:
+        raise ValueError(f"{name} has gated MLPs whose layers do not fit: {tuple(first.shape)}, {tuple(second.shape)}")
     for part, dimensions in _DIMENSIONS.items():
         if (value := renamed.get(f"embeddings.{part}")) is not None:
             while value.ndim < dimensions:
                 value = value[None]
             renamed[f"embeddings.{part}"] = value[0] if value.ndim == dimensions + 1 and len(value) == 1 else value
+    if "embeddings.register_tokens" in renamed and not renamed["embeddings.register_tokens"].numel():
+        del renamed["embeddings.register_tokens"]
     if family.name == "mae":  # it is the decoder's
         renamed.pop("embeddings.mask_token", None)
     return renamed, unknown
+
+
+def _count_registers(state: State) -> int:
+    tokens = state.get("embeddings.register_tokens")
+    return 0 if tokens is None else tokens.shape[1]
 
 
 def _fold_positions(state: State, hints: Mapping[str, Any], name: str) -> tuple[int, int] | None:
@@ -107,7 +119,7 @@ def _fold_positions(state: State, hints: Mapping[str, Any], name: str) -> tuple[
         return None
     positions, patch_size = state[_POSITIONS], state[_PATCHES].shape[-1]
     class_tokens = int("embeddings.cls_token" in state)
-    registers = state["embeddings.register_tokens"].shape[1] if "embeddings.register_tokens" in state else 0
+    registers = _count_registers(state)
     given = hints.get("image_size")
     side = (given, given) if isinstance(given, int) else tuple(given or (0, 0))
     hinted = (side[0] // patch_size, side[1] // patch_size)
@@ -154,6 +166,9 @@ def _check_shapes(state: State, name: str) -> None:
     for key, dimensions in (needed | {f"embeddings.{part}": count for part, count in _DIMENSIONS.items()}).items():
         if key in state and (state[key].ndim != dimensions or not state[key].numel()):
             raise ValueError(f"{name}: {key} must have {dimensions} dimensions, got shape {tuple(state[key].shape)}")
+    first, second = (state[f"encoder.layer.0.mlp.fc{side}.weight"] for side in (1, 2))
+    if first.shape[0] not in (second.shape[1], 2 * second.shape[1]):  # twice as many where they are gated
+        raise ValueError(f"{name} has MLPs whose layers do not fit: {tuple(first.shape)} and {tuple(second.shape)}")
     height, width = state[_PATCHES].shape[-2:]
     if height != width:
         raise ValueError(f"{name} has patches of {height} x {width}, and a trunk's are square")
@@ -194,8 +209,10 @@ def read_fields(state: State, family: Family, hints: Mapping[str, Any], name: st
     if grid is not None:
         height, breadth = (side * patch_size for side in grid)
         fields["image_size"] = height if height == breadth else (height, breadth)
-    if gated and family.name.startswith("dinov2"):
-        fields["hidden_act"] = "silu"  # its configuration says "gelu", which gated MLPs do not read
+    else:
+        fields.setdefault("image_size", _ROPE_SIZE // patch_size * patch_size)
+    if gated and family.name != "dinov3_vit":
+        fields["hidden_act"] = "silu"  # DINOv2's configuration says "gelu", which gated MLPs do not read
     fields |= {
         "hidden_size": hidden_size,
         "num_hidden_layers": depth,
@@ -209,9 +226,7 @@ def read_fields(state: State, family: Family, hints: Mapping[str, Any], name: st
         "patch_bias": "embeddings.patch_embeddings.bias" in state,
         "embedding_norm": "embeddings.norm.weight" in state,
         "use_class_token": "embeddings.cls_token" in state,
-        "num_register_tokens": state["embeddings.register_tokens"].shape[1]
-        if "embeddings.register_tokens" in state
-        else 0,
+        "num_register_tokens": _count_registers(state),
         "use_mask_token": "embeddings.mask_token" in state,
         "position_embedding_type": "rope" if grid is None else "learned",
         "layerscale_value": (fields.get("layerscale_value") or 1.0 if f"{first}layer_scale1.weight" in state else None),

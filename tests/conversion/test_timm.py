@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
 from hf_geossl import GTSABackbone, GTSAConfig, GTSAForPreTraining, GTSAModel
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
         {"norm_layer": partial(nn.LayerNorm, eps=1e-2)},
         {"global_pool": "avg", "fc_norm": False},
         {"init_values": 0.1},
+        {"act_layer": partial(nn.GELU, approximate="tanh")},
+        {"reg_tokens": 2, "no_embed_class": True},
+        {"pre_norm": True},
     ],
 )
 def test_timm_models_come_in_and_go_back(fields: dict[str, Any]) -> None:
@@ -43,8 +47,11 @@ def test_timm_models_come_in_and_go_back(fields: dict[str, Any]) -> None:
     assert back.patch_embed.img_size == vit.patch_embed.img_size
     assert_close(tokens_of(back, pixels), expected)
     with torch.no_grad():
-        assert_close(back(pixels), expected[:, 1:].mean(1))
+        assert_close(back(pixels), expected[:, vit.num_prefix_tokens :].mean(1))
     state = vit.state_dict()
+    if vit.no_embed_class:  # prefix tokens have positions of 0 now
+        assert not back.pos_embed[:, :3].any()
+        return
     assert back.state_dict().keys() == {key for key in state if not key.startswith("head.")}
     for key, value in back.state_dict().items():
         assert torch.equal(value, state[key]), key
@@ -77,13 +84,11 @@ def test_timm_files_and_state_dicts(suffix: str, tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"act_layer": nn.ReLU}, "exact GELU"),
-        ({"act_layer": partial(nn.GELU, approximate="tanh")}, "exact GELU"),
-        ({"reg_tokens": 2}, "the timm model"),
-        ({"qk_norm": True}, "has unknown .*k_norm"),
-        ({"class_token": False, "global_pool": "avg"}, "lacks cls_token"),
-        ({"global_pool": "avg"}, "lacks norm.weight"),
-        ({"no_embed_class": True}, "15 positions"),
-        ({"pre_norm": True}, "has unknown norm_pre"),
+        ({"qk_norm": True}, "unknown blocks.0.attn.q_norm.*looks like a ViT with normalised queries and keys"),
+        ({"global_pool": "avg"}, r"lacks layernorm.weight: .* or one after pooling \(fc_norm\)"),
+        ({"final_norm": False}, "lacks layernorm.weight: its tokens have no final norm"),
+        ({"block_fn": ResPostBlock}, "plain pre-norm blocks, got ResPostBlock"),
+        ({"patch_size": (8, 4)}, "patches of 8 x 4, and a trunk's are square"),
     ],
 )
 def test_timm_models_with_other_parts_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -157,5 +162,5 @@ def test_to_timm_takes_any_class_and_refuses_what_timm_has_not() -> None:
     with pytest.raises(ValueError, match="multiple of the patch size 8, got 36 x 36"):
         to_timm(backbone, image_size=36)
     config.hidden_act = "relu"
-    with pytest.raises(ValueError, match="hidden_act gelu or gelu_pytorch_tanh, got 'relu'"):
+    with pytest.raises(ValueError, match="hidden_act gelu or gelu_pytorch_tanh or quick_gelu or silu, got 'relu'"):
         to_timm(GTSAModel(config))
