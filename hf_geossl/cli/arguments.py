@@ -129,6 +129,21 @@ START = Argument(
     help="Checkpoint to start from; its configuration replaces the model arguments.",
     optional=True,
 )
+INIT_FROM = Argument(
+    "init_from",
+    "model",
+    default=None,
+    help="ViT whose trunk student and teacher start from, heads are fresh: a Hub id or folder of transformers or of this "
+    "library, timm:NAME, or a checkpoint file. A run of the same method brings its heads along.",
+    optional=True,
+)
+INIT_CHANNELS = Argument(
+    "init_channels",
+    "model",
+    default="mean",
+    help="How its filters become those of other channels: mean, or repeat for its bands in turn; scaled by 3 / channels.",
+    choices=("mean", "repeat"),
+)
 
 
 def kind_of(annotation: object, default: object = MISSING) -> tuple[str, bool, bool]:

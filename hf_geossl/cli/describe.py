@@ -11,7 +11,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_geossl.cli.arguments import SECTIONS, START, Argument, Value, data_arguments, kind_of, transformers_arguments
+from hf_geossl.cli.arguments import (
+    INIT_CHANNELS,
+    INIT_FROM,
+    SECTIONS,
+    START,
+    Argument,
+    Value,
+    data_arguments,
+    kind_of,
+    transformers_arguments,
+)
 from hf_geossl.methods import METHODS, Method
 
 TABLE = Path(__file__).with_name("arguments.json")
@@ -23,6 +33,7 @@ NOT_FOR_PRETRAINING = {
     "apply_layernorm",
     "reshape_hidden_states",
     "semantic_loss_ignore_index",
+    "init_from",  # an argument that more follows from
     "image_format",  # resolved from --channels, --value_range and the images
 }
 RENAMED = {"split": "model_split"}  # fields of a configuration that arguments of the data have the name of
@@ -44,7 +55,7 @@ def method_arguments(method: str) -> list[Argument]:
         own = describe_method(method)
     taken = {argument.name for argument in own}
     theirs = [argument for argument in transformers_arguments() if argument.name not in taken]
-    every = [*data_arguments(), START, *own, *theirs]
+    every = [*data_arguments(), START, INIT_FROM, INIT_CHANNELS, *own, *theirs]
     return sorted(every, key=lambda argument: SECTIONS.index(argument.section))
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_geossl.cli.arguments import DataArguments, Value
+from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
 from hf_geossl.methods import METHODS
@@ -16,16 +16,11 @@ from hf_geossl.methods import METHODS
 if TYPE_CHECKING:
     from hf_geossl.data.evaluation_batches import FirstImages
     from hf_geossl.data.streams import ImageStream
-    from hf_geossl.modeling.configuration_vit import GeometricViTConfig
-    from hf_geossl.modeling.image_format import ImageFormat
-    from hf_geossl.modeling.teacher_student import TeacherStudentModel
     from hf_geossl.training.arguments import TeacherStudentTrainingArguments
     from hf_geossl.training.trainer import TeacherStudentTrainer
-    from hf_geossl.views.base import Views
 
 # what a run leaves that was killed before its first checkpoint was whole
 _TRACES = r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
-_RENAMED = {"model_split": "split"}  # arguments of the model -> fields of its configuration of another name
 
 
 def pretrain(argv: Sequence[str]) -> int:
@@ -41,7 +36,7 @@ def pretrain(argv: Sequence[str]) -> int:
     check_eval_images(given.data)
     for sentence in given.left_out:
         print(sentence, file=sys.stderr)
-    for path in (given.data.dataset, given.data.eval_dataset, given.model_name_or_path):
+    for path in (given.data.dataset, given.data.eval_dataset, given.model_name_or_path, given.init_from):
         require_if_local(path or "scenes")
     command = f"geossl pretrain {shlex.join(argv)}"
     trainer, resume = make_trainer(given, command)
@@ -73,7 +68,7 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     """
     from transformers import set_seed
 
-    from hf_geossl.cli.image_arguments import resolve_images
+    from hf_geossl.cli.pretrain_model import make_model, make_views
     from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 
     hide_loading_bars()
@@ -82,15 +77,12 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     set_seed(args.seed)
     seed = args.seed if args.data_seed is None else args.data_seed
     stream, held_out = open_stream(given.data, seed), open_held_out(given.data)
-    model_class = given.method.load("pretraining")
-    start = None if given.model_name_or_path is None else model_class.from_pretrained(given.model_name_or_path)
     checkpoint = (
         newest_whole_checkpoint(Path(str(args.output_dir))) if resume is True else Path(resume) if resume else None
     )
-    image_format, lines = resolve_images(given, stream, None if start is None else start.config, checkpoint)
+    model, image_format, lines = make_model(given, stream, checkpoint)
     for line in lines if args.process_index == 0 else ():
         print(line, file=sys.stderr)
-    model = model_class(make_config(given, image_format)) if start is None else start
     trainer = given.method.load("trainer")(
         model=model,
         args=args,
@@ -108,48 +100,6 @@ def make_training_arguments(given: Pretraining) -> "TeacherStudentTrainingArgume
     values.setdefault("run_name", Path(str(values.get("output_dir", ""))).name)
     args: TeacherStudentTrainingArguments = given.method.load("arguments")(**values)
     return args
-
-
-def make_config(given: Pretraining, image_format: "ImageFormat | None" = None) -> "GeometricViTConfig":
-    """Makes the configuration that the user has asked for.
-
-    Args:
-        given (`Pretraining`): What the run was given.
-        image_format (`ImageFormat`, *optional*): What the images are; RGB of 8 bits by default.
-
-    Raises:
-        UsageError: With one line, in the command line's words, if a value is of another type or out of its range.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-
-    values = {_RENAMED.get(name, name): _as_tuple(value) for name, value in given.model.items()}
-    if image_format is not None and not image_format.is_rgb8:
-        values |= {"image_format": image_format.to_dict(), "num_channels": image_format.num_channels}  # type: ignore[dict-item]
-    try:
-        config: GeometricViTConfig = given.method.load("config")(**values)
-    except StrictDataclassError as error:
-        message = " ".join(str(error.__cause__ or error).split())
-        for word, name in _RENAMED.items():  # the field, not the same word in a sentence
-            message = re.sub(rf"\b{name}(?=='| must\b)", word, message)
-        raise UsageError(message) from error
-    return config
-
-
-def make_views(given: Pretraining, model: "TeacherStudentModel", image_format: "ImageFormat | None" = None) -> "Views":
-    """Makes the views; settings that the configuration has too are the model's, and `image_format` has mean and deviation."""
-    from hf_geossl.cli.describe import shared_settings
-
-    shared = {name: getattr(model.config, name) for name in shared_settings(given.method)}
-    own = {name: _as_tuple(value) for name, value in given.views.items()}
-    if image_format is not None and not image_format.is_rgb8:
-        own = {name: value for name, value in own.items() if name not in ("mean", "std")}
-        own["image_format"] = image_format  # type: ignore[assignment]
-    views: Views = given.method.load("views")(**own, **shared)
-    return views
-
-
-def _as_tuple(value: Value) -> Value | tuple[Value, ...]:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def open_stream(data: DataArguments, seed: int) -> "ImageStream":

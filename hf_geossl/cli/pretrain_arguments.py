@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_geossl.cli.arguments import SECTIONS, START, TAKEN_BACK, Argument, DataArguments, Value
+from hf_geossl.cli.arguments import (
+    INIT_CHANNELS,
+    INIT_FROM,
+    SECTIONS,
+    START,
+    TAKEN_BACK,
+    Argument,
+    DataArguments,
+    Value,
+)
 from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.recipes import Recipe, read_recipe, recipes
 from hf_geossl.cli.usage import Parser, UsageError
@@ -22,11 +31,12 @@ USAGE = "geossl pretrain RECIPE_OR_YAML [--key value ...]"
 # what people set: shown by --help, in this order
 SHOWN = {
     "data": "dataset dataset_config split image_column channels value_range skip_broken eval_dataset eval_images",
-    "model": "model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
+    "model": "init_from init_channels model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
     "transformation num_prototypes",
     "views": "global_size local_size num_local global_scale local_scale reference_size focal_size num_focal",
     "training": "max_steps per_device_train_batch_size gradient_accumulation_steps base_learning_rate learning_rate "
-    "warmup_steps weight_decay teacher_momentum max_grad_norm bf16 fp16 use_cpu torch_compile "
+    "warmup_steps weight_decay teacher_momentum freeze_trunk_steps trunk_warmup_steps layer_decay train_layers lora_rank "
+    "anchor_weight max_grad_norm bf16 fp16 use_cpu torch_compile "
     "activation_checkpointing gradient_checkpointing dataloader_num_workers seed",
     "checkpoints and Hub": "output_dir resume_from_checkpoint save_steps save_total_limit logging_steps eval_strategy picture "
     "report_to push_to_hub hub_model_id",
@@ -52,6 +62,7 @@ CLEARER = {
 YIELDING = {
     "dataset": "dataset_config split image_column revision eval_dataset eval_split",
     "eval_dataset": "eval_split",
+    "model_name_or_path": "init_from init_channels",
     "num_train_epochs": "max_steps",
     "learning_rate": "base_learning_rate",
     "fp16": "bf16",
@@ -67,6 +78,8 @@ class Pretraining:
         recipe (`str`): Name of the recipe.
         method (`Method`): The method.
         model_name_or_path (`str`, *optional*): The checkpoint to start from.
+        init_from (`str`, *optional*): The ViT whose trunk to start from.
+        init_channels (`str`): How its filters become those of other channels.
         data (`DataArguments`): The images.
         model, views, training (`dict`): Values by name, those of the recipe and of the command line.
         left_out (`tuple[str, ...]`): A sentence for each group of the recipe's values that yield to what was given.
@@ -75,6 +88,8 @@ class Pretraining:
     recipe: str
     method: Method
     model_name_or_path: str | None = None
+    init_from: str | None = None
+    init_channels: str = INIT_CHANNELS.default  # type: ignore[assignment]
     data: DataArguments = field(default_factory=DataArguments)
     model: Mapping[str, Value] = field(default_factory=dict)
     views: Mapping[str, Value] = field(default_factory=dict)
@@ -119,7 +134,11 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
         section: {a.name: values[a.name] for a in arguments if a.section == section and a.name in values}
         for section in SECTIONS
     }
-    start = given["model"].pop(START.name, None)
+    start, source, channels = (given["model"].pop(a.name, a.default) for a in (START, INIT_FROM, INIT_CHANNELS))
+    if start is not None and source is not None:
+        raise UsageError(
+            f"--{START.name} and --{INIT_FROM.name} both name what to start from: leave one of the two out"
+        )
     own = [name for name in of_user if name in given["model"]]
     if start is not None and own:
         raise UsageError(f"--{own[0]} is part of the model that --{START.name} names: leave one of the two out")
@@ -127,6 +146,8 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
         recipe.name,
         METHODS[recipe.method],
         start,
+        source,
+        channels,
         DataArguments(**given["data"]),
         given["model"],
         given["views"],
@@ -173,6 +194,8 @@ def _unused(of_user: Mapping[str, Value], of_recipe: Mapping[str, Value]) -> tup
             for name in ("eval_split", "eval_images")
             if of_user.get(name) not in (None, TAKEN_BACK)
         ]
+    if values.get(INIT_FROM.name) is None and of_user.get(INIT_CHANNELS.name) not in (None, TAKEN_BACK):
+        said.append(f"--{INIT_CHANNELS.name} means nothing without --{INIT_FROM.name}, and is left out")
     if {"max_steps", "num_train_epochs"} <= _without_taken_back(of_user).keys() and of_user["max_steps"] != -1:
         said.append("--max_steps is given too, so --num_train_epochs is left out")
     return tuple(said)

@@ -176,7 +176,8 @@ def _rows(record: Mapping[str, Any], fields: Mapping[str, str], dtypes: Sequence
     other_step = f"of optimizer step {step}, the best checkpoint's" if step not in (None, steps) else None
     run = {
         "data": record.get("data"),
-        "started from": record.get("base_model"),
+        "started from": record.get("init_from") or record.get("base_model"),
+        "trained of the trunk": record.get("trained_of_trunk"),
         "optimizer steps": steps,
         "images seen": None if images is None else f"{images:,}",
         "training time": _duration(seconds) if seconds else None,

@@ -56,6 +56,7 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them, without
             registers; where there is no class token, their mean stands in its place.
         semantic_loss_ignore_index (`int`, defaults to 255): Label that the segmentation loss leaves out.
+        init_from (`str`, *optional*): Name of the ViT whose trunk pretraining has started from, for cards.
         out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
 
     Raises:
@@ -94,6 +95,7 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     semantic_loss_ignore_index: int = 255
+    init_from: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -1,7 +1,7 @@
 """LOCA pretraining: student, teacher, cross-attention, heads and loss (arXiv 2212.02400)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import nn
@@ -79,7 +79,8 @@ class LOCAForPreTrainingOutput(ModelOutput):
 class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     """Student, teacher and the losses of LOCA; the student trunk is `loca`, the teacher's `teacher.loca`.
 
-    The teacher has the student's stochastic depth in training.
+    The teacher has the student's stochastic depth in training. A class token and registers, which trunks from elsewhere have,
+    take part in attention alone: positions and clusters are those of patches.
 
     With `config.location_target="self"` it is single-image position prediction (Zhai et al., arXiv 2207.07611), read as
     the LOCA paper compares with it: the reference crop alone, no position embeddings (they stay 0), every token predicts
@@ -99,13 +100,6 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
     def __init__(self, config: LOCAConfig) -> None:
         super().__init__(config)
-        # the other classes may have both, of weights from elsewhere
-        for name in ("use_class_token", "num_register_tokens"):
-            if getattr(config, name):
-                raise ValueError(
-                    f"{name} must be {type(getattr(config, name))()} to pretrain with LOCA, whose tokens are all patches; "
-                    f"got {getattr(config, name)}"
-                )
         self.loca = LOCAModel(config)
         for name, head in make_heads(config).items():
             self.add_module(name, head)
@@ -173,7 +167,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             `torch.Tensor` of shape `(batch, tokens, N)`: scores of the reference's positions in raster order, for the
             query's tokens in raster order. Call it in eval mode: stochastic depth would be random otherwise.
         """
-        queries = self.loca(query_pixel_values, use_positions=self.config.has_cluster_head).last_hidden_state
+        queries = self._patches(self.loca, query_pixel_values, use_positions=self.config.has_cluster_head)
         of_itself = self.config.location_target == "self"
         tokens = queries.shape[1] if of_itself else self.position_predictor.out_features
         if visible_reference_tokens is None:
@@ -184,9 +178,9 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         if of_itself:
             return self._predict(queries, queries[:, visible_reference_tokens])
         if self.config.has_cluster_head:
-            references = self.teacher.loca(reference_pixel_values).last_hidden_state[:, visible_reference_tokens]
+            references = self._patches(self.teacher.loca, reference_pixel_values)[:, visible_reference_tokens]
         else:
-            references = self.loca(reference_pixel_values, kept_tokens=visible_reference_tokens).last_hidden_state
+            references = self._patches(self.loca, reference_pixel_values, kept_tokens=visible_reference_tokens)
         return self._predict(queries, references)
 
     @can_return_tuple
@@ -256,9 +250,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         references, reference_clusters = self._encode_reference(reference_pixel_values, visible_reference_tokens)
         use_positions = self.config.has_cluster_head
         outputs = self.loca(random_query_pixel_values, kept_query_tokens, use_positions, **kwargs)
-        tokens, positions = outputs.last_hidden_state, random_query_positions[:, kept_query_tokens]  # (B, K, D), (B, K)
+        kept = tokens = self.loca.patch_tokens(outputs)  # (B, K, D)
+        positions = random_query_positions[:, kept_query_tokens]  # (B, K)
         if focal_query_pixel_values is not None and focal_query_positions is not None:
-            focal = self.loca(focal_query_pixel_values.flatten(0, 1), use_positions=use_positions).last_hidden_state
+            focal = self._patches(self.loca, focal_query_pixel_values.flatten(0, 1), use_positions=use_positions)
             # tokens of all queries of an image attend to the same reference, independently of each other
             tokens = torch.cat([tokens, focal.unflatten(0, focal_query_positions.shape[:2]).flatten(1, 2)], dim=1)
             positions = torch.cat([positions, focal_query_positions.flatten(1)], dim=1)  # (B, K + Q * n)
@@ -268,7 +263,6 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
 
         if self.reconstruction is not None:
             # the student encodes the kept tokens of the random query, and nothing of the others
-            kept = outputs.last_hidden_state
             everything = kept.new_zeros(len(kept), num_tokens, kept.shape[2]).index_copy(1, kept_query_tokens, kept)
             size = random_query_pixel_values.shape
             losses |= attached_reconstruction(
@@ -289,14 +283,19 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             attentions=outputs.attentions,
         )
 
+    @staticmethod
+    def _patches(trunk: LOCAModel, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Encodes images to their patch tokens `(batch, tokens, hidden_size)`."""
+        return trunk.patch_tokens(trunk(pixel_values, **kwargs))
+
     def _encode_reference(
         self, pixel_values: torch.Tensor, visible_tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encodes the visible tokens `(B, M, D)` of references, and with clustering all tokens' cosines `(B, N, P)`."""
         if not self.config.has_cluster_head:
-            return self.loca(pixel_values, kept_tokens=visible_tokens).last_hidden_state, None
+            return self._patches(self.loca, pixel_values, kept_tokens=visible_tokens), None
         with torch.no_grad():
-            references = self.teacher.loca(pixel_values).last_hidden_state
+            references = self._patches(self.teacher.loca, pixel_values)
             return references[:, visible_tokens], self.teacher.cluster_head(references)
 
     def _losses(
@@ -336,7 +335,7 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
     ) -> LOCAForPreTrainingOutput:
         """Single-image position prediction: one view, no positions, keys are the visible tokens of the view itself."""
         outputs = self.loca(pixel_values, use_positions=False, **kwargs)
-        tokens = outputs.last_hidden_state
+        tokens = self.loca.patch_tokens(outputs)
         logits = self._predict(tokens, tokens[:, visible_tokens])
         positions = torch.arange(tokens.shape[1], device=pixel_values.device).expand(len(tokens), -1)
         return LOCAForPreTrainingOutput(

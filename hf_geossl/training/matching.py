@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from hf_geossl.methods import Method
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
@@ -78,3 +79,10 @@ def record_images(config: GeometricViTConfig, views: Views) -> None:
         )
     if config.image_format is None and not views.image_format.is_rgb8:
         config.update({"image_format": views.image_format.to_dict()})
+
+
+def fitting_sizes(method: Method, patch_size: int) -> dict[str, Any]:
+    """Sides of the views that a method has by default, as the nearest multiples of a patch that does not divide them."""
+    flat = method.load("views").flat_settings()
+    sides = {name: entry.default for name, entry in flat.items() if name.endswith("_size") and name != "patch_size"}
+    return {name: max(1, round(side / patch_size)) * patch_size for name, side in sides.items() if side % patch_size}

@@ -12,7 +12,7 @@ from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
 from hf_geossl.training.callbacks import model_of
-from hf_geossl.training.matching import check_model, format_of
+from hf_geossl.training.matching import check_model, fitting_sizes, format_of
 from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.base import Views
@@ -105,6 +105,7 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
             num_intermediate=config.num_intermediate,
             patch_size=config.patch_size,
             image_format=format_of(config),
+            **fitting_sizes(METHODS[self.method], config.patch_size),
         )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:

@@ -9,7 +9,7 @@ import torch
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.teacher_student import TeacherStudentModel, check_reconstruction_views
 from hf_geossl.training.arguments_gtsa import GTSATrainingArguments
-from hf_geossl.training.matching import check_model, format_of
+from hf_geossl.training.matching import check_model, fitting_sizes, format_of
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.schedules import from_step, steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
@@ -66,7 +66,7 @@ class GTSATrainer(TeacherStudentTrainer):
         self.model.config.update({name: value for name, value in weights.items() if value is not None})
 
     def default_views(self, model: TeacherStudentModel | None) -> GTSAViews:
-        """Two global views of 224 pixels and eight local ones of 96, and what the model reconstructs."""
+        """Two global views of 224 pixels and eight local ones of 96, or what the patch divides; and what is reconstructed."""
         if model is None:
             return GTSAViews()
         check_model(METHODS[self.method], model)
@@ -75,6 +75,7 @@ class GTSATrainer(TeacherStudentTrainer):
             reconstruction=config.reconstruction if config.num_decoders else None,
             num_intermediate=config.num_intermediate,
             image_format=format_of(config),
+            **fitting_sizes(METHODS[self.method], config.patch_size),
         )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.teacher_student import TeacherStudentModel, check_reconstruction_views
 from hf_geossl.training.arguments_loca import LOCATrainingArguments
-from hf_geossl.training.matching import check_model, format_of
+from hf_geossl.training.matching import check_model, fitting_sizes, format_of
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.progress import count_of, describe_stream
 from hf_geossl.training.schedules import linear_warmup_cosine
@@ -71,7 +71,7 @@ class LOCATrainer(TeacherStudentTrainer):
     metrics: ClassVar[tuple[str, ...]] = ("location_accuracy",)
 
     def default_views(self, model: TeacherStudentModel | None) -> LOCAViews:
-        """A reference and a random query of 224 pixels, nine focal queries of 96, and what the model reconstructs."""
+        """A reference and a random query of the model's size, nine focal queries of 96 pixels or what the patch divides."""
         if model is None:
             return LOCAViews()
         check_model(METHODS[self.method], model)
@@ -80,6 +80,11 @@ class LOCATrainer(TeacherStudentTrainer):
             reconstruction=config.reconstruction if config.num_decoders else None,
             num_intermediate=config.num_intermediate,
             image_format=format_of(config),
+            patch_size=config.patch_size,
+            **{
+                **fitting_sizes(METHODS[self.method], config.patch_size),
+                "reference_size": config.image_height_width[0],
+            },
         )
 
     def check_views(self, model: TeacherStudentModel, views: Views) -> None:
@@ -111,7 +116,7 @@ class LOCATrainer(TeacherStudentTrainer):
         outputs = model.teacher.loca(inputs["reference_pixel_values"])
         spreads = {"feature_spread": outputs.pooler_output}
         if model.config.has_cluster_head:
-            spreads["target_spread"] = model.teacher.cluster_head(outputs.last_hidden_state).flatten(0, 1)
+            spreads["target_spread"] = model.teacher.cluster_head(model.loca.patch_tokens(outputs)).flatten(0, 1)
         return spreads
 
     def describe_evaluation(self, measured: Mapping[str, float]) -> str:

@@ -81,3 +81,13 @@ def different_weights(first: torch.nn.Module, second: torch.nn.Module) -> list[s
     expected, found = first.state_dict(), second.state_dict()
     assert expected.keys() == found.keys()
     return [name for name, value in expected.items() if not torch.equal(value, found[name])]
+
+
+def whole_and_resumed(make_trainer: Callable[..., Any], folder: Path, data: Any, **fields: Any) -> tuple[Any, Any]:
+    """Trains six steps, and again from the checkpoint of the third, in this process."""
+    settings = {"max_steps": 6, "save_steps": 3, "logging_steps": 2, "probe_every_steps": 0, **fields}
+    whole = make_trainer(folder, data, **settings)
+    whole.train()
+    resumed = make_trainer(folder, data, **settings)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    return whole, resumed

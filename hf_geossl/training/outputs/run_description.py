@@ -45,12 +45,15 @@ class Run(Protocol):
 def describe_run(run: Run) -> dict[str, Any]:
     """Describes a run in plain values, as `hub.run_record.write_record` takes them; None for what is not known."""
     args, state, stream = run.args, run.state, run.train_dataset
-    started_from = getattr(run.model, "name_or_path", None)
+    started_from, init_from = getattr(run.model, "name_or_path", None), run.model.config.init_from
+    base_model = (started_from or init_from or "").replace("timm:", "timm/")  # where the Hub has timm's weights
     return {
         "data": f"{stream.source.name} ({stream.source.kind})" if stream is not None else None,
         "dataset_id": stream.source.name if stream is not None and stream.source.kind == "hub" else None,
-        "base_model": started_from if started_from and is_hub_id(started_from) else None,
-        "from_scratch": not started_from,
+        "base_model": base_model if is_hub_id(base_model) else None,
+        "init_from": None if started_from else init_from,
+        "trained_of_trunk": run.parts.trained_of_trunk,
+        "from_scratch": not (started_from or init_from),
         "steps": state.global_step,
         "weights_step": _weights_step(run),
         "images": state.global_step * args.global_batch_size,
