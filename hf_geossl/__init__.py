@@ -19,6 +19,7 @@ _HOMES = {
     "TeacherStudentTrainingArguments": "hf_geossl.training.arguments",
     "evaluate_model": "hf_geossl.evaluation.evaluate",
     "load_backbone": "hf_geossl.hub.auto_classes",
+    "load_for_pretraining": "hf_geossl.training.adaptation.initialization",
     "load_scenes": "hf_geossl.data",
     "load_stream": "hf_geossl.data.streams",
     "publish": "hf_geossl.hub.push",

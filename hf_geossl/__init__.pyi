@@ -29,6 +29,7 @@ from hf_geossl.modeling.modeling_loca import (
 from hf_geossl.modeling.pretraining_equicoherent import EquiCoherentForPreTraining, EquiCoherentForPreTrainingOutput
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining, GTSAForPreTrainingOutput
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining, LOCAForPreTrainingOutput
+from hf_geossl.training.adaptation.initialization import load_for_pretraining
 from hf_geossl.training.arguments import (
     TeacherStudentTrainingArguments,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "TeacherStudentTrainingArguments",
     "evaluate_model",
     "load_backbone",
+    "load_for_pretraining",
     "load_scenes",
     "load_stream",
     "publish",

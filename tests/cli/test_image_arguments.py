@@ -11,8 +11,8 @@ from PIL import Image
 
 from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.image_arguments import joined, resolve_images
-from hf_geossl.cli.pretrain import make_config, make_views
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
+from hf_geossl.cli.pretrain_model import make_config, make_views
 from hf_geossl.cli.usage import UsageError
 from hf_geossl.data.streams import ImageStream, load_stream
 from hf_geossl.methods import METHODS

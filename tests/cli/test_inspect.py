@@ -13,8 +13,8 @@ from PIL import Image
 from hf_geossl.cli.image_arguments import resolve_images
 from hf_geossl.cli.inspect import RECIPE, RESULTS, SHEET, STATE, inspect
 from hf_geossl.cli.main import main
-from hf_geossl.cli.pretrain import make_config, make_views
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
+from hf_geossl.cli.pretrain_model import make_config, make_views
 from hf_geossl.cli.recipes import recipes
 from hf_geossl.data.inspection import Inspection
 from hf_geossl.data.streams import load_stream

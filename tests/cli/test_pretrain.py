@@ -19,8 +19,8 @@ from transformers import AutoModel
 
 from hf_geossl.cli.main import main
 from hf_geossl.cli.pretrain import make_training_arguments
-from hf_geossl.cli.pretrain_model import make_config
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
+from hf_geossl.cli.pretrain_model import make_config
 from hf_geossl.cli.usage import UsageError
 from tests.helpers.photographs import pieces, write_folder
 from tests.helpers.small_recipes import SMALL, SMALL_EQUICOHERENT, SMALL_LOCA, error_line

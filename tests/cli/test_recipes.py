@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from hf_geossl.cli.describe import method_arguments
-from hf_geossl.cli.pretrain import make_config, make_training_arguments, make_views
+from hf_geossl.cli.pretrain import make_training_arguments
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
+from hf_geossl.cli.pretrain_model import make_config, make_views
 from hf_geossl.cli.recipes import read_recipe, recipes
 from hf_geossl.cli.usage import UsageError
 from tests.helpers.small_recipes import SMALL, error_line

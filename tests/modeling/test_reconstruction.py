@@ -14,8 +14,8 @@ from transformers import AutoModel, set_seed
 
 from hf_geossl import GTSATrainer, LOCATrainer
 from hf_geossl.cli.describe import shared_settings
-from hf_geossl.cli.pretrain import make_config
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
+from hf_geossl.cli.pretrain_model import make_config
 from hf_geossl.hub.export import export_model
 from hf_geossl.views.transformation_path import TransformationPath
 from tests.helpers import gtsa_run, loca_run
