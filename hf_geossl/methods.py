@@ -67,7 +67,6 @@ class Converter:
         chooses (`bool`): Whether the function takes that choice; otherwise one trunk of what it returns is exported, or
             with "full" all of it.
         asks_for_heads (`bool`): Whether the number of attention heads cannot be read from a file.
-        config (`tuple[tuple[str, object], ...]`): Fields of the configuration, where it is made for a number of heads.
     """
 
     source: str
@@ -75,7 +74,6 @@ class Converter:
     weights: tuple[str, ...] = ()
     chooses: bool = False
     asks_for_heads: bool = True
-    config: tuple[tuple[str, object], ...] = ()
 
     def load(self) -> Any:
         """The function; its module is imported."""
@@ -194,11 +192,7 @@ METHODS: dict[str, Method] = {
                 weights=("teacher", "student"),
                 chooses=True,
             ),
-            Converter(
-                "timm",
-                "hf_geossl.conversion.timm:convert_timm_checkpoint",
-                config=(("position_interpolation_offset", 0.0),),  # timm resamples positions to the exact size
-            ),
+            Converter("timm", "hf_geossl.conversion.timm:convert_timm_checkpoint"),
         ),
     ),
     "loca": Method(
@@ -300,6 +294,9 @@ METHODS: dict[str, Method] = {
 
 # whose trunk plain ViTs from elsewhere become, such as DINO's and timm's: it has a class token and resamples positions as DINO does
 PLAIN_VIT = "gtsa"
+
+# families of other libraries that a trunk can be written as
+TARGET_FAMILIES = ("dinov2", "dinov3", "vit", "deit", "ijepa", "clip", "siglip", "timm")
 
 
 def run_pictures() -> dict[str, Picture]:

@@ -1,11 +1,15 @@
-"""`geossl convert`: foreign checkpoints to folders that `AutoModel` opens."""
+"""`geossl convert`: ViTs from elsewhere to folders that `AutoModel` opens, and back to their own families."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars
-from hf_geossl.methods import METHODS, Converter, Method
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, nearest, require_if_local
+from hf_geossl.methods import METHODS, PLAIN_VIT, TARGET_FAMILIES, Converter, Method
+
+if TYPE_CHECKING:
+    from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 
 
 def converters() -> dict[str, tuple[Method, Converter]]:
@@ -14,7 +18,7 @@ def converters() -> dict[str, tuple[Method, Converter]]:
 
 
 def convert(argv: Sequence[str]) -> int:
-    """Turns a foreign checkpoint into a folder that `AutoModel` opens.
+    """Turns a ViT from elsewhere into a folder that `AutoModel` opens, or one of this library into another family's.
 
     Args:
         argv (`Sequence[str]`): What follows `geossl convert`.
@@ -23,29 +27,14 @@ def convert(argv: Sequence[str]) -> int:
         `int`: 0.
     """
     options = _parser().read(argv)
-    method, converter = converters()[options.source]
-    weights = _choose_weights(options.weights, converter)
-    _check(options, converter)
-    from hf_geossl.hub.export import export_model, make_image_processor
-
+    if len(options.words) not in (2, 3):
+        raise UsageError(f"give SOURCE OUT, or KIND FILE OUT, got {len(options.words)} words")
+    _check_output(options.words[-1])
     hide_loading_bars()
-    keywords: dict[str, object] = {}
-    if options.num_attention_heads is not None:
-        keywords["config"] = method.load("config")(
-            hidden_size=64 * options.num_attention_heads,
-            num_attention_heads=options.num_attention_heads,
-            **dict(converter.config),
-        )
-    if converter.chooses:
-        keywords["weights"] = weights
-    model = converter.load()(options.file, **keywords)
-    processor = make_image_processor(model.config.image_height_width)
-    if weights in ("student", "teacher") and not converter.chooses:
-        export_model(model, options.output, weights=weights, image_processor=processor)
+    if len(options.words) == 3:
+        _convert_kind(options)
     else:
-        model.save_pretrained(options.output)
-        processor.save_pretrained(options.output)
-    print(f'converted to {options.output}: AutoModel.from_pretrained("{options.output}", trust_remote_code=True)')
+        _convert_source(options)
     return 0
 
 
@@ -55,18 +44,102 @@ def _parser() -> Parser:
         for source, (_, converter) in converters().items()
         if converter.weights
     ]
-    parser = Parser("convert", "Turns foreign checkpoints into folders that `AutoModel` opens.")
+    parser = Parser(
+        "convert",
+        "Turns ViTs of any family into folders that `AutoModel` opens, and models of this library into other families'.",
+        usage="geossl convert SOURCE OUT [--to FAMILY] [options]\n       geossl convert KIND FILE OUT [options]",
+    )
     add = parser.add_argument
-    add("source", choices=sorted(converters()), help="Whose checkpoint it is.")
-    add("file", help="The .pth, .safetensors or Flax file; nothing in it is executed.")
-    add("output", help="Folder to write.")
+    add(
+        "words",
+        nargs="+",
+        metavar="[KIND] SOURCE OUT",
+        help="SOURCE is a Hub id or folder of transformers or of this library, timm:NAME, or a file, in which nothing is "
+        f"executed; KIND says whose checkpoint a file is where that is asked: {', '.join(sorted(converters()))}.",
+    )
+    add(
+        "--to",
+        choices=TARGET_FAMILIES,
+        help="Family to write: a plain folder, which opens with no code of this library.",
+    )
     add(
         "--num_attention_heads",
         type=int,
         help="Heads, where the file does not hold them; by default one for each 64 channels.",
     )
-    add("--weights", help=f"Which weights of the file; full is the whole pretraining model. {'; '.join(choices)}.")
+    add(
+        "--weights",
+        help=f"Which weights; of a SOURCE teacher (the default) or student; full is the whole pretraining model. "
+        f"{'; '.join(choices)}.",
+    )
+    add("--revision", help="Branch, tag or commit of a Hub id.")
+    add("--trust_remote_code", action="store_true", help="Run the code of a SOURCE that is no family of transformers.")
     return parser
+
+
+def _config(method: Method, heads: int | None) -> "GeometricViTConfig | None":
+    if heads is None:
+        return None
+    made: GeometricViTConfig = method.load("config")(hidden_size=64 * heads, num_attention_heads=heads)
+    return made
+
+
+def _convert_source(options: Namespace) -> None:
+    source, output = options.words
+    if options.weights not in (None, "teacher", "student"):
+        raise UsageError(f"--weights must be teacher or student, got {options.weights}")
+    require_if_local(source)
+    from hf_geossl.conversion.family_export import save_family
+    from hf_geossl.conversion.source import read_source
+    from hf_geossl.conversion.trunk_weights import build_trunk
+    from hf_geossl.hub.export import MAX_SHARD_SIZE, make_image_processor
+    from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
+
+    trunk = read_source(
+        source,
+        revision=options.revision,
+        weights=options.weights,
+        config=_config(METHODS[PLAIN_VIT], options.num_attention_heads),
+        trust_remote_code=options.trust_remote_code,
+    )
+    model = build_trunk(trunk)
+    mean, std = trunk.image_mean or IMAGENET_MEAN, trunk.image_std or IMAGENET_STD
+    if options.to is not None:
+        save_family(model, options.to, output, mean, std)
+        opens = (
+            f'timm.create_model("local-dir:{output}", pretrained=True)'
+            if options.to == "timm"
+            else (f'AutoModel.from_pretrained("{output}")')
+        )
+    else:
+        model.save_pretrained(output, max_shard_size=MAX_SHARD_SIZE)
+        make_image_processor(model.config.image_height_width, mean, std).save_pretrained(output)
+        opens = f'AutoModel.from_pretrained("{output}", trust_remote_code=True)'
+    print(f"converted {trunk.name} ({trunk.family}) to {output}: {opens}")
+
+
+def _convert_kind(options: Namespace) -> None:
+    kind, file, output = options.words
+    if kind not in converters():
+        raise UsageError(f"there is no {kind!r}{nearest(kind, list(converters()))}")
+    method, converter = converters()[kind]
+    weights = _choose_weights(options.weights, converter)
+    _check(options, converter, file)
+    from hf_geossl.hub.export import export_model, make_image_processor
+
+    keywords: dict[str, object] = {}
+    if options.num_attention_heads is not None:
+        keywords["config"] = _config(method, options.num_attention_heads)
+    if converter.chooses:
+        keywords["weights"] = weights
+    model = converter.load()(file, **keywords)
+    processor = make_image_processor(model.config.image_height_width)
+    if weights in ("student", "teacher") and not converter.chooses:
+        export_model(model, output, weights=weights, image_processor=processor)
+    else:
+        model.save_pretrained(output)
+        processor.save_pretrained(output)
+    print(f'converted to {output}: AutoModel.from_pretrained("{output}", trust_remote_code=True)')
 
 
 def _choose_weights(asked: str | None, converter: Converter) -> str | None:
@@ -79,13 +152,18 @@ def _choose_weights(asked: str | None, converter: Converter) -> str | None:
     return asked
 
 
-def _check(options: Namespace, converter: Converter) -> None:
+def _check(options: Namespace, converter: Converter, file: str) -> None:
+    if options.to or options.revision or options.trust_remote_code:
+        raise UsageError("--to, --revision and --trust_remote_code go with SOURCE OUT: convert the file first")
     if options.num_attention_heads is not None and not converter.asks_for_heads:
         raise UsageError(
             f"--num_attention_heads does not apply to {converter.source}: the file holds the number of heads"
         )
-    if not Path(options.file).is_file():
-        raise UsageError(f"there is no file {options.file}")
-    folder = Path(options.output)
+    if not Path(file).is_file():
+        raise UsageError(f"there is no file {file}")
+
+
+def _check_output(output: str) -> None:
+    folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{options.output} exists and is not empty: choose another folder")
+        raise UsageError(f"{output} exists and is not empty: choose another folder")

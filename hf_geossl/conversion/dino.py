@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from hf_geossl.conversion.checkpoint_file import read_torch_file
-from hf_geossl.conversion.plain_vit import convert_plain_vit
+from hf_geossl.conversion.families.blocks import PROGRAMS
+from hf_geossl.conversion.trunk_weights import build_trunk, given_fields, read_trunk
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 
@@ -32,4 +33,5 @@ def convert_dino_checkpoint(
     """
     if weights not in ("teacher", "student"):
         raise ValueError(f"weights must be 'teacher' or 'student', got {weights!r}")
-    return convert_plain_vit(read_torch_file(path), Path(path).name, config, weights)
+    content, hints = read_torch_file(path), given_fields(config)
+    return build_trunk(read_trunk(content, Path(path).name, weights=weights, families=PROGRAMS, hints=hints), config)

@@ -15,11 +15,11 @@ from hf_geossl.conversion.families import FAMILIES, Family
 from hf_geossl.conversion.families.names import from_trunk
 from hf_geossl.conversion.timm import save_timm, to_timm
 from hf_geossl.hub.export import MAX_SHARD_SIZE, make_image_processor
+from hf_geossl.methods import TARGET_FAMILIES
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
-TARGETS = ("dinov2", "dinov3", "vit", "deit", "ijepa", "clip", "siglip", "timm")
 _SHORT = {"dinov3": "dinov3_vit", "clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
@@ -35,7 +35,7 @@ def find_family(name: str, config: GeometricViTConfig) -> Family:
     for family in FAMILIES:
         if family.name == name and family.model_class:
             return family
-    raise ValueError(f"there is no family {name!r} to write; choose one of {', '.join(TARGETS)}")
+    raise ValueError(f"there is no family {name!r} to write; choose one of {', '.join(TARGET_FAMILIES)}")
 
 
 def _why_not(family: Family, config: GeometricViTConfig) -> str | None:
@@ -109,7 +109,7 @@ def to_family(model: nn.Module, family: str) -> nn.Module:
 
     Args:
         model (`torch.nn.Module`): A trunk of any method, or a model of any class that has one.
-        family (`str`): One of `TARGETS`. "dinov2" has registers where the trunk has.
+        family (`str`): One of `TARGET_FAMILIES`. "dinov2" has registers where the trunk has.
 
     Returns:
         `PreTrainedModel`, such as `Dinov2Model`, in eval mode and float32 with equal features; or timm's model.
@@ -123,7 +123,9 @@ def to_family(model: nn.Module, family: str) -> nn.Module:
     config = trunk.config
     target = find_family(family, config)
     if wrong := _why_not(target, config):
-        raise ValueError(f"{target.name} has no place for {wrong}: choose another family of {', '.join(TARGETS)}")
+        raise ValueError(
+            f"{target.name} has no place for {wrong}: choose another family of {', '.join(TARGET_FAMILIES)}"
+        )
     _say_differences(target, config)
     config_class = transformers.CONFIG_MAPPING[target.name]
     model_class: Any = getattr(transformers, target.model_class)

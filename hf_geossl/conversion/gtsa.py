@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hf_geossl.conversion.checkpoint_file import State, load_strictly, part_of, read_torch_file, tensors_of
-from hf_geossl.conversion.plain_vit import hints_of, rename_blocks
-from hf_geossl.conversion.trunk_weights import make_config, read_trunk
+from hf_geossl.conversion.families.blocks import DINO, NAMING
+from hf_geossl.conversion.families.names import to_trunk
+from hf_geossl.conversion.trunk_weights import given_fields, make_config, read_trunk
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 
@@ -41,7 +42,10 @@ def _rename_all(state: State) -> State:
     """Gives the weights of a full checkpoint our names."""
     renamed: State = {}
     for prefix, target in (("base_encoder.", "gtsa."), ("momentum_encoder.", "teacher.gtsa.")):
-        renamed |= {target + key: value for key, value in rename_blocks(part_of(state, prefix)).items()}
+        trunk, unknown = to_trunk(part_of(state, prefix), NAMING.table)
+        renamed |= {target + key: value for key, value in trunk.items()} | {
+            prefix + key: state[prefix + key] for key in unknown
+        }
     for prefix, target in (("base_projector.", "projector."), ("momentum_projector.", "teacher.projector.")):
         for key, value in part_of(state, prefix).items():
             key = re.sub(r"^blocks\.(\d)\.0\.", r"blocks.\1.convolution.", key)
@@ -78,8 +82,9 @@ def convert_gtsa_checkpoint(path: str | Path, config: GTSAConfig | None = None) 
     content = read_torch_file(path)
     state = tensors_of(content["model"] if isinstance(content.get("model"), Mapping) else content, name)
     full = any(key.startswith("base_encoder.") for key in state)
-    hints = hints_of(config, position_interpolation_offset=GTSAConfig.position_interpolation_offset)
-    trunk = read_trunk(part_of(state, "base_encoder.") if full else state, name, hints=hints)
+    trunk = read_trunk(
+        part_of(state, "base_encoder.") if full else state, name, families=(DINO,), hints=given_fields(config)
+    )
     if not full:
         model = GTSAForPreTraining(make_config(GTSAConfig, trunk, config))
         load_strictly(model.gtsa, trunk.state, name)

@@ -12,9 +12,8 @@ from transformers.utils import cached_file
 
 from hf_geossl.conversion.checkpoint_file import State, read_torch_file
 from hf_geossl.conversion.families import FAMILIES, Family
-from hf_geossl.conversion.plain_vit import given_fields
 from hf_geossl.conversion.timm import open_timm
-from hf_geossl.conversion.trunk_weights import TRUNK_FIELDS, SourceTrunk, build_trunk, read_trunk
+from hf_geossl.conversion.trunk_weights import TRUNK_FIELDS, SourceTrunk, build_trunk, given_fields, read_trunk
 from hf_geossl.hub.run_folder import find_model, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
@@ -197,9 +196,8 @@ def _read_foreign(
         raise ValueError(f"{name} is of type {config.model_type!r}, which does not become a trunk of this library")
     hints = {field: value for field in TRUNK_FIELDS if (value := getattr(tower, field, None)) is not None}
     content = _read_weights(source, name, given) if family else _run_code(source, given)
-    if family is not None and family.naming.patches not in " ".join(content):
-        family = None  # other names than its own: these decide
-    trunk = read_trunk(content, name, weights=weights or "teacher", family=family, hints=hints)
+    families = (family,) if family else FAMILIES
+    trunk = read_trunk(content, name, weights=weights or "teacher", families=families, hints=hints)
     mean, std = _normalization(source, given)
     return SourceTrunk(**{**vars(trunk), "image_mean": mean, "image_std": std})
 

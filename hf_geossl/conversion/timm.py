@@ -15,8 +15,7 @@ from hf_geossl.conversion.checkpoint_file import State, read_torch_file
 from hf_geossl.conversion.families.blocks import NAMING, TIMM
 from hf_geossl.conversion.families.names import from_trunk
 from hf_geossl.conversion.outgoing import join_key_bias, state_of, trunk_of
-from hf_geossl.conversion.plain_vit import hints_of
-from hf_geossl.conversion.trunk_weights import SourceTrunk, build_trunk, read_trunk
+from hf_geossl.conversion.trunk_weights import SourceTrunk, build_trunk, given_fields, read_trunk
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 from hf_geossl.modeling.positions import resample_positions
@@ -84,7 +83,7 @@ def read_timm_model(model: Any, name: str = "the timm model", hints: Mapping[str
         if fields["image_size"][0] == fields["image_size"][1]:
             fields["image_size"] = fields["image_size"][0]
         fields |= {"position_embedding_type": "rope", "rope_theta": float(rope.temperature)}
-    trunk = read_trunk(model.state_dict(), name, family=TIMM, hints={**(hints or {}), **fields})
+    trunk = read_trunk(model.state_dict(), name, families=(TIMM,), hints={**(hints or {}), **fields})
     cfg = getattr(model, "pretrained_cfg", None) or {}
     mean, std = cfg.get("mean"), cfg.get("std")
     return SourceTrunk(
@@ -132,11 +131,11 @@ def convert_timm_checkpoint(
         FileNotFoundError, ValueError: As the converters of full checkpoints.
     """
     if isinstance(source, nn.Module):
-        return build_trunk(read_timm_model(source, hints=hints_of(config)), config)
+        return build_trunk(read_timm_model(source, hints=given_fields(config)), config)
     name, content = "the timm model", source
     if not isinstance(source, Mapping):
         name, content = Path(source).name, read_torch_file(source)
-    trunk = read_trunk(cast(Mapping[str, Any], content), name, family=TIMM, hints=hints_of(config))
+    trunk = read_trunk(cast(Mapping[str, Any], content), name, families=(TIMM,), hints=given_fields(config))
     return build_trunk(trunk, config)
 
 

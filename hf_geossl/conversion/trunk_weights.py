@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,9 +59,20 @@ class SourceTrunk:
     pretraining: PreTrainedModel | None = field(default=None, repr=False)
 
 
-def choose_family(state: State, beside: tuple[str, ...], patches: str) -> Family:
-    """The family of weights by their names: the first of those with this patch embedding whose signs they have."""
-    candidates = [family for family in FAMILIES if family.naming.patches == patches]
+def choose_family(state: State, beside: tuple[str, ...], patches: str, families: Sequence[Family] = FAMILIES) -> Family:
+    """Chooses the family of weights by their names.
+
+    Args:
+        state (`dict[str, torch.Tensor]`): A ViT's weights.
+        beside (`tuple[str, ...]`): Names of weights beside it.
+        patches (`str`): The name of its patch embedding.
+        families (`Sequence[Family]`): To choose from; all where none of them has this patch embedding.
+
+    Returns:
+        `Family`: The first whose signs they have.
+    """
+    candidates = [family for family in families if family.naming.patches == patches]
+    candidates = candidates or [family for family in FAMILIES if family.naming.patches == patches]
     keys = [*state, *beside]
     has_class = any(key.endswith(("cls_token", "class_embedding")) for key in state)
     for family in candidates:
@@ -69,6 +80,16 @@ def choose_family(state: State, beside: tuple[str, ...], patches: str) -> Family
         if signed and family.has_class_token in (None, has_class):
             return family
     return candidates[-1]
+
+
+def given_fields(config: GeometricViTConfig | None) -> dict[str, Any]:
+    """The fields of a configuration that speak where a file does not: the number of heads, and what is not its default."""
+    if config is None:
+        return {}
+    defaults = type(config)()
+    fields = {name: getattr(config, name) for name in TRUNK_FIELDS}
+    fields = {name: value for name, value in fields.items() if value != getattr(defaults, name)}
+    return fields | {"num_attention_heads": config.num_attention_heads}
 
 
 def _rename(state: State, family: Family, name: str) -> tuple[State, list[str]]:
@@ -239,7 +260,7 @@ def read_trunk(
     name: str,
     *,
     weights: str | None = None,
-    family: Family | None = None,
+    families: Sequence[Family] = FAMILIES,
     hints: Mapping[str, Any] | None = None,
 ) -> SourceTrunk:
     """Makes a trunk of the weights that a file or a model holds, whatever wrapped them.
@@ -248,7 +269,7 @@ def read_trunk(
         content (`Mapping`): What a file holds.
         name (`str`): Its name, for messages.
         weights (`"teacher"` or `"student"`, *optional*): Which network, where the file names them.
-        family (`Family`, *optional*): Whose weights they are; by default names decide.
+        families (`Sequence[Family]`): Whose weights they can be; names decide.
         hints (`dict[str, Any]`, *optional*): Fields of the configuration that shapes do not say; shapes win.
 
     Raises:
@@ -258,7 +279,7 @@ def read_trunk(
     state, beside, patches = find_trunk(content, name, weights)
     if "encoder.layer.0.attention.qkv.weight" in state:
         raise ValueError(f"{name} is a file of this library: give the folder that it lies in")
-    family = family or choose_family(state, beside, patches)
+    family = choose_family(state, beside, patches, families)
     periods = state.get("rope_embed.periods")  # of DINOv3's own files: one for four channels of a head
     renamed, unknown = _rename(state, family, name)
     hints = dict(hints or {})

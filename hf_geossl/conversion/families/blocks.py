@@ -42,8 +42,12 @@ TIMM = Family(
     signs=("reg_token", "norm_pre.", "dist_token", "head.weight", "blocks.0.attn.q_bias"),
     has_class_token=None,
 )
-# the first whose signs a file has
-FAMILIES = (
+# DINO's, iBOT's and DINOv2's programs add 0.1 to the grid
+DINO = Family(
+    "dino", NAMING, {"position_interpolation": "bicubic", "position_interpolation_offset": 0.1}, has_class_token=None
+)
+# the programs of papers; the first whose signs a file has
+PROGRAMS = (
     Family(
         "dinov3",
         NAMING,
@@ -59,12 +63,6 @@ FAMILIES = (
         {"position_interpolation": "bicubic", "position_interpolation_offset": 0.0},
         signs=("decoder_embed.",),
     ),
-    TIMM,
-    # DINO's, iBOT's and DINOv2's programs add 0.1 to the grid
-    Family(
-        "dino",
-        NAMING,
-        {"position_interpolation": "bicubic", "position_interpolation_offset": 0.1},
-        has_class_token=None,
-    ),
+    DINO,
 )
+FAMILIES = (*PROGRAMS[:-1], TIMM, DINO)

@@ -58,7 +58,7 @@ def test_checkpoints_of_something_else(tmp_path: Path) -> None:
         ({1: torch.zeros(2), "a": 3}, "holds no tensors under the expected names"),
         ({"model": {"backbone.conv1.weight": torch.zeros(3, 3)}}, "no plain ViT checkpoint"),
         (without_mlp, r"gated MLPs whose layers do not fit: \(256, 64\), \(64, 256\)"),
-        ({**state, "mask_token": torch.zeros(1, 1, 64)}, "has other shapes for embeddings.mask_token"),
+        ({**state, "mask_token": torch.zeros(1, 32)}, "has other shapes for embeddings.mask_token"),
         ({**state, "blocks.0.ls1.gamma": torch.zeros(64)}, "lacks .*layer_scale2.weight"),
         ({**state, "norm.weight": torch.zeros(7)}, "has other shapes for layernorm.weight"),
         ({**state, "pos_embed": torch.zeros(1, 19, 64)}, "18 positions .* no square grid"),
