@@ -22,6 +22,7 @@ from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 TIMM = "timm:"
 Weights = Literal["teacher", "student"]
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FILES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")  # no Hub id ends so
 # why other families do not become a trunk
 _REFUSED = {
     "beit": "BEiT has a relative position bias in each layer",
@@ -65,6 +66,7 @@ def read_source(
         `SourceTrunk`: Weights in float32 and fields of the configuration.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If there is no such source, or its family does not fit a trunk without distortion; in one sentence.
     """
     if weights not in (None, "teacher", "student"):
@@ -72,7 +74,7 @@ def read_source(
     name, path = str(source), Path(source)
     if name.startswith(TIMM):
         return open_timm(name.removeprefix(TIMM))
-    if path.is_file():
+    if path.is_file() or (path.suffix in _FILES and not path.is_dir()):
         return read_trunk(read_torch_file(path), path.name, weights=weights or "teacher", hints=given_fields(config))
     if path.is_dir():
         name = path.resolve().name

@@ -18,7 +18,7 @@ _NETWORKS = {
 _OTHERS = (
     (r"relative_position_bias_table|rel_pos_bias", "BEiT or Swin (relative position bias)"),
     (r"(^|\.)layers\.\d+\.(blocks|downsample)\.|patch_merging", "Swin"),
-    (r"(^|\.)stages\.\d+\.|dwconv|gamma$", "ConvNeXt"),
+    (r"(^|\.)stages\.\d+\.|dwconv", "ConvNeXt"),
     (r"(^|\.)layer[1-4]\.\d+\.(conv|bn)\d", "ResNet"),
     (
         r"(^|\.)(visual\.)?(conv1\.weight|transformer\.resblocks\.)",

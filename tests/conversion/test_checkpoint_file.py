@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_geossl.conversion import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint
+from hf_geossl.conversion import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint, read_source
 from tests.helpers.plain_vits import authors_state, save, vit_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -27,7 +27,7 @@ class _Touch:
 
 
 def _converters() -> list[Any]:
-    return [convert_gtsa_checkpoint, convert_timm_checkpoint, convert_dino_checkpoint]
+    return [convert_gtsa_checkpoint, convert_timm_checkpoint, convert_dino_checkpoint, read_source]
 
 
 @pytest.mark.parametrize("convert", _converters())

@@ -96,3 +96,29 @@ def features_of(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def images(height: int, width: int, channels: int = 3) -> torch.Tensor:
     return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, in units of the largest value where that is over 1."""
+    assert found.shape == expected.shape
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def assert_equal_features(found: Any, expected: Any, sizes: tuple[tuple[int, int], ...] = SIZES) -> None:
+    """Both give the same last hidden state to 1e-5 at all sizes."""
+    for size in sizes:
+        pixels = images(*size)
+        assert relative_error(features_of(found, pixels), features_of(expected, pixels)) < 1e-5, size
+
+
+def take_a_step(model: nn.Module) -> None:
+    """One step of training that every weight takes part in."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()
+    model(images(*SIZES[0])).last_hidden_state.square().mul(torch.linspace(0, 1, 128)).mean().backward()
+    optimizer.step()
+    model.eval()
+    # masks and keys' biases get no gradient: nothing is masked, and softmax does not feel a constant
+    still = [name for name, value in before.items() if torch.equal(value, model.get_parameter(name))]
+    assert all("mask_token" in name for name in still), still

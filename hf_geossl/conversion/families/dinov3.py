@@ -58,7 +58,7 @@ FAMILIES = (
     Family(
         "dinov3_vit",
         _NAMING,
-        {"position_embedding_type": "rope"},
+        {"position_embedding_type": "rope", "layer_norm_eps": 1e-5},
         signs=("attention.q_proj",),
         model_class="DINOv3ViTModel",
         extras=_extras,

@@ -35,7 +35,7 @@ FAMILIES = (
     Family(
         "clip_vision_model",
         _NAMING,
-        _EXACT,
+        _EXACT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         signs=("pre_layrnorm", "class_embedding"),
         model_class="CLIPVisionModel",
         model_types=("clip",),
@@ -47,7 +47,7 @@ FAMILIES = (
     Family(
         "siglip_vision_model",
         _NAMING,
-        _EXACT,
+        _EXACT | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
         model_class="SiglipVisionModel",
         model_types=("siglip",),
         extras=_without_head,

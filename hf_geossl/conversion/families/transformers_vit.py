@@ -56,7 +56,9 @@ _DINOV2 = Naming(
         (f"{_LAYER}.mlp.fc2.{{leaf}}", f"{_LAYER}.mlp.down_proj.{{leaf}}"),
     ),
 )
-_EXACT = {"position_interpolation": "bicubic", "position_interpolation_offset": 0.0}
+# with the epsilons of their configurations in transformers, for files without one
+_EXACT = {"position_interpolation": "bicubic", "position_interpolation_offset": 0.0, "layer_norm_eps": 1e-12}
+_DINOV2_FIELDS = _EXACT | {"layer_norm_eps": 1e-6}
 
 
 def _dinov2_mlp(config: GeometricViTConfig) -> dict[str, Any]:
@@ -89,7 +91,7 @@ FAMILIES = (
     Family(
         "dinov2_with_registers",
         _DINOV2,
-        {"position_interpolation": "bicubic_antialias", "position_interpolation_offset": 0.0},
+        _DINOV2_FIELDS | {"position_interpolation": "bicubic_antialias"},
         signs=("register_tokens",),
         model_class="Dinov2WithRegistersModel",
         extras=_registers_extras,
@@ -101,7 +103,7 @@ FAMILIES = (
     Family(
         "dinov2",
         _DINOV2,
-        _EXACT,
+        _DINOV2_FIELDS,
         signs=("layer_scale1",),
         model_class="Dinov2Model",
         extras=_dinov2_extras,
@@ -120,8 +122,6 @@ FAMILIES = (
     ),
     Family("vit_mae", _PLAIN, _EXACT, signs=("decoder.decoder_embed",)),
     Family("vit_msn", _PLAIN, _EXACT, signs=("vit_msn.",)),
-    Family(
-        "ijepa", _PLAIN, _EXACT, signs=("ijepa.",), model_class="IJepaModel", has_class_token=False, has_pooler=True
-    ),
+    Family("ijepa", _PLAIN, _EXACT, model_class="IJepaModel", has_class_token=False, has_pooler=True),
     Family("vit", _PLAIN, _EXACT, model_class="ViTModel", has_pooler=True),
 )
