@@ -17,7 +17,7 @@ CARDS = ROOT / "model_cards"
 PAPER = "The paper's numbers, not measured with this library"
 MEASURED = "What was measured here"
 # 16-bit floats want a GPU, and several GPUs would count as one process here
-ON_CPU = ["--use_cpu", "true", "--fp16", "false"]
+ON_CPU = ["--use_cpu", "true", "--fp16", "false", "--bf16", "false"]
 every_recipe = pytest.mark.parametrize("name", sorted(recipes()))
 
 
@@ -51,9 +51,9 @@ def _effective(name: str) -> dict[str, Any]:
     """Every argument's value, those of the recipe and defaults."""
     given = parse_pretrain([name, *ON_CPU])
     values = {argument.name: argument.default for argument in method_arguments(given.method.name)}
-    values |= {**vars(given.data), **given.model, **given.views, **given.training}
+    values |= {**vars(given.data), "init_from": given.init_from, **given.model, **given.views, **given.training}
     recipe = _recipe(name)
-    values.update({key: recipe.get(key, False) for key in ("use_cpu", "fp16")})
+    values.update({key: recipe.get(key, False) for key in ("use_cpu", "fp16", "bf16")})
     return values
 
 

@@ -11,6 +11,7 @@ from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.pretrain_model import make_config, make_views
 from hf_geossl.cli.recipes import read_recipe, recipes
 from hf_geossl.cli.usage import UsageError
+from hf_geossl.methods import METHODS
 from tests.helpers.small_recipes import SMALL, error_line
 
 # 16-bit floats want a GPU; all else is as published
@@ -91,7 +92,8 @@ def test_gtsa_recipes_are_the_papers_settings_and_the_command_line_wins() -> Non
     loca = {"loca_quickstart", "loca_base_imnet1k", "loca_small_imnet1k"}
     equicoherent = {f"equicoherent_{name}" for name in ("quickstart", "ibot_small", "dinov2_large", "vicreg_small")}
     gtsa = {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k"}
-    assert set(recipes()) == {*gtsa, *loca, *equicoherent, "dino_small_coco"}
+    posttraining = {f"{name}_posttrain" for name in METHODS}
+    assert set(recipes()) == {*gtsa, *loca, *equicoherent, *posttraining, "dino_small_coco"}
     for name in ("gtsa_small_coco", "gtsa_small_ade20k"):
         given = parse_pretrain([name, *ON_CPU])
         config, args, views = make_config(given), make_training_arguments(given), _views(given)
