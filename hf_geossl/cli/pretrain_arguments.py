@@ -31,12 +31,11 @@ USAGE = "geossl pretrain RECIPE_OR_YAML [--key value ...]"
 # what people set: shown by --help, in this order
 SHOWN = {
     "data": "dataset dataset_config split image_column channels value_range skip_broken eval_dataset eval_images",
-    "model": "init_from init_channels model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
+    "model": "init_from model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
     "transformation num_prototypes",
     "views": "global_size local_size num_local global_scale local_scale reference_size focal_size num_focal",
     "training": "max_steps per_device_train_batch_size gradient_accumulation_steps base_learning_rate learning_rate "
-    "warmup_steps weight_decay teacher_momentum freeze_trunk_steps trunk_warmup_steps layer_decay train_layers lora_rank "
-    "anchor_weight max_grad_norm bf16 fp16 use_cpu torch_compile "
+    "warmup_steps weight_decay teacher_momentum freeze_trunk_steps lora_rank max_grad_norm bf16 fp16 use_cpu torch_compile "
     "activation_checkpointing gradient_checkpointing dataloader_num_workers seed",
     "checkpoints and Hub": "output_dir resume_from_checkpoint save_steps save_total_limit logging_steps eval_strategy picture "
     "report_to push_to_hub hub_model_id",

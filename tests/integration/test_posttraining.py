@@ -58,20 +58,20 @@ def post_train(source: Path, output_dir: Path, **fields: Any) -> Curve:
     model = load_for_pretraining("gtsa", source, **HEADS)
     curve = Curve(model)
     args = GTSATrainingArguments(
-        str(output_dir), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-3, warmup_steps=20,
+        str(output_dir), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-3, warmup_steps=20, layer_decay=0.65,
         weight_decay_end=None, teacher_momentum=0.99, use_cpu=True, disable_tqdm=True, picture=False,
         save_strategy="no", probe_every_steps=0, **fields,
     )  # fmt: skip
     scenes = rendered("train", 64, IMAGES, "scene")
     images = [{"image": (255 * row["image"]).byte().permute(1, 2, 0).numpy()} for row in scenes]
-    views = GTSAViews(global_size=64, local_size=32, num_local=2)
+    views = GTSAViews(global_size=64, local_size=32, num_local=1)
     trainer = GTSATrainer(model, args, images, views=views, callbacks=[curve])
     trainer.train()
     return curve
 
 
 def test_a_warm_up_keeps_what_the_trunk_knows(supervised: Encoder, tmp_path: Path) -> None:
-    """The same learning rate, images and heads, with and without a warm-up of the heads and a slow start of the trunk."""
+    """The same learning rates, images and heads, with and without a warm-up of the heads and a slow start of the trunk."""
     supervised.module.save_pretrained(tmp_path / "source")
     warm = post_train(tmp_path / "source", tmp_path / "warm", freeze_trunk_steps=0.5, trunk_warmup_steps=0.5)
     cold = post_train(tmp_path / "source", tmp_path / "cold")
