@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
+from hf_geossl.data.sources.base import number_type
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
@@ -300,7 +301,8 @@ def load_samples(
     truth = shared.decide({split: opened}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)
-    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format)
+    dtype = number_type(features.get(columns.image))
+    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format, dtype)
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"

@@ -219,9 +219,9 @@ def _number(
     numbers = sorted(int(value) for value in distinct)
     if any(not isinstance(value, Integral) for value in distinct):
         logger.warning("the %s of %s in column %r are floating point: taken as whole numbers", what, name, column)
-    if numbers[0] < 0 or (len(numbers) > 1 and numbers[-1] >= _FEW_IDS * len(numbers)):
+    if numbers[0] != 0 or (len(numbers) > 1 and numbers[-1] >= _FEW_IDS * len(numbers)):
         logger.warning(
-            "the %s of %s in column %r are ids from %d to %d: %s, numbered in that order",
+            "the %s of %s in column %r go from %d to %d: %s, numbered in that order from 0 on",
             what, name, column, numbers[0], numbers[-1], counted(len(numbers), "class", "classes"),
         )  # fmt: skip
         return tuple(numbers), lists

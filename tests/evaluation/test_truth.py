@@ -36,9 +36,10 @@ def decide(caplog: pytest.LogCaptureFixture, *splits: datasets.Dataset, **column
             "are texts: 3 classes, numbered in the order bird, cat, dog",
         ),
         (["10", "9"], ["x", "2"], ("2", "9", "10", "x"), "are texts: 4 classes"),
-        ([1001, 77], [2043], (77, 1001, 2043), "are ids from 77 to 2043: 3 classes, numbered in that order"),
+        ([1001, 77], [2043], (77, 1001, 2043), "go from 77 to 2043: 3 classes, numbered in that order"),
         ([3, None, 0], [-1], None, ""),
-        ([-2, 5], [0], (-2, 0, 5), "are ids from -2 to 5: 3 classes"),
+        ([-2, 5], [0], (-2, 0, 5), "go from -2 to 5: 3 classes"),
+        ([3, 1], [2, None], (1, 2, 3), "go from 1 to 3: 3 classes, numbered in that order from 0 on"),
     ],
 )
 def test_labels(train: list, test: list, labels: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:

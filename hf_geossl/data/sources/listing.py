@@ -112,8 +112,9 @@ class Division:
         wanted = canonical(split)
         if wanted not in self.splits:
             raise ValueError(
-                f"{place.name!r} has no split {split!r}; its splits are {', '.join(sorted(self.splits)) or 'none'} "
-                f"(a split is a folder called {', '.join(SPLIT_WORDS)}; without one, every file belongs to train)"
+                f"{place.name!r} has no split {split!r}; its splits are {', '.join(sorted(self.splits)) or 'none'}: name "
+                "one by --split (--train_split and --test_split of an evaluation). A split is a folder called "
+                f"{', '.join(SPLIT_WORDS)}; without one, every file belongs to train"
             )
         return self.splits[wanted]
 
