@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from hf_geossl.data.wording import without_arguments
+
 # kind -> what happened, said of one image or of many; and the details of one image, with what to do about it
 NOTES = {
     "transparency": (
@@ -55,6 +57,12 @@ class Note:
     def summary(self) -> str:
         """What happened, without the details of one image."""
         return NOTES[self.kind][0]
+
+    @property
+    def facts(self) -> str:
+        """What happened, for people who run no command, without advice about its arguments."""
+        facts = without_arguments(self.detail)
+        return f"{self.summary} ({facts})" if facts else self.summary
 
     def __str__(self) -> str:
         return f"{self.summary} ({self.detail})"

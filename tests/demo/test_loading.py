@@ -85,7 +85,7 @@ def test_folders_that_hold_no_model_of_ours_are_refused_in_one_line(tmp_path: Pa
         (folder("weightless", config_json='{"model_type": "gtsa"}'), "cannot be opened"),
         (cut, "cannot be opened"),
         (part, "incomplete"),
-        (grey, "1 channels"),
+        (grey, "takes 1 channels, and nothing says what they are"),
         (processed, "three means"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:

@@ -1,0 +1,46 @@
+"""The choice of three channels that are shown as red, green and blue, or of one alone in grey."""
+
+from typing import Any
+
+import gradio as gr
+
+from hf_geossl.demo.channel_picture import Channels
+from hf_geossl.modeling.image_format import ImageFormat
+from hf_geossl.views.display import HIGH, LOW, displayed_channels
+
+_COLORS = -1  # where one channel alone has its place
+
+
+class ChannelChoice:
+    """The controls of the choice, built where it is made; there are none for images of one channel.
+
+    Args:
+        image_format (`ImageFormat`): Of the model, with two channels or more.
+    """
+
+    def __init__(self, image_format: ImageFormat) -> None:
+        self._default = displayed_channels(image_format)
+        names, count = image_format.names, image_format.num_channels
+        colors = self._default if len(self._default) == 3 else tuple(min(place, count - 1) for place in range(3))
+        single = [(f"{name} alone, in grey", place) for place, name in enumerate(names)]
+        first = _COLORS if len(self._default) == 3 else self._default[0]
+        stretched = f", from the percentiles {100 * LOW:g} to {100 * HIGH:g} of each picture"
+        with gr.Row():
+            kind = gr.Dropdown(
+                [("three channels as colours", _COLORS), *single],
+                value=first,
+                label="Shown are",
+                info=f"In every picture of the page{'' if image_format.is_uint8 else stretched}.",
+                filterable=False,
+            )
+            self.controls: list[Any] = [kind]
+            for color, place in zip(("Red", "Green", "Blue"), colors, strict=True):
+                choices = [(name, number) for number, name in enumerate(names)]
+                self.controls.append(
+                    gr.Dropdown(choices, value=place, label=color, info="of the colours", filterable=False)
+                )
+
+    def channels(self, kind: int, *colors: int) -> Channels:
+        """The channels for the values of the controls; None for those that are shown without a choice."""
+        chosen = tuple(map(int, colors)) if int(kind) == _COLORS else (int(kind),)
+        return None if chosen == self._default else chosen
