@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from hf_geossl.data.sources.base import FILE, Source, undecoded
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
-from hf_geossl.data.sources.hub import hub_rows, hub_source, pinned_revision
+from hf_geossl.data.sources.hub import hub_rows, hub_source, hub_texts, pinned_revision
 from hf_geossl.data.sources.listing import canonical, kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_rows, parquet_source
@@ -21,7 +21,7 @@ from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.wording import Place, as_text, name_of
 
 SCENES = "scenes"
-ReadColumns = Callable[[Collection[str]], datasets.IterableDataset]
+ReadColumns = Callable[[Collection[str]], datasets.Dataset | None]
 CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
 
 
@@ -65,10 +65,9 @@ class LabelledRows:
 
     def columns(self, names: Collection[str]) -> datasets.Dataset | None:
         """Some columns of all rows, where that costs no reading of the others; None of another stream."""
-        if isinstance(self.rows, datasets.Dataset) or self.read_columns is None:
-            return self.rows if isinstance(self.rows, datasets.Dataset) else None
-        stream = self.read_columns(names)
-        return datasets.Dataset.from_list(list(stream), features=stream.features)
+        if isinstance(self.rows, datasets.Dataset):
+            return self.rows
+        return None if self.read_columns is None else self.read_columns(names)
 
 
 def open_rows(
@@ -100,8 +99,9 @@ def open_rows(
         path = as_path(path_or_id)
         if path is None:
             revision = pinned_revision(path_or_id, revision, token)
-            rows = hub_rows(path_or_id, split, config_name=config_name, revision=revision, token=token)
-            return LabelledRows(undecoded(rows), revision=revision)
+            where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
+            rows = undecoded(hub_rows(path_or_id, split, **where))
+            return LabelledRows(rows, revision=revision, read_columns=partial(hub_texts, path_or_id, split, **where))
         folder = Path(path if os.path.exists(path) else divide_glob(path)[0])
         rows, read_columns = _local_rows(Path(path), split, image_column)
         return LabelledRows(undecoded(rows), folder=folder, read_columns=read_columns)
@@ -124,8 +124,15 @@ def _local_rows(
     if files.kind in ("folder", "zip"):
         return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), None
     if files.kind == "webdataset":
-        return webdataset_rows(files, path.name), None
-    return parquet_rows(files, path.name), partial(parquet_rows, files, path.name)
+        return webdataset_rows(files, path.name), partial(_read_all, partial(webdataset_rows, files, path.name))
+    return parquet_rows(files, path.name), partial(_read_all, partial(parquet_rows, files, path.name))
+
+
+def _read_all(
+    opening: Callable[[Collection[str]], datasets.IterableDataset], columns: Collection[str]
+) -> datasets.Dataset:
+    rows = opening(columns)
+    return datasets.Dataset.from_list(list(rows), features=rows.features)
 
 
 def _saved(path: Path, split: str) -> datasets.Dataset | None:

@@ -11,7 +11,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import islice
@@ -116,21 +116,29 @@ def webdataset_source(
     )
 
 
-def webdataset_rows(files: Files, name: str) -> datasets.IterableDataset:
-    """Opens local WebDataset tars with all endings as columns, "image" for the plain one and "label" for `.cls`.
+def webdataset_rows(
+    files: Files, name: str, columns: Collection[str] | None = None, *, open_tar: OpenTar = open_local
+) -> datasets.IterableDataset:
+    """Opens WebDataset tars with all endings as columns, "image" for the plain one and "label" for `.cls`.
+
+    Args:
+        files (`Files`), name (`str`), open_tar (`Callable`, *optional*): as in [`webdataset_source`].
+        columns (`Collection[str]`, *optional*): these alone; what they do not need is not read.
 
     Raises:
         ValueError: if no tar can be read.
     """
-    layout = _layout(files, name, "image", open_local)
-    rows = partial(_labelled_rows, root=files.root, layout=layout)
-    first = [row for _, row in islice(rows(files.names), _ROWS_TRIED)]
+    layout = _layout(files, name, "image", open_tar)
+    shards: dict[str, Any] = {"tars": files.names, "root": files.root, "layout": layout, "open_tar": open_tar}
+    first = [row for _, row in islice(_labelled_rows(**shards), _ROWS_TRIED)]
     schema = pa.concat_tables([pa.Table.from_pylist([row]) for row in first], promote_options="default").schema
     features = datasets.Features.from_arrow_schema(schema)
     features |= {column: datasets.Image(decode=False) for column in features if column == "image" or _is_image(column)}
-    shards = {"tars": files.names, "root": files.root, "layout": layout, "columns": frozenset(features)}
-    info = datasets.DatasetInfo(features=datasets.Features(features))
-    return datasets.IterableDataset(ExamplesIterable(_labelled_rows, shards), info=info)
+    features = datasets.Features({key: kind for key, kind in features.items() if columns is None or key in columns})
+    info = datasets.DatasetInfo(features=features)
+    return datasets.IterableDataset(
+        ExamplesIterable(_labelled_rows, shards | {"columns": frozenset(features)}), info=info
+    )
 
 
 def _layout(files: Files, name: str, image_column: str, open_tar: OpenTar) -> Layout:
@@ -199,9 +207,9 @@ def _endings(path: str, open_tar: OpenTar) -> list[set[str]]:
 
 def _runs(
     path: str, open_tar: OpenTar, wanted: Callable[[str], bool] = lambda name: False
-) -> Iterator[list[tuple[str, bytes]]]:
+) -> Iterator[list[tuple[str, bytes | None]]]:
     """Yields the members that share their name up to the first dot, with the content of those that are `wanted`."""
-    run: list[tuple[str, bytes]] = []
+    run: list[tuple[str, bytes | None]] = []
     current = ""
     with open_tar(path) as archive:
         for member in archive:
@@ -215,18 +223,20 @@ def _runs(
                 run = []
             current = sample
             content = archive.extractfile(member) if wanted(member.name) else None
-            run.append((member.name, content.read() if content else b""))
+            run.append((member.name, content.read() if content else None))
     if run:
         yield run
 
 
-def _samples(run: list[tuple[str, bytes]], layout: Layout) -> Iterator[tuple[str, dict[str, bytes], str | None]]:
+def _samples(
+    run: list[tuple[str, bytes | None]], layout: Layout
+) -> Iterator[tuple[str, dict[str, bytes | None], str | None]]:
     """Divides a run into samples: name, content by ending, and the ending of the image.
 
     A second plain image is a sample of its own, unless the first samples have several. A run without an image is a sample
     without one.
     """
-    fields: dict[str, dict[str, bytes]] = {}
+    fields: dict[str, dict[str, bytes | None]] = {}
     for name, content in run:
         sample, ending = layout.divide(name)
         fields.setdefault(sample, {})[ending] = content
@@ -261,23 +271,34 @@ def _image_rows(tars: list[str], root: str, layout: Layout, open_tar: OpenTar) -
 
 
 def _labelled_rows(
-    tars: list[str], root: str, layout: Layout, columns: frozenset[str] | None = None
+    tars: list[str], root: str, layout: Layout, open_tar: OpenTar, columns: frozenset[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of samples; only some columns of them, where these are given."""
+
+    def wanted(name: str) -> bool:
+        ending = layout.divide(name)[1]
+        return columns is None or ending in columns or ending == "cls" or ("image" in columns and layout.wants(ending))
+
     for tar in tars:
         path = os.path.join(root, tar)
         try:
-            for run in _runs(path, open_local, lambda name: True):
+            for run in _runs(path, open_tar, wanted):
                 for sample, fields, ending in _samples(run, layout):
                     row = {
                         "__key__": sample,
-                        **{key: _decoded(sample, key, content) for key, content in fields.items()},
+                        **{
+                            key: _decoded(sample, key, content)
+                            for key, content in fields.items()
+                            if content is not None
+                        },
                     }
-                    row["image"] = None if ending is None else row[ending]
+                    row["image"] = None if ending is None else row.get(ending)
                     if "cls" in row:
                         row.setdefault("label", row["cls"])
                     yield f"{tar}:{sample}", row if columns is None else {key: row.get(key) for key in columns}
         except _UNREADABLE as error:
+            if is_transient(error):
+                raise
             Place(path).warn(f"the rest of the archive cannot be read ({_reason(error)}) and is left out")
 
 
