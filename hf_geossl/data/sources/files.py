@@ -27,14 +27,13 @@ from hf_geossl.data.sources.listing import (
     PART,
     Division,
     arrange,
-    canonical,
     divide,
     is_hidden,
     kind_of,
     sample_of,
     say_hidden,
-    split_of,
 )
+from hf_geossl.data.sources.split_names import canonical, split_of
 from hf_geossl.data.sources.tables import METADATA, Item, read_list, read_metadata
 from hf_geossl.data.wording import Place, as_text, counted, some_of
 
@@ -128,7 +127,7 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
         by_kind.setdefault(kind_of(entry), []).append(entry)
     others = by_kind.pop("", [])
     if not by_kind:
-        what = f"{counted(len(names), 'file')}, but none of these kinds" if names else "no files"
+        what = f"{counted(len(names), 'file')} ({_endings(names)}), but none of these kinds" if names else "no files"
         raise FileNotFoundError(
             f"{path!r} holds {what}; pass a path with images (.jpg, .png, .tif, .npy, .dcm, ...), .parquet, .tar "
             f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written"
@@ -154,11 +153,15 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
 
 def _say_strays(names: list[str], taken: str, place: Place) -> None:
     if names:
-        endings = sorted({os.path.splitext(name)[1].lower() or "no ending" for name in names})
         place.warn(
-            f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({some_of(endings, 8)}) left out; "
+            f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({_endings(names)}) left out; "
             f"{taken} taken"
         )
+
+
+def _endings(names: list[str]) -> str:
+    endings = {re.search(r"(\.\w+)?(\.(gz|bz2|xz|zst))?$", name.lower()) for name in names}
+    return some_of(sorted({(match[0] if match else "") or "no ending" for match in endings}), 8)
 
 
 def _is_metadata(name: str) -> bool:

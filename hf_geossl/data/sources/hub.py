@@ -26,8 +26,9 @@ from huggingface_hub.errors import (
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image, undecoded
 from hf_geossl.data.sources.files import Files, folder_source
-from hf_geossl.data.sources.listing import canonical, kind_of
+from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.opened import iterable_source
+from hf_geossl.data.sources.split_names import canonical
 from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_rows, webdataset_source
 from hf_geossl.data.wording import Place
 

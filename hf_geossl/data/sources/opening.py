@@ -14,9 +14,10 @@ import pyarrow as pa
 from hf_geossl.data.sources.base import FILE, Source, undecoded
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
 from hf_geossl.data.sources.hub import hub_rows, hub_source, hub_texts, pinned_revision
-from hf_geossl.data.sources.listing import canonical, kind_of
+from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
 from hf_geossl.data.sources.parquet import parquet_rows, parquet_source
+from hf_geossl.data.sources.split_names import canonical
 from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.wording import Place, as_text, name_of
 
