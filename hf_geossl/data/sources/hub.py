@@ -97,32 +97,43 @@ def hub_texts(
     split: str,
     columns: Collection[str],
     *,
+    features: datasets.Features | None,
     config_name: str | None,
     revision: str | None,
     token: str | bool | None,
 ) -> datasets.Dataset | None:
     """Reads those of some columns that hold texts, of all rows, where this does not read the images too.
 
+    Args:
+        repository, split, config_name, revision, token: as in [`hub_rows`].
+        columns (`Collection[str]`): their names.
+        features (`datasets.Features`, *optional*): of the rows, where they state them.
+
     Returns:
         `datasets.Dataset`: None where no column holds texts, and of tars and archives, which are read whole.
     """
+    texts = _texts(features, columns)
+    if features is not None and not texts:
+        return None
     with _errors_in_words(repository, revision):
         builder = _builder(repository, config_name, revision, token)
         split = _own_split(builder, split, repository)
         addresses = [str(address) for address in (builder.config.data_files or {}).get(split, [])]
         if not isinstance(builder, Parquet | Csv | Json | ImageFolder) or any(map(_is_archive, addresses)):
             return None
+        if isinstance(builder, Parquet) and texts:
+            builder.config.columns = texts
         rows = undecoded(builder.as_streaming_dataset(split))
-        features = rows.features or datasets.Dataset.from_list(list(islice(rows, 1))).features
-        texts = [name for name in columns if name in features and _holds_text(features[name])]
+        if features is None:
+            texts = _texts(datasets.Dataset.from_list(list(islice(rows, 1))).features, columns)
         if not texts:
             return None
-        if isinstance(builder, Parquet):
-            builder = _builder(repository, config_name, revision, token)
-            builder.config.columns = texts
-            rows = builder.as_streaming_dataset(split)
         Place(repository, repository).warn(f"all rows of {', '.join(texts)} in {split} are read, to number the texts")
         return datasets.Dataset.from_list(list(rows.select_columns(texts)))
+
+
+def _texts(features: datasets.Features | None, columns: Collection[str]) -> list[str]:
+    return [name for name in columns if features is not None and name in features and _holds_text(features[name])]
 
 
 def _refuse_texts(row: dict[str, Any], image_column: str, repository: str) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from hf_geossl.data.sources.split_names import SPLIT_OF_SHORT_WORD, SPLIT_OF_WORD
 from hf_geossl.data.wording import Place, counted, some_of
 
+MAP_COLUMNS = ("annotation", "depth_map")  # what images have maps as
 _TRUTH = (
     r"masks?|labels?|lbls?|labelids|labeltrainids|seg|segm|segmentations?|segmentation(?:class|object)|annotations?|"
     r"annots?|anns?|gt|gtfine|gtcoarse|ground[\s_-]?truths?|truths?|targets?|trimaps?|mattes?|manual|semantics?|"
@@ -76,17 +77,22 @@ def pair_maps(names: Sequence[str], place: Place) -> Pairing:
     return found
 
 
-def _stem(name: str) -> str:
-    return os.path.splitext(name.rpartition("/")[2])[0]
+def map_column(word: str) -> str | None:
+    """The column that a map of some name is truth for: "seg" for "annotation", "depth" for "depth_map"; None of no map's."""
+    return _column(word) if _TRUTH_WORD.fullmatch(word.lower()) else None
 
 
-def _image_of(stem: str) -> str | None:
-    """The stem of the image that a map is called after; None of a file that is not called a map."""
+def image_of(stem: str) -> str | None:
+    """The stem of the image that a map is called after ("a" of "a_mask"); None of a file that is not called a map."""
     for pattern in (_TRUTH_ENDING, _TRUTH_START):
         shorter = pattern.sub("", stem)
         if shorter and shorter != stem:
             return shorter
     return None
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name.rpartition("/")[2])[0]
 
 
 def _column(*words: str) -> str:
@@ -159,7 +165,7 @@ def _in_folders(names: Sequence[str], place: Place) -> Pairing:
             called.add(folder)
             found.maps.add(name)
             stem = _stem(name)
-            for key in dict.fromkeys((_image_of(stem) or stem, stem)):
+            for key in dict.fromkeys((image_of(stem) or stem, stem)):
                 maps.setdefault((*above, *splits, *below, key), {}).setdefault(_column(folder, stem), name)
             break
     for name, places in images.items():
@@ -188,10 +194,10 @@ def _beside(names: Sequence[str], found: Pairing, place: Place) -> None:
         stems = {_stem(name) for name in inside}
         maps: dict[str, dict[str, str]] = {}
         for name in inside:
-            image = _image_of(_stem(name))
+            image = image_of(_stem(name))
             if image is not None:
                 maps.setdefault(image, {}).setdefault(_column(_stem(name).removeprefix(image)), name)
-        own = [name for name in inside if _image_of(_stem(name)) is None or not _is_map(_stem(name), stems)]
+        own = [name for name in inside if image_of(_stem(name)) is None or not _is_map(_stem(name), stems)]
         truth = {
             name: maps[key]
             for name in own
@@ -218,7 +224,7 @@ def _beside(names: Sequence[str], found: Pairing, place: Place) -> None:
 
 def _is_map(stem: str, stems: set[str]) -> bool:
     """Whether the image that a map is called after is there, as it stands or with a word for images behind it."""
-    image = _image_of(stem)
+    image = image_of(stem)
     return image in stems or any(_IMAGE_ENDING.sub("", other) == image for other in stems if other != stem)
 
 
