@@ -11,11 +11,15 @@ from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_geossl.data.images import BrokenImageError, decode_image
+from hf_geossl.data.sources.archives import ADDRESS
 from hf_geossl.data.sources.base import encoded_image
+from hf_geossl.data.sources.copies import find_copies
 from hf_geossl.data.sources.opening import LabelledRows
-from hf_geossl.data.wording import counted
+from hf_geossl.data.wording import as_text, counted
 from hf_geossl.evaluation.annotations import (
     BOX_FORMATS,
     IGNORED,
@@ -308,6 +312,35 @@ def _box_format(some: Sequence[Row], columns: Columns, name: str) -> str:
     raise ValueError(f"the boxes of {name} in column {columns.objects!r} {how}: say which by --bbox_format")
 
 
+def _say_copies(splits: Sequence[tuple[str, Rows]], columns: Columns, name: str) -> None:
+    """Says how many images of the second split are there in the first too, where both are files on this machine."""
+    paths = [_paths(rows, columns.image) for _, rows in splits]
+    copies = find_copies(*paths)
+    if copies:
+        pair = " is ".join(as_text(_short(path)) for path in copies[0])
+        logger.warning(
+            "%s: %s of the %d of the split %s have the content of one of the split %s (%s): measured images were seen in "
+            "training",
+            name, counted(len(copies), "image"), len(paths[1]), splits[1][0], splits[0][0], pair,
+        )  # fmt: skip
+
+
+def _short(path: str) -> str:
+    """The last folders and the name of a file."""
+    member = path.removeprefix(ADDRESS).split("::")[0] if path.startswith(ADDRESS) else path
+    return "/".join(member.split("/")[-3:])
+
+
+def _paths(rows: Rows, column: str) -> list[str]:
+    """The paths of a column's files; none of images that lie in the table itself."""
+    if isinstance(rows, datasets.IterableDataset) or not isinstance(rows.features.get(column), datasets.Image):
+        return []
+    cells = pa.chunked_array(rows.data.column(column))
+    if pc.struct_field(cells, "bytes").null_count < len(cells):
+        return []
+    return [path for path in pc.struct_field(cells, "path").to_pylist() if path is not None]
+
+
 class SharedTruth:
     """What the truth of several splits means, decided and logged once.
 
@@ -328,6 +361,8 @@ class SharedTruth:
             for split in self.splits:
                 with suppress(ValueError):  # tasks of one split do not need the other
                     opened[split] = opened[split] if split in opened else opening(split)
+            if len(self.splits) == 2 and all(split in opened for split in self.splits):
+                _say_copies([(split, opened[split].rows) for split in self.splits], columns, name)
             splits = [opened[key] for key in sorted(opened)]
             tables = [
                 table for split in splits if (table := split.columns((columns.label, columns.objects))) is not None

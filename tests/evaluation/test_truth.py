@@ -1,5 +1,7 @@
 """What the truth of a dataset means: decided from its rows, the same for all splits, and said."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hf_geossl.data.sources.opening import LabelledRows
+from hf_geossl.evaluation.options import EvaluationData
 from hf_geossl.evaluation.sample_reader import SampleReader
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth, decide_truth
 from tests.evaluation.test_annotations import BOX
@@ -228,3 +231,23 @@ def test_settings_out_of_range() -> None:
         Columns(bbox_format="voc")
     with pytest.raises(ValueError, match="depth_scale must be above 0"):
         Columns(depth_scale=0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_images_that_were_seen_in_training_are_counted(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, shades in (("train", (1, 2, 3)), ("test", (3, 4, 1, 5))):
+        for number, shade in enumerate(shades):
+            path = tmp_path / "own" / split / "ab"[number % 2] / f"{split}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shade, 9, 9)).save(path)
+    dataset = str(tmp_path / "own")
+    if kind == "zip":
+        dataset = shutil.make_archive(dataset, "zip", tmp_path / "own")
+    data = EvaluationData(dataset, size=8)
+    assert len(list(data.train)) == 3
+    assert len(list(data.test)) == 4
+    assert caplog.text.count("measured images were seen in training") == 1
+    said = "2 images of the 4 of the split test have the content of one of the split train (test/a/test0.png is train/a/train2.png)"
+    assert said in caplog.text
