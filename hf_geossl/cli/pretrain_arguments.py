@@ -173,6 +173,14 @@ def _unused(of_user: Mapping[str, Value], of_recipe: Mapping[str, Value]) -> tup
             for name in ("eval_split", "eval_images")
             if of_user.get(name) not in (None, TAKEN_BACK)
         ]
+    if not values.get("push_to_hub"):
+        said += [
+            f"--{name} means nothing without --push_to_hub true, and is left out"
+            for name in ("hub_model_id", "hub_strategy", "hub_revision")
+            if of_user.get(name) not in (None, TAKEN_BACK)
+        ]
+    if values.get("eval_strategy") in (None, "no") and of_user.get("eval_steps") not in (None, TAKEN_BACK):
+        said.append("--eval_steps means nothing without --eval_strategy steps, and is left out")
     if {"max_steps", "num_train_epochs"} <= _without_taken_back(of_user).keys() and of_user["max_steps"] != -1:
         said.append("--max_steps is given too, so --num_train_epochs is left out")
     return tuple(said)

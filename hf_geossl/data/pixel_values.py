@@ -159,16 +159,10 @@ def to_bytes(raster: Raster, values: np.ndarray) -> np.ndarray:
         return values
     missing = _missing(values, raster.nodata)
     known = values if missing is None else values[~missing]
-    smallest, largest = (float(known.min()), float(known.max())) if known.size else (low, low)
-    if raster.span is None:
-        if kind.kind == "f" and not (smallest >= 0 and largest <= 1):
-            raise _no_range(f"{kind.itemsize * 8}-bit floating point", smallest, largest)
-        if kind.itemsize == 4 and kind.kind in "iu":
-            raise _no_range("32-bit integer", smallest, largest)
-        if kind.kind == "i":
-            if smallest < 0:
-                raise _no_range("signed 16-bit integer", smallest, largest)
-            low = 0.0
+    largest = float(known.max()) if known.size else low
+    _check_fixed_range(raster, known)
+    if raster.span is None and kind.kind == "i":
+        low = 0.0
     if missing is not None:
         note("nodata", count=int(missing.sum()))
         values = np.where(missing, kind.type(low) if kind.kind == "f" else low, values)
@@ -195,8 +189,21 @@ def _dark_range(values: np.ndarray, low: float, high: float, largest: float) -> 
     return f"0,{max(1, 2 ** int(largest).bit_length() - 1)}" if whole else f"{low:g},{largest:g}"
 
 
-def _no_range(what: str, smallest: float, largest: float) -> BrokenImageError:
-    return BrokenImageError(
+def _check_fixed_range(raster: Raster, known: np.ndarray) -> None:
+    """Refuses values whose type does not say what is black and white, unless the file does."""
+    kind = known.dtype
+    if raster.span is not None or not known.size:
+        return
+    smallest, largest = float(known.min()), float(known.max())
+    if kind.kind == "f" and not (smallest >= 0 and largest <= 1):
+        what = f"{kind.itemsize * 8}-bit floating point"
+    elif kind.kind in "iu" and kind.itemsize == 4:
+        what = "32-bit integer"
+    elif kind.kind == "i" and smallest < 0:
+        what = "signed 16-bit integer"
+    else:
+        return
+    raise BrokenImageError(
         f"{what} pixels from {smallest:g} to {largest:g} have no fixed range; say which values are black and white, "
         f"such as --value_range {smallest:g},{largest:g}"
     )
@@ -205,19 +212,24 @@ def _no_range(what: str, smallest: float, largest: float) -> BrokenImageError:
 def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.ndarray:
     """Maps stored values to units; those of another type by their own whole range where the format's is the type's."""
     missing = _missing(values, raster.nodata)
-    _note_dark_units(raster, values, missing, image_format)
+    known = values if missing is None else values[~missing]
+    _note_dark_units(raster, known, image_format)
+    same = raster.dtype == image_format.dtype or (
+        raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
+    )
+    as_they_are = same or image_format.range_source != "type"
+    if not as_they_are:
+        _check_fixed_range(raster, known)
     if image_format.channels == "gray":
         values = _gray(values)
         missing = missing if missing is None else np.any(missing, axis=2, keepdims=True)
     elif image_format.channels == "rgb" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
-    same = raster.dtype == image_format.dtype or (
-        raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
-    )
-    if same or image_format.range_source != "type":
+    if as_they_are:
         units, how = image_format.to_unit(values), "values taken as they are"
     else:
         low, high = raster.value_span()
+        low = low if raster.span else max(low, 0.0)  # no value is below 0
         units = ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
         how = f"{low:g} to {high:g} became the whole range"
     if not same:
@@ -228,8 +240,7 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
     return units
 
 
-def _note_dark_units(raster: Raster, values: np.ndarray, missing: np.ndarray | None, image_format: ImageFormat) -> None:
-    known = values if missing is None else values[~missing]
+def _note_dark_units(raster: Raster, known: np.ndarray, image_format: ImageFormat) -> None:
     if known.size and image_format.range_source == "type" and known.dtype.kind == "u":
         low, high = raster.value_span()
         largest = float(known.max())
