@@ -73,7 +73,7 @@ class TrainerParts:
             TeacherCallback(self.plan, self.guard, self.accelerator),
             *own,
             MeterCallback(self.meter, self.stopwatch, self.guard),
-            CollapseCallback(dict(chance_losses)),
+            CollapseCallback(dict(chance_losses), lambda: self.probes.contrast),
             self.preemption,
         ]
 
@@ -95,7 +95,8 @@ class TrainerParts:
     def settings(self) -> dict[str, object]:
         """What a run has to go on with, beside its data."""
         batches = self.args.gradient_accumulation_steps * self.args.world_size
-        return {"views": views_settings(self.feed.views), "batches of a step": batches}
+        optimizer = str(self.args.optim.value).removesuffix("_fused")  # fused ones have the same state
+        return {"views": views_settings(self.feed.views), "batches of a step": batches, "optim": optimizer}
 
     def state_dict(self) -> dict[str, object]:
         """What this process adds to a checkpoint, in plain values."""
