@@ -34,10 +34,11 @@ from hf_geossl.data.sources.listing import (
     say_hidden,
 )
 from hf_geossl.data.sources.split_names import canonical, split_of
+from hf_geossl.data.sources.strays import advice_on, endings_of, say_strays
 from hf_geossl.data.sources.tables import METADATA, Item, read_list, read_metadata
 from hf_geossl.data.wording import Place, as_text, counted, some_of
 
-_LISTS = (".txt", ".csv", ".tsv", ".jsonl")
+_LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 _FILES_PER_STRAY = 4  # with fewer for each, files of two kinds are both the data
 _MOST_LINKS = 8  # through which a folder is entered
 _MEMBERS_TRIED = 100  # of a tar, to see what it holds
@@ -127,17 +128,17 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
         by_kind.setdefault(kind_of(entry), []).append(entry)
     others = by_kind.pop("", [])
     if not by_kind:
-        what = f"{counted(len(names), 'file')} ({_endings(names)}), but none of these kinds" if names else "no files"
+        what = f"{counted(len(names), 'file')} ({endings_of(names)}), but none of these kinds" if names else "no files"
         raise FileNotFoundError(
             f"{path!r} holds {what}; pass a path with images (.jpg, .png, .tif, .npy, .dcm, ...), .parquet, .tar "
-            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written"
+            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written{'; ' if others else ''}{advice_on(others)}"
         )
     kind = _kind_of_data(by_kind, path)
     metadata = [entry for entry in (*others, *by_kind.get("parquet", ())) if _is_metadata(entry)]
     metadata = metadata if kind == "folder" else []
     others += [entry for other, entries in by_kind.items() if other != kind for entry in entries]
     others = [entry for entry in others if entry not in metadata]
-    _say_strays(others, counted(len(by_kind[kind]), *_NOUNS[kind]), place)
+    say_strays(others, by_kind[kind], counted(len(by_kind[kind]), *_NOUNS[kind]), place)
     if kind == "folder":
 
         def read(file: str) -> bytes:
@@ -149,19 +150,6 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     if kind == "zip" or (kind == "webdataset" and _are_folders(root, by_kind[kind])):
         return _in_archives(root, by_kind[kind], split, place)
     return Files(kind, root, divide(by_kind[kind], place, by_file_name=True, links=links).choose(split, place))
-
-
-def _say_strays(names: list[str], taken: str, place: Place) -> None:
-    if names:
-        place.warn(
-            f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({_endings(names)}) left out; "
-            f"{taken} taken"
-        )
-
-
-def _endings(names: list[str]) -> str:
-    endings = {re.search(r"(\.\w+)?(\.(gz|bz2|xz|zst))?$", name.lower()) for name in names}
-    return some_of(sorted({(match[0] if match else "") or "no ending" for match in endings}), 8)
 
 
 def _is_metadata(name: str) -> bool:
@@ -265,7 +253,7 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
         raise FileNotFoundError(
             f"{place.name!r} holds {counted(len(others), 'file')}, but no images: unpack what may be packed in it again"
         )
-    _say_strays(others, counted(len(images), "image"), place)
+    say_strays(others, images, counted(len(images), "image"), place)
     given = read_metadata(metadata, lambda member: read_member(files.address(member)), images, place)
     items, classes = arrange(images, split, place, given)
     return replace(files, names=[item.name for item in items], items=items, classes=classes)
@@ -353,7 +341,7 @@ def as_path(path_or_id: str) -> str | None:
     if os.path.exists(path) or _is_glob(path):
         return path
     like_an_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path_or_id)
-    if not like_an_id or kind_of(path_or_id) or Path(path).suffix in (".zip", ".arrow", ".json", ".csv"):
+    if not like_an_id or kind_of(path_or_id) or Path(path).suffix in (".zip", ".arrow", *_LISTS):
         raise FileNotFoundError(f"{path_or_id!r} does not exist; pass a file, a folder, a glob, or a Hub dataset's id")
     return None
 
