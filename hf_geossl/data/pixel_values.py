@@ -66,7 +66,7 @@ def in_format(raster: Raster, image_format: ImageFormat) -> np.ndarray:
             note("transparency_ignored")
     if numbers == "rgb" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
-    return np.ascontiguousarray(values)
+    return np.require(values, requirements=["C", "W"])  # a copy only where it must be
 
 
 def _over_white(values: np.ndarray, alpha: np.ndarray, opaque: float) -> np.ndarray:
@@ -105,6 +105,8 @@ def _numbered(raster: Raster, numbers: tuple[int, ...]) -> np.ndarray:
         raise BrokenImageError(
             f"it has {present}, and channel {max(numbers)} is asked for (--channels {','.join(map(str, numbers))})"
         )
+    if numbers == tuple(range(1, values.shape[2] + 1)):
+        return values
     return values[..., [number - 1 for number in numbers]]
 
 
@@ -133,10 +135,12 @@ def named_color_places(count: int, names: Sequence[str]) -> list[int]:
 
 def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """Which values mean "no value"; None if none does. Where that is 0, it belongs into the picture as black."""
-    missing = np.zeros(values.shape, dtype=bool)
-    if values.dtype.kind == "f":
-        missing |= ~np.isfinite(values)
-    if nodata is not None and np.isfinite(nodata) and nodata != 0:
+    named = nodata is not None and np.isfinite(nodata) and nodata != 0
+    # one pass over the values where nothing is missing: a sum is finite where all of them are
+    if not named and (values.dtype.kind != "f" or np.isfinite(values.sum(dtype=np.float64))):
+        return None
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
+    if nodata is not None and named:
         missing |= values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
     return missing if missing.any() else None
 

@@ -101,7 +101,8 @@ def read_tiff(file: BinaryIO, max_pixels: int, pages_as_channels: bool = False) 
         if stack.frames > 1:
             note("frames", count=f"{stack.frames} images")
         with decoding():
-            return _raster(first, np.concatenate(values, axis=2), stack, len(pages) > 1)
+            joined = values[0] if len(values) == 1 else np.concatenate(values, axis=2)
+            return _raster(first, joined, stack, len(pages) > 1)
 
 
 @dataclass(frozen=True)
