@@ -22,23 +22,19 @@ class ChannelChoice:
         self._default = displayed_channels(image_format)
         names, count = image_format.names, image_format.num_channels
         colors = self._default if len(self._default) == 3 else tuple(min(place, count - 1) for place in range(3))
-        single = [(f"{name} alone, in grey", place) for place, name in enumerate(names)]
+        single = [(f"{name} alone", place) for place, name in enumerate(names)]
         first = _COLORS if len(self._default) == 3 else self._default[0]
-        stretched = f", from the percentiles {100 * LOW:g} to {100 * HIGH:g} of each picture"
-        with gr.Row():
-            kind = gr.Dropdown(
-                [("three channels as colours", _COLORS), *single],
-                value=first,
-                label="Shown are",
-                info=f"In every picture of the page{'' if image_format.is_uint8 else stretched}.",
-                filterable=False,
-            )
-            self.controls: list[Any] = [kind]
+        stretched = f", from percentile {100 * LOW:g} to {100 * HIGH:g} of each picture"
+        gr.Markdown(
+            "All pictures of the page show three channels as red, green and blue, or one alone in grey"
+            f"{'' if image_format.is_uint8 else stretched}."
+        )
+        with gr.Row(elem_classes=["geo-channels"]):
+            kinds = [("three channels", _COLORS), *single]
+            self.controls: list[Any] = [gr.Dropdown(kinds, value=first, label="Shown", filterable=False)]
             for color, place in zip(("Red", "Green", "Blue"), colors, strict=True):
                 choices = [(name, number) for number, name in enumerate(names)]
-                self.controls.append(
-                    gr.Dropdown(choices, value=place, label=color, info="of the colours", filterable=False)
-                )
+                self.controls.append(gr.Dropdown(choices, value=place, label=color, filterable=False))
 
     def channels(self, kind: int, *colors: int) -> Channels:
         """The channels for the values of the controls; None for those that are shown without a choice."""

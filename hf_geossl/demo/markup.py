@@ -63,6 +63,8 @@ def strip(pictures: Sequence[Image.Image], chosen: int, upload: Image.Image | No
             f'<img src="{data_url(small)}" alt=""></button>'
         )
     below = f'<p class="geo-note">{escape(note)}</p>' if note else ""
+    if not buttons:
+        return below
     return f'<div class="geo-strip" role="group" aria-label="{escape(name)}">{"".join(buttons)}</div>{below}'
 
 
@@ -172,6 +174,7 @@ STYLE = """<style>
 .geo-picture[data-kind=box] { touch-action: none; }
 .geo-frame { position: absolute; border: 3px solid #00c8ff; box-shadow: 0 0 0 1px #000, inset 0 0 0 1px #000;
     box-sizing: border-box; pointer-events: none; }
+.geo-channels input { min-height: 44px; }
 .geo-note { color: var(--body-text-color); font-size: 15px; line-height: 1.35; margin: 0 4px 8px; }
 .geo-said { color: var(--body-text-color); font-size: 16px; line-height: 1.45; margin: 8px 0; }
 .geo-bars { display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center; max-width: 620px;

@@ -146,7 +146,7 @@ class Page:
         if not self.samples:
             lines.append(
                 "There are no sample pictures of this kind: **upload picture A**, and picture B to compare. Nearest neighbours "
-                "need samples, which `geossl demo --samples FOLDER` shows."
+                "need samples: `geossl demo MODEL --samples FOLDER`."
             )
         missing = model.why_no_head()
         return "\n\n".join([*lines, *([f"**{missing}**"] if missing else [])])

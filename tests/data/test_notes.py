@@ -21,6 +21,10 @@ def test_the_innermost_block_of_this_thread_collects() -> None:
     assert [entry.kind for entry in inner] == ["cmyk"]
     assert str(outer[0]) == "only the first of several frames or pages read (3 images in this file)"
     assert outer[0].summary == "only the first of several frames or pages read"
+    assert outer[0].facts == str(outer[0])
+    depth = Note("depth", "0 to 65535 became 0 to 255; keep the levels with --value_range 0,65535")
+    assert depth.facts == "more than 8 bits reduced to 8 (0 to 65535 became 0 to 255)"
+    assert Note("floats", "keep the levels with --value_range 0,1").facts == NOTES["floats"][0]
 
 
 def test_an_error_ends_collecting_too() -> None:

@@ -11,13 +11,16 @@ from hf_geossl.demo.channel_choice import ChannelChoice  # noqa: E402
 
 
 def test_colours_that_are_there_are_shown_first_and_every_channel_is_offered() -> None:
-    with gradio.Blocks():
+    with gradio.Blocks() as demo:
         choice = ChannelChoice(BANDS)
     assert [control.value for control in choice.controls] == [-1, 4, 3, 2]
-    names = [f"{name} alone, in grey" for name in BANDS.names]
-    assert [name for name, _ in choice.controls[0].choices] == ["three channels as colours", *names]
+    names = [f"{name} alone" for name in BANDS.names]
+    assert [name for name, _ in choice.controls[0].choices] == ["three channels", *names]
     assert [name for name, _ in choice.controls[2].choices] == list(BANDS.names)
-    assert choice.controls[0].info == "In every picture of the page, from the percentiles 2 to 98 of each picture."
+    shown = "All pictures of the page show three channels as red, green and blue, or one alone in grey"
+    assert [block.value for block in demo.blocks.values() if isinstance(block, gradio.Markdown)] == [
+        f"{shown}, from percentile 2 to 98 of each picture."
+    ]
     assert choice.channels(-1, 4, 3, 2) is None
     assert choice.channels(-1, 0, 3, 2) == (0, 3, 2)
     assert choice.channels(1, 0, 3, 2) == (1,)
@@ -28,6 +31,5 @@ def test_of_two_channels_the_first_is_shown_in_grey() -> None:
     with gradio.Blocks():
         choice = ChannelChoice(two)
     assert [control.value for control in choice.controls] == [0, 0, 1, 1]
-    assert choice.controls[0].info == "In every picture of the page."
     assert choice.channels(0, 0, 1, 1) is None
     assert choice.channels(-1, 0, 1, 1) == (0, 1, 1)
