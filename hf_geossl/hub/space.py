@@ -143,11 +143,11 @@ def write_space(
     title = " ".join((title or f"{method.title} demo").split())
     target.mkdir(parents=True, exist_ok=True)
     _write_model([*weights, *processor_files(source)[:1]], target / "model", config)
-    requirements, app, takes = REQUIREMENTS, _APP, ""
+    requirements, app, takes = list(REQUIREMENTS), _APP, ""
     if described.is_rgb8:
         _write_samples(target / "samples")
     else:
-        requirements, app = REQUIREMENTS + IMAGE_REQUIREMENTS, _APP_WITHOUT_SAMPLES
+        requirements, app = [*requirements, *IMAGE_REQUIREMENTS], _APP_WITHOUT_SAMPLES
         takes = _TAKES.format(described=described.describe())
     _write_library(target / "hf_geossl")
     (target / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
