@@ -108,7 +108,7 @@ def open_rows(
         rows, read_columns = _local_rows(Path(path), split, image_column)
         return LabelledRows(undecoded(rows), folder=folder, read_columns=read_columns)
     except (FileNotFoundError, PermissionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:600]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
 
 

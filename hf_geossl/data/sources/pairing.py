@@ -42,6 +42,10 @@ _GLUED = re.compile(rf"({_SPLITS}|{_TRUTH}|{_IMAGE})({_SPLITS}|{_TRUTH}|{_IMAGE}
 _TRUTH_ENDING = re.compile(rf"(?:[\s._-]+(?:{_TRUTH})\d?)+$", re.IGNORECASE)
 _TRUTH_START = re.compile(rf"^(?:{_TRUTH})[\s._-]+(?=.)", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(rf"[\s._-]+(?:{_IMAGE}|000\d)$", re.IGNORECASE)  # nnU-Net's h_7_0000 is a channel of h_7
+_BAND = re.compile(  # S2A_7_B08A, cell_red, h_7_0000
+    r"(.+?)[\s._-]+(?:b\d{1,2}a?|band[\s_-]?\d+|red|green|blue|yellow|nir|swir\d?|rededge\d?|pan|vv|vh|hh|hv|w\d|ch?\d{1,2}|000\d)",
+    re.IGNORECASE,
+)
 _ALIKE = 3  # files, from which on a rule in their names is no accident
 
 
@@ -73,7 +77,9 @@ def pair_maps(names: Sequence[str], place: Place) -> Pairing:
     found = _in_folders(names, place)
     rest = [name for name in names if name not in found.maps]
     _beside(rest, found, place)
-    _say_alike([name for name in rest if name not in found.maps], place)
+    images = [name for name in rest if name not in found.maps]
+    _say_alike(images, place)
+    _say_bands(images, place)
     return found
 
 
@@ -132,9 +138,10 @@ def _roles(folders: set[str]) -> dict[str, str]:
             continue
         for folder, (other, about) in kinds.items():
             same_split = not rest and all(word in SPLIT_OF_WORD for word in about)
-            if (other == "image" and (about == rest or not about or same_split)) or (
-                other == "split" and about == rest
-            ):
+            with_images = other == "image" and (about == rest or not about or same_split)
+            if with_images or (
+                other == "split" and (about == rest or not rest)
+            ):  # MVTec's ground_truth beside train, test
                 roles |= {truth: "truth", folder: "image"}
     return roles
 
@@ -157,7 +164,8 @@ def _in_folders(names: Sequence[str], place: Place) -> Pairing:
             if role is None:
                 continue
             splits = tuple(word for word in _role(folder)[1] if word in SPLIT_OF_WORD)
-            above, below = tuple(folders[:depth]), tuple(folders[depth + 1 :])
+            above = tuple(folders[:depth])
+            below = tuple(inner for inner in folders[depth + 1 :] if _role(inner)[0] != "truth")  # annotations/trimaps
             if role == "image":
                 images[name] = ((*above, *splits, *below), (*above, *below))
                 found.image_folders.add(folder)
@@ -168,8 +176,12 @@ def _in_folders(names: Sequence[str], place: Place) -> Pairing:
             for key in dict.fromkeys((image_of(stem) or stem, stem)):
                 maps.setdefault((*above, *splits, *below, key), {}).setdefault(_column(folder, stem), name)
             break
-    for name, places in images.items():
-        keys = [(*at, stem) for at in places for stem in (_stem(name), _IMAGE_ENDING.sub("", _stem(name)))]
+    called_alike = Counter((*anywhere, _stem(name)) for name, (_, anywhere) in images.items())
+    for name, (there, anywhere) in images.items():
+        stems = (_stem(name), _IMAGE_ENDING.sub("", _stem(name)))
+        keys = [(*there, stem) for stem in stems]
+        if called_alike[(*anywhere, stems[0])] == 1:  # else the map may be that of an image in another split
+            keys += [(*anywhere, stem) for stem in stems]
         if truth := next((maps[key] for key in keys if key in maps), None):
             found.truth[name] = truth
     if found.maps:
@@ -246,3 +258,18 @@ def _say_alike(names: Sequence[str], place: Place) -> None:
                 f"{counted(len(twice), 'file')} called after other images beside them ({some_of(twice)}) taken as images of "
                 "their own; if they are maps, put these into a folder masks beside a folder images"
             )
+
+
+def _say_bands(names: Sequence[str], place: Place) -> None:
+    """Says of files that are called after the bands or channels of one image that each is taken as an image."""
+    bands: dict[str, list[str]] = {}  # image -> files
+    for name in names:
+        if match := _BAND.fullmatch(os.path.splitext(name)[0]):
+            bands.setdefault(match[1], []).append(name)
+    several = [files for files in bands.values() if len(files) > 1]
+    if several and 2 * sum(map(len, several)) >= len(names):
+        place.warn(
+            f"{counted(sum(map(len, several)), 'file')} called after the bands of {counted(len(several), 'image')} "
+            f"({some_of(several[0])}) taken as images of their own; to read them as channels of one image, save these as one "
+            "TIFF or .npy file"
+        )

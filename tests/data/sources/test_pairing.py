@@ -20,6 +20,9 @@ FOLDERS = [  # images, maps, the column of the maps
     ("data/CameraRGB/{}.png", "data/CameraSeg/{}.png", "annotation"),
     ("leftImg8bit/train/bonn/{}_leftImg8bit.png", "gtFine/train/bonn/{}_gtFine_labelIds.png", "annotation"),
     ("ISIC_Task1-2_Training_Input/{}.jpg", "ISIC_Task1_Training_GroundTruth/{}_segmentation.png", "annotation"),
+    ("bottle/test/broken/{}.png", "bottle/ground_truth/broken/{}_mask.png", "annotation"),  # of MVTec
+    ("images/{}.jpg", "annotations/trimaps/{}.png", "annotation"),  # of Oxford's pets
+    ("VOC2012/JPEGImages/{}.jpg", "VOC2012/SegmentationClass/{}.png", "annotation"),
     ("rgb/{}.png", "depth/{}.png", "depth_map"),
     ("images/{}.png", "depth_maps/{}_depth.tif", "depth_map"),
 ]  # fmt: skip
@@ -88,3 +91,26 @@ def test_few_files_called_maps_are_images_and_said(caplog: pytest.LogCaptureFixt
     files = [*(f"{number}.jpg" for number in range(9)), "0_mask.png", "1_mask.png"]
     assert not pair_maps(sorted(files), Place("/few")).maps
     assert "2 files called after the image beside (0_mask.png, 1_mask.png) taken as images of their own" in caplog.text
+
+
+def test_a_map_beside_several_splits_is_of_the_one_image_of_its_name() -> None:
+    found = pair_maps(["masks/0.png", "masks/1.png", "test/0.jpg", "train/0.jpg", "train/1.jpg"], Place("/alike"))
+    assert found.maps == {"masks/0.png", "masks/1.png"}
+    assert found.truth == {"train/1.jpg": {"annotation": "masks/1.png"}}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("{}/{}_B01.tif {}/{}_B8A.tif", "called after the bands of 4 images"),
+        ("{}_{}_red.png {}_{}_green.png {}_{}_blue.png", "called after the bands of 4 images"),
+        ("{}_{}_0000.png {}_{}_0001.png", "called after the bands of 4 images"),
+        ("{}_{}_VV.tif {}_{}_VH.tif", "called after the bands of 4 images"),
+        ("{}/{}_1.png {}/{}_2.png", ""),
+        ("red/{}{}.png blue/{}{}.png", ""),
+    ],
+)
+def test_bands_in_files_of_their_own_are_said(names: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    files = sorted(name.format(*[f"t{n}"] * 2) for name in names.split() for n in range(4))
+    assert not pair_maps(files, Place(f"/bands/{names}")).maps
+    assert (said in caplog.text) if said else not caplog.text
