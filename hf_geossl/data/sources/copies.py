@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Hashable, Iterable
-from typing import BinaryIO
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.archives import ADDRESS, member_size, read_member
@@ -62,5 +61,5 @@ def _whole(path: str) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _opened(path: str) -> BinaryIO:
+def _opened(path: str) -> io.BufferedReader | io.BytesIO:
     return io.BytesIO(read_member(path)) if path.startswith(ADDRESS) else open(path, "rb")

@@ -122,7 +122,7 @@ def hub_texts(
         if not isinstance(builder, Parquet | Csv | Json | ImageFolder) or any(map(_is_archive, addresses)):
             return None
         if isinstance(builder, Parquet) and texts:
-            builder.config.columns = texts
+            builder = _builder(repository, config_name, revision, token, columns=texts)
         rows = undecoded(builder.as_streaming_dataset(split))
         if features is None:
             texts = _texts(datasets.Dataset.from_list(list(islice(rows, 1))).features, columns)
@@ -189,11 +189,11 @@ def _commit(repository: str, revision: str | None, token: str | bool | None) -> 
 
 
 def _builder(
-    repository: str, config_name: str | None, revision: str | None, token: str | bool | None
+    repository: str, config_name: str | None, revision: str | None, token: str | bool | None, **options: Any
 ) -> datasets.DatasetBuilder:
     def build() -> datasets.DatasetBuilder:
         try:
-            return datasets.load_dataset_builder(repository, config_name, revision=revision, token=token)
+            return datasets.load_dataset_builder(repository, config_name, revision=revision, token=token, **options)
         except ValueError as error:
             raise _about_configuration(repository, config_name, error) from error
 

@@ -102,8 +102,8 @@ def open_rows(
             revision = pinned_revision(path_or_id, revision, token)
             where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
             rows = undecoded(hub_rows(path_or_id, split, **where))
-            read_columns = partial(hub_texts, path_or_id, split, features=rows.features, **where)
-            return LabelledRows(rows, revision=revision, read_columns=read_columns)
+            texts = partial(hub_texts, path_or_id, split, features=rows.features, **where)
+            return LabelledRows(rows, revision=revision, read_columns=texts)
         folder = Path(path if os.path.exists(path) else divide_glob(path)[0])
         rows, read_columns = _local_rows(Path(path), split, image_column)
         return LabelledRows(undecoded(rows), folder=folder, read_columns=read_columns)

@@ -219,14 +219,14 @@ def _beside(names: Sequence[str], found: Pairing, place: Place) -> None:
         if truth and 2 * len(truth) >= len(own):
             chosen = set(own)
             taken += [name for name in inside if name not in chosen]
-            found.truth |= truth
+            found.truth.update(truth)
         elif truth:
             few = sorted(name for maps_of in truth.values() for name in maps_of.values())
             place.warn(
                 f"{counted(len(few), 'file')} called after the image beside ({some_of(few)}) taken as images of their own, as "
                 "fewer than half of the images have such a file; maps go into a folder masks beside a folder images"
             )
-    found.maps |= set(taken)
+    found.maps.update(taken)
     if taken:
         place.warn(
             f"{counted(len(taken), 'file')} called after the image beside ({some_of(sorted(taken))}) taken as "

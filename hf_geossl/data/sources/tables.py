@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -58,7 +58,7 @@ def read_metadata(files: Sequence[str], read: Read, names: Sequence[str], place:
             )
         for row in rows.to_dict("records"):
             item = _item(row, column, file.rpartition("/")[0])
-            item.name = without_ending.get(item.name) or item.name
+            item = replace(item, name=without_ending.get(item.name) or item.name)
             rows_read += 1
             if item.name in known:
                 given.setdefault(item.name, item)
@@ -202,12 +202,10 @@ def read_list(file: str, content: bytes, image_column: str, place: Place) -> lis
         ValueError: if it has no column of paths; the message names those that it has.
     """
     items = _lines(content, place) if file.lower().endswith(".txt") else _rows(file, content, image_column, place)
-    if items:
-        for item, name in zip(items, placed([item.name for item in items], place), strict=True):
-            item.name = name
+    names = placed([item.name for item in items], place) if items else []
     by_name: dict[str, Item] = {}
-    for item in items:
-        by_name.setdefault(item.name, item)
+    for name, item in zip(names, items, strict=True):
+        by_name.setdefault(name, replace(item, name=name))
     if twice := len(items) - len(by_name):
         place.warn(f"{counted(twice, 'line')} left out, about images of earlier lines")
     return list(by_name.values())
