@@ -8,6 +8,7 @@ from hf_geossl.demo.channel_picture import Channels
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.views.display import HIGH, LOW, displayed_channels
 
+_WIDTH = 200  # pixels of a control at least, so that a phone shows one a row
 _COLORS = -1  # where one channel alone has its place
 
 
@@ -31,10 +32,12 @@ class ChannelChoice:
         )
         with gr.Row(elem_classes=["geo-channels"]):
             kinds = [("three channels", _COLORS), *single]
-            self.controls: list[Any] = [gr.Dropdown(kinds, value=first, label="Shown", filterable=False)]
+            self.controls: list[Any] = [
+                gr.Dropdown(kinds, value=first, label="Shown", filterable=False, min_width=_WIDTH)
+            ]
             for color, place in zip(("Red", "Green", "Blue"), colors, strict=True):
                 choices = [(name, number) for number, name in enumerate(names)]
-                self.controls.append(gr.Dropdown(choices, value=place, label=color, filterable=False))
+                self.controls.append(gr.Dropdown(choices, value=place, label=color, filterable=False, min_width=_WIDTH))
 
     def channels(self, kind: int, *colors: int) -> Channels:
         """The channels for the values of the controls; None for those that are shown without a choice."""

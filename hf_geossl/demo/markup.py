@@ -174,7 +174,7 @@ STYLE = """<style>
 .geo-picture[data-kind=box] { touch-action: none; }
 .geo-frame { position: absolute; border: 3px solid #00c8ff; box-shadow: 0 0 0 1px #000, inset 0 0 0 1px #000;
     box-sizing: border-box; pointer-events: none; }
-.geo-channels input { min-height: 44px; }
+.geo-channels input { min-height: 22px; text-overflow: ellipsis; }
 .geo-note { color: var(--body-text-color); font-size: 15px; line-height: 1.35; margin: 0 4px 8px; }
 .geo-said { color: var(--body-text-color); font-size: 16px; line-height: 1.45; margin: 8px 0; }
 .geo-bars { display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center; max-width: 620px;

@@ -52,10 +52,11 @@ def read_upload(content: bytes, image_format: ImageFormat | None = None) -> Pict
         return _decode(content, image_format)
     except BrokenImageError as error:
         if "max_pixels" in error.reason:
-            limit = MAX_PIXELS if image_format is None else _MAX_CHANNEL_PIXELS
+            limit = f"{MAX_PIXELS / 1e6:.0f} million pixels"
+            if image_format is not None:
+                limit = f"{_MAX_CHANNEL_PIXELS / 1e6:.0f} million pixels of 16 bytes"
             raise UploadError(
-                f"This picture has more than the {limit / 1e6:.0f} million pixels that the demo takes; "
-                "please scale it down."
+                f"This picture has more than the {limit} that the demo takes; please scale it down."
             ) from error
         if image_format is not None:
             raise UploadError(

@@ -96,7 +96,8 @@ def features_tab(model: DemoModel) -> Tab:
             for row, shown in ((first, own), (joint, colors)):
                 row.append(Figure(chosen.displayed(picture), f"Picture {name}"))
                 row.append(Figure(from_colors(shown, picture.size), f"Features of {name}"))
-        return [figures(*first, columns=4), figures(*joint, columns=4)]
+        both_shown = said("Upload picture B too.") if chosen.second is None else figures(*joint, columns=4)
+        return [figures(*first, columns=4), both_shown]
 
     return Tab("Features", show, [alone, together])
 

@@ -136,7 +136,9 @@ def test_files_that_a_model_of_other_images_cannot_use_get_one_sentence(monkeypa
         assert "--" not in str(caught.value)
     monkeypatch.setattr(pictures, "_MAX_CHANNEL_PIXELS", 1000)
     for kind, described in FORMATS.items():
-        with pytest.raises(pictures.UploadError, match="more than the 0 million pixels that the demo takes"):
+        with pytest.raises(
+            pictures.UploadError, match="more than the 0 million pixels of 16 bytes that the demo takes"
+        ):
             pictures.read_upload(encoded_channels(kind), described)
 
 
