@@ -23,8 +23,10 @@ from hf_geossl.data.sources.archives import (
     tar_names,
 )
 from hf_geossl.data.sources.base import Source, rows_from, units_for
+from hf_geossl.data.sources.compressed import decompressed
 from hf_geossl.data.sources.listing import (
     PART,
+    TAR_ENDINGS,
     Division,
     arrange,
     divide,
@@ -173,10 +175,7 @@ def _are_folders(root: str, tars: list[str]) -> bool:
     """Whether tars hold folders of images as a `.zip` does, and not the samples of WebDataset.
 
     That is: images in folders without a file of another kind beside any of the first, in one tar, in one for each split, or
-    in folders of splits. A compressed tar cannot be read in place.
-
-    Raises:
-        ValueError: if it is compressed and holds folders of splits.
+    in folders of splits. A compressed tar, which is decompressed for it, must hold folders of splits or several others.
     """
     first = list(islice(tar_names(os.path.join(root, tars[0])), _MEMBERS_TRIED))
     first = [name for name in first if not any(map(is_hidden, name.split("/")))]
@@ -190,18 +189,13 @@ def _are_folders(root: str, tars: list[str]) -> bool:
     splits = {split_of(_stem(tar)) for tar in tars} - {None}
     if not in_splits and len(tars) > 1 and len(splits) < len(tars):
         return False
-    if all(is_plain_tar(os.path.join(root, tar)) for tar in tars):
-        return True
-    if in_splits:
-        raise ValueError(
-            f"{tars[0]} holds folders of splits and is compressed, so that its images cannot be read in place: unpack it, or "
-            "take the compression off (gunzip)"
-        )
-    return False
+    several = len({name.rpartition("/")[0] for name in images}) > 1
+    return in_splits or several or all(is_plain_tar(os.path.join(root, tar)) for tar in tars)
 
 
 def _stem(archive: str) -> str:
-    return re.sub(r"(\.zip|\.tar|\.tar\.gz|\.tgz)$", "", archive.rpartition("/")[2], flags=re.IGNORECASE)
+    name = archive.rpartition("/")[2]
+    return next((name[: -len(end)] for end in (*TAR_ENDINGS, ".zip") if name.lower().endswith(end)), name)
 
 
 def _of_list(place: Place, split: str, image_column: str) -> Files:
@@ -236,10 +230,11 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
     else:
         folders = {stem: archive for archive, stem in inside.items()}
         place.warn(f"{counted(len(archives), 'archive')} taken as folders of their names ({some_of(sorted(folders))})")
+    folders = {folder: decompressed(os.path.join(root, archive)) for folder, archive in folders.items()}
     files = Files("zip", root, [], archives=folders)
     names, hidden = [], []
     for folder, archive in folders.items():
-        for member in members(os.path.join(root, archive)):
+        for member in members(archive):
             name = f"{folder}/{member}" if folder else member
             if any(map(is_hidden, member.split("/"))):
                 hidden += [name] if kind_of(name) else []

@@ -21,7 +21,7 @@ from hf_geossl.data.sources.split_names import SPLIT_OF_WORD, SPLIT_WORDS, canon
 from hf_geossl.data.sources.tables import Item
 from hf_geossl.data.wording import Place, counted, some_of
 
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _LITTER = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found")
 PART = ".archive"  # ends the folder of an archive that is one of several numbered ones, and so neither split nor class
 _DEEPEST_SPLIT = 3  # below several folders
@@ -32,7 +32,7 @@ def kind_of(name: str) -> str:
     name = name.lower()
     if name.endswith(".parquet"):
         return "parquet"
-    if name.endswith(_TAR_ENDINGS):
+    if name.endswith(TAR_ENDINGS):
         return "webdataset"
     if name.endswith(".zip"):
         return "zip"

@@ -25,6 +25,7 @@ from huggingface_hub import HfFileSystem
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.data.sources.archives import check_regular
 from hf_geossl.data.sources.base import Source, missing_column, rows_from, value_of_row
+from hf_geossl.data.sources.compressed import open_tar
 from hf_geossl.data.sources.files import Files
 from hf_geossl.data.sources.listing import is_hidden, kind_of, sample_of
 from hf_geossl.data.sources.pairing import MAP_COLUMNS, image_of, map_column
@@ -39,7 +40,7 @@ _ROWS_TRIED = 5  # to learn the types of columns
 def open_local(path: str) -> tarfile.TarFile:
     """Opens a tar on this machine."""
     check_regular(path)
-    return tarfile.open(path, "r:*")
+    return open_tar(path)
 
 
 @contextmanager
