@@ -20,6 +20,7 @@ from hf_geossl.data.sources.base import number_type
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
+from hf_geossl.evaluation.annotations import is_label
 from hf_geossl.evaluation.sample_reader import (
     BROKEN,
     CHANGED,
@@ -306,12 +307,19 @@ def load_samples(
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
+    place = f"{description['dataset']} ({split})"
+    labelled = shared.with_label(opened, columns, place)
     if not streamed:
-        labelled = shared.with_label(rows, columns, f"{description['dataset']} ({split})")
         return Samples(rows, description, names, read, _chosen(labelled, limit, seed=0))
+    if shared.lacking[place]:
+        rows = rows.filter(partial(_has_label, columns.label))
     if limit is not None:
         rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
     return Samples(rows, description, names, read, None)
+
+
+def _has_label(column: str, row: Mapping[str, Any]) -> bool:
+    return is_label(row[column])
 
 
 def _load_scenes(description: dict[str, Any], mode: str, seed: int) -> Samples:

@@ -197,6 +197,11 @@ def _number(
     lists = False
     for values in splits:
         for value in values:
+            if isinstance(value, dict):
+                raise ValueError(
+                    f"the column {column!r} of {name} holds dictionaries of {', '.join(map(str, value))}: make a column of the "
+                    f"{what} and name it"
+                )
             if isinstance(value, list | tuple | np.ndarray):
                 lists = True
                 distinct.update(value)
@@ -243,7 +248,12 @@ def _is_binary(some: Sequence[Row], columns: Columns, name: str) -> bool:
     for classes in _maps(some, columns.semantic):
         values.update(np.unique(classes).tolist())
     whole = {value for value in values if value != IGNORED}
-    if values == {0, IGNORED} or values == {IGNORED}:
+    if values == {IGNORED}:
+        raise ValueError(
+            f"the maps of {name} in column {columns.semantic!r} hold 255 alone, a pixel without truth: name the column of the "
+            "classes by --semantic_column, or write classes from 0 on"
+        )
+    if values == {0, IGNORED}:
         logger.warning(
             "the maps of %s in column %r hold 0 and 255 alone: 255 is taken as class 1 (in maps with other classes it is a "
             "pixel without truth)",
@@ -352,6 +362,7 @@ class SharedTruth:
         self.splits = tuple(dict.fromkeys(splits))
         self.truth: Truth | None = None
         self.labelled: dict[str, Sequence[int]] = {}
+        self.lacking: dict[str, int] = {}  # how many rows have no label
 
     def decide(
         self, opened: dict[str, LabelledRows], opening: Callable[[str], LabelledRows], columns: Columns, name: str
@@ -370,16 +381,19 @@ class SharedTruth:
             self.truth = decide_truth([split.rows for split in splits], columns, name, tables)
         return self.truth
 
-    def with_label(self, rows: datasets.Dataset, columns: Columns, name: str) -> Sequence[int]:
-        """The rows that have a label, where labels are the only truth; says how many have none."""
-        others = {columns.semantic, columns.depth, columns.objects} & set(rows.column_names)
+    def with_label(self, opened: LabelledRows, columns: Columns, name: str) -> Sequence[int]:
+        """The rows that have a label, where labels are the only truth and can be known; says how many have none."""
         if name not in self.labelled:
-            every: Sequence[int] = range(len(rows))
-            labels = [] if others or columns.label not in rows.column_names else rows.with_format(None)[columns.label]
+            present = opened.rows.column_names or ()
+            others = {columns.semantic, columns.depth, columns.objects} & set(present)
+            table = None if others or columns.label not in present else opened.columns((columns.label,))
+            labels = [] if table is None else table.with_format(None)[columns.label]
             chosen = [index for index, label in enumerate(labels) if is_label(label)]
-            if chosen and len(chosen) < len(every):
+            if chosen and len(chosen) < len(labels):
                 logger.warning(
-                    "%s: images without a label, left out: %d of %d", name, len(every) - len(chosen), len(every)
+                    "%s: images without a label, left out: %d of %d", name, len(labels) - len(chosen), len(labels)
                 )
-            self.labelled[name] = chosen or every
+            rows = opened.rows
+            self.labelled[name] = chosen or range(0 if isinstance(rows, datasets.IterableDataset) else len(rows))
+            self.lacking[name] = len(labels) - len(chosen) if chosen else 0
         return self.labelled[name]

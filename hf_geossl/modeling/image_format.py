@@ -93,6 +93,10 @@ class ImageFormat:
             raise ValueError(
                 f"value_range must be one pair, or one for each of the {count} channels, got {len(self.value_range)} pairs"
             )
+        if self.is_uint8 and not all(0 <= mean <= 1 for mean in self.mean):
+            raise ValueError(
+                f"mean and std must be those of values mapped to 0..1, got {self.mean} and {self.std}: divide by 255"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std must be greater than 0 in every channel, got {self.std}")
 

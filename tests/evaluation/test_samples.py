@@ -279,6 +279,21 @@ def test_truth_of_parquet_files_is_numbered_by_all_of_their_rows(tmp_path: Path)
     assert [sample["label"] for sample in train] == [1, 2]
 
 
+@pytest.mark.parametrize("missing", [None, -1, float("nan"), ""])
+def test_rows_of_a_stream_without_a_label_are_left_out_and_counted(
+    missing: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = [missing, *(["b", "a", missing, "b", "a"] if missing == "" else [1, 0, missing, 1, 0])]
+    rows = [
+        {"image": Image.new("RGB", (8, 8), (40 * number, 0, 0)), "label": value} for number, value in enumerate(labels)
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    samples = load_samples(str(tmp_path), "train", size=8)
+    assert f"{tmp_path.name} (train): images without a label, left out: 2 of 6" in caplog.messages
+    read = [(int(sample["label"]), int(sample["image"].max())) for sample in samples]
+    assert read == [(1, 40), (0, 80), (1, 160), (0, 200)]
+
+
 def test_a_parquet_file_alone_is_its_split_whatever_marks_are_in_its_path(tmp_path: Path) -> None:
     (tmp_path / "a::b").mkdir()
     file = str(tmp_path / "a::b" / "all.parquet")

@@ -85,6 +85,17 @@ def test_labels_that_are_no_classes_are_refused(caplog: pytest.LogCaptureFixture
     with pytest.raises(ValueError, match=r"column 'label' of photos holds values such as '0.37', which are no classes"):
         decide(caplog, rows_of(label=[1.0, 0.37]))
 
+    with pytest.raises(
+        ValueError, match="column 'label' of photos holds dictionaries of id: make a column of the labels"
+    ):
+        decide(caplog, rows_of(label=[{"id": 1}, {"id": 2}]))
+
+
+def test_maps_of_255_alone_have_no_truth(caplog: pytest.LogCaptureFixture) -> None:
+    """They were class 1 everywhere, and 95 % of the pixels right."""
+    with pytest.raises(ValueError, match="hold 255 alone, a pixel without truth: name the column"):
+        decide(caplog, rows_of(annotation=maps(255)))
+
 
 def maps(*values: int, dtype: type = np.uint8) -> list[Image.Image]:
     """Two maps of 20 x 40 with all the values, and one with the first alone."""
@@ -219,11 +230,13 @@ def test_splits_share_one_truth_that_is_said_once(caplog: pytest.LogCaptureFixtu
 def test_images_without_a_label_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     shared = SharedTruth(("train",))
     rows = rows_of(label=[0, None, -1, 2])
-    assert list(shared.with_label(rows, Columns(), "photos (train)")) == [0, 3]
+    assert list(shared.with_label(LabelledRows(rows), Columns(), "photos (train)")) == [0, 3]
     assert caplog.messages == ["photos (train): images without a label, left out: 2 of 4"]
-    assert len(shared.with_label(rows_of(label=[None, None]), Columns(), "photos (test)")) == 2  # the task says so
+    assert (
+        len(shared.with_label(LabelledRows(rows_of(label=[None, None])), Columns(), "photos (test)")) == 2
+    )  # the task says so
     both = rows_of(label=[0, None], annotation=maps(0, 1)[:2])
-    assert len(shared.with_label(both, Columns(), "maps")) == 2  # which have another truth
+    assert len(shared.with_label(LabelledRows(both), Columns(), "maps")) == 2  # which have another truth
 
 
 def test_settings_out_of_range() -> None:

@@ -20,6 +20,8 @@ Channels = str | tuple[int, ...]
 
 _CONSTANT = 1e-7  # a smaller deviation is rounding
 
+_FAR = 20  # times what was measured, or 1: a mean or deviation of stored values
+
 
 def choose_format(
     measured: Measurement,
@@ -72,6 +74,11 @@ def choose_format(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != count:
             raise ValueError(f"--{name} must have a number for each of the {count} channels, got {list(values)}")
+        if values is not None and max(map(abs, values)) > _FAR * max(map(abs, (1.0, *moments[0], *moments[1]))):
+            raise ValueError(
+                f"--{name} must be that of values mapped to 0..1 by the value range, got {list(values)}: stored values v are "
+                "(v - low) / (high - low) there"
+            )
     chosen = replace(chosen, mean=tuple(mean or moments[0]), std=tuple(std or moments[1]))
     if not chosen.is_rgb8 and (mean is None or std is None):
         shown = ", ".join(f"{m:.3f} ± {s:.3f}" for m, s in zip(chosen.mean, chosen.std, strict=True))
@@ -204,6 +211,7 @@ def _choose_range(
     whole = TYPE_RANGES[dtype]
     if word is not None:
         pairs, source = _read_range(word, whole, statistics if isinstance(channels, tuple) else [*_merged(statistics)])
+        _check_inside(pairs, statistics, word)
         return pairs, source
     known = [one for one in statistics if one.count]
     if dtype == "uint8" or len(measured.dtypes) > 1 or not known:
@@ -229,6 +237,16 @@ def _choose_range(
         f"nothing is clipped; --value_range chooses otherwise, such as --value_range {low:g},{high:g}"
     )
     return pairs, "percentiles:0.1,99.9"
+
+
+def _check_inside(pairs: tuple[tuple[float, float], ...], statistics: list[ChannelStatistics], word: str) -> None:
+    """Refuses a range in which no value of a channel lies: all would be below black, or above white."""
+    for (low, high), one in zip(pairs * (len(statistics) if len(pairs) == 1 else 1), statistics, strict=False):
+        if one.count and (one.high < low or one.low > high):
+            raise ValueError(
+                f"--value_range {word} holds none of the measured values, which go from {one.low:g} to {one.high:g}: give the "
+                f"stored values that become 0 and 1, such as {one.low:g},{one.high:g}"
+            )
 
 
 def _read_range(

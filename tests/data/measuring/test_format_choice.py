@@ -151,6 +151,22 @@ def test_what_is_given_wins_and_must_fit():
             choose_format(four, channels="all", **{**given, name: given[name][:3]})  # type: ignore[arg-type]
 
 
+def test_means_of_stored_values_are_refused():
+    """As mmsegmentation writes them, 123.675 for 0.485, or those of 16 bits."""
+    for measuring, values in (
+        (measured(ramp("uint16", 0, 900, 2)), (450, 300)),
+        (Measurement(), (123.675, 116.28, 103.53)),
+    ):
+        with pytest.raises(ValueError, match="mean.* must be th.* of values mapped to 0..1"):
+            choose_format(measuring, channels="all" if len(values) == 2 else None, mean=values)
+
+
+@pytest.mark.parametrize("word", ["1000,2000", "-5,-1", "window:5000,10", "0,900;1000,2000"])
+def test_a_range_without_any_measured_value_is_refused(word):
+    with pytest.raises(ValueError, match=f"--value_range {word} holds none of the measured values, which go from"):
+        choose_format(measured(ramp("uint16", 0, 900, 2)), channels="all", value_range=word)
+
+
 def test_names_come_from_the_files():
     named = measured(ramp("uint16", 0, 900, 5), names=("coastal", "blue", "green", "red", ""))
     assert choose_format(named, channels="all")[0].names == ("coastal", "blue", "green", "red", "channel 5")
