@@ -23,6 +23,7 @@ from hf_geossl.data.sources.archives import (
     tar_names,
 )
 from hf_geossl.data.sources.base import Source, rows_from, units_for
+from hf_geossl.data.sources.coco import is_coco_name
 from hf_geossl.data.sources.compressed import decompressed
 from hf_geossl.data.sources.listing import (
     PART,
@@ -64,6 +65,7 @@ class Files:
         items (`list[Item]`): of images, with classes and truth.
         classes (`list[str]`): of all splits.
         archives (`dict[str, str]`): folder in the names -> the archive that it stands for; "" for a single one.
+        objects (`list[str]`): files of COCO's annotations beside images, which labelled rows read.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class Files:
     items: list[Item] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     archives: dict[str, str] = field(default_factory=dict)
+    objects: list[str] = field(default_factory=list)
 
     def address(self, name: str) -> str:
         """The path of a file, or "archive://member::archive" of one in an archive."""
@@ -139,7 +142,8 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     metadata = [entry for entry in (*others, *by_kind.get("parquet", ())) if _is_metadata(entry)]
     metadata = metadata if kind == "folder" else []
     others += [entry for other, entries in by_kind.items() if other != kind for entry in entries]
-    others = [entry for entry in others if entry not in metadata]
+    objects = [entry for entry in others if kind == "folder" and is_coco_name(entry)]
+    others = [entry for entry in others if entry not in metadata and entry not in objects]
     say_strays(others, by_kind[kind], counted(len(by_kind[kind]), *_NOUNS[kind]), place)
     if kind == "folder":
 
@@ -148,7 +152,7 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
 
         images = by_kind["folder"]
         items, classes = arrange(images, split, place, read_metadata(metadata, read, images, place), links)
-        return Files(kind, root, [item.name for item in items], items, classes)
+        return Files(kind, root, [item.name for item in items], items, classes, objects=objects)
     if kind == "zip" or (kind == "webdataset" and _are_folders(root, by_kind[kind])):
         return _in_archives(root, by_kind[kind], split, place)
     return Files(kind, root, divide(by_kind[kind], place, by_file_name=True, links=links).choose(split, place))

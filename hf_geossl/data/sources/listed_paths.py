@@ -48,18 +48,20 @@ def find_rule(names: Sequence[str], root: str) -> Rule | None:
     some = [names[index] for index in range(0, len(names), max(1, len(names) // _SAMPLES))]
     if any(os.path.isfile(os.path.join(root, name)) for name in some):
         return Rule()
-    folders = ["", *_folders(root), *(os.path.join("..", folder) for folder in _folders(os.path.join(root, "..")))]
+    endings = ("", *EXTENSIONS, *(ending.upper() for ending in EXTENSIONS))
+    beside = [os.path.join("..", folder) for folder in _folders(os.path.join(root, ".."))]
+    ways = [(ending, folder) for ending in endings for folder in ("", *_folders(root))]
+    ways += [("", folder) for folder in beside]  # a table in a folder annotations
     depth = max((name.lstrip("/").count("/") for name in some), default=0)
     for drop in range(depth + 1 + any(name.startswith("/") for name in some)):
-        for ending in ("", *EXTENSIONS, *(ending.upper() for ending in EXTENSIONS)):
-            for folder in folders:
-                rule, hits = Rule(drop, folder, ending), 0
-                for number, name in enumerate(some):
-                    hits += os.path.isfile(os.path.join(root, rule.apply(name)))
-                    if not hits and number + 1 >= _FIRST:
-                        break
-                if 2 * hits >= len(some):
-                    return rule
+        for ending, folder in ways:
+            rule, hits = Rule(drop, folder, ending), 0
+            for number, name in enumerate(some):
+                hits += os.path.isfile(os.path.join(root, rule.apply(name)))
+                if not hits and number + 1 >= _FIRST:
+                    break
+            if 2 * hits >= len(some):
+                return rule
     return None
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 
 from hf_geossl.data.sources.base import FILE, Source, undecoded
+from hf_geossl.data.sources.coco import objects_beside
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
 from hf_geossl.data.sources.hub import hub_rows, hub_source, hub_texts, pinned_revision
 from hf_geossl.data.sources.listing import kind_of
@@ -123,6 +124,10 @@ def _local_rows(
     if path.is_file() and kind_of(path.name) == "folder":
         raise ValueError(f"{path.name} is a single image: name the folder that its split and class lie in, or a list")
     files = find_files(str(path), split, image_column)
+    if files.objects and not any("objects" in item.columns for item in files.items):
+        objects = objects_beside(files.names, files.objects, canonical(split), Place(files.root))
+        items = [replace(item, columns={**item.columns, "objects": objects.get(item.name)}) for item in files.items]
+        files = replace(files, items=items) if objects else files
     if files.kind in ("folder", "zip"):
         return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), None
     if files.kind == "webdataset":

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hf_geossl.data.images import EXTENSIONS
+from hf_geossl.data.sources.coco import images_of
 from hf_geossl.data.sources.listed_paths import find_rule, placed
 from hf_geossl.data.wording import Place, counted, some_of
 
@@ -100,7 +101,7 @@ def read_table(file: str, content: bytes, place: Place) -> pd.DataFrame:
             return pd.read_parquet(io.BytesIO(content))
         text = as_unicode(content, place)
         if kind in (".jsonl", ".json"):
-            return pd.DataFrame(_records(text))
+            return pd.DataFrame(_records(text, place))
         while text.startswith(("# ", "sep=")):
             text = text.partition("\n")[2]
         head = text.partition("\n")[0].strip()
@@ -135,7 +136,7 @@ def as_unicode(content: bytes, place: Place) -> str:
         return content.decode("cp1252", "replace")
 
 
-def _records(text: str) -> Any:
+def _records(text: str, place: Place) -> Any:
     """The rows of JSON: an object a line, a list of objects, a list under one name, lists under names, or names with labels.
 
     Raises:
@@ -150,7 +151,7 @@ def _records(text: str) -> Any:
     if not isinstance(document, dict):
         raise ValueError("it holds no objects")
     if "annotations" in document and "images" in document:
-        return _of_coco(document)
+        return images_of(document, place)
     lists = [value for value in document.values() if isinstance(value, list)]
     if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict):
         return lists[0]
@@ -162,23 +163,6 @@ def _records(text: str) -> Any:
             for name, value in document.items()
         ]
     return [document]
-
-
-def _of_coco(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The images of COCO's annotations with their objects: boxes (x, y, width, height), names of categories, keypoints."""
-    names = {category["id"]: category.get("name", category["id"]) for category in document.get("categories", [])}
-    objects: dict[Any, dict[str, list[Any]]] = {
-        image["id"]: {"bbox": [], "category": []} for image in document["images"]
-    }
-    keypoints = any("keypoints" in entry for entry in document["annotations"])
-    for entry in document["annotations"]:
-        if "bbox" in entry and entry.get("image_id") in objects:
-            own = objects[entry["image_id"]]
-            own["bbox"].append([float(value) for value in entry["bbox"]])
-            own["category"].append(names.get(entry.get("category_id"), entry.get("category_id")))
-            if keypoints:
-                own.setdefault("keypoints", []).append(entry.get("keypoints", []))
-    return [{"file_name": image["file_name"], "objects": objects[image["id"]]} for image in document["images"]]
 
 
 def _with_words(rows: pd.DataFrame, words: pd.DataFrame) -> pd.DataFrame:
