@@ -1,10 +1,12 @@
 """Paths of a table that are written for another place: from another folder or machine, or without the ending."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hf_geossl.data.images import EXTENSIONS
+from hf_geossl.data.sources.split_names import SPLIT_OF_WORD, split_of
 from hf_geossl.data.wording import Place
 
 _SAMPLES, _FIRST, _MOST_FOLDERS = 20, 3, 50
@@ -35,12 +37,13 @@ class Rule(NamedTuple):
         return f"{name} is {self.apply(name)}"
 
 
-def find_rule(names: Sequence[str], root: str) -> Rule | None:
+def find_rule(names: Sequence[str], root: str, table: str = "") -> Rule | None:
     """Finds the rule by which paths lead to files: as they stand, below other folders, without their first folders, with an ending.
 
     Args:
         names (`Sequence[str]`): paths of a table.
         root (`str`): the folder of the table.
+        table (`str`, *optional*): its name; of several folders that of the split in it comes first.
 
     Returns:
         `Rule`: the first by which at least half of some paths are there (one, as they stand); None if there is none.
@@ -49,9 +52,13 @@ def find_rule(names: Sequence[str], root: str) -> Rule | None:
     if any(os.path.isfile(os.path.join(root, name)) for name in some):
         return Rule()
     endings = ("", *EXTENSIONS, *(ending.upper() for ending in EXTENSIONS))
-    beside = [os.path.join("..", folder) for folder in _folders(os.path.join(root, ".."))]
-    ways = [(ending, folder) for ending in endings for folder in ("", *_folders(root))]
-    ways += [("", folder) for folder in beside]  # a table in a folder annotations
+    splits = {SPLIT_OF_WORD.get(word) for word in re.findall(r"[a-z]+", table.lower())} - {None}
+    inside, beside = (
+        sorted(_folders(path), key=lambda folder: split_of(folder) not in splits)
+        for path in (root, os.path.join(root, ".."))
+    )
+    ways = [(ending, folder) for ending in endings for folder in ("", *inside)]
+    ways += [("", os.path.join("..", folder)) for folder in beside]  # a table in a folder annotations
     depth = max((name.lstrip("/").count("/") for name in some), default=0)
     for drop in range(depth + 1 + any(name.startswith("/") for name in some)):
         for ending, folder in ways:
@@ -79,7 +86,7 @@ def placed(names: Sequence[str], place: Place) -> list[str]:
     Raises:
         FileNotFoundError: if they are nowhere to be found.
     """
-    rule = find_rule(names, os.path.dirname(place.path))
+    rule = find_rule(names, *os.path.split(place.path))
     if rule is None:
         raise FileNotFoundError(
             f"none of the paths of {place.name} is there, such as {names[0]}: they must lie below the folder of the table"

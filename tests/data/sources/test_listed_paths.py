@@ -32,3 +32,14 @@ def test_the_first_rule_that_leads_to_most_files(written: str, rule: Rule | None
     assert found == rule
     if found:
         assert (tmp_path / "table" / found.apply(names[6])).is_file()
+
+
+@pytest.mark.parametrize(
+    ("table", "folder"), [("instances_val2017.json", "../val2017"), ("train.json", "../train2017"), ("a", "../test")]
+)
+def test_the_folder_of_the_split_in_the_name_of_the_table_comes_first(table: str, folder: str, tmp_path: Path) -> None:
+    for split in ("test", "train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0.jpg").touch()
+    (tmp_path / "annotations").mkdir()
+    assert find_rule(["0.jpg"], str(tmp_path / "annotations"), table) == Rule(0, folder)
