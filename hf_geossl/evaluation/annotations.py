@@ -128,7 +128,7 @@ def _one_channel(picture: Image.Image, column: str) -> Image.Image:
     some = np.unique(colors.reshape(-1, colors.shape[-1]), axis=0)[:4].tolist()
     raise ValueError(
         f"the column {column!r} holds maps in colours, such as {', '.join(map(str, map(tuple, some)))}: save the number of "
-        "the class of each pixel instead (one channel, as PNG)"
+        "the class (or the depth) of each pixel instead (one channel, as PNG)"
     )
 
 

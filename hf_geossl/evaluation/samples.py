@@ -134,6 +134,11 @@ class Samples:
         """Raises the error for truth that the samples lack, if any is."""
         known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
         for target in missing:
+            if target == "label" and "multi_label" in self.names:
+                raise ValueError(
+                    f"the labels of {self.name} are lists of classes, which the task multilabel measures: choose that, or "
+                    "name a column with one class an image by --label_column (Columns(label=...))"
+                )
             column = _COLUMN_OF.get(target)
             how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
             raise ValueError(

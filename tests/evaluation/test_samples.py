@@ -294,6 +294,13 @@ def test_rows_of_a_stream_without_a_label_are_left_out_and_counted(
     assert read == [(1, 40), (0, 80), (1, 160), (0, 200)]
 
 
+def test_lists_of_classes_are_no_single_labels(tmp_path: Path) -> None:
+    rows = [{"image": Image.new("RGB", (8, 8)), "label": [number % 2, 2]} for number in range(4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="are lists of classes, which the task multilabel measures"):
+        load_samples(str(tmp_path), "train", size=8).require("label")
+
+
 def test_a_parquet_file_alone_is_its_split_whatever_marks_are_in_its_path(tmp_path: Path) -> None:
     (tmp_path / "a::b").mkdir()
     file = str(tmp_path / "a::b" / "all.parquet")
