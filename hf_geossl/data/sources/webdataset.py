@@ -353,10 +353,11 @@ def _decoded(sample: str, ending: str, content: bytes) -> object:
         return {"bytes": content, "path": f"{sample}.{ending}"}
     try:
         if kind in ("cls", "cls2", "class", "count", "index", "inx", "id"):
-            return int(content)
+            text = content.decode().strip()
+            return int(text) if re.fullmatch(r"[+-]?\d+", text) or not text else text
         if kind in ("json", "jsn"):
             return json.loads(content)
-        return content.decode() if kind in ("txt", "text", "transcript", "caption") else content
+        return content.decode().rstrip("\r\n") if kind in ("txt", "text", "transcript", "caption") else content
     except ValueError as error:
         raise ValueError(
             f"{sample}.{ending} in a tar cannot be read as .{kind} ({error}): mend or remove it"

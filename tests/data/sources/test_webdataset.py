@@ -17,6 +17,8 @@ from hf_geossl.data.images import decode_image
 from hf_geossl.data.sources.files import find_files
 from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.streams import ImageStream, load_stream
+from hf_geossl.evaluation.options import EvaluationData
+from hf_geossl.evaluation.truth import Columns
 from tests.helpers.images import ROWS, encoded, first, write_parquet, write_tar, write_tars
 
 
@@ -210,7 +212,7 @@ def test_labelled_rows_have_the_endings_as_columns(tmp_path, caplog):
     assert "train2.tar: the rest of the archive cannot be read" in caplog.text
     write_members(tmp_path / "train.tar", ["a.cls", "a.png"])
     (tmp_path / "train.tar").write_bytes(
-        (tmp_path / "train.tar").read_bytes().replace(b"0" + bytes(511), b"x" + bytes(511))
+        (tmp_path / "train.tar").read_bytes().replace(b"0" + bytes(511), b"\xff" + bytes(511))
     )
     with pytest.raises(ValueError, match=r"a\.cls in a tar cannot be read as \.cls"):
         webdataset_rows(find_files(str(tmp_path), "train"), "tars")
@@ -235,3 +237,20 @@ def test_maps_and_labels_of_a_sample_go_with_each_of_its_images(tmp_path):
     rows = list(webdataset_rows(find_files(str(tmp_path / "sides"), "train"), "sides"))
     assert [row["label"] for row in rows] == [0, 0, 1, 1, 2, 2]
     assert [row["image"]["bytes"] for row in rows[:2]] == [b"0 left.png", b"0 right.png"]
+
+
+@pytest.mark.parametrize(("ending", "column"), [("cls", "label"), ("txt", "txt")])
+def test_classes_that_are_texts_are_numbered_by_all_samples(ending, column, tmp_path):
+    """Over both splits, without reading an image for it."""
+    for split, texts in (("train", ("dog", "cat", "dog\n")), ("test", ("ant", "dog"))):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for number, text in enumerate(texts):
+                for kind, content in (("png", encoded(number)), (ending, text.encode())):
+                    member = tarfile.TarInfo(f"{number}.{kind}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    files = find_files(str(tmp_path), "train")
+    texts = [row[column].strip() for row in webdataset_rows(files, "tars", {column})]
+    assert texts == ["dog", "cat", "dog"]
+    data = EvaluationData(str(tmp_path), size=8, columns=Columns(label=column))
+    assert len({sample["label"] for sample in data.train} | {sample["label"] for sample in data.test}) == 3
