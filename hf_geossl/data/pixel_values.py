@@ -221,7 +221,9 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
     same = raster.dtype == image_format.dtype or (
         raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
     )
-    as_they_are = same or image_format.range_source != "type"
+    # 255 of a picture of 8 bits is white, whatever white is of the scans of more bits beside it
+    picture = raster.dtype == "uint8" and image_format.dtype in ("uint16", "uint32")
+    as_they_are = same or (image_format.range_source != "type" and not picture)
     if not as_they_are:
         _check_fixed_range(raster, known)
     if image_format.channels == "gray":

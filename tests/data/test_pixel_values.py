@@ -88,6 +88,9 @@ def test_units_follow_each_channels_range_and_are_not_clipped() -> None:
 def test_files_of_another_type_than_the_models_are_noted() -> None:
     given = fmt(1, dtype="uint16", value_range=((0, 4095),), range_source="bits:12")
     made, noted = kinds(in_format, raster([255], "uint8"), given)
+    assert made.item() == 1, "the white of 8 bits is that of 12"
+    assert noted == ["type"]
+    made, noted = kinds(in_format, raster([255], "int32"), given)
     assert made.item() == pytest.approx(255 / 4095)
     assert noted == ["type"]
     whole = fmt(1, dtype="uint16", value_range=((0, 65535),))

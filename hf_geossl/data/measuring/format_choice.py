@@ -19,7 +19,7 @@ U = TypeVar("U")
 Channels = str | tuple[int, ...]
 
 _CONSTANT = 1e-7  # a smaller deviation is rounding
-
+_MOST = 0.75  # of the images: their type is the model's, whatever the others are
 _FAR = 20  # times what was measured, or 1: a mean or deviation of stored values
 
 
@@ -180,11 +180,25 @@ def _choose_dtype(measured: Measurement, lines: list[str]) -> str:
         return "uint8"
     if len(measured.dtypes) == 1:
         return _common(measured.dtypes, "uint8")
-    chosen = "uint8" if "uint8" in measured.dtypes else _common(measured.dtypes, "uint8")
+    most = _common(measured.dtypes, "uint8")
+    chosen = "uint8" if "uint8" in measured.dtypes and not _is_usual(measured, most) else most
     shown = ", ".join(f"{dtype} (in {count})" for dtype, count in measured.dtypes.most_common())
-    how = "all are brought to 8 bits" if chosen == "uint8" else f"each is mapped to the whole range of {chosen}"
+    if chosen == "uint8":
+        how = "all are brought to 8 bits"
+    elif _is_usual(measured, chosen):
+        how = f"{chosen} is kept, and others are read as it" + (
+            ", those of 8 bits by their whole range"
+            if chosen in ("uint16", "uint32") and "uint8" in measured.dtypes
+            else ""
+        )
+    else:
+        how = f"each is mapped to the whole range of {chosen}"
     lines.append(f"the measured images store values of several types: {shown}; {how}")
     return chosen
+
+
+def _is_usual(measured: Measurement, dtype: str) -> bool:
+    return measured.dtypes[dtype] >= _MOST * measured.dtypes.total()
 
 
 def _statistics_of(measured: Measurement, channels: Channels, dtype: str) -> list[ChannelStatistics]:
@@ -214,7 +228,7 @@ def _choose_range(
         _check_inside(pairs, statistics, word)
         return pairs, source
     known = [one for one in statistics if one.count]
-    if dtype == "uint8" or len(measured.dtypes) > 1 or not known:
+    if dtype == "uint8" or not known or not _is_usual(measured, dtype):
         return (whole,), "type"
     low, high = min(one.low for one in known), max(one.high for one in known)
     extent = f"the measured values ({dtype}) go from {low:g} to {high:g}"

@@ -187,6 +187,10 @@ def test_several_types_are_brought_to_one_with_a_line():
     ]
     few = measured(ramp("uint16", 0, 900, 3), images=3)
     few.add("small.png", Raster(ramp("uint8", 0, 200), "PNG"), [], sample=True)
+    chosen, lines = choose_format(few)
+    assert (chosen.dtype, chosen.value_range) == ("uint16", ((0, 1023),)), "three of four are of 16 bits"
+    assert lines[0].endswith("uint16 is kept, and others are read as it, those of 8 bits by their whole range")
+    few.add("small2.png", Raster(ramp("uint8", 0, 200), "PNG"), [], sample=True)
     assert choose_format(few)[0].is_rgb8
     assert choose_format(few, channels="gray")[0].mean == pytest.approx([few.values["uint8"][0].mean / 255])
     wide = measured(ramp("uint16", 0, 900), images=2)
