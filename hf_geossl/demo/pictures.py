@@ -11,8 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from hf_geossl.data.images import EXTENSIONS, BrokenImageError, decode_image, decode_pixels
-from hf_geossl.data.noted import describe_counts
-from hf_geossl.data.notes import Note, collect_notes
+from hf_geossl.data.notes import Note, collect_notes, describe_counts
 from hf_geossl.data.wording import without_arguments
 from hf_geossl.demo.channel_picture import ChannelPicture, Picture
 from hf_geossl.hub.space import SAMPLE_SIDE as SIDE
@@ -52,11 +51,11 @@ def read_upload(content: bytes, image_format: ImageFormat | None = None) -> Pict
         return _decode(content, image_format)
     except BrokenImageError as error:
         if "max_pixels" in error.reason:
-            limit = f"{MAX_PIXELS / 1e6:.0f} million pixels"
+            most = f"{MAX_PIXELS / 1e6:.0f} million pixels"
             if image_format is not None:
-                limit = f"{_MAX_CHANNEL_PIXELS / 1e6:.0f} million pixels of 16 bytes"
+                most = f"{_MAX_CHANNEL_PIXELS / 1e6:.0f} million pixels of 16 bytes"
             raise UploadError(
-                f"This picture has more than the {limit} that the demo takes; please scale it down."
+                f"This picture has more than the {most} that the demo takes; please scale it down."
             ) from error
         if image_format is not None:
             raise UploadError(
