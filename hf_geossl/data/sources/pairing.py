@@ -1,6 +1,5 @@
 """Maps beside images: which files are the truth of others, by the names of folders (images, masks) and files (a, a_mask)."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -41,9 +40,10 @@ _SPLITS = "|".join(sorted(SPLIT_OF_WORD, key=len, reverse=True))
 _GLUED = re.compile(rf"({_SPLITS}|{_TRUTH}|{_IMAGE})({_SPLITS}|{_TRUTH}|{_IMAGE}|png)")
 _TRUTH_ENDING = re.compile(rf"(?:[\s._-]+(?:{_TRUTH})\d?)+$", re.IGNORECASE)
 _TRUTH_START = re.compile(rf"^(?:{_TRUTH})[\s._-]+(?=.)", re.IGNORECASE)
+_TRUTH_ANYWHERE = re.compile(rf"(?:{_TRUTH}|maps?)\d?", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(rf"[\s._-]+(?:{_IMAGE}|000\d)$", re.IGNORECASE)  # nnU-Net's h_7_0000 is a channel of h_7
 _BAND = re.compile(  # S2A_7_B08A, cell_red, h_7_0000
-    r"(.+?)[\s._-]+(?:b\d{1,2}a?|band[\s_-]?\d+|red|green|blue|yellow|nir|swir\d?|rededge\d?|pan|vv|vh|hh|hv|w\d|ch?\d{1,2}|000\d)",
+    r"b\d{1,2}a?|band\d+|red|green|blue|yellow|nir|swir\d?|rededge\d?|pan|vv|vh|hh|hv|w\d|ch?\d{1,2}|000\d",
     re.IGNORECASE,
 )
 _ALIKE = 3  # files, from which on a rule in their names is no accident
@@ -90,6 +90,8 @@ def map_column(word: str) -> str | None:
 
 def image_of(stem: str) -> str | None:
     """The stem of the image that a map is called after ("a" of "a_mask"); None of a file that is not called a map."""
+    if not _TRUTH_ANYWHERE.fullmatch(stem[_last_mark(stem) + 1 :]) and not _TRUTH_START.match(stem):
+        return None  # at once, since most files are no maps
     for pattern in (_TRUTH_ENDING, _TRUTH_START):
         shorter = pattern.sub("", stem)
         if shorter and shorter != stem:
@@ -97,8 +99,14 @@ def image_of(stem: str) -> str | None:
     return None
 
 
+def _last_mark(stem: str) -> int:
+    """Where the last mark between words is; -1 where there is none."""
+    return max(map(stem.rfind, " ._-"))
+
+
 def _stem(name: str) -> str:
-    return os.path.splitext(name.rpartition("/")[2])[0]
+    file = name[name.rfind("/") + 1 :]
+    return file[: file.rfind(".")] if "." in file else file
 
 
 def _column(*words: str) -> str:
@@ -203,13 +211,14 @@ def _beside(names: Sequence[str], found: Pairing, place: Place) -> None:
     """Adds maps that lie beside their images (a.jpg, a_mask.png) in folders where most images have one."""
     taken: list[str] = []
     for inside in _by_folder(names).values():
+        called = {name: image for name in inside if (image := image_of(_stem(name))) is not None}
+        if not called:
+            continue
         stems = {_stem(name) for name in inside}
         maps: dict[str, dict[str, str]] = {}
-        for name in inside:
-            image = image_of(_stem(name))
-            if image is not None:
-                maps.setdefault(image, {}).setdefault(_column(_stem(name).removeprefix(image)), name)
-        own = [name for name in inside if image_of(_stem(name)) is None or not _is_map(_stem(name), stems)]
+        for name, image in called.items():
+            maps.setdefault(image, {}).setdefault(_column(_stem(name).removeprefix(image)), name)
+        own = [name for name in inside if name not in called or not _is_map(called[name], _stem(name), stems)]
         truth = {
             name: maps[key]
             for name in own
@@ -234,9 +243,8 @@ def _beside(names: Sequence[str], found: Pairing, place: Place) -> None:
         )
 
 
-def _is_map(stem: str, stems: set[str]) -> bool:
+def _is_map(image: str, stem: str, stems: set[str]) -> bool:
     """Whether the image that a map is called after is there, as it stands or with a word for images behind it."""
-    image = image_of(stem)
     return image in stems or any(_IMAGE_ENDING.sub("", other) == image for other in stems if other != stem)
 
 
@@ -245,10 +253,9 @@ def _say_alike(names: Sequence[str], place: Place) -> None:
     for inside in _by_folder(names).values():
         stems = Counter(map(_stem, inside))
         twice = sorted(name for name in inside if stems[_stem(name)] > 1)
+        marks = ((stem, _last_mark(stem)) for stem in stems)
         endings = Counter(
-            stem[len(start) :]
-            for stem in stems
-            if (start := re.sub(r"[\s._-]+[^\s._-]*$", "", stem)) != stem and start in stems and not stem[-1].isdigit()
+            stem[mark:] for stem, mark in marks if mark > 0 and stem[:mark] in stems and not stem[-1].isdigit()
         )
         ending, count = endings.most_common(1)[0] if endings else ("", 0)
         if count >= _ALIKE and 3 * count >= len(stems):
@@ -264,8 +271,10 @@ def _say_bands(names: Sequence[str], place: Place) -> None:
     """Says of files that are called after the bands or channels of one image that each is taken as an image."""
     bands: dict[str, list[str]] = {}  # image -> files
     for name in names:
-        if match := _BAND.fullmatch(os.path.splitext(name)[0]):
-            bands.setdefault(match[1], []).append(name)
+        stem = name[: name.rfind(".")]
+        mark = _last_mark(stem)
+        if _BAND.fullmatch(stem[mark + 1 :]):
+            bands.setdefault(stem[:mark], []).append(name)
     several = [files for files in bands.values() if len(files) > 1]
     if several and 2 * sum(map(len, several)) >= len(names):
         place.warn(
