@@ -48,9 +48,12 @@ CLEARER = {
     "push_to_hub": "Publish the model when it is saved.",
     "hub_model_id": "The repository, user/name.",
 }
+_IMAGES = "channels channel_names value_range mean std"
 # argument that the user gave -> what a recipe says beside its own value of it, and means nothing for another one
 YIELDING = {
-    "dataset": "dataset_config split image_column revision eval_dataset eval_split",
+    "dataset": "dataset_config split image_column revision eval_dataset eval_split " + _IMAGES,
+    "channels": _IMAGES.removeprefix("channels "),
+    "value_range": "mean std",
     "eval_dataset": "eval_split",
     "num_train_epochs": "max_steps",
     "learning_rate": "base_learning_rate",
