@@ -27,6 +27,8 @@ _IGNORED = ("device", "disable_grouping", "backend", "use_fast")
 class GeometricImageProcessor(BaseImageProcessor):
     """Makes the input of a model from PIL images, arrays and tensors of stored values.
 
+    transformers' pipelines open files themselves, as colours of 8 bits: models of other types want arrays, without a pipeline.
+
     Images are of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`, one or a list, or a
     batch of them in one array. They may have all channels of the file, from which those of `image_format` are taken in
     its order, or the model's channels alone. Values are those that the files store; the value range maps them to 0..1,
@@ -214,6 +216,10 @@ def _of_stored_type(pixels: torch.Tensor, described: ImageFormat) -> torch.Tenso
     if own in ("uint8", "uint16") or fractions:
         low, high = (0.0, 1.0) if fractions else TYPE_RANGES[own]
         how = f"{low:g} to {high:g} becomes the whole range" if by_type else "values are taken as they are"
+        if own == "uint8" and not fractions:
+            how += (
+                "; pipelines make 8 bits of every file and clip it at 255: open such files as arrays of stored values"
+            )
         logger.warning_once(f"images of {own} for a model of {stored} ({described.describe()}): {how}")
         if not by_type:
             return pixels
