@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -70,8 +71,9 @@ def evaluate(argv: Sequence[str]) -> int:
             status = 1
             continue
         measured.append(file)
-        any_task |= any(name not in (ABOUT, *results[ABOUT][FAILED]) for name in results)
-        if results[ABOUT][FAILED]:
+        failed: Any = results[ABOUT][FAILED]
+        any_task |= any(name != ABOUT and name not in failed for name in results)
+        if failed:
             status = 1
     if status and not any_task:
         status = 2  # there is no number to read

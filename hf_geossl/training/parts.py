@@ -95,7 +95,9 @@ class TrainerParts:
     def settings(self) -> dict[str, object]:
         """What a run has to go on with, beside its data."""
         batches = self.args.gradient_accumulation_steps * self.args.world_size
-        optimizer = str(self.args.optim.value).removesuffix("_fused")  # fused ones have the same state
+        optimizer = str(getattr(self.args.optim, "value", self.args.optim)).removesuffix(
+            "_fused"
+        )  # fused ones have the same state
         return {"views": views_settings(self.feed.views), "batches of a step": batches, "optim": optimizer}
 
     def state_dict(self) -> dict[str, object]:
