@@ -149,8 +149,9 @@ def _shaped(first: "TiffPage") -> tuple[list[int], str]:
     text = str(first.description or "")
     described = json.loads(text) if first.is_shaped and text.startswith("{") else {}
     shape = described.get("shape")
-    whole = isinstance(shape, list) and all(type(side) is int for side in shape)
-    return (shape if whole else []), str(described.get("axes", ""))
+    if not isinstance(shape, list) or any(type(side) is not int for side in shape):
+        return [], ""
+    return shape, str(described.get("axes", ""))
 
 
 def _alike(tiff: "TiffFile", first: "TiffPage") -> list[int]:
