@@ -159,6 +159,8 @@ def _check(options: Namespace, converter: Converter, file: str) -> None:
         raise UsageError(
             f"--num_attention_heads does not apply to {converter.source}: the file holds the number of heads"
         )
+    if options.num_attention_heads is not None and options.num_attention_heads < 1:
+        raise UsageError(f"--num_attention_heads must be at least 1, got {options.num_attention_heads}")
     if not Path(file).is_file():
         raise UsageError(f"there is no file {file}")
 

@@ -19,10 +19,13 @@ def demo(argv: Sequence[str]) -> int:
     add("folder", help="What geossl pretrain or geossl convert wrote, or a checkpoint in it.")
     add("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 lets other machines in.")
     add("--port", type=int, help="Port to listen at; a free one from 7860 on by default.")
+    add(
+        "--samples", metavar="FOLDER", help="Pictures to begin with, two or more; by default scenes, for models of RGB."
+    )
     options = parser.read(argv)
     require_folder(options.folder)
     from hf_geossl.demo import launch_demo
 
     hide_loading_bars()
-    launch_demo(options.folder, host=options.host, port=options.port)
+    launch_demo(options.folder, host=options.host, port=options.port, samples=options.samples)
     return 0

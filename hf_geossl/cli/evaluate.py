@@ -5,10 +5,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from hf_geossl.cli.usage import Parser, hide_loading_bars, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, require_if_local
 from hf_geossl.evaluation.registry import (
     ABOUT,
     ALL,
@@ -40,13 +41,14 @@ def evaluate(argv: Sequence[str]) -> int:
         argv (`Sequence[str]`): What follows `geossl evaluate`.
 
     Returns:
-        `int`: 0; 1 if a model or a task could not be measured; 130 after Ctrl-C.
+        `int`: 0; 1 if a model or a task could not be measured, 2 if none could; 130 after Ctrl-C.
     """
     options = _parser().read(argv)
     if len(options.models) == 1:  # of several the others are measured
         require_if_local(options.models[0])
     require_if_local(options.dataset)
     check_tasks(options.tasks)
+    _check_local(options)
     settings = parse_settings(options.set)
     from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
 
@@ -54,7 +56,7 @@ def evaluate(argv: Sequence[str]) -> int:
         check_report_path(options.report)
     files = output_files(options.models, options.output)
     hide_loading_bars()
-    status, measured = 0, []
+    status, measured, any_task = 0, [], False
     for model, file in zip(options.models, files, strict=True):
         try:
             results = _measure(model, file, settings, options)
@@ -69,8 +71,12 @@ def evaluate(argv: Sequence[str]) -> int:
             status = 1
             continue
         measured.append(file)
-        if results[ABOUT][FAILED]:
+        failed: Any = results[ABOUT][FAILED]
+        any_task |= any(name != ABOUT and name not in failed for name in results)
+        if failed:
             status = 1
+    if status and not any_task:
+        status = 2  # there is no number to read
     if measured:
         print(f"\n{markdown_table(read_measured(measured))}")
         print(f"Results: {', '.join(map(str, measured))}")
@@ -78,6 +84,15 @@ def evaluate(argv: Sequence[str]) -> int:
         write_report(measured, options.report)
         print(f"Report: {options.report}")
     return status
+
+
+def _check_local(options: Namespace) -> None:
+    """Refuses what is said of a repository where everything lies on this machine."""
+    of_data = [name for name in ("dataset_config", "dataset_revision") if getattr(options, name) is not None]
+    if of_data and Path(options.dataset).exists():
+        raise UsageError(f"--{of_data[0]} means nothing for the local {options.dataset}: leave it out")
+    if options.revision is not None and all(Path(model).exists() for model in options.models):
+        raise UsageError("--revision means nothing for models on this machine: leave it out")
 
 
 def _measure(

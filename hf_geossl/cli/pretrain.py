@@ -168,6 +168,11 @@ def resume_from(args: "TeacherStudentTrainingArguments") -> str | bool | None:
         Path(str(args.output_dir)),
         {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint),
     )
+    if isinstance(asked, str) and not (Path(asked) / "config.json").is_file():
+        what = "is no checkpoint (it has no config.json)" if Path(asked).is_dir() else "is no folder"
+        raise UsageError(
+            f"--resume_from_checkpoint {asked} {what}: name a folder checkpoint-N of a run, or true for the newest in --output_dir"
+        )
     if asked is True and newest_whole_checkpoint(folder) is None:
         others = [path.name for path in folder.glob("*") if not re.fullmatch(_TRACES, path.name)]
         if others:

@@ -57,9 +57,12 @@ CLEARER = {
     "push_to_hub": "Publish the model when it is saved.",
     "hub_model_id": "The repository, user/name.",
 }
+_IMAGES = "channels channel_names value_range mean std"
 # argument that the user gave -> what a recipe says beside its own value of it, and means nothing for another one
 YIELDING = {
-    "dataset": "dataset_config split image_column revision eval_dataset eval_split",
+    "dataset": "dataset_config split image_column revision eval_dataset eval_split " + _IMAGES,
+    "channels": _IMAGES.removeprefix("channels "),
+    "value_range": "mean std",
     "eval_dataset": "eval_split",
     "model_name_or_path": "init_from init_channels",
     "num_train_epochs": "max_steps",
@@ -195,6 +198,14 @@ def _unused(of_user: Mapping[str, Value], of_recipe: Mapping[str, Value]) -> tup
         ]
     if values.get(INIT_FROM.name) is None and of_user.get(INIT_CHANNELS.name) not in (None, TAKEN_BACK):
         said.append(f"--{INIT_CHANNELS.name} means nothing without --{INIT_FROM.name}, and is left out")
+    if not values.get("push_to_hub"):
+        said += [
+            f"--{name} means nothing without --push_to_hub true, and is left out"
+            for name in ("hub_model_id", "hub_strategy", "hub_revision")
+            if of_user.get(name) not in (None, TAKEN_BACK)
+        ]
+    if values.get("eval_strategy") in (None, "no") and of_user.get("eval_steps") not in (None, TAKEN_BACK):
+        said.append("--eval_steps means nothing without --eval_strategy steps, and is left out")
     if {"max_steps", "num_train_epochs"} <= _without_taken_back(of_user).keys() and of_user["max_steps"] != -1:
         said.append("--max_steps is given too, so --num_train_epochs is left out")
     return tuple(said)

@@ -29,6 +29,19 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _without_booleans(yaml.SafeLoader.yaml_implicit_resolvers)
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
+    """A mapping, of which no key may come twice: YAML would take the last and drop the others."""
+    loader.flatten_mapping(node)
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{twice[0]} stands in it twice: leave one of the two out", node.start_mark
+        )
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
 
 
@@ -62,7 +75,10 @@ class Recipe:
         """
         known = {argument.name: argument for argument in arguments}
         words = []
+        names = [key for _, key, _ in self.entries]
         for section, key, value in self.entries:
+            if names.count(key) > 1:
+                raise UsageError(f"{self.source}: {key} stands in it twice: leave one of the two out")
             if key not in known:
                 raise UsageError(f"{self.source}: unknown key {key!r}{nearest(key, list(known))}")
             if section not in (None, known[key].section):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from hf_geossl.data.blocks import refuse_difference
 from hf_geossl.data.broken import BrokenStreamError
 from hf_geossl.data.images import BrokenImageError, decode_pixels
-from hf_geossl.data.noted import describe_counts
+from hf_geossl.data.notes import describe_counts
 from hf_geossl.data.streams import Decode, ImageStream
 from hf_geossl.modeling.image_format import ImageFormat
 

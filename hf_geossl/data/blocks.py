@@ -148,5 +148,6 @@ def refuse_difference(saved: Mapping[str, object], present: Mapping[str, object]
     if changed:
         values = ", ".join(f"{name} was {saved.get(name)!r} and is {present.get(name)!r}" for name in changed)
         raise ValueError(
-            f"the saved position belongs to another stream: {values}; open it as it was, or start without the state"
+            f"the saved position belongs to another stream: {values}; open it as it was (a run goes on with the same images, seed "
+            "and batches), or start without the state (a new run, from the weights by --model_name_or_path)"
         )

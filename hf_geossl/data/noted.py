@@ -1,12 +1,11 @@
 """What decoding did to the images of a stream: the first image of each kind logged at once, all counted."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hf_geossl.data.blocks import Position
 from hf_geossl.data.broken import ReportedNames
 from hf_geossl.data.notes import NOTES, Note
-from hf_geossl.data.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +31,3 @@ class NotedImages:
             position.count_note(entry.kind)
             if self._reported.add(entry.kind):
                 logger.warning("%s: %s; further ones are counted and not logged one by one", key, entry)
-
-
-def describe_counts(counts: Mapping[str, int], images: int) -> list[str]:
-    """Says how many images have each kind of note.
-
-    Args:
-        counts (`Mapping[str, int]`): by kind.
-        images (`int`): of how many.
-
-    Returns:
-        `list[str]`: such as "12 of 300 images: transparency laid over white", most frequent first.
-    """
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [f"{number:,} of {counted(images, 'image')}: {NOTES[kind][0]}" for kind, number in ordered]

@@ -1,9 +1,11 @@
 """Notes: what decoding did to a user's values, collected by whoever reads the images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+from hf_geossl.data.wording import counted, without_arguments
 
 # kind -> what happened, said of one image or of many; and the details of one image, with what to do about it
 NOTES = {
@@ -56,6 +58,12 @@ class Note:
         """What happened, without the details of one image."""
         return NOTES[self.kind][0]
 
+    @property
+    def facts(self) -> str:
+        """What happened, for people who run no command, without advice about its arguments."""
+        facts = without_arguments(self.detail)
+        return f"{self.summary} ({facts})" if facts else self.summary
+
     def __str__(self) -> str:
         return f"{self.summary} ({self.detail})"
 
@@ -89,3 +97,17 @@ def collect_notes() -> Iterator[list[Note]]:
         yield collected
     finally:
         _COLLECTED.reset(token)
+
+
+def describe_counts(counts: Mapping[str, int], images: int) -> list[str]:
+    """Says how many images have each kind of note.
+
+    Args:
+        counts (`Mapping[str, int]`): by kind.
+        images (`int`): of how many.
+
+    Returns:
+        `list[str]`: such as "12 of 300 images: transparency laid over white", most frequent first.
+    """
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{number:,} of {counted(images, 'image')}: {NOTES[kind][0]}" for kind, number in ordered]

@@ -66,7 +66,7 @@ def in_format(raster: Raster, image_format: ImageFormat) -> np.ndarray:
             note("transparency_ignored")
     if numbers == "rgb" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
-    return np.ascontiguousarray(values)
+    return np.require(values, requirements=["C", "W"])  # a copy only where it must be
 
 
 def _over_white(values: np.ndarray, alpha: np.ndarray, opaque: float) -> np.ndarray:
@@ -105,6 +105,8 @@ def _numbered(raster: Raster, numbers: tuple[int, ...]) -> np.ndarray:
         raise BrokenImageError(
             f"it has {present}, and channel {max(numbers)} is asked for (--channels {','.join(map(str, numbers))})"
         )
+    if numbers == tuple(range(1, values.shape[2] + 1)):
+        return values
     return values[..., [number - 1 for number in numbers]]
 
 
@@ -133,10 +135,12 @@ def named_color_places(count: int, names: Sequence[str]) -> list[int]:
 
 def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """Which values mean "no value"; None if none does. Where that is 0, it belongs into the picture as black."""
-    missing = np.zeros(values.shape, dtype=bool)
-    if values.dtype.kind == "f":
-        missing |= ~np.isfinite(values)
-    if nodata is not None and np.isfinite(nodata) and nodata != 0:
+    named = nodata is not None and np.isfinite(nodata) and nodata != 0
+    # one pass over the values where nothing is missing: a sum is finite where all of them are
+    if not named and (values.dtype.kind != "f" or np.isfinite(values.sum(dtype=np.float64))):
+        return None
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
+    if nodata is not None and named:
         missing |= values == (values.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
     return missing if missing.any() else None
 
@@ -159,16 +163,10 @@ def to_bytes(raster: Raster, values: np.ndarray) -> np.ndarray:
         return values
     missing = _missing(values, raster.nodata)
     known = values if missing is None else values[~missing]
-    smallest, largest = (float(known.min()), float(known.max())) if known.size else (low, low)
-    if raster.span is None:
-        if kind.kind == "f" and not (smallest >= 0 and largest <= 1):
-            raise _no_range(f"{kind.itemsize * 8}-bit floating point", smallest, largest)
-        if kind.itemsize == 4 and kind.kind in "iu":
-            raise _no_range("32-bit integer", smallest, largest)
-        if kind.kind == "i":
-            if smallest < 0:
-                raise _no_range("signed 16-bit integer", smallest, largest)
-            low = 0.0
+    largest = float(known.max()) if known.size else low
+    _check_fixed_range(raster, known)
+    if raster.span is None and kind.kind == "i":
+        low = 0.0
     if missing is not None:
         note("nodata", count=int(missing.sum()))
         values = np.where(missing, kind.type(low) if kind.kind == "f" else low, values)
@@ -195,8 +193,21 @@ def _dark_range(values: np.ndarray, low: float, high: float, largest: float) -> 
     return f"0,{max(1, 2 ** int(largest).bit_length() - 1)}" if whole else f"{low:g},{largest:g}"
 
 
-def _no_range(what: str, smallest: float, largest: float) -> BrokenImageError:
-    return BrokenImageError(
+def _check_fixed_range(raster: Raster, known: np.ndarray) -> None:
+    """Refuses values whose type does not say what is black and white, unless the file does."""
+    kind = known.dtype
+    if raster.span is not None or not known.size:
+        return
+    smallest, largest = float(known.min()), float(known.max())
+    if kind.kind == "f" and not (smallest >= 0 and largest <= 1):
+        what = f"{kind.itemsize * 8}-bit floating point"
+    elif kind.kind in "iu" and kind.itemsize == 4:
+        what = "32-bit integer"
+    elif kind.kind == "i" and smallest < 0:
+        what = "signed 16-bit integer"
+    else:
+        return
+    raise BrokenImageError(
         f"{what} pixels from {smallest:g} to {largest:g} have no fixed range; say which values are black and white, "
         f"such as --value_range {smallest:g},{largest:g}"
     )
@@ -205,19 +216,26 @@ def _no_range(what: str, smallest: float, largest: float) -> BrokenImageError:
 def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.ndarray:
     """Maps stored values to units; those of another type by their own whole range where the format's is the type's."""
     missing = _missing(values, raster.nodata)
-    _note_dark_units(raster, values, missing, image_format)
+    known = values if missing is None else values[~missing]
+    _note_dark_units(raster, known, image_format)
+    same = raster.dtype == image_format.dtype or (
+        raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
+    )
+    # 255 of a picture of 8 bits is white, whatever white is of the scans of more bits beside it
+    picture = raster.dtype == "uint8" and image_format.dtype in ("uint16", "uint32")
+    as_they_are = same or (image_format.range_source != "type" and not picture)
+    if not as_they_are:
+        _check_fixed_range(raster, known)
     if image_format.channels == "gray":
         values = _gray(values)
         missing = missing if missing is None else np.any(missing, axis=2, keepdims=True)
     elif image_format.channels == "rgb" and values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
-    same = raster.dtype == image_format.dtype or (
-        raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
-    )
-    if same or image_format.range_source != "type":
+    if as_they_are:
         units, how = image_format.to_unit(values), "values taken as they are"
     else:
         low, high = raster.value_span()
+        low = low if raster.span else max(low, 0.0)  # no value is below 0
         units = ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
         how = f"{low:g} to {high:g} became the whole range"
     if not same:
@@ -228,8 +246,7 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
     return units
 
 
-def _note_dark_units(raster: Raster, values: np.ndarray, missing: np.ndarray | None, image_format: ImageFormat) -> None:
-    known = values if missing is None else values[~missing]
+def _note_dark_units(raster: Raster, known: np.ndarray, image_format: ImageFormat) -> None:
     if known.size and image_format.range_source == "type" and known.dtype.kind == "u":
         low, high = raster.value_span()
         largest = float(known.max())

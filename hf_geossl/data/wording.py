@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,12 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def some_of(names: Sequence[str], most: int = 3) -> str:
     """The first of some names, with "..." where there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def without_arguments(message: str) -> str:
+    """A message for people who run no command: without the parts that name arguments such as --channels; may be empty."""
+    parts = re.sub(r" \(--[^)]*\)", "", message).split("; ")
+    return "; ".join(part for part in parts if "--" not in part)
 
 
 def as_text(name: str) -> str:

@@ -19,7 +19,8 @@ def build_demo(folder: str | Path, *, samples: str | Path | None = None) -> Any:
     Args:
         folder (`str` or `Path`): What a training run leaves, one of its `checkpoint-N` folders, a whole pretraining model
             or a trunk. Of a run's folder the newest whole checkpoint is shown.
-        samples (`str` or `Path`, *optional*): Folder of sample pictures; scenes of the embedded dataset by default.
+        samples (`str` or `Path`, *optional*): Folder of two or more sample pictures; by default scenes of the embedded
+            dataset, or none where the model's images are not RGB of 8 bits, as scenes are.
 
     Returns:
         `gradio.Blocks`: The page; `launch_demo` serves it with limits and fonts of its own.
@@ -28,7 +29,7 @@ def build_demo(folder: str | Path, *, samples: str | Path | None = None) -> Any:
         ImportError: If gradio is not installed.
         ValueError: If the folder holds no model of this library, or a damaged one; or if `samples` holds no picture.
     """
-    return _page().build_demo(Path(folder), None if samples is None else Path(samples))
+    return _page().open_page(Path(folder), None if samples is None else Path(samples)).build()
 
 
 def launch_demo(
@@ -57,8 +58,9 @@ def launch_demo(
         ImportError, ValueError: As of `build_demo`.
         OSError: If the port is taken.
     """
-    demo = build_demo(folder, samples=samples)
-    return _page().serve(demo, host, port, block, say)
+    page = _page()
+    opened = page.open_page(Path(folder), None if samples is None else Path(samples))
+    return page.serve(opened, host, port, block, say)
 
 
 __all__ = ["build_demo", "launch_demo"]

@@ -1,11 +1,12 @@
 """What a trunk sees in pictures, as numbers: components, correspondence, attention, neighbours."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
+from hf_geossl.demo.channel_picture import Picture
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.training.pictures.colors import principal_components
 
@@ -18,7 +19,7 @@ def cell_at(place: tuple[float, float], grid: Cell) -> Cell:
     return min(max(int(place[1] * rows), 0), rows - 1), min(max(int(place[0] * columns), 0), columns - 1)
 
 
-def feature_colors(model: DemoModel, pictures: list[Image.Image], finer: bool = False) -> torch.Tensor:
+def feature_colors(model: DemoModel, pictures: Sequence[Picture], finer: bool = False) -> torch.Tensor:
     """The first three principal components of patch features, over all pictures together.
 
     Returns:
@@ -41,7 +42,7 @@ class Match:
         return self.cosines[self.best].item()
 
 
-def find_match(model: DemoModel, first: Image.Image, second: Image.Image, cell: Cell, finer: bool = False) -> Match:
+def find_match(model: DemoModel, first: Picture, second: Picture, cell: Cell, finer: bool = False) -> Match:
     """Finds a patch of the first picture in the second, by the cosine of trunk features, and looks back."""
     here, there = (F.normalize(model.encode(picture, finer)[0], dim=-1) for picture in (first, second))
     cosines = there @ here[cell]
@@ -55,7 +56,7 @@ def _largest(values: torch.Tensor) -> Cell:
 
 
 def attention_map(
-    model: DemoModel, picture: Image.Image, cell: Cell | None, head: int | None, finer: bool = False
+    model: DemoModel, picture: Picture, cell: Cell | None, head: int | None, finer: bool = False
 ) -> torch.Tensor:
     """How much a token of the last layer looks at each patch.
 
@@ -76,7 +77,7 @@ def attention_map(
 
 
 def nearest_pictures(
-    model: DemoModel, picture: Image.Image, others: list[Image.Image], finer: bool = False
+    model: DemoModel, picture: Picture, others: Sequence[Picture], finer: bool = False
 ) -> list[tuple[int, float]]:
     """Index and cosine of pooled features of the other pictures, nearest first; the same picture is left out."""
     feature = model.encode(picture, finer)[1]
@@ -88,7 +89,7 @@ def nearest_pictures(
 
 
 def nearest_patches(
-    model: DemoModel, picture: Image.Image, cell: Cell, others: list[Image.Image], finer: bool = False
+    model: DemoModel, picture: Picture, cell: Cell, others: Sequence[Picture], finer: bool = False
 ) -> list[tuple[int, Cell, float]]:
     """For each other picture its index, its patch nearest to a patch of one picture, and their cosine, nearest first."""
     found = []
@@ -98,5 +99,5 @@ def nearest_patches(
     return sorted(found, key=lambda one: -one[2])
 
 
-def _other_than(picture: Image.Image, others: list[Image.Image]) -> list[tuple[int, Image.Image]]:
+def _other_than(picture: Picture, others: Sequence[Picture]) -> list[tuple[int, Picture]]:
     return [(index, other) for index, other in enumerate(others) if other.tobytes() != picture.tobytes()]

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 
+from hf_geossl.demo.channel_picture import Picture
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.modeling.geometry import query_positions
 
@@ -77,7 +77,7 @@ def whole_box(box: tuple[float, float, float, float], side: int, smallest: int) 
 
 
 @torch.no_grad()
-def place_box(model: DemoModel, picture: Image.Image, box: tuple[float, float, float, float]) -> Placement:
+def place_box(model: DemoModel, picture: Picture, box: tuple[float, float, float, float]) -> Placement:
     """Gives LOCA a box of a picture as query and the picture as reference, and asks where the query's patches lie.
 
     The query is scaled as in training: to a focal query's size up to 32% of the picture's area, to the picture's above.

@@ -1,12 +1,14 @@
 """What decoders reconstruct (EquiCoherent's task): a picture, transformed by a share of a path that a person chooses."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 
+from hf_geossl.demo.channel_picture import Picture
 from hf_geossl.demo.loading import DemoModel
+from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath
 
 _MIDDLE = 0.8  # of each side: the other crop of a picture
@@ -32,8 +34,8 @@ def path_of(model: DemoModel) -> TransformationPath:
     return TransformationPath(name, config.num_intermediate)
 
 
-def path_controls(path: TransformationPath) -> list[Control]:
-    """What a person can choose about the end of a path."""
+def path_controls(path: TransformationPath, image_format: ImageFormat | None = None) -> list[Control]:
+    """What a person can choose about the end of a path; of channels that are no colours, of all of them alike."""
 
     def percent(field: str, index: int | None, name: str, largest: float) -> Control:
         return field, index, name, -100 * largest, 100 * largest, 0.01
@@ -51,6 +53,12 @@ def path_controls(path: TransformationPath) -> list[Control]:
         percent("saturation", None, "Saturation, % more or less", path.path_saturation),
         percent("hue", None, "Hue, % of the colour circle", path.path_hue),
     ]
+    if image_format is not None and not image_format.is_rgb:
+        low, high = -path.path_brightness, path.path_brightness
+        color = [
+            ("brightness", None, "Brightness of every channel, deviations more or less", low, high, 1.0),
+            percent("contrast", None, "Contrast of every channel, % more or less", path.path_contrast),
+        ]
     blur: list[Control] = [
         ("blur_sigma", None, "Blur, sigma in pixels of the model's input", *path.path_blur_sigma, 1.0)
     ]
@@ -58,14 +66,21 @@ def path_controls(path: TransformationPath) -> list[Control]:
     return controls[path.transformation]
 
 
-def path_parameters(path: TransformationPath, values: list[float]) -> TransformationParameters:
+def path_parameters(
+    path: TransformationPath, values: Sequence[float], image_format: ImageFormat | None = None
+) -> TransformationParameters:
     """The end of one image's path by a value for each of `path_controls`, brought into its range where it lies outside."""
     zero = {name: torch.zeros(1) for name in ("angles", "brightness", "contrast", "saturation", "hue", "blur_sigma")}
     zero |= {"translations": torch.zeros(1, 2), "transformed": torch.ones(1, dtype=torch.bool)}
+    if image_format is not None and not image_format.is_rgb:  # of each channel, brightness in units
+        deviations = torch.tensor([image_format.std])
+        zero |= {"brightness": torch.zeros_like(deviations), "contrast": torch.zeros_like(deviations)}
     parameters = TransformationParameters(**zero)
-    for (name, index, _, low, high, factor), value in zip(path_controls(path), values, strict=True):
+    for (name, index, _, low, high, factor), value in zip(path_controls(path, image_format), values, strict=True):
         number = min(max(float(value), low), high) * factor
         getattr(parameters, name)[0 if index is None else (0, index)] = number
+    if parameters.brightness.dim() == 2:
+        parameters.brightness.mul_(deviations)
     return parameters
 
 
@@ -73,7 +88,7 @@ def path_parameters(path: TransformationPath, values: list[float]) -> Transforma
 class PathPoint:
     """A point of the path of a transformation.
 
-    Images are `(3, height, width)` in [0, 1]; errors are mean squares of normalised pixels, as in the loss.
+    Images are `(channels, height, width)` in units, 0 to 1; errors are mean squares of normalised pixels, as in the loss.
     """
 
     first: torch.Tensor  # v1, another crop of the picture
@@ -82,25 +97,27 @@ class PathPoint:
     true: torch.Tensor  # the image at this point
     reconstructed: torch.Tensor | None = None  # what the decoder makes of v1 and v2, where there is one
     error: float | None = None  # of the reconstruction
-    mean_image_error: float | None = None  # of the mean of the sample pictures at this point
+    # of the mean of the sample pictures at this point; without samples of a plain image of the channels' means
+    mean_image_error: float | None = None
 
 
 @torch.no_grad()
 def path_point(
-    model: DemoModel, picture: Image.Image, samples: list[Image.Image], values: list[float], point: int
+    model: DemoModel, picture: Picture, samples: Sequence[Picture], values: Sequence[float], point: int
 ) -> PathPoint:
     """Renders a point of the path of a picture and reconstructs it from the two views.
 
     The middle of the picture is the first view, the mean of the samples the baseline; `values` are the end of the path,
     see `path_parameters`, and the point goes from 0 (u) to K + 1 (v2).
     """
-    path, whole = path_of(model), model.whole
-    parameters = path_parameters(path, values)
+    path, whole, image_format = path_of(model), model.whole, model.image_format
+    clip = image_format is None or image_format.is_uint8
+    parameters = path_parameters(path, values, image_format)
     share = point / (path.num_intermediate + 1)
 
     def at(images: torch.Tensor, share: float) -> torch.Tensor:
         repeated = {name: value.expand(len(images), *value.shape[1:]) for name, value in vars(parameters).items()}
-        return path.apply(images, TransformationParameters(**repeated), share)
+        return path.apply(images, TransformationParameters(**repeated), share, clip)
 
     left, top = (round(side * (1 - _MIDDLE) / 2) for side in picture.size)
     middle = picture.crop((left, top, picture.width - left, picture.height - top))
@@ -115,8 +132,12 @@ def path_point(
     shape = (1, len(whole.reconstruction.decoders), *source.shape[1:])
     found = whole.reconstruction(features[:1], features[1:], source.new_zeros(shape), model.grid())[1][0, decoder]
     target = model.normalize(true)[0]
-    mean_image = model.normalize(at(model.unit_images(samples), share)).mean(dim=0)
+    mean_image = torch.zeros_like(target)
+    if samples:
+        mean_image = model.normalize(at(model.unit_images(samples), share)).mean(dim=0)
     std, mean = (found.new_tensor(numbers)[:, None, None] for numbers in (model.std, model.mean))
     error, mean_image_error = ((image - target).square().mean().item() for image in (found, mean_image))
-    reconstructed = (found * std + mean).clamp(0, 1)
+    reconstructed = found * std + mean
+    if clip:
+        reconstructed = reconstructed.clamp(0, 1)
     return PathPoint(first[0], source[0], final[0], true[0], reconstructed, error, mean_image_error)

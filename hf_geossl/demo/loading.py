@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForPreTraining, PreTrainedConfig, PreTrainedModel
 
+from hf_geossl.demo.channel_picture import Picture, stack_units
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.hub.run_folder import find_model, first_line, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
+from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
 _CACHED = 32  # pictures whose tokens are cached
@@ -23,13 +26,13 @@ _CACHED = 32  # pictures whose tokens are cached
 class DemoModel:
     """A model as the demo uses it.
 
-    Pictures given to its functions are RGB; they are scaled to the size that is asked for, the trained one or, `finer`,
-    twice that.
+    Pictures given to its functions are RGB of 8 bits, or of the model's format; they are scaled to the size that is asked
+    for, the trained one or, `finer`, twice that.
     """
 
     trunk: Any  # what gets published: the teacher's trunk where there is a teacher
     whole: Any  # the pretraining model with its heads, which go with the student; None of a trunk alone
-    mean: tuple[float, ...]  # normalisation of images in [0, 1]
+    mean: tuple[float, ...]  # normalisation of images in units, 0 to 1
     std: tuple[float, ...]
     source: str  # where the weights come from, in words
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -41,6 +44,7 @@ class DemoModel:
         self.name = METHODS[self.method].title  # as the paper writes it
         self.pooled = METHODS[self.method].pooled  # what stands for a picture, and is trained to, in words
         self.encoder = Encoder(self.trunk, self.name, self.mean, self.std, max(self.config.image_height_width))
+        self.image_format: ImageFormat | None = self.encoder.image_format  # None of RGB of 8 bits
 
     def size(self, finer: bool = False) -> tuple[int, int]:
         """Height and width in pixels of what the model sees: as in training, or twice that."""
@@ -52,23 +56,21 @@ class DemoModel:
         height, width = self.size(finer)
         return height // self.config.patch_size, width // self.config.patch_size
 
-    def unit_images(self, pictures: list[Image.Image], size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Pictures, all scaled to one size, as `(pictures, 3, height, width)` in [0, 1]."""
+    def unit_images(self, pictures: Sequence[Picture], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Pictures, all scaled to one size, as `(pictures, channels, height, width)` in units, 0 to 1."""
         height, width = size or self.size()
-        scaled = [picture.resize((width, height), Image.Resampling.BILINEAR) for picture in pictures]
-        bytes_ = torch.stack([torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8) for one in scaled])
-        return bytes_.view(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
+        return stack_units([picture.resize((width, height), Image.Resampling.BILINEAR) for picture in pictures])
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(..., 3, height, width)` in [0, 1] as the model wants them."""
+        """Images `(..., channels, height, width)` in units as the model wants them."""
         return self.encoder.normalize(images)
 
-    def pixels(self, pictures: list[Image.Image], size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Normalised pictures `(pictures, 3, height, width)`."""
+    def pixels(self, pictures: Sequence[Picture], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Normalised pictures `(pictures, channels, height, width)`."""
         return self.normalize(self.unit_images(pictures, size))
 
     @torch.no_grad()
-    def encode(self, picture: Image.Image, finer: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, picture: Picture, finer: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Patch tokens `(rows, columns, hidden_size)` and the feature that stands for the picture, `(hidden_size,)`."""
         key = (picture.tobytes(), picture.size, finer)
         with self._lock:
@@ -82,7 +84,7 @@ class DemoModel:
             return self._tokens[key]
 
     @torch.no_grad()
-    def last_attention(self, picture: Image.Image, finer: bool = False) -> torch.Tensor:
+    def last_attention(self, picture: Picture, finer: bool = False) -> torch.Tensor:
         """The last layer's attention for a picture, `(heads, tokens, tokens)`: who looks (rows) at whom (columns)."""
         weights: list[torch.Tensor] = []
         attention = self.trunk.encoder.layer[-1].attention
@@ -119,9 +121,13 @@ def open_model(folder: Path) -> DemoModel:
     folder, config, place = find_model(folder)
     auto_class = AutoModelForPreTraining if is_pretraining(config) else AutoModel
     model = _load(auto_class, folder)
-    if model.config.num_channels != 3:
-        raise ValueError(f"the demo shows colour pictures, and this model takes {model.config.num_channels} channels")
-    mean, std = _normalization(folder)
+    described = model.config.get_image_format()
+    if described is None:
+        raise ValueError(
+            f"the model in {str(folder)!r} takes {model.config.num_channels} channels, and nothing says what they are: "
+            "give its config.json an image_format (names, type, value range, mean, deviation of each channel)"
+        )
+    mean, std = _normalization(folder) if described.is_rgb8 else (described.mean, described.std)
     if auto_class is AutoModel:
         return DemoModel(model, None, mean, std, f"the trunk{place}")
     has_teacher = model.teacher is not None

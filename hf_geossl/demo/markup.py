@@ -46,10 +46,10 @@ def said(text: str) -> str:
     return f'<p class="geo-said">{escape(text)}</p>'
 
 
-def strip(pictures: Sequence[Image.Image], chosen: int, upload: Image.Image | None, name: str) -> str:
+def strip(pictures: Sequence[Image.Image], chosen: int, upload: Image.Image | None, name: str, note: str = "") -> str:
     """Pictures to choose from, in one row that scrolls by itself; the upload, of index -1, stands first.
 
-    `name` says what is chosen to those who do not see it.
+    `name` says what is chosen to those who do not see it; the note, where there is one, stands below.
     """
     offered = [(-1, upload, "the uploaded picture")] if upload is not None else []
     shown = [*offered, *((index, picture, f"sample {index + 1}") for index, picture in enumerate(pictures))]
@@ -62,7 +62,10 @@ def strip(pictures: Sequence[Image.Image], chosen: int, upload: Image.Image | No
             f'<button type="button" data-index="{index}" aria-pressed="{pressed}" aria-label="{escape(name)}: {label}">'
             f'<img src="{data_url(small)}" alt=""></button>'
         )
-    return f'<div class="geo-strip" role="group" aria-label="{escape(name)}">{"".join(buttons)}</div>'
+    below = f'<p class="geo-note">{escape(note)}</p>' if note else ""
+    if not buttons:
+        return below
+    return f'<div class="geo-strip" role="group" aria-label="{escape(name)}">{"".join(buttons)}</div>{below}'
 
 
 def bars(names: Sequence[str], shares: Sequence[float], true: int) -> str:
@@ -171,6 +174,8 @@ STYLE = """<style>
 .geo-picture[data-kind=box] { touch-action: none; }
 .geo-frame { position: absolute; border: 3px solid #00c8ff; box-shadow: 0 0 0 1px #000, inset 0 0 0 1px #000;
     box-sizing: border-box; pointer-events: none; }
+.geo-channels input { min-height: 22px; text-overflow: ellipsis; }
+.geo-note { color: var(--body-text-color); font-size: 15px; line-height: 1.35; margin: 0 4px 8px; }
 .geo-said { color: var(--body-text-color); font-size: 16px; line-height: 1.45; margin: 8px 0; }
 .geo-bars { display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center; max-width: 620px;
     color: var(--body-text-color); font-size: 16px; margin: 8px 0; }

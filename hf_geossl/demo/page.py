@@ -3,28 +3,38 @@
 import functools
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
-from PIL import Image
 
+from hf_geossl.data.notes import collect_notes
+from hf_geossl.demo.channel_choice import ChannelChoice
+from hf_geossl.demo.channel_picture import Channels, Picture, displayed
 from hf_geossl.demo.loading import DemoModel, open_model
-from hf_geossl.demo.markup import STRIP_SCRIPT, STYLE, strip
-from hf_geossl.demo.pictures import MAX_BYTES, UploadError, fit_picture, read_upload, sample_pictures
+from hf_geossl.demo.markup import STRIP_SCRIPT, STYLE, said, strip
+from hf_geossl.demo.pictures import (
+    MAX_BYTES,
+    UploadError,
+    describe_notes,
+    fit_picture,
+    read_upload,
+    sample_pictures,
+)
 from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, attention_tab, correspondence_tab, features_tab, neighbours_tab
 from hf_geossl.methods import METHODS
 
 logger = logging.getLogger(__name__)
 
 _COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
-_SESSIONS = 200
+_SESSIONS = 200  # with pictures of 8-bit RGB, fewer where pixels take more memory
 _PRIVATE = {"api_visibility": "private", "show_progress": "minimal"}  # what only the page itself calls
 _Parameters = ParamSpec("_Parameters")
 _Answer = TypeVar("_Answer")
+Chooser = tuple[gr.State, gr.HTML, gr.UploadButton, str]
 Place = tuple[float, float]  # x and y, in shares of the sides
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
@@ -33,8 +43,9 @@ _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 class Picked:
     """A person's picture A or B."""
 
-    index: int  # of a sample, -1 for the upload
-    upload: Image.Image | None = None  # in the model's shape, at the size of the page
+    index: int  # of a sample, -1 for the upload, which may not be there yet
+    upload: Picture | None = None  # in the model's shape, at the size of the page
+    note: str = ""  # what decoding did to the upload
 
 
 def plainly(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
@@ -55,9 +66,9 @@ def plainly(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _
 
 
 class Page:
-    """The page of a model while it is built, with two or more sample pictures of any size."""
+    """The page of a model while it is built, with two or more sample pictures of any size, or with none."""
 
-    def __init__(self, model: DemoModel, samples: list[Image.Image]) -> None:
+    def __init__(self, model: DemoModel, samples: Sequence[Picture]) -> None:
         self.model = model
         self.samples = [fit_picture(sample, model.size()) for sample in samples]
         self.common: list[Any] = []
@@ -70,8 +81,9 @@ class Page:
             ("Correspondence", partial(correspondence_tab, self.model)),
             *self._head_tabs(),
             ("Attention", partial(attention_tab, self.model)),
-            ("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)),
         ]
+        if self.samples:
+            makers.append(("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)))
         if self.model.config.hidden_size < 3:
             makers = makers[1:]  # three components are shown
         with gr.Blocks(title=f"{self.model.name} demo", analytics_enabled=False, delete_cache=(600, 600)) as demo:
@@ -89,8 +101,10 @@ class Page:
                 label="Patches",
                 info="What comes from the heads of pretraining is always shown as in training.",
             )
-            self.place = gr.State((0.5, 0.5))
-            self.common = [choosers[0][0], choosers[1][0], finer, self.place]
+            image_format = self.model.image_format
+            choice = ChannelChoice(image_format) if image_format and image_format.num_channels > 1 else None
+            self.place, self.channels = gr.State((0.5, 0.5)), gr.State(None)
+            self.common = [choosers[0][0], choosers[1][0], finer, self.place, self.channels]
             with gr.Tabs(overflow_behavior="wrap"):
                 containers = []
                 for name, make in makers:
@@ -103,6 +117,8 @@ class Page:
             self._refresh(demo.load)
             for chooser in choosers:
                 self._wire_chooser(*chooser)
+            if choice is not None:
+                self._wire_choice(choice, choosers)
         return demo
 
     def _head_tabs(self) -> list[TabMaker]:
@@ -122,65 +138,137 @@ class Page:
             f"views of {width} × {height} pixels and patches of {model.config.patch_size}. The features shown are those "
             f"of {model.source}. Pictures are cut to its shape and scaled to its size.",
         ]
+        if model.image_format is not None:
+            lines.append(
+                f"It takes images of {model.image_format.describe()}, as files of any kind (TIFF, PNG, `.npy`, DICOM and "
+                "others); they are shown in false colours."
+            )
+        if not self.samples:
+            lines.append(
+                "There are no sample pictures of this kind: **upload picture A**, and picture B to compare. Nearest neighbours "
+                "need samples: `geossl demo MODEL --samples FOLDER`."
+            )
         missing = model.why_no_head()
         return "\n\n".join([*lines, *([f"**{missing}**"] if missing else [])])
 
+    @property
+    def sessions(self) -> int:
+        """How many persons' pictures are kept at most, so that memory is bounded whatever the images are."""
+        described = self.model.image_format
+        size = 3 if described is None else described.num_channels * (1 if described.is_uint8 else 4)  # bytes a pixel
+        return min(_SESSIONS, max(4, _SESSIONS * 3 // size))
+
     # ---- Pictures A and B
 
-    def _chooser(self, name: str, index: int) -> tuple[gr.State, gr.HTML, gr.UploadButton, str]:
+    def _chooser(self, name: str, index: int) -> Chooser:
         with gr.Column(min_width=280):
             gr.Markdown(f"### {name}")
-            state = gr.State(Picked(index))
-            pictures = gr.HTML(strip(self.samples, index, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
+            picked = Picked(index if self.samples else -1)
+            state = gr.State(picked)
+            pictures = gr.HTML(self._strip(picked, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
             label = f"Upload p{name[1:]}"
-            upload = gr.UploadButton(label, file_types=["image"], type="binary", elem_classes=["geo-upload"])
+            kinds = ["image"] if self.model.image_format is None else None  # of DICOM files many have no ending
+            upload = gr.UploadButton(label, file_types=kinds, type="binary", elem_classes=["geo-upload"])
         return state, pictures, upload, name
 
     def _wire_chooser(self, state: gr.State, pictures: gr.HTML, upload: gr.UploadButton, name: str) -> None:
-        def choose(event: gr.EventData, picked: Picked) -> list[Any]:
+        def choose(event: gr.EventData, picked: Picked, channels: Channels) -> list[Any]:
             index = int(event.index)
             if not -1 <= index < len(self.samples) or (index == -1 and picked.upload is None):
                 raise IndexError(f"there is no sample {index}")
-            return [Picked(index, picked.upload), strip(self.samples, index, picked.upload, name)]
+            picked = replace(picked, index=index)
+            return [picked, self._strip(picked, channels, name)]
 
-        def take(content: bytes) -> list[Any]:
-            own = fit_picture(read_upload(content), self.model.size())
-            return [Picked(-1, own), strip(self.samples, -1, own, name)]
+        def take(content: bytes, channels: Channels) -> list[Any]:
+            with collect_notes() as notes:
+                read = read_upload(content, self.model.image_format)
+            picked = Picked(-1, fit_picture(read, self.model.size()), describe_notes(notes))
+            return [picked, self._strip(picked, channels, name)]
 
-        chosen = pictures.choose(plainly(choose), [state], [state, pictures], api_visibility="private")
-        taken = upload.upload(plainly(take), [upload], [state, pictures], api_name=f"upload_{name[-1].lower()}")
+        outputs = [state, pictures]
+        chosen = pictures.choose(plainly(choose), [state, self.channels], outputs, api_visibility="private")
+        taken = upload.upload(plainly(take), [upload, self.channels], outputs, api_name=f"upload_{name[-1].lower()}")
         self._refresh(chosen.success)
         self._refresh(taken.success)
 
+    def _strip(self, picked: Picked, channels: Channels, name: str) -> str:
+        """The pictures to choose from, in the colours that are chosen."""
+        upload = None if picked.upload is None else displayed(picked.upload, channels)
+        note = picked.note if picked.index < 0 else ""
+        if not self.samples and upload is None:
+            note = "None yet."
+        return strip([displayed(one, channels) for one in self.samples], picked.index, upload, name, note)
+
+    def _wire_choice(self, choice: ChannelChoice, choosers: Sequence[Chooser]) -> None:
+        """Lets the choice of channels show all pictures anew."""
+        names = [name for _, _, _, name in choosers]
+
+        def recolor(first: Picked, second: Picked, *values: int) -> list[Any]:
+            channels = choice.channels(*values)
+            strips = [self._strip(one, channels, name) for one, name in zip((first, second), names, strict=True)]
+            return [channels, *strips]
+
+        inputs = [*(state for state, *_ in choosers), *choice.controls]
+        outputs = [self.channels, *(pictures for _, pictures, *_ in choosers)]
+        for control in choice.controls:
+            self._refresh(control.input(plainly(recolor), inputs, outputs, **_PRIVATE).success)
+
     # ---- Tabs
 
-    def _show(self, tab: Tab, first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
+    def _picture(self, picked: Picked) -> Picture | None:
+        """The picture that is chosen; None where there is none yet."""
+        if picked.upload is not None and picked.index < 0:
+            return picked.upload
+        return self.samples[picked.index] if self.samples else None
+
+    def _show(
+        self, tab: Tab, first: Picked, second: Picked, finer: bool, place: Place, channels: Channels, *own: object
+    ) -> list[str]:
         """The outputs of a tab for the values of `common` and of its inputs."""
-        pictures = [one.upload if one.upload and one.index < 0 else self.samples[one.index] for one in (first, second)]
-        return tab.show(Chosen(pictures[0], pictures[1], bool(finer), place), *own)
+        one, other = self._picture(first), self._picture(second)
+        if one is None or (tab.pair and other is None):
+            missing = "picture B" if one is not None else "pictures A and B" if tab.pair else "picture A"
+            return [said(f"Upload {missing} first."), *("" for _ in tab.outputs[1:])]
+        return tab.show(Chosen(one, other, bool(finer), place, channels), *own)
 
     def _wire(self, tab: Tab, container: gr.Tab) -> None:
         inputs, name = [*self.common, *tab.inputs], tab.name
         set_by_pick = tab.inputs[: tab.pick_sets is not None]
 
-        def answer(first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
-            return self._show(tab, first, second, finer, place, *own)
+        def answer(
+            first: Picked, second: Picked, finer: bool, place: Place, channels: Channels, *own: object
+        ) -> list[str]:
+            return self._show(tab, first, second, finer, place, channels, *own)
 
-        def select(first: Picked, second: Picked, finer: bool, place: Place, *own: object) -> list[str]:
-            return [name, *answer(first, second, finer, place, *own)]
+        def select(
+            first: Picked, second: Picked, finer: bool, place: Place, channels: Channels, *own: object
+        ) -> list[str]:
+            return [name, *answer(first, second, finer, place, channels, *own)]
 
         def pick(
-            event: gr.EventData, first: Picked, second: Picked, finer: bool, place: Place, *own: object
+            event: gr.EventData,
+            first: Picked,
+            second: Picked,
+            finer: bool,
+            place: Place,
+            channels: Channels,
+            *own: object,
         ) -> list[Any]:
             place = (_share(event.x), _share(event.y))
             own = own if tab.pick_sets is None else (tab.pick_sets, *own[1:])
-            return [place, *own[: len(set_by_pick)], *answer(first, second, finer, place, *own)]
+            return [place, *own[: len(set_by_pick)], *answer(first, second, finer, place, channels, *own)]
 
         def draw(
-            event: gr.EventData, first: Picked, second: Picked, finer: bool, place: Place, *own: object
+            event: gr.EventData,
+            first: Picked,
+            second: Picked,
+            finer: bool,
+            place: Place,
+            channels: Channels,
+            *own: object,
         ) -> list[Any]:
             box = (_share(event.x1), _share(event.y1), _share(event.x2), _share(event.y2))
-            return [box, *answer(first, second, finer, place, box)]
+            return [box, *answer(first, second, finer, place, channels, box)]
 
         api_name = name.lower().replace(" ", "_")
         outputs = [self.current, *tab.outputs]
@@ -200,13 +288,19 @@ class Page:
         counts = [len(tab.inputs) for tab in self.tabs]
 
         def refresh(
-            current: str, first: Picked, second: Picked, finer: bool, place: Place, *values: object
+            current: str,
+            first: Picked,
+            second: Picked,
+            finer: bool,
+            place: Place,
+            channels: Channels,
+            *values: object,
         ) -> list[Any]:
             rest, outputs = list(values), []
             for tab, count in zip(self.tabs, counts, strict=True):
                 own, rest = rest[:count], rest[count:]
                 opened = tab.name == current
-                shown = self._show(tab, first, second, finer, place, *own) if opened else []
+                shown = self._show(tab, first, second, finer, place, channels, *own) if opened else []
                 outputs += shown or [gr.skip() for _ in tab.outputs]
             return outputs
 
@@ -220,15 +314,16 @@ def _share(value: float) -> float:
     return min(max(float(value), 0.0), 1.0)
 
 
-def build_demo(folder: Path, samples: Path | None = None) -> gr.Blocks:
-    """See `hf_geossl.demo.build_demo`."""
+def open_page(folder: Path, samples: Path | None = None) -> Page:
+    """The page of a model; see `hf_geossl.demo.build_demo`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     model = open_model(folder)
-    return Page(model, sample_pictures(samples)).build()
+    return Page(model, sample_pictures(samples, model.image_format))
 
 
-def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say: Callable[[str], None]) -> gr.Blocks:
+def serve(page: Page, host: str | None, port: int | None, block: bool, say: Callable[[str], None]) -> gr.Blocks:
     """Serves a page with its limits; see `hf_geossl.demo.launch_demo`."""
+    demo = page.build()
     demo.queue(max_size=64, default_concurrency_limit=2)
     try:
         demo.launch(
@@ -246,7 +341,7 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None, block: bool, say:
             show_error=False,
             footer_links=[],
             max_file_size=MAX_BYTES,
-            state_session_capacity=_SESSIONS,
+            state_session_capacity=page.sessions,
             theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
                 block_info_text_color="*neutral_600",
                 block_info_text_color_dark="*neutral_300",

@@ -2,18 +2,27 @@
 
 import base64
 import io
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
-from hf_geossl.data.images import EXTENSIONS, BrokenImageError, decode_image
+from hf_geossl.data.images import EXTENSIONS, BrokenImageError, decode_image, decode_pixels
+from hf_geossl.data.notes import Note, collect_notes, describe_counts
+from hf_geossl.data.wording import without_arguments
+from hf_geossl.demo.channel_picture import ChannelPicture, Picture
 from hf_geossl.hub.space import SAMPLE_SIDE as SIDE
 from hf_geossl.hub.space import scene_pictures
+from hf_geossl.modeling.image_format import ImageFormat
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 2**25
+_MAX_CHANNEL_PIXELS = 2**24  # of pictures that are not RGB of 8 bits, whose pixels take up to 80 bytes
 # the colours of a heat map from its smallest to its largest value
 _HEAT = torch.tensor([[13, 8, 60], [92, 18, 110], [190, 55, 84], [245, 125, 21], [252, 240, 130]], dtype=torch.float32)
 _BLACK, _WHITE, _BLUE = (0, 0, 0), (255, 255, 255), (0, 200, 255)
@@ -23,43 +32,84 @@ class UploadError(ValueError):
     """An upload that cannot be used; the message is a sentence for the person."""
 
 
-def read_upload(content: bytes) -> Image.Image:
-    """Decodes an uploaded file to upright RGB; raises `UploadError` if it is no picture, broken or too large."""
+def _decode(source: bytes | Path, image_format: ImageFormat | None) -> Picture:
+    if image_format is None:
+        return decode_image(source, MAX_PIXELS)
+    return ChannelPicture.from_pixels(decode_pixels(source, _MAX_CHANNEL_PIXELS, image_format), image_format)
+
+
+def read_upload(content: bytes, image_format: ImageFormat | None = None) -> Picture:
+    """Decodes an uploaded file to an upright picture, RGB or of the model's format.
+
+    Raises:
+        UploadError: If it is no picture, broken or too large, or lacks a channel.
+    """
     if len(content) > MAX_BYTES:
         size, limit = len(content) / 2**20, MAX_BYTES // 2**20
         raise UploadError(f"This file has {size:.0f} MiB; the demo takes up to {limit} MiB.")
     try:
-        return decode_image(content, MAX_PIXELS)
+        return _decode(content, image_format)
     except BrokenImageError as error:
         if "max_pixels" in error.reason:
+            most = f"{MAX_PIXELS / 1e6:.0f} million pixels"
+            if image_format is not None:
+                most = f"{_MAX_CHANNEL_PIXELS / 1e6:.0f} million pixels of 16 bytes"
             raise UploadError(
-                f"This picture has more than the {MAX_PIXELS / 1e6:.0f} million pixels that the demo takes; "
-                "please scale it down."
+                f"This picture has more than the {most} that the demo takes; please scale it down."
+            ) from error
+        if image_format is not None:
+            raise UploadError(
+                f"This file cannot be read as an image of this model, which takes {image_format.describe()}: "
+                f"{without_arguments(error.reason)}."
             ) from error
         raise UploadError(
             "This file cannot be read as a picture; it may be damaged or of another kind. Please try a JPEG or PNG."
         ) from error
 
 
-def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def describe_notes(notes: Sequence[Note]) -> str:
+    """What decoding did to a file, in one line; nothing where it did nothing."""
+    facts = dict.fromkeys(entry.facts for entry in notes)
+    return f"Of this file: {'; '.join(facts)}." if facts else ""
+
+
+def fit_picture(picture: Picture, size: tuple[int, int]) -> Picture:
     """The middle of a picture in the shape that the model sees, `(height, width)`, at the size of the page."""
     height, width = size
     scale = SIDE / max(size)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return ImageOps.fit(picture, shape, Image.Resampling.BICUBIC)
+
+    def fit(image: Image.Image) -> Image.Image:
+        return ImageOps.fit(image, shape, Image.Resampling.BICUBIC)
+
+    return fit(picture) if isinstance(picture, Image.Image) else picture.mapped(fit)
 
 
-def sample_pictures(folder: Path | None) -> list[Image.Image]:
-    """The sample pictures of a folder by name, or scenes; `ValueError` if it holds too few or one cannot be read."""
+def sample_pictures(folder: Path | None, image_format: ImageFormat | None = None) -> list[Picture]:
+    """The sample pictures of a folder by name; without one scenes for models of RGB, and none for others.
+
+    What decoding did to them is logged.
+
+    Raises:
+        ValueError: If the folder holds too few pictures, or one cannot be read.
+    """
     if folder is None:
-        return scene_pictures()
+        return [*scene_pictures()] if image_format is None else []
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS)
     if len(paths) < 2:
         raise ValueError(f"samples must be a folder of two or more pictures, got {str(folder)!r} with {len(paths)}")
-    try:
-        return [decode_image(path, MAX_PIXELS) for path in paths]
-    except BrokenImageError as error:
-        raise ValueError(f"samples hold a picture that cannot be read: {error.reason}") from error
+    pictures: list[Picture] = []
+    noted: Counter[str] = Counter()
+    for path in paths:
+        try:
+            with collect_notes() as notes:
+                pictures.append(_decode(path, image_format))
+        except BrokenImageError as error:
+            raise ValueError(f"samples hold a picture that cannot be read: {path.name}: {error.reason}") from error
+        noted.update({entry.kind for entry in notes})
+    for line in describe_counts(noted, len(paths)):
+        logger.warning("%s: %s", folder.name, line)
+    return pictures
 
 
 def data_url(picture: Image.Image) -> str:

@@ -1,10 +1,11 @@
 """The tabs that any trunk has: features, correspondence, attention, nearest neighbours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+import torch
 from PIL import Image
 
 from hf_geossl.demo.analyses import (
@@ -15,9 +16,10 @@ from hf_geossl.demo.analyses import (
     nearest_patches,
     nearest_pictures,
 )
+from hf_geossl.demo.channel_picture import Channels, Picture, displayed
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import PICTURE_SCRIPT, Figure, figures, said
-from hf_geossl.demo.pictures import from_colors, heat_map, marked_cell
+from hf_geossl.demo.pictures import from_colors, from_unit, heat_map, marked_cell
 
 _NEAREST = 4  # pictures and patches that are shown
 
@@ -26,10 +28,22 @@ _NEAREST = 4  # pictures and patches that are shown
 class Chosen:
     """What a person has chosen for all tabs."""
 
-    first: Image.Image  # picture A
-    second: Image.Image  # picture B
+    first: Picture  # picture A
+    second: Picture | None  # picture B, which may be missing unless the tab is one of pairs
     finer: bool  # the model sees twice the size that it was trained at
     place: tuple[float, float]  # the clicked place of picture A, x, y in shares of its sides
+    channels: Channels = None  # which are shown
+
+    def displayed(self, picture: Picture) -> Image.Image:
+        """What people see of a picture."""
+        return displayed(picture, self.channels)
+
+    def display(self, units: torch.Tensor) -> Image.Image:
+        """An image `(channels, height, width)` in units in the colours of picture A, at its size, without smoothing."""
+        picture, size = self.first, self.first.size
+        if isinstance(picture, Image.Image):
+            return from_unit(units, size)
+        return picture.display(units, self.channels).resize(size, Image.Resampling.NEAREST)
 
 
 @dataclass
@@ -44,6 +58,7 @@ class Tab:
     pick_sets: Any = None  # what the first input becomes when one is
     boxed: Any = None  # the component on which a box is drawn
     box: Any = None  # the input that its corners go to
+    pair: bool = False  # whether it is about picture B too
 
 
 TabMaker = tuple[str, Callable[[], Tab]]  # a title, and what makes the tab inside of it
@@ -72,16 +87,17 @@ def features_tab(model: DemoModel) -> Tab:
     together = plain_area()
 
     def show(chosen: Chosen) -> list[str]:
-        pictures = {"A": chosen.first, "B": chosen.second}
+        pictures = {"A": chosen.first} | ({"B": chosen.second} if chosen.second is not None else {})
         both = feature_colors(model, list(pictures.values()), chosen.finer)
         first: list[Figure] = []
         joint: list[Figure] = []
         for (name, picture), colors in zip(pictures.items(), both, strict=True):
             own = feature_colors(model, [picture], chosen.finer)[0]
             for row, shown in ((first, own), (joint, colors)):
-                row.append(Figure(picture, f"Picture {name}"))
+                row.append(Figure(chosen.displayed(picture), f"Picture {name}"))
                 row.append(Figure(from_colors(shown, picture.size), f"Features of {name}"))
-        return [figures(*first, columns=4), figures(*joint, columns=4)]
+        both_shown = said("Upload picture B too.") if chosen.second is None else figures(*joint, columns=4)
+        return [figures(*first, columns=4), both_shown]
 
     return Tab("Features", show, [alone, together])
 
@@ -98,15 +114,17 @@ def correspondence_tab(model: DemoModel) -> Tab:
     def show(chosen: Chosen) -> list[str]:
         grid = model.grid(chosen.finer)
         cell = cell_at(chosen.place, grid)
+        assert chosen.second is not None
         match = find_match(model, chosen.first, chosen.second, cell, chosen.finer)
+        here, there = chosen.displayed(chosen.first), chosen.displayed(chosen.second)
         low, high = match.cosines.min().item(), match.cosines.max().item()
-        heat = marked_cell(heat_map(chosen.second, match.cosines), match.best, grid)
+        heat = marked_cell(heat_map(there, match.cosines), match.best, grid)
         back = "the same patch" if match.back == cell else f"another patch, {_apart(match.back, cell)} away"
         return [
             figures(
-                Figure(marked_cell(chosen.first, cell, grid), "Picture A: click a patch", "pick", chosen.place, grid),
+                Figure(marked_cell(here, cell, grid), "Picture A: click a patch", "pick", chosen.place, grid),
                 Figure(heat, f"Picture B: similarity (cosine) from {low:.2f} to {high:.2f}"),
-                Figure(marked_cell(chosen.second, match.best, grid), "Picture B: the most similar patch"),
+                Figure(marked_cell(there, match.best, grid), "Picture B: the most similar patch"),
             ),
             said(
                 f"The patch in row {cell[0] + 1}, column {cell[1] + 1} of A is found in row {match.best[0] + 1}, column "
@@ -115,7 +133,7 @@ def correspondence_tab(model: DemoModel) -> Tab:
             ),
         ]
 
-    return Tab("Correspondence", show, [area, text], picked=area)
+    return Tab("Correspondence", show, [area, text], picked=area, pair=True)
 
 
 def _apart(one: tuple[int, int], other: tuple[int, int]) -> str:
@@ -148,7 +166,8 @@ def attention_tab(model: DemoModel) -> Tab:
             raise IndexError(f"there is no head {head}")
         seen = attention_map(model, chosen.first, cell, None if head < 0 else int(head), chosen.finer)
         who = "the class token" if cell is None else f"the patch in row {cell[0] + 1}, column {cell[1] + 1}"
-        picture, heat = chosen.first, heat_map(chosen.first, seen)
+        picture = chosen.displayed(chosen.first)
+        heat = heat_map(picture, seen)
         if cell is not None:
             picture, heat = marked_cell(picture, cell, grid), marked_cell(heat, cell, grid)
         by = "the mean of all heads" if head < 0 else f"head {int(head) + 1}"
@@ -167,7 +186,7 @@ def attention_tab(model: DemoModel) -> Tab:
     return Tab("Attention", show, [area, text], [start, head], picked=area, pick_sets="patch")
 
 
-def neighbours_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
+def neighbours_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
     """The sample pictures nearest to picture A, and the patches nearest to a clicked one."""
     gr.Markdown(
         f"What among the sample pictures is nearest to picture A by the cosine of features (for a picture {model.pooled}), and "
@@ -184,11 +203,12 @@ def neighbours_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
         cell = cell_at(chosen.place, grid)
         near = nearest_pictures(model, chosen.first, samples, chosen.finer)[:_NEAREST]
         patches = nearest_patches(model, chosen.first, cell, samples, chosen.finer)[:_NEAREST]
-        here = marked_cell(chosen.first, cell, grid)
-        whole = _ranked([(samples[index], cosine) for index, cosine in near])
-        found = _ranked([(marked_cell(samples[index], best, grid), cosine) for index, best, cosine in patches])
+        picture, others = chosen.displayed(chosen.first), [chosen.displayed(sample) for sample in samples]
+        here = marked_cell(picture, cell, grid)
+        whole = _ranked([(others[index], cosine) for index, cosine in near])
+        found = _ranked([(marked_cell(others[index], best, grid), cosine) for index, best, cosine in patches])
         return [
-            figures(Figure(chosen.first, "Picture A"), *whole, columns=5),
+            figures(Figure(picture, "Picture A"), *whole, columns=5),
             figures(Figure(here, "Picture A: click a patch", "pick", chosen.place, grid), *found),
         ]
 

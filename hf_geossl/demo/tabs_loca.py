@@ -1,11 +1,13 @@
 """The tab of LOCA's head: a box that is dragged, and where its patches are placed."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import gradio as gr
 from PIL import Image, ImageDraw, ImageEnhance
 
 from hf_geossl.demo import tabs_reconstruction
+from hf_geossl.demo.channel_picture import Picture
 from hf_geossl.demo.heads_loca import Placement, place_box, why_not_shown
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import Figure, figures, said
@@ -17,7 +19,7 @@ _START = (0.15, 0.3, 0.6, 0.75)  # the box before one is drawn
 _WHITE, _BLUE, _YELLOW = (255, 255, 255), (0, 200, 255), (255, 220, 0)
 
 
-def head_tabs(model: DemoModel, samples: list[Image.Image]) -> list[TabMaker]:
+def head_tabs(model: DemoModel, samples: Sequence[Picture]) -> list[TabMaker]:
     """The tabs of a model with heads: boxes where they can be placed, and reconstructions where it has decoders."""
     own: list[TabMaker] = [] if why_not_shown(model) else [("Drag a box", partial(box_tab, model))]
     return [*own, *tabs_reconstruction.head_tabs(model, samples)]
@@ -33,8 +35,8 @@ def box_tab(model: DemoModel) -> Tab:
     area, text = picture_area(), plain_area()
 
     def show(chosen: Chosen, box: tuple[float, float, float, float]) -> list[str]:
-        picture = chosen.first
-        placed = place_box(model, picture, box)
+        picture = chosen.displayed(chosen.first)
+        placed = place_box(model, chosen.first, box)
         drawn = picture.copy()
         _outline(drawn, placed.box, _BLUE)
         query = picture.crop(placed.box).resize(picture.size, Image.Resampling.BICUBIC)

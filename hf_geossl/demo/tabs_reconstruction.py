@@ -1,26 +1,29 @@
 """The tab of the decoders (EquiCoherent's task): a transformation, and the images along it as they are reconstructed."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import gradio as gr
-from PIL import Image
 
+from hf_geossl.demo.channel_picture import Picture
 from hf_geossl.demo.heads_reconstruction import path_controls, path_of, path_point, why_not_shown
 from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import Figure, figures, said
-from hf_geossl.demo.pictures import from_unit
 from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, plain_area
 
 
-def head_tabs(model: DemoModel, samples: list[Image.Image]) -> list[TabMaker]:
+def head_tabs(model: DemoModel, samples: Sequence[Picture]) -> list[TabMaker]:
     """The tab of a model with heads, of whatever method, that has decoders; none without."""
     return [] if why_not_shown(model) else [("Transformation path", partial(path_tab, model, samples))]
 
 
-def path_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
+def path_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
     """A slider along the path of a transformation, the true image there and its reconstruction."""
     path = path_of(model)
     last = path.num_intermediate + 1
+    baseline = "The mean of the sample pictures, transformed alike,"
+    if not samples:
+        baseline = "A plain image of the means that the model normalises by"
     decoders = len(model.whole.reconstruction.decoders)
     gr.Markdown(
         "Picture A (u) is transformed into view v2. The model sees v2 and v1, another crop of the picture, and its "
@@ -29,7 +32,7 @@ def path_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
     )
     with gr.Row():
         sliders = []
-        for index, (_, _, name, low, high, _) in enumerate(path_controls(path)):
+        for index, (_, _, name, low, high, _) in enumerate(path_controls(path, model.image_format)):
             start = high if index == 0 else low + 0.75 * (high - low)
             step = 0.01 if high < 5 else 0.1
             sliders.append(gr.Slider(round(low, 2), round(high, 2), value=round(start, 2), step=step, label=name))
@@ -39,15 +42,15 @@ def path_tab(model: DemoModel, samples: list[Image.Image]) -> Tab:
     def show(chosen: Chosen, point: int, *values: float) -> list[str]:
         step = min(max(int(point), 0), last)
         found = path_point(model, chosen.first, samples, list(values), step)
-        enlarged = partial(from_unit, size=chosen.first.size)
+        enlarged = chosen.display
         true = Figure(enlarged(found.true), f"The true image {_where(step, last)}", rough=True)
         if found.reconstructed is None:
             shown, words = [true], "No decoder reconstructs this point: it is one of the two ends. Slide on."
         else:
             shown = [true, Figure(enlarged(found.reconstructed), "What the decoder makes of v1 and v2", rough=True)]
             words = (
-                f"Mean squared error of the reconstruction: {found.error:.3f}. The mean of the sample pictures, "
-                f"transformed alike, would have {found.mean_image_error:.3f}; a perfect reconstruction has 0. Decoders "
+                f"Mean squared error of the reconstruction: {found.error:.3f}. {baseline} "
+                f"would have {found.mean_image_error:.3f}; a perfect reconstruction has 0. Decoders "
                 "are small and trained on this error, which leaves edges blurred."
             )
         return [

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError
-from hf_geossl.data.readers.arrays import NPY_START, read_npy
+from hf_geossl.data.images import DEFAULT_MAX_PIXELS, BrokenImageError, read_raster
 
 IGNORED = 255  # a pixel without truth
 MAP_FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # lossless
+ARRAY_FORMATS = ("TIFF", "NPY", "NPZ", "DICOM", "PBM", "PGM", "PPM", "PAM", "PFM")  # lossless too
 BOX_FORMATS = ("coco", "pascal_voc", "yolo", "xyxy_fractions", "xywh_fractions")
 _BOX_KEYS = ("bbox", "boxes", "box", "bboxes")
 _CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_id", "class", "classes", "class_labels")
@@ -65,7 +65,7 @@ def open_map(value: object, column: str) -> Image.Image:
     """Opens a map of classes or depths, one number a pixel: never turned to RGB, and never through a lossy format.
 
     Args:
-        value (`bytes`, path, `PIL.Image.Image` or array of shape `(height, width)`): The map; files may be `.npy` too.
+        value (`bytes`, path, `PIL.Image.Image` or array of shape `(height, width)`): The map; files may be arrays too.
         column (`str`): Where it stands, for messages.
 
     Returns:
@@ -75,17 +75,11 @@ def open_map(value: object, column: str) -> Image.Image:
         ValueError: If it is a JPEG or no image, too large, or of several channels that differ.
     """
     try:
-        if isinstance(value, bytes | str | Path) and (array := _saved_array(value)) is not None:
-            value = array
         if isinstance(value, bytes | str | Path):
-            value = Image.open(BytesIO(value) if isinstance(value, bytes) else value, formats=(*MAP_FORMATS, "JPEG"))
-            if value.format == "JPEG":
-                raise ValueError(
-                    f"the column {column!r} holds JPEG files, whose compression changes the numbers of a map: save it as PNG"
-                )
+            value = _open_file(value, column)
         elif not isinstance(value, Image.Image):
             value = Image.fromarray(_map_array(np.asarray(value)))
-    except (UnidentifiedImageError, TypeError, BrokenImageError) as error:
+    except (UnidentifiedImageError, TypeError, OSError, BrokenImageError) as error:
         reason = error.reason if isinstance(error, BrokenImageError) else type(error).__name__
         raise ValueError(
             f"the column {column!r} holds no map that can be read ({reason}): save it as PNG, TIFF or .npy"
@@ -95,13 +89,25 @@ def open_map(value: object, column: str) -> Image.Image:
     return _one_channel(value, column)
 
 
-def _saved_array(value: bytes | str | Path) -> np.ndarray | None:
-    """The array that `np.save` has written; None of any other file."""
-    with BytesIO(value) if isinstance(value, bytes) else open(value, "rb") as file:
-        if file.read(len(NPY_START)) != NPY_START:
-            return None
-        pixels = read_npy(file, DEFAULT_MAX_PIXELS).pixels
-    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+def _open_file(value: bytes | str | Path, column: str) -> Image.Image:
+    """Opens the file of a map by Pillow, which keeps palettes, and what Pillow does not open as an image of numbers."""
+    try:
+        picture = Image.open(BytesIO(value) if isinstance(value, bytes) else value, formats=(*MAP_FORMATS, "JPEG"))
+        if picture.format != "JPEG":
+            picture.load()
+            return picture
+        kind = "JPEG"
+    except (UnidentifiedImageError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raster = read_raster(value)
+        kind = raster.kind
+        if kind in ARRAY_FORMATS:
+            pixels = raster.pixels[..., 0] if raster.pixels.shape[2] == 1 else raster.pixels
+            return Image.fromarray(_map_array(pixels))
+    raise ValueError(
+        f"the column {column!r} holds {kind} files, whose compression may change the numbers of a map: save it as PNG"
+    )
 
 
 def _map_array(values: np.ndarray) -> np.ndarray:
@@ -122,7 +128,7 @@ def _one_channel(picture: Image.Image, column: str) -> Image.Image:
     some = np.unique(colors.reshape(-1, colors.shape[-1]), axis=0)[:4].tolist()
     raise ValueError(
         f"the column {column!r} holds maps in colours, such as {', '.join(map(str, map(tuple, some)))}: save the number of "
-        "the class of each pixel instead (one channel, as PNG)"
+        "the class (or the depth) of each pixel instead (one channel, as PNG)"
     )
 
 

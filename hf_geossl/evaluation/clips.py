@@ -1,14 +1,16 @@
 """Videos with truth: clips of the embedded scenes, and of a folder in the layout of DAVIS."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from hf_geossl.data import sample_scene
-from hf_geossl.data.images import decode_image
+from hf_geossl.data.images import BrokenImageError, decode_image
+from hf_geossl.data.notes import collect_notes
 from hf_geossl.data.scenes import render
 
 
@@ -21,11 +23,13 @@ class Clip:
         frames (`numpy.ndarray` of shape `(frames, height, width, 3)`, uint8): RGB, as they are encoded.
         masks (`numpy.ndarray` of shape `(frames, height, width)`, uint8): Ids of objects, or classes; 0 is background, 255
             where there is no truth. At their own size, at which they are compared.
+        changes (`dict[str, int]`): What reading did to its frames, and to how many.
     """
 
     name: str
     frames: np.ndarray
     masks: np.ndarray
+    changes: Mapping[str, int] = field(default_factory=dict)
 
 
 def scene_clips(
@@ -78,7 +82,7 @@ def folder_clips(
         limit (`int`, *optional*): At most so many.
 
     Returns:
-        A list of functions without arguments that read a `Clip` each.
+        A list of functions without arguments that read a `Clip` each, and raise `ValueError` for a frame that is broken.
 
     Raises:
         ValueError: If the folder has another layout, no such split, or a clip without masks.
@@ -108,19 +112,34 @@ def folder_clips(
                 raise ValueError(f"the clip {name} of {root.name} has no mask {frame.stem}.png")
 
         def read() -> Clip:
-            pictures = [decode_image(str(frame)) for frame in frames]
+            changes: Counter[str] = Counter()
+            pictures = [_read_frame(frame, f"the clip {name} of {root.name}", changes) for frame in frames]
             width, height = pictures[0].size
+            changes["frames of another size than the first of their clip, stretched to it"] = sum(
+                picture.size != (width, height) for picture in pictures
+            )
             scale = side / min(width, height)
             shape = [max(1, round(length * scale / multiple)) * multiple for length in (width, height)]
             return Clip(
                 name,
                 np.stack([np.asarray(picture.resize(shape, Image.Resampling.BICUBIC)) for picture in pictures]),
                 np.stack([_read_mask(masks / name / f"{frame.stem}.png") for frame in frames]),
+                +changes,  # without what happened to none
             )
 
         return read
 
     return [reader(name) for name in names[:limit]]
+
+
+def _read_frame(path: Path, clip: str, changes: Counter[str]) -> Image.Image:
+    with collect_notes() as notes:
+        try:
+            picture = decode_image(str(path))
+        except BrokenImageError as error:
+            raise ValueError(f"{clip} has a frame {path.name} that cannot be read: {error.reason}") from error
+    changes.update({f"frames with {entry.summary}" for entry in notes})
+    return picture
 
 
 def _read_mask(path: Path) -> np.ndarray:

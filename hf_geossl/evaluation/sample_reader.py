@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
 from hf_geossl.data.notes import collect_notes
-from hf_geossl.data.sources.base import encoded_image
+from hf_geossl.data.sources.base import as_array, encoded_image
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
 from hf_geossl.evaluation.truth import Columns, Truth
@@ -93,6 +93,7 @@ class SampleReader:
         token (`str` or `bool`, *optional*): For image files on the Hub that the rows only name.
         truth (`Truth`, *optional*): What the values of the columns mean.
         image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
+        dtype (`str`, *optional*): Type of the numbers in a column of arrays.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class SampleReader:
         token: str | bool | None = None,
         truth: Truth | None = None,
         image_format: ImageFormat | None = None,
+        dtype: str | None = None,
     ) -> None:
+        self.dtype = dtype
         self.size, self.columns, self.token, self.image_format = size, columns, token, image_format
         self.truth = truth or Truth(bbox_format=columns.bbox_format or "coco", depth_scale=columns.depth_scale or 1.0)
 
@@ -122,7 +125,7 @@ class SampleReader:
         """
         columns, changed = self.columns, dict[str, int]()
         with collect_notes() as notes:
-            image, channels = self._channels(encoded_image(row[columns.image], self.token))
+            image, channels = self._channels(encoded_image(as_array(row[columns.image], self.dtype), self.token))
         changed |= {f"images with {entry.summary}": 1 for entry in notes}
         frame = _Frame.of(image, self.size)
         pixels = [frame.cut(channel, Image.Resampling.BICUBIC) for channel in channels]

@@ -16,9 +16,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
+from hf_geossl.data.sources.base import number_type
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
+from hf_geossl.evaluation.annotations import is_label
 from hf_geossl.evaluation.sample_reader import (
     BROKEN,
     CHANGED,
@@ -132,6 +134,11 @@ class Samples:
         """Raises the error for truth that the samples lack, if any is."""
         known = ", ".join(getattr(self.rows, "column_names", None) or ()) or "unknown"
         for target in missing:
+            if target == "label" and "multi_label" in self.names:
+                raise ValueError(
+                    f"the labels of {self.name} are lists of classes, which the task multilabel measures: choose that, or "
+                    "name a column with one class an image by --label_column (Columns(label=...))"
+                )
             column = _COLUMN_OF.get(target)
             how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
             raise ValueError(
@@ -300,16 +307,24 @@ def load_samples(
     truth = shared.decide({split: opened}, opening, columns, str(description["dataset"]))
     if truth != Truth():
         description["truth"] = asdict(truth)
-    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format)
+    dtype = number_type(features.get(columns.image))
+    names, read = _class_names(features, columns, truth), SampleReader(size, columns, token, truth, image_format, dtype)
     streamed = isinstance(rows, datasets.IterableDataset)
     if limit is not None:
         description["chosen"] = f"shuffled among {SHUFFLE_BUFFER}" if streamed else "by hash"
+    place = f"{description['dataset']} ({split})"
+    labelled = shared.with_label(opened, columns, place)
     if not streamed:
-        labelled = shared.with_label(rows, columns, f"{description['dataset']} ({split})")
         return Samples(rows, description, names, read, _chosen(labelled, limit, seed=0))
+    if shared.lacking[place]:
+        rows = rows.filter(partial(_has_label, columns.label))
     if limit is not None:
         rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
     return Samples(rows, description, names, read, None)
+
+
+def _has_label(column: str, row: Mapping[str, Any]) -> bool:
+    return is_label(row[column])
 
 
 def _load_scenes(description: dict[str, Any], mode: str, seed: int) -> Samples:

@@ -11,11 +11,15 @@ from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_geossl.data.images import BrokenImageError, decode_image
+from hf_geossl.data.sources.archives import ADDRESS
 from hf_geossl.data.sources.base import encoded_image
+from hf_geossl.data.sources.copies import find_copies
 from hf_geossl.data.sources.opening import LabelledRows
-from hf_geossl.data.wording import counted
+from hf_geossl.data.wording import as_text, counted
 from hf_geossl.evaluation.annotations import (
     BOX_FORMATS,
     IGNORED,
@@ -193,6 +197,11 @@ def _number(
     lists = False
     for values in splits:
         for value in values:
+            if isinstance(value, dict):
+                raise ValueError(
+                    f"the column {column!r} of {name} holds dictionaries of {', '.join(map(str, value))}: make a column of the "
+                    f"{what} and name it"
+                )
             if isinstance(value, list | tuple | np.ndarray):
                 lists = True
                 distinct.update(value)
@@ -219,9 +228,9 @@ def _number(
     numbers = sorted(int(value) for value in distinct)
     if any(not isinstance(value, Integral) for value in distinct):
         logger.warning("the %s of %s in column %r are floating point: taken as whole numbers", what, name, column)
-    if numbers[0] < 0 or (len(numbers) > 1 and numbers[-1] >= _FEW_IDS * len(numbers)):
+    if numbers[0] != 0 or (len(numbers) > 1 and numbers[-1] >= _FEW_IDS * len(numbers)):
         logger.warning(
-            "the %s of %s in column %r are ids from %d to %d: %s, numbered in that order",
+            "the %s of %s in column %r go from %d to %d: %s, numbered in that order from 0 on",
             what, name, column, numbers[0], numbers[-1], counted(len(numbers), "class", "classes"),
         )  # fmt: skip
         return tuple(numbers), lists
@@ -239,7 +248,12 @@ def _is_binary(some: Sequence[Row], columns: Columns, name: str) -> bool:
     for classes in _maps(some, columns.semantic):
         values.update(np.unique(classes).tolist())
     whole = {value for value in values if value != IGNORED}
-    if values == {0, IGNORED} or values == {IGNORED}:
+    if values == {IGNORED}:
+        raise ValueError(
+            f"the maps of {name} in column {columns.semantic!r} hold 255 alone, a pixel without truth: name the column of the "
+            "classes by --semantic_column, or write classes from 0 on"
+        )
+    if values == {0, IGNORED}:
         logger.warning(
             "the maps of %s in column %r hold 0 and 255 alone: 255 is taken as class 1 (in maps with other classes it is a "
             "pixel without truth)",
@@ -308,6 +322,35 @@ def _box_format(some: Sequence[Row], columns: Columns, name: str) -> str:
     raise ValueError(f"the boxes of {name} in column {columns.objects!r} {how}: say which by --bbox_format")
 
 
+def _say_copies(splits: Sequence[tuple[str, Rows]], columns: Columns, name: str) -> None:
+    """Says how many images of the second split are there in the first too, where both are files on this machine."""
+    paths = [_paths(rows, columns.image) for _, rows in splits]
+    copies = find_copies(*paths)
+    if copies:
+        pair = " is ".join(as_text(_short(path)) for path in copies[0])
+        logger.warning(
+            "%s: %s of the %d of the split %s have the content of one of the split %s (%s): measured images were seen in "
+            "training",
+            name, counted(len(copies), "image"), len(paths[1]), splits[1][0], splits[0][0], pair,
+        )  # fmt: skip
+
+
+def _short(path: str) -> str:
+    """The last folders and the name of a file."""
+    member = path.removeprefix(ADDRESS).split("::")[0] if path.startswith(ADDRESS) else path
+    return "/".join(member.split("/")[-3:])
+
+
+def _paths(rows: Rows, column: str) -> list[str]:
+    """The paths of a column's files; none of images that lie in the table itself."""
+    if isinstance(rows, datasets.IterableDataset) or not isinstance(rows.features.get(column), datasets.Image):
+        return []
+    cells = pa.chunked_array(rows.data.column(column))
+    if pc.struct_field(cells, "bytes").null_count < len(cells):
+        return []
+    return [path for path in pc.struct_field(cells, "path").to_pylist() if path is not None]
+
+
 class SharedTruth:
     """What the truth of several splits means, decided and logged once.
 
@@ -319,6 +362,7 @@ class SharedTruth:
         self.splits = tuple(dict.fromkeys(splits))
         self.truth: Truth | None = None
         self.labelled: dict[str, Sequence[int]] = {}
+        self.lacking: dict[str, int] = {}  # how many rows have no label
 
     def decide(
         self, opened: dict[str, LabelledRows], opening: Callable[[str], LabelledRows], columns: Columns, name: str
@@ -328,6 +372,8 @@ class SharedTruth:
             for split in self.splits:
                 with suppress(ValueError):  # tasks of one split do not need the other
                     opened[split] = opened[split] if split in opened else opening(split)
+            if len(self.splits) == 2 and all(split in opened for split in self.splits):
+                _say_copies([(split, opened[split].rows) for split in self.splits], columns, name)
             splits = [opened[key] for key in sorted(opened)]
             tables = [
                 table for split in splits if (table := split.columns((columns.label, columns.objects))) is not None
@@ -335,16 +381,19 @@ class SharedTruth:
             self.truth = decide_truth([split.rows for split in splits], columns, name, tables)
         return self.truth
 
-    def with_label(self, rows: datasets.Dataset, columns: Columns, name: str) -> Sequence[int]:
-        """The rows that have a label, where labels are the only truth; says how many have none."""
-        others = {columns.semantic, columns.depth, columns.objects} & set(rows.column_names)
+    def with_label(self, opened: LabelledRows, columns: Columns, name: str) -> Sequence[int]:
+        """The rows that have a label, where labels are the only truth and can be known; says how many have none."""
         if name not in self.labelled:
-            every: Sequence[int] = range(len(rows))
-            labels = [] if others or columns.label not in rows.column_names else rows.with_format(None)[columns.label]
+            present = opened.rows.column_names or ()
+            others = {columns.semantic, columns.depth, columns.objects} & set(present)
+            table = None if others or columns.label not in present else opened.columns((columns.label,))
+            labels = [] if table is None else table.with_format(None)[columns.label]
             chosen = [index for index, label in enumerate(labels) if is_label(label)]
-            if chosen and len(chosen) < len(every):
+            if chosen and len(chosen) < len(labels):
                 logger.warning(
-                    "%s: images without a label, left out: %d of %d", name, len(every) - len(chosen), len(every)
+                    "%s: images without a label, left out: %d of %d", name, len(labels) - len(chosen), len(labels)
                 )
-            self.labelled[name] = chosen or every
+            rows = opened.rows
+            self.labelled[name] = chosen or range(0 if isinstance(rows, datasets.IterableDataset) else len(rows))
+            self.lacking[name] = len(labels) - len(chosen) if chosen else 0
         return self.labelled[name]

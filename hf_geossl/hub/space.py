@@ -14,6 +14,7 @@ from hf_geossl.data.scenes import render
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.run_folder import find_model, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
+from hf_geossl.modeling.image_format import ImageFormat
 
 GRADIO_VERSION = "6.31.0"  # the oldest that the demo has been tried with
 PYTHON_VERSION = "3.11"
@@ -32,6 +33,8 @@ REQUIREMENTS = (
     "transformers>=5.17,<6",
     "wrapt>=1.17",
 )
+# for models whose images are not RGB of 8 bits: TIFF of any bands, 16 bits, DICOM
+IMAGE_REQUIREMENTS = ("imagecodecs>=2024.6.1", "pydicom>=3.0", "tifffile>=2024.7.2")
 _SOURCES = (".py", ".pyi", ".typed", ".yaml", ".jinja")
 _OF_THE_MACHINE = ("_name_or_path", "auto_map")  # of a configuration; the classes come with the library
 
@@ -47,12 +50,34 @@ if __name__ == "__main__":
     launch_demo(HERE / "model", samples=HERE / "samples", host=None)  # a Space says where to listen
 '''
 
+# for models whose images are not such as scenes are
+_APP_WITHOUT_SAMPLES = '''"""The demo of the model in `model`; `python app.py` starts it on any machine.
+
+It begins with the images in a folder `samples`, where there is one: two or more, of the kind that the model takes.
+"""
+
+from pathlib import Path
+
+from hf_geossl.demo import launch_demo
+
+HERE = Path(__file__).resolve().parent
+SAMPLES = HERE / "samples"
+
+if __name__ == "__main__":
+    launch_demo(HERE / "model", samples=SAMPLES if SAMPLES.is_dir() else None, host=None)  # a Space says where to listen
+'''
+
+_TAKES = """It takes images of {described}, and shows them in false colours. There are no sample images of this kind: put two or more
+into a folder `samples`, and the page begins with them, and has its tab of nearest neighbours.
+
+"""
+
 _README = """# {title}
 
 What {method} sees in pictures, clicked in a browser: features of patches, the patches of another picture that correspond to
 them, attention, nearest neighbours{heads}. The model is [{repo_id}](https://huggingface.co/{repo_id}).
 
-Nothing that is uploaded is kept, and nothing is reported anywhere. To run it on your own machine:
+{takes}Nothing that is uploaded is kept, and nothing is reported anywhere. To run it on your own machine:
 
 ```bash
 pip install -r requirements.txt && python app.py
@@ -98,11 +123,12 @@ def write_space(
         license (`str`, *optional*): Its licence, as the Hub names it; none is stated by default.
 
     Returns:
-        `Path`: `output`, with README.md, app.py, requirements.txt, model/, samples/ and hf_geossl/.
+        `Path`: `output`, with README.md, app.py, requirements.txt, model/, samples/ (scenes, for models of 8-bit RGB) and
+        hf_geossl/.
 
     Raises:
-        ValueError: If there is no model of this library, its weights are not safetensors, `repo_id` is no name of a
-            repository, or `output` holds something.
+        ValueError: If there is no model of this library, its weights are not safetensors, nothing says what its images
+            are, `repo_id` is no name of a repository, or `output` holds something.
     """
     validate_repo_id(repo_id)
     source, config, _ = find_model(Path(folder))
@@ -112,18 +138,35 @@ def write_space(
     weights = sorted(source.glob("model*.safetensors*"))
     if not any(path.suffix == ".safetensors" for path in weights):
         raise ValueError(f"{str(source)!r} holds no model.safetensors; save the model with save_pretrained first")
+    described = _image_format(config, source.name)
     method = METHODS[config["model_type"]]
     title = " ".join((title or f"{method.title} demo").split())
     target.mkdir(parents=True, exist_ok=True)
     _write_model([*weights, *processor_files(source)[:1]], target / "model", config)
-    _write_samples(target / "samples")
+    requirements, app, takes = list(REQUIREMENTS), _APP, ""
+    if described.is_rgb8:
+        _write_samples(target / "samples")
+    else:
+        requirements, app = [*requirements, *IMAGE_REQUIREMENTS], _APP_WITHOUT_SAMPLES
+        takes = _TAKES.format(described=described.describe())
     _write_library(target / "hf_geossl")
-    (target / "requirements.txt").write_text("".join(f"{line}\n" for line in REQUIREMENTS), encoding="utf-8")
-    (target / "app.py").write_text(_APP, encoding="utf-8")
+    (target / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+    (target / "app.py").write_text(app, encoding="utf-8")
     heads = f", and {method.head_shows}" if method.head_shows and is_pretraining(config) else ""
-    text = _README.format(title=title, method=method.title, heads=heads, repo_id=repo_id)
+    text = _README.format(title=title, method=method.title, heads=heads, repo_id=repo_id, takes=takes)
     (target / "README.md").write_text(f"---\n{_metadata(title, repo_id, license)}\n---\n\n{text}", encoding="utf-8")
     return target
+
+
+def _image_format(config: dict[str, Any], name: str) -> ImageFormat:
+    """What the images of a model are, as its config.json says."""
+    stated, channels = config.get("image_format"), config.get("num_channels", 3)
+    if stated is None and channels != 3:
+        raise ValueError(
+            f"{name} takes {channels} channels, and nothing says what they are: give its config.json an image_format "
+            "(names, type, value range, mean, deviation of each channel)"
+        )
+    return ImageFormat.from_dict(stated or {})
 
 
 def _metadata(title: str, repo_id: str, license: str | None) -> str:

@@ -93,6 +93,10 @@ class ImageFormat:
             raise ValueError(
                 f"value_range must be one pair, or one for each of the {count} channels, got {len(self.value_range)} pairs"
             )
+        if self.is_uint8 and not all(0 <= mean <= 1 for mean in self.mean):
+            raise ValueError(
+                f"mean and std must be those of values mapped to 0..1, got {self.mean} and {self.std}: divide by 255"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std must be greater than 0 in every channel, got {self.std}")
 
@@ -140,13 +144,17 @@ class ImageFormat:
             )
         wide = str(pixels.dtype).rpartition(".")[2] in _WIDE
         kind = np.float64 if wide else np.float32
-        low = np.array([pair[0] for pair in self.ranges()], dtype=kind)
-        width = np.array([pair[1] - pair[0] for pair in self.ranges()], dtype=kind)
+        low = np.array([pair[0] for pair in self.value_range], dtype=kind)  # one for all channels, or one a channel
+        width = np.array([pair[1] - pair[0] for pair in self.value_range], dtype=kind)
         if not channels_last:
             low, width = low[:, None, None], width[:, None, None]
         if isinstance(pixels, np.ndarray):
+            if not low.any() and (width == 1).all():
+                return cast(Pixels, pixels.astype(np.float32, copy=False))
             values: np.ndarray = pixels.astype(kind)
-            return cast(Pixels, ((values - low) / width).astype(np.float32))
+            values -= low
+            values /= width
+            return cast(Pixels, values.astype(np.float32, copy=False))
         tensor = pixels.double() if wide else pixels.float()  # type: ignore[attr-defined]
         return cast(Pixels, ((tensor - tensor.new_tensor(low)) / tensor.new_tensor(width)).float())
 

@@ -7,12 +7,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.utils import logging
 
-from .image_format import ImageFormat
+from .image_format import TYPE_RANGES, ImageFormat
+
+logger = logging.get_logger(__name__)
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 _MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}  # of Pillow, with their channels
 _MAX_CHANNELS = 20
+_ORIENTATION = (
+    0x0112  # of EXIF; 5 and above are transposed, and then these axes of (channels, height, width) are flipped
+)
+_FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 # what callers of any image processor pass, and what does not matter here
 _IGNORED = ("device", "disable_grouping", "backend", "use_fast")
 
@@ -20,10 +27,14 @@ _IGNORED = ("device", "disable_grouping", "backend", "use_fast")
 class GeometricImageProcessor(BaseImageProcessor):
     """Makes the input of a model from PIL images, arrays and tensors of stored values.
 
+    transformers' pipelines open files themselves, as colours of 8 bits: models of other types want arrays, without a pipeline.
+
     Images are of shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`, one or a list, or a
     batch of them in one array. They may have all channels of the file, from which those of `image_format` are taken in
     its order, or the model's channels alone. Values are those that the files store; the value range maps them to 0..1,
-    mean and deviation normalise them. Values that are no numbers become the low end of the range.
+    mean and deviation normalise them. Values that are no numbers become the low end of the range. Images of another type
+    than the model's are scaled as in training, with a warning: 8 bits, 16 bits and fractions of 0 to 1 by the whole range
+    of their type where the model's range is its type's. PIL images are turned as their EXIF orientation says.
 
     Args:
         image_format (`dict`): as `ImageFormat.to_dict` gives it; the model's `config.image_format`.
@@ -161,7 +172,7 @@ def _read(image: Any, described: ImageFormat, data_format: str | None) -> torch.
         raise ValueError(f"an image must have shape (height, width), or that with channels, got {tuple(pixels.shape)}")
     elif not _has_channels_first(tuple(pixels.shape), described, data_format, first):
         pixels = pixels.permute(2, 0, 1)
-    return _choose(_of_8_bits(pixels, described), described)
+    return _choose(_of_stored_type(pixels, described), described)
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
@@ -171,6 +182,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 
 def _read_pil(image: Any, described: ImageFormat) -> torch.Tensor:
+    orientation = image.getexif().get(_ORIENTATION, 1)
     if image.mode == "P" or (image.mode not in (*_MODES, "I", "F") and not image.mode.startswith("I;16")):
         image = image.convert("RGBA" if "transparency" in image.info else "L" if image.mode == "1" else "RGB")
     pixels = _tensor(np.asarray(image))
@@ -178,12 +190,48 @@ def _read_pil(image: Any, described: ImageFormat) -> torch.Tensor:
     if image.mode in ("LA", "RGBA") and not isinstance(described.channels, tuple):
         share = pixels[-1:].float() / 255  # laid over white, as in training
         pixels = (pixels[:-1] * share + 255 * (1 - share)).round().to(torch.uint8)
-    return _choose(_of_8_bits(pixels, described), described)
+    return _choose(_of_stored_type(_upright(pixels, orientation), described), described)
 
 
-def _of_8_bits(pixels: torch.Tensor, described: ImageFormat) -> torch.Tensor:
-    """Whole numbers of 16 bits for a model of 8 bits are scaled, as in training."""
-    return (pixels.int() + 128) // 257 if described.is_uint8 and pixels.dtype == torch.uint16 else pixels
+def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turns `(channels, height, width)` as EXIF says."""
+    return (pixels.transpose(1, 2) if orientation >= 5 else pixels).flip(_FLIPS.get(orientation, ()))
+
+
+def _of_stored_type(pixels: torch.Tensor, described: ImageFormat) -> torch.Tensor:
+    """Scales values of another type than the model's to those that its files store, as in training.
+
+    In memory whole numbers of 32 and 64 bits, and floats above 1, are taken for stored values.
+    """
+    if pixels.dtype == torch.bool:
+        pixels = pixels.to(torch.uint8) * 255
+    if pixels.dtype in (torch.uint32, torch.uint64):  # torch compares none of these
+        pixels = pixels.to(torch.int64)
+    stored, own = described.dtype, str(pixels.dtype).rpartition(".")[2]
+    floats = pixels.is_floating_point()
+    if own == stored or (floats and stored.startswith("float")):
+        return pixels
+    by_type = described.is_uint8 or described.range_source == "type"
+    fractions = floats and bool((pixels >= 0).all() and (pixels <= 1).all())
+    if own in ("uint8", "uint16") or fractions:
+        low, high = (0.0, 1.0) if fractions else TYPE_RANGES[own]
+        how = f"{low:g} to {high:g} becomes the whole range" if by_type else "values are taken as they are"
+        if own == "uint8" and not fractions:
+            how += (
+                "; pipelines make 8 bits of every file and clip it at 255: open such files as arrays of stored values"
+            )
+        logger.warning_once(f"images of {own} for a model of {stored} ({described.describe()}): {how}")
+        if not by_type:
+            return pixels
+        start, end = described.value_range[0]
+        scaled = (pixels.double() - low) / (high - low) * (end - start) + start
+        return (scaled + 0.5).floor() if described.is_uint8 else scaled
+    if by_type and stored.startswith("float") and bool((pixels < 0).any() or (pixels > 1).any()):
+        raise ValueError(
+            f"an image of {own} has no fixed range for a model of {described.describe()}: give 8 or 16 bits without sign, "
+            "or floats of 0 to 1"
+        )
+    return pixels
 
 
 def _fits(count: int, described: ImageFormat) -> bool:
@@ -218,4 +266,4 @@ def _choose(pixels: torch.Tensor, described: ImageFormat) -> torch.Tensor:
         return pixels[:1]
     weights = torch.tensor(_LUMINANCE, dtype=torch.float64)[:, None, None]
     gray = (pixels[:3].double() * weights).sum(0, keepdim=True)
-    return (gray.round() if described.is_uint8 else gray).float()
+    return (gray.round() if described.is_uint8 or pixels.dtype == torch.uint8 else gray).float()

@@ -4,7 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +12,34 @@ from transformers import TrainingArguments
 
 from hf_geossl.training.sharding import fsdp_plugin_settings
 
+# the smallest values that make sense, here or in transformers' own arguments, which checks few of them
+_LOWEST = {
+    "weight_decay": 0,
+    "weight_decay_end": 0,
+    "min_learning_rate": 0,
+    "learning_rate": 0,
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+    "eval_delay": 0,
+    "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "probe_every_steps": 0,
+    "correspondence_weight": 0,
+    "rotation_weight": 0,
+    "adam_epsilon": 0,
+    "max_nonfinite_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "eval_accumulation_steps": 1,
+    "save_total_limit": 1,
+    "dataloader_prefetch_factor": 1,
+}
+_ABOVE_0 = ("base_learning_rate", "num_streams", "num_train_epochs")
+_STEPS = {"logging_steps": "logging_strategy", "save_steps": "save_strategy", "eval_steps": "eval_strategy"}
+# of text and of classes, which pretraining on images has none of
+_OF_OTHERS = ("label_smoothing_factor", "neftune_noise_alpha", "use_liger_kernel")
 _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
 
@@ -97,22 +125,11 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     anchor_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("teacher_momentum", "teacher_momentum_end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        self._check_numbers()
         if self.clip_mode not in ("tensor", "global"):
             raise ValueError(f"clip_mode must be 'tensor' or 'global', got {self.clip_mode!r}")
-        for name in ("base_learning_rate", "num_streams"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, or left out, got {getattr(self, name)}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps must be above 0, or -1 for num_train_epochs, got {self.max_steps}")
-        if not 0 < self.num_train_epochs < math.inf:
-            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
-        if self.max_nonfinite_steps < 1:
-            raise ValueError(f"max_nonfinite_steps must be 1 or more, got {self.max_nonfinite_steps}")
-        if self.probe_every_steps < 0:
-            raise ValueError(f"probe_every_steps must be 0 or more, got {self.probe_every_steps}")
         self._check_adaptation()
         if self.base_learning_rate is not None and self.learning_rate != _LEARNING_RATE:
             if self.base_learning_rate != type(self).__dataclass_fields__["base_learning_rate"].default:
@@ -150,6 +167,29 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         scheduler = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         if self.trunk_warmup_steps and scheduler != "cosine":
             raise ValueError(f"trunk_warmup_steps needs lr_scheduler_type 'cosine', got {scheduler!r}")
+
+    def _check_numbers(self) -> None:
+        """Refuses numbers that make no sense, before anything is computed with them."""
+        values = {field.name: getattr(self, field.name, None) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            if not isinstance(value, int | float):
+                continue
+            if name in ("teacher_momentum", "teacher_momentum_end") and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
+            if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+            if name in _ABOVE_0 and value <= 0:
+                raise ValueError(f"{name} must be above 0, or left out, got {value}")
+            if value < _LOWEST.get(name, value):
+                raise ValueError(f"{name} must be {_LOWEST[name]} or more, or left out, got {value}")
+            if name in ("seed", "data_seed") and value >= 2**32:
+                raise ValueError(f"{name} must be below 2^32, got {value}")
+            if name in _STEPS and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}; {_STEPS[name]}='no' turns it off")
+            if name in _OF_OTHERS and value:
+                raise ValueError(f"{name} means nothing in pretraining without labels, got {value}: leave it out")
 
     def for_run(self, train_dataset: object) -> Self:
         """A copy for a run: without a token, with the peak of the learning rate, and with `max_steps`.

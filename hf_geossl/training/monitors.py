@@ -216,15 +216,22 @@ class TeacherMonitor:
 
 COLLAPSED_SPREAD = 0.05
 LOST_SPREAD = 0.3  # share of the largest spread of the run: images of little contrast have a small one from the start
+LITTLE_CONTRAST = 0.25  # deviation of the normalised values inside a view; photographs have about 1
 STUCK_TOLERANCE = 0.005
 STUCK_LOGS = 20
 
 
 class CollapseCallback(TrainerCallback):
-    """Warns, once each, where features lose their spread or a loss stays at chance level."""
+    """Warns, once each, where features lose their spread or a loss stays at chance level.
 
-    def __init__(self, chance_losses: dict[str, float]) -> None:
-        self.chance_losses = chance_losses
+    Args:
+        chance_losses (`dict[str, float]`): What the logged losses are where nothing has been learned.
+        contrast (`Callable`, *optional*): Gives the contrast of the images, where it has been measured. Features of images
+            that hardly differ are alike whatever the model, which is no collapse.
+    """
+
+    def __init__(self, chance_losses: dict[str, float], contrast: Callable[[], float | None] = lambda: None) -> None:
+        self.chance_losses, self.contrast = chance_losses, contrast
         self.logs_at_chance = dict.fromkeys(chance_losses, 0)
         self.warned: set[str] = set()
 
@@ -248,7 +255,15 @@ class CollapseCallback(TrainerCallback):
             ("target_spread", "targets for all patches"),
         ):
             largest = max((entry[name] for entry in state.log_history if name in entry), default=1.0)
-            if logs.get(name, 1.0) < min(COLLAPSED_SPREAD, LOST_SPREAD * largest):
+            lost, contrast = logs.get(name, 1.0) < min(COLLAPSED_SPREAD, LOST_SPREAD * largest), self.contrast()
+            if lost and contrast is not None and contrast < LITTLE_CONTRAST:
+                self._warn(
+                    "contrast",
+                    f"the images have little contrast (a deviation of {contrast:.2f} inside a view after normalisation; "
+                    f"photographs have about 1), so that the {subject} are nearly the same ({name} {logs[name]:.4f}). Mean and "
+                    "deviation that `geossl inspect` measures, given as --mean and --std, bring out what differs.",
+                )
+            elif lost:
                 self._warn(
                     name,
                     f"collapse: at step {state.global_step} the model gives nearly the same {subject} ({name} "
@@ -288,6 +303,7 @@ class Probes:
 
     def __init__(self, every: int, features: Features) -> None:
         self.every, self.features = every, features
+        self.contrast: float | None = None  # of the images that were last measured
 
     def is_due(self, step: int) -> bool:
         """Whether step `step` is measured."""
@@ -302,4 +318,6 @@ class Probes:
         network.eval()  # stochastic depth would draw numbers that the run needs
         measured = {name: spread(features) for name, features in self.features(model, inputs).items()}
         network.train(training)
+        views = next((value for name, value in inputs.items() if name.endswith("pixel_values")), None)
+        self.contrast = None if views is None else views.float().std(dim=(-2, -1)).mean().item()
         return {name: value for name, value in measured.items() if value is not None}

@@ -79,7 +79,7 @@ class TrainerParts:
             TeacherCallback(self.plan, self.guard, self.accelerator),
             *own,
             MeterCallback(self.meter, self.stopwatch, self.guard),
-            CollapseCallback(dict(chance_losses)),
+            CollapseCallback(dict(chance_losses), lambda: self.probes.contrast),
             self.preemption,
         ]
 
@@ -101,7 +101,12 @@ class TrainerParts:
     def settings(self) -> dict[str, object]:
         """What a run has to go on with, beside its data."""
         batches = self.args.gradient_accumulation_steps * self.args.world_size
-        settings: dict[str, object] = {"views": views_settings(self.feed.views), "batches of a step": batches}
+        optimizer = str(getattr(self.args.optim, "value", self.args.optim)).removesuffix("_fused")  # of the same state
+        settings: dict[str, object] = {
+            "views": views_settings(self.feed.views),
+            "batches of a step": batches,
+            "optim": optimizer,
+        }
         adapted = {name: getattr(self.args, name) for name in ("train_layers", "lora_rank", "lora_alpha")}
         adapted |= {"anchor": self.anchor.digest()}
         return settings | ({"adaptation": adapted} if self.trained_of_trunk or adapted["anchor"] else {})

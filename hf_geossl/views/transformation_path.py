@@ -131,10 +131,15 @@ class TransformationPath(Settings):
             transformed=uniform[:, 8] < self.transformation_probability,
         )
 
-    def apply(self, images: torch.Tensor, parameters: TransformationParameters, share: float = 1.0) -> torch.Tensor:
-        """Points at a `share` of the paths of `images (images, channels, height, width)` in [0, 1]."""
-        channels = images.shape[1]
-        return self._transform(images, parameters.to(images.device).scaled(share), (0.0,) * channels, (1.0,) * channels)
+    def apply(
+        self, images: torch.Tensor, parameters: TransformationParameters, share: float = 1.0, clip: bool = True
+    ) -> torch.Tensor:
+        """Points at a `share` of the paths of `images (images, channels, height, width)` in [0, 1]; `clip` as of `render`.
+
+        The brightness of channels that are not red, green and blue is added as it is, in units.
+        """
+        channels, scaled = images.shape[1], parameters.to(images.device).scaled(share)
+        return self._transform(images, scaled, (0.0,) * channels, (1.0,) * channels, clip)
 
     @torch.no_grad()
     def render(

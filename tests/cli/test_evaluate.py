@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import hf_geossl.cli.evaluate as command
 from hf_geossl.cli.evaluate import _parser, output_files, parse_settings
 from hf_geossl.cli.main import main
-from hf_geossl.evaluation.registry import TASKS
+from hf_geossl.evaluation import report
+from hf_geossl.evaluation.registry import ABOUT, FAILED, TASKS
 from hf_geossl.evaluation.samples import Columns
 from tests.helpers.small_recipes import error_line
 
@@ -64,3 +66,23 @@ def test_a_missing_model_among_one_is_an_error_before_anything_is_imported(
 ) -> None:
     assert error_line(capsys, "evaluate", "./nowhere") == "geossl: there is no file or folder ./nowhere"
     assert "there is no file or folder a/b/c" in error_line(capsys, "evaluate", "user/name", "--dataset", "a/b/c")
+
+
+@pytest.mark.parametrize("word", ["--dataset_config", "--dataset_revision", "--revision"])
+def test_words_for_repositories_mean_nothing_for_what_lies_here(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_line(capsys, "evaluate", str(tmp_path), "--dataset", str(tmp_path), word, "x")
+    assert message.startswith(f"geossl: {word} means nothing for")
+    assert message.endswith("leave it out")
+
+
+@pytest.mark.parametrize(("failed", "status"), [({}, 0), ({"linear": "no"}, 1), ({"knn": "no", "linear": "no"}, 2)])
+def test_the_exit_status_says_whether_there_is_a_number(
+    failed: dict[str, str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {ABOUT: {FAILED: failed}, **{name: {} for name in ("knn", "linear") if name not in failed}}
+    monkeypatch.setattr(command, "_measure", lambda *arguments: results)
+    monkeypatch.setattr(report, "read_measured", lambda files: [])
+    monkeypatch.setattr(report, "markdown_table", lambda measured: "")
+    assert command.evaluate([str(tmp_path), "--tasks", "knn,linear"]) == status

@@ -131,6 +131,17 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(
     assert "has no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("folder", "what"), [("nowhere", "is no folder"), (".", r"is no checkpoint (it has no config.json)")]
+)
+def test_resume_from_what_is_no_checkpoint(
+    folder: str, what: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / folder)
+    message = error_line(capsys, "pretrain", str(recipe), "--resume_from_checkpoint", place)
+    assert f"--resume_from_checkpoint {place} {what}: name a folder checkpoint-N of a run, or true" in message
+
+
 def test_resume_in_a_strangers_folder_is_refused(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

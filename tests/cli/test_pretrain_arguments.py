@@ -142,6 +142,9 @@ def test_a_recipes_value_yields_to_what_excludes_it(recipe: str, given: str, yie
     ("words", "said"),
     [
         (["--eval_split", "test"], ["--eval_split means nothing without --eval_dataset, and is left out"]),
+        (["--hub_model_id", "a/b"], ["--hub_model_id means nothing without --push_to_hub true, and is left out"]),
+        (["--hub_model_id", "a/b", "--push_to_hub", "true"], []),
+        (["--eval_steps", "5"], ["--eval_steps means nothing without --eval_strategy steps, and is left out"]),
         (["--eval_images", "8"], ["--eval_images means nothing without --eval_dataset, and is left out"]),
         (["--eval_images", "8", "--eval_dataset", "photos"], []),
         (["--eval_split", "none"], []),

@@ -13,20 +13,10 @@ from PIL import Image
 from hf_geossl.data.batches import StreamBatches
 from hf_geossl.data.blocks import Position
 from hf_geossl.data.images import decode_pixels
-from hf_geossl.data.noted import NotedImages, describe_counts
+from hf_geossl.data.noted import NotedImages
 from hf_geossl.data.notes import Note
 from hf_geossl.data.streams import load_stream
 from tests.helpers.image_files import photo
-
-
-def test_counts_in_words() -> None:
-    assert describe_counts({"cmyk": 2, "transparency": 1200, "frames": 2}, 3000) == [
-        "1,200 of 3,000 images: transparency laid over white",
-        "2 of 3,000 images: CMYK converted to RGB",
-        "2 of 3,000 images: only the first of several frames or pages read",
-    ]
-    assert describe_counts({}, 10) == []
-    assert describe_counts({"cmyk": 1}, 1) == ["1 of 1 image: CMYK converted to RGB"]
 
 
 def test_a_kind_counts_once_an_image_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

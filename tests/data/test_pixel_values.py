@@ -88,6 +88,9 @@ def test_units_follow_each_channels_range_and_are_not_clipped() -> None:
 def test_files_of_another_type_than_the_models_are_noted() -> None:
     given = fmt(1, dtype="uint16", value_range=((0, 4095),), range_source="bits:12")
     made, noted = kinds(in_format, raster([255], "uint8"), given)
+    assert made.item() == 1, "the white of 8 bits is that of 12"
+    assert noted == ["type"]
+    made, noted = kinds(in_format, raster([255], "int32"), given)
     assert made.item() == pytest.approx(255 / 4095)
     assert noted == ["type"]
     whole = fmt(1, dtype="uint16", value_range=((0, 65535),))
@@ -95,6 +98,25 @@ def test_files_of_another_type_than_the_models_are_noted() -> None:
     assert made.ravel().tolist() == pytest.approx([1, 0.2])
     assert noted == ["type"]
     assert kinds(in_format, raster([0.5], "float64"), fmt(1, dtype="float32", value_range=((0, 1),)))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (raster([0, 16, 200], "int32"), "32-bit integer pixels from 0 to 200 have no fixed range"),
+        (raster([0, 16, 200], "float32"), "32-bit floating point pixels from 0 to 200 have no fixed range"),
+        (raster([-5, 16, 200], "int16"), "signed 16-bit integer pixels from -5 to 200 have no fixed range"),
+    ],
+)
+def test_other_types_without_a_range_are_no_image_of_a_model_of_a_whole_type(stored: Raster, message: str) -> None:
+    """They used to become one grey, or 200 times the white of the model."""
+    sixteen = ImageFormat(
+        channels="gray", names=("gray",), dtype="uint16", value_range=((0, 65535),), mean=(0.5,), std=(0.2,)
+    )
+    with pytest.raises(BrokenImageError, match=message):
+        in_format(stored, sixteen)
+    units = in_format(raster([0, 32767], "int16"), sixteen)
+    assert units[..., 0].tolist() == [[0, 1]]
 
 
 def test_values_that_are_missing_become_the_low_end() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_geossl.data.wording import Place, counted, some_of
+from hf_geossl.data.wording import Place, counted, some_of, without_arguments
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_a_line_about_data_names_them_and_comes_once(tmp_path: Path, caplog: pyt
     assert caplog.messages == ["my photos: 100% read", "user/name: 100% read"]
     assert some_of(["a", "b", "c"]) == "a, b, c"
     assert some_of(["a", "b", "c", "d"], 2) == "a, b, ..."
+
+
+def test_arguments_are_left_out_for_people_who_run_no_command() -> None:
+    assert without_arguments("it has 1 channel (--channels 1,2); it is grey; give --channels 1") == (
+        "it has 1 channel; it is grey"
+    )
+    assert without_arguments("keep the levels with --value_range 0,1") == ""
+    assert without_arguments("two - or more (of 5); so") == "two - or more (of 5); so"

@@ -1,13 +1,15 @@
 """The position head in the demo, beside the pretraining model."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_geossl.demo import heads_loca as heads
 from hf_geossl.demo.loading import DemoModel
-from tests.helpers.demo_models import noise, pixels
+from hf_geossl.demo.pictures import read_upload
+from tests.helpers.demo_models import FORMATS, encoded, model_of, noise, normalized, pixels
 
 
 def test_box_is_placed_as_predict_positions_says(opened: dict[str, DemoModel]) -> None:
@@ -24,6 +26,15 @@ def test_box_is_placed_as_predict_positions_says(opened: dict[str, DemoModel]) -
     assert (large.side, large.true) == (4, list(range(16)))
     scores = model.whole.predict_positions(pixels(picture), pixels(picture))
     assert large.predicted == scores[0].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_boxes_of_other_images_are_cut_out_of_all_channels(kind: str, tmp_path: Path) -> None:
+    model = model_of("loca", kind, tmp_path)
+    placed = heads.place_box(model, read_upload(encoded(kind), FORMATS[kind]), (0.25, 0.5, 0.75, 1))
+    whole = normalized(kind)
+    scores = model.whole.predict_positions(whole, whole[..., 16:32, 8:24].contiguous())
+    assert (placed.box, placed.predicted) == ((8, 16, 24, 32), scores[0].argmax(-1).tolist())
 
 
 def test_placement_tells_how_far_off_it_is() -> None:

@@ -9,9 +9,21 @@ from PIL import Image
 
 from hf_geossl.demo import heads_reconstruction as heads
 from hf_geossl.demo.loading import open_model
+from hf_geossl.demo.pictures import read_upload
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath
-from tests.helpers.demo_models import MEAN, STD, noise, pixels, save, whole_model
+from tests.helpers.demo_models import (
+    FORMATS,
+    MEAN,
+    STD,
+    encoded,
+    model_of,
+    noise,
+    normalized,
+    pixels,
+    save,
+    whole_model,
+)
 
 
 @pytest.mark.parametrize("transformation", ["se2", "rotation", "translation", "color", "blur"])
@@ -80,3 +92,30 @@ def test_path_of_a_model_that_carries_the_task_and_of_one_that_reconstructs_the_
     for point in (1, 2):
         found = heads.path_point(model, picture, [picture], [1.5], point).reconstructed
         torch.testing.assert_close(found, (expected[point - 1] * STD + MEAN).clamp(0, 1), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_paths_of_other_images_move_all_channels_alike_and_have_a_baseline_without_samples(
+    kind: str, tmp_path: Path
+) -> None:
+    model, described = model_of("equicoherent", kind, tmp_path, transformation="color"), FORMATS[kind]
+    path = TransformationPath("color", 2)
+    picture, source = read_upload(encoded(kind), described), normalized(kind)
+    controls = heads.path_controls(heads.path_of(model), described)
+    assert [(low, high) for _, _, _, low, high, _ in controls] == [(-0.4, 0.4), (-40, 40)]
+    parameters = path.draw(1, torch.Generator().manual_seed(0), described.num_channels)
+    parameters.brightness[:], parameters.contrast[:] = 0.3, -0.2  # deviations, and share
+    end, between = path.render(source, parameters, described.mean, described.std, clip=False)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (described.mean, described.std))
+    found = heads.path_point(model, picture, [], [0.3, -20.0], 2)
+    torch.testing.assert_close((found.final - mean) / std, end[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((found.true - mean) / std, between[0, 1], atol=1e-4, rtol=1e-4)
+    assert found.mean_image_error == pytest.approx(between[0, 1].square().mean().item(), rel=1e-3)
+    with torch.no_grad():
+        views = torch.stack([(found.first - mean) / std, end[0]])[None]
+        expected = model.whole(views, intermediate_pixel_values=between).reconstructions[0, 1]
+    torch.testing.assert_close((found.reconstructed - mean) / std, expected, atol=1e-2, rtol=1e-3)  # not clipped
+    other = read_upload(encoded(kind, 1), described)
+    mean_of_two = heads.path_point(model, picture, [picture, other], [0.3, -20.0], 2).mean_image_error
+    others = path.render(normalized(kind, 1), parameters, described.mean, described.std, clip=False)[1][0, 1]
+    assert mean_of_two == pytest.approx(((others - between[0, 1]) / 2).square().mean().item(), rel=1e-3)

@@ -9,9 +9,19 @@ import torch
 
 from hf_geossl.demo import loading
 from hf_geossl.demo.loading import DemoModel, open_model
+from hf_geossl.demo.pictures import read_upload
 from hf_geossl.hub.export import export_model, make_image_processor
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers.demo_models import mark_whole, noise, save, whole_model
+from tests.helpers.demo_models import (
+    FORMATS,
+    encoded,
+    mark_whole,
+    model_of,
+    noise,
+    normalized,
+    save,
+    whole_model,
+)
 from tests.helpers.methods import METHODS
 
 
@@ -85,7 +95,7 @@ def test_folders_that_hold_no_model_of_ours_are_refused_in_one_line(tmp_path: Pa
         (folder("weightless", config_json='{"model_type": "gtsa"}'), "cannot be opened"),
         (cut, "cannot be opened"),
         (part, "incomplete"),
-        (grey, "1 channels"),
+        (grey, "takes 1 channels, and nothing says what they are"),
         (processed, "three means"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
@@ -102,3 +112,19 @@ def test_tokens_are_computed_once_and_not_cached_forever(opened: dict[str, DemoM
         model.encode(noise(seed))
     hook.remove()
     assert len(calls) == 5
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_models_of_other_images_get_their_channels_in_units_and_normalised(
+    method: str, kind: str, tmp_path: Path
+) -> None:
+    model = model_of(method, kind, tmp_path)
+    assert model.image_format == FORMATS[kind]
+    picture = read_upload(encoded(kind), FORMATS[kind])
+    torch.testing.assert_close(model.pixels([picture]), normalized(kind), atol=1e-4, rtol=1e-4)
+    trunk = getattr(model.whole.teacher, method)
+    with torch.no_grad():
+        states = trunk(normalized(kind)).last_hidden_state[0, int(trunk.config.use_class_token) :]
+    torch.testing.assert_close(model.encode(picture)[0], states.view(4, 4, -1), atol=1e-3, rtol=1e-3)
+    assert model.last_attention(picture, finer=True).shape[-1] == 64 + int(trunk.config.use_class_token)

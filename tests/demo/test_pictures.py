@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_geossl.data.notes import collect_notes
 from hf_geossl.demo import pictures
-from tests.helpers.demo_models import noise
+from tests.helpers.demo_models import BANDS, FORMATS, GRAY, noise, stored
+from tests.helpers.demo_models import encoded as encoded_channels
+from tests.helpers.image_files import dicom, npy
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -99,3 +102,74 @@ def test_samples_come_from_a_folder_or_are_scenes(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="two or more pictures, got .* with 0"):
         pictures.sample_pictures(tmp_path / "none")
+
+
+def test_files_of_any_kind_are_taken_for_models_of_other_images() -> None:
+    five, gray = stored("bands"), stored("gray")
+    for described, content in [
+        (BANDS, encoded_channels("bands")),
+        (BANDS, npy(five)),
+        (GRAY, encoded_channels("gray")),
+        (GRAY, npy(gray)),
+        (GRAY, dicom(gray[..., 0], bits=12)),
+    ]:
+        expected = (five[..., ::-1] + 1) / 4 if described is BANDS else gray / 4095
+        picture = pictures.read_upload(content, described)
+        np.testing.assert_allclose(np.stack([np.asarray(plane) for plane in picture.planes], -1), expected, atol=1e-6)
+        fitted = pictures.fit_picture(picture, (16, 32))
+        assert fitted.size == (448, 224)
+        # the middle half of the rows, 14 times as large
+        np.testing.assert_allclose(fitted.units().mean((1, 2)), expected[8:24].mean((0, 1)), atol=0.02)
+
+
+def test_files_that_a_model_of_other_images_cannot_use_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    takes = "cannot be read as an image of this model, which takes 5 channels: infrared"
+    for content, described, words in [
+        (encoded_channels("gray"), BANDS, f"{takes}.*: it has 1 channel, and channel 5 is asked for\\.$"),
+        (b"%PDF-1.7 no picture", BANDS, takes),
+        (encoded_channels("bands")[:900], BANDS, takes),
+        (encoded_channels("gray")[:-900], GRAY, "which takes 1 channel: gray; uint16, values 0 to 4095"),
+    ]:
+        with pytest.raises(pictures.UploadError, match=words) as caught:
+            pictures.read_upload(content, described)
+        assert "\n" not in str(caught.value)
+        assert "--" not in str(caught.value)
+    monkeypatch.setattr(pictures, "_MAX_CHANNEL_PIXELS", 1000)
+    for kind, described in FORMATS.items():
+        with pytest.raises(
+            pictures.UploadError, match="more than the 0 million pixels of 16 bytes that the demo takes"
+        ):
+            pictures.read_upload(encoded_channels(kind), described)
+
+
+def test_what_decoding_did_is_said_in_one_line_without_arguments() -> None:
+    half = Image.new("RGBA", (8, 8), (255, 0, 0, 100))
+    with collect_notes() as notes:
+        pictures.read_upload(encoded(half, save_all=True, append_images=[half]))
+    frames = "only the first of several frames or pages read (2 images in this file)"
+    assert pictures.describe_notes(notes) == f"Of this file: transparency laid over white; {frames}."
+    with collect_notes() as notes:
+        pictures.read_upload(encoded(Image.new("L", (8, 8), 40)), GRAY)
+    stored_as = "uint8 instead of uint16; values taken as they are"
+    assert pictures.describe_notes(notes) == (
+        f"Of this file: stored in another type than the model's images ({stored_as})."
+    )
+    with collect_notes() as notes:
+        pictures.read_upload(encoded(noise(0)))
+    assert pictures.describe_notes(notes) == ""
+
+
+def test_samples_of_other_images_come_from_a_folder_alone_and_what_decoding_did_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert pictures.sample_pictures(None, BANDS) == []
+    for seed in range(2):
+        (tmp_path / f"{seed}.png").write_bytes(encoded_channels("gray", seed))
+    Image.new("L", (8, 8), 40).save(tmp_path / "2.png")
+    found = pictures.sample_pictures(tmp_path, GRAY)
+    assert [picture.size for picture in found] == [(32, 32), (32, 32), (8, 8)]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path.name}: 1 of 3 images: stored in another type than the model's images"
+    ]
+    with pytest.raises(ValueError, match="0.png: it has 1 channel, and channel 5 is asked for"):
+        pictures.sample_pictures(tmp_path, BANDS)

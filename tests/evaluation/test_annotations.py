@@ -1,6 +1,7 @@
 """Labels, maps and boxes in the forms that datasets have them."""
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_boolean_maps() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (encoded(GREY, "JPEG"), "holds JPEG files, whose compression changes the numbers of a map: save it as PNG"),
+        (encoded(GREY, "JPEG"), "holds JPEG files, whose compression may change the numbers of a map: save it as PNG"),
         (b"no picture", "no map that can be read"),
         (
             array_file(np.zeros((99, 99)))[:500],
@@ -160,3 +161,27 @@ def test_what_is_no_class_is_refused(value: Any, known: Any, message: str) -> No
 
 def test_missing_labels() -> None:
     assert [is_label(value) for value in (None, "", -1, float("nan"), 0, "0", False, 7.0)] == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "tif", "png", "pgm", "gif", "bmp"])
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_maps_of_every_lossless_format_keep_their_numbers(ending: str, as_bytes: bool, tmp_path: Path) -> None:
+    numbers = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    path = tmp_path / f"map.{ending}"
+    {"npy": np.save, "npz": np.savez}.get(ending, lambda file, array: Image.fromarray(array).save(file))(path, numbers)
+    opened = open_map(path.read_bytes() if as_bytes else path, "annotation")
+    assert np.array_equal(np.asarray(opened), numbers)
+
+
+def test_maps_that_pillow_does_not_read_are_read(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    numbers = np.arange(30, dtype=np.int64).reshape(5, 6)
+    tifffile.imwrite(tmp_path / "map.tif", numbers, compression="zlib")
+    assert np.array_equal(np.asarray(open_map(tmp_path / "map.tif", "annotation")), numbers)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lossy_maps_are_refused(kind: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "map", kind)
+    with pytest.raises(ValueError, match=f"holds {kind} files, whose compression may change the numbers of a map"):
+        open_map(tmp_path / "map", "annotation")

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -277,10 +279,64 @@ def test_truth_of_parquet_files_is_numbered_by_all_of_their_rows(tmp_path: Path)
     assert [sample["label"] for sample in train] == [1, 2]
 
 
+@pytest.mark.parametrize("missing", [None, -1, float("nan"), ""])
+def test_rows_of_a_stream_without_a_label_are_left_out_and_counted(
+    missing: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = [missing, *(["b", "a", missing, "b", "a"] if missing == "" else [1, 0, missing, 1, 0])]
+    rows = [
+        {"image": Image.new("RGB", (8, 8), (40 * number, 0, 0)), "label": value} for number, value in enumerate(labels)
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    samples = load_samples(str(tmp_path), "train", size=8)
+    assert f"{tmp_path.name} (train): images without a label, left out: 2 of 6" in caplog.messages
+    read = [(int(sample["label"]), int(sample["image"].max())) for sample in samples]
+    assert read == [(1, 40), (0, 80), (1, 160), (0, 200)]
+
+
+def test_lists_of_classes_are_no_single_labels(tmp_path: Path) -> None:
+    rows = [{"image": Image.new("RGB", (8, 8)), "label": [number % 2, 2]} for number in range(4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="are lists of classes, which the task multilabel measures"):
+        load_samples(str(tmp_path), "train", size=8).require("label")
+
+
+def test_a_parquet_file_alone_is_its_split_whatever_marks_are_in_its_path(tmp_path: Path) -> None:
+    (tmp_path / "a::b").mkdir()
+    file = str(tmp_path / "a::b" / "all.parquet")
+    labelled(40).to_parquet(tmp_path / "all.parquet")  # `datasets` would take "::" for two addresses
+    shutil.move(tmp_path / "all.parquet", file)
+    samples = load_samples(file, "train", size=16)
+    assert [sample["label"] for sample in samples] == [index % 2 for index in range(40)]
+    assert len(list(load_samples(file, "train", size=16, limit=7))) == 7
+
+
+def test_parquet_files_of_other_columns_are_named(tmp_path: Path) -> None:
+    labelled(4).to_parquet(tmp_path / "train-0.parquet")
+    labelled(4).rename_column("label", "kind").to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"train-0.parquet has image, label, train-1.parquet has image, kind"):
+        load_samples(str(tmp_path), "train", size=16)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_columns_of_arrays_keep_the_type_of_their_numbers(dtype: str, tmp_path: Path) -> None:
+    """As the same arrays are read from files; as int64 or float64, which lists are, they would have no range."""
+    pixels = np.arange(8 * 8 * 3).reshape(8, 8, 3)
+    array = (pixels / 192 if dtype == "float32" else pixels * (1 if dtype == "uint8" else 150)).astype(dtype)
+    nested = pa.array([array.tolist()], pa.list_(pa.list_(pa.list_(pa.from_numpy_dtype(np.dtype(dtype))))))
+    pq.write_table(pa.table({"image": nested, "label": [0]}), tmp_path / "train.parquet")
+    np.save(tmp_path / "one.npy", array)
+    (read,) = load_samples(str(tmp_path / "train.parquet"), "train", size=8)
+    assert torch.equal(read["image"], next(iter(load_samples(str(tmp_path / "*.npy"), "train", size=8)))["image"])
+
+
 def test_what_holds_no_splits_is_refused(tmp_path: Path) -> None:
     labelled(4).to_parquet(tmp_path / "all.parquet")
-    with pytest.raises(ValueError, match=r"all.parquet is a file: name the folder that holds its splits"):
+    with pytest.raises(ValueError, match=r"no split 'test'; its splits are train: name one by --split"):
         load_samples(str(tmp_path / "all.parquet"), "test", size=16)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match="one.png is a single image: name the folder"):
+        load_samples(str(tmp_path / "one.png"), "train", size=16)
     labelled(4).save_to_disk(tmp_path / "one")
     with pytest.raises(ValueError, match="the split .train. alone: save a DatasetDict that has"):
         load_samples(str(tmp_path / "one"), "test", size=16)

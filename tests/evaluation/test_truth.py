@@ -1,5 +1,7 @@
 """What the truth of a dataset means: decided from its rows, the same for all splits, and said."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hf_geossl.data.sources.opening import LabelledRows
+from hf_geossl.evaluation.options import EvaluationData
 from hf_geossl.evaluation.sample_reader import SampleReader
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth, decide_truth
 from tests.evaluation.test_annotations import BOX
@@ -36,9 +39,10 @@ def decide(caplog: pytest.LogCaptureFixture, *splits: datasets.Dataset, **column
             "are texts: 3 classes, numbered in the order bird, cat, dog",
         ),
         (["10", "9"], ["x", "2"], ("2", "9", "10", "x"), "are texts: 4 classes"),
-        ([1001, 77], [2043], (77, 1001, 2043), "are ids from 77 to 2043: 3 classes, numbered in that order"),
+        ([1001, 77], [2043], (77, 1001, 2043), "go from 77 to 2043: 3 classes, numbered in that order"),
         ([3, None, 0], [-1], None, ""),
-        ([-2, 5], [0], (-2, 0, 5), "are ids from -2 to 5: 3 classes"),
+        ([-2, 5], [0], (-2, 0, 5), "go from -2 to 5: 3 classes"),
+        ([3, 1], [2, None], (1, 2, 3), "go from 1 to 3: 3 classes, numbered in that order from 0 on"),
     ],
 )
 def test_labels(train: list, test: list, labels: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,6 +84,17 @@ def test_vectors_of_labels(vectors: list, kind: str, key: str, values: list, cap
 def test_labels_that_are_no_classes_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match=r"column 'label' of photos holds values such as '0.37', which are no classes"):
         decide(caplog, rows_of(label=[1.0, 0.37]))
+
+    with pytest.raises(
+        ValueError, match="column 'label' of photos holds dictionaries of id: make a column of the labels"
+    ):
+        decide(caplog, rows_of(label=[{"id": 1}, {"id": 2}]))
+
+
+def test_maps_of_255_alone_have_no_truth(caplog: pytest.LogCaptureFixture) -> None:
+    """They were class 1 everywhere, and 95 % of the pixels right."""
+    with pytest.raises(ValueError, match="hold 255 alone, a pixel without truth: name the column"):
+        decide(caplog, rows_of(annotation=maps(255)))
 
 
 def maps(*values: int, dtype: type = np.uint8) -> list[Image.Image]:
@@ -215,11 +230,13 @@ def test_splits_share_one_truth_that_is_said_once(caplog: pytest.LogCaptureFixtu
 def test_images_without_a_label_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     shared = SharedTruth(("train",))
     rows = rows_of(label=[0, None, -1, 2])
-    assert list(shared.with_label(rows, Columns(), "photos (train)")) == [0, 3]
+    assert list(shared.with_label(LabelledRows(rows), Columns(), "photos (train)")) == [0, 3]
     assert caplog.messages == ["photos (train): images without a label, left out: 2 of 4"]
-    assert len(shared.with_label(rows_of(label=[None, None]), Columns(), "photos (test)")) == 2  # the task says so
+    assert (
+        len(shared.with_label(LabelledRows(rows_of(label=[None, None])), Columns(), "photos (test)")) == 2
+    )  # the task says so
     both = rows_of(label=[0, None], annotation=maps(0, 1)[:2])
-    assert len(shared.with_label(both, Columns(), "maps")) == 2  # which have another truth
+    assert len(shared.with_label(LabelledRows(both), Columns(), "maps")) == 2  # which have another truth
 
 
 def test_settings_out_of_range() -> None:
@@ -227,3 +244,23 @@ def test_settings_out_of_range() -> None:
         Columns(bbox_format="voc")
     with pytest.raises(ValueError, match="depth_scale must be above 0"):
         Columns(depth_scale=0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_images_that_were_seen_in_training_are_counted(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, shades in (("train", (1, 2, 3)), ("test", (3, 4, 1, 5))):
+        for number, shade in enumerate(shades):
+            path = tmp_path / "own" / split / "ab"[number % 2] / f"{split}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shade, 9, 9)).save(path)
+    dataset = str(tmp_path / "own")
+    if kind == "zip":
+        dataset = shutil.make_archive(dataset, "zip", tmp_path / "own")
+    data = EvaluationData(dataset, size=8)
+    assert len(list(data.train)) == 3
+    assert len(list(data.test)) == 4
+    assert caplog.text.count("measured images were seen in training") == 1
+    said = "2 images of the 4 of the split test have the content of one of the split train (test/a/test0.png is train/a/train2.png)"
+    assert said in caplog.text

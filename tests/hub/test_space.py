@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_geossl.hub.export import export_model, make_image_processor
-from hf_geossl.hub.space import REQUIREMENTS, write_space
+from hf_geossl.hub.space import IMAGE_REQUIREMENTS, REQUIREMENTS, write_space
+from hf_geossl.modeling.image_format import ImageFormat
 from tests.helpers.golden import ROOT
 from tests.helpers.methods import METHODS
 
@@ -110,6 +111,35 @@ def test_requirements_have_the_lower_bounds_of_the_library() -> None:
     library = {Requirement(line).name: line for line in re.findall(r'"([^"]+)"', block.group(1))}
     space = {Requirement(line).name: line for line in REQUIREMENTS if not line.startswith("gradio")}
     assert space == {name: line for name, line in library.items() if name not in NOT_NEEDED}
+    extra = re.search(r"^IMAGES = \[(.*?)\]", (ROOT / "setup.py").read_text(), flags=re.MULTILINE)
+    assert extra is not None
+    assert list(IMAGE_REQUIREMENTS) == re.findall(r'"([^"]+)"', extra.group(1))
+
+
+def test_space_of_a_model_of_other_images_says_what_it_takes_and_reads_their_files(tmp_path: Path) -> None:
+    bands = ImageFormat((1, 2, 3, 4, 5), tuple("abcde"), "uint16", mean=(0.5,) * 5, std=(0.2,) * 5)
+    model = METHODS["loca"].model("Model", num_channels=5, image_format=bands.to_dict())
+    export = tmp_path / "model"
+    model.save_pretrained(export)
+    make_image_processor((32, 32), image_format=bands).save_pretrained(export)
+    space = write_space(export, tmp_path / "space", repo_id="user/model")
+    assert not (space / "samples").exists()
+    assert (space / "requirements.txt").read_text().splitlines() == [*REQUIREMENTS, *IMAGE_REQUIREMENTS]
+    assert (
+        "It takes images of 5 channels: a (1), b (2), c (3), d (4), e (5); uint16" in (space / "README.md").read_text()
+    )
+    assert json.loads((space / "model" / "config.json").read_text())["image_format"] == bands.to_dict()
+    calls: list[Any] = []
+    started = {"launch_demo": lambda folder, **given: calls.append((folder, given["samples"]))}
+    app = (space / "app.py").read_text().replace("from hf_geossl.demo import launch_demo\n", "")
+    for samples in (None, space / "samples"):
+        exec(compile(app, "app.py", "exec"), {"__name__": "__main__", "__file__": str(space / "app.py"), **started})
+        assert calls.pop() == (space / "model", samples)
+        (space / "samples").mkdir(exist_ok=True)
+    METHODS["loca"].model("Model", num_channels=5).save_pretrained(tmp_path / "unknown")
+    with pytest.raises(ValueError, match="unknown takes 5 channels, and nothing says what they are"):
+        write_space(tmp_path / "unknown", tmp_path / "new", repo_id="user/model")
+    assert not (tmp_path / "new").exists()
 
 
 def test_equal_input_gives_equal_bytes_and_a_trunk_alone_is_enough(run: Path, space: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.demo_models import BANDS, encoded
 from tests.helpers.methods import METHODS
 
 CHROMIUM = "/usr/bin/chromium"
@@ -42,13 +43,16 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def addresses(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The demos of a tiny model of each method, and of a trunk alone."""
+    """The demos of a tiny model of each method, of a trunk alone, and of a model of five bands without samples."""
     folder, running = tmp_path_factory.mktemp("models"), {}
     for name, method in METHODS.items():
         method.model("ForPreTraining").save_pretrained(folder / name)
     METHODS["gtsa"].model("Model").save_pretrained(folder / "trunk")
-    for name in (*METHODS, "trunk"):
-        running[name] = launch_demo(folder / name, samples=samples, block=False, say=lambda line: None)
+    bands = METHODS["gtsa"].model("Model", num_channels=5, image_format=BANDS.to_dict())
+    bands.save_pretrained(folder / "bands")
+    for name in (*METHODS, "trunk", "bands"):
+        own = None if name == "bands" else samples
+        running[name] = launch_demo(folder / name, samples=own, block=False, say=lambda line: None)
     yield {name: demo.local_url for name, demo in running.items()}
     for demo in running.values():
         demo.close()
@@ -76,7 +80,7 @@ class Visit:
         self.page.on("request", lambda request: self._own(request.url, url))
         self.page.on("websocket", lambda socket: self.wrong.append(f"another protocol: {socket.url}"))
         self.page.goto(url)
-        self.page.wait_for_selector(".geo-figures img")
+        self.page.wait_for_selector(".geo-figures img, .geo-said")
 
     def _own(self, asked: str, url: str) -> None:
         if not asked.startswith((url, "data:", "blob:")):
@@ -313,4 +317,27 @@ def test_trunk_alone_says_what_is_missing_and_shows_the_rest_in_the_dark(
     )
     text, ground = (sum(map(int, re.findall(r"\d+", color)[:3])) / 3 for color in colors)
     assert text - ground > 150
+    visit.finish()
+
+
+def test_files_of_five_bands_are_uploaded_and_shown_in_the_colours_that_are_chosen(
+    browser: Any, addresses: dict[str, str]
+) -> None:
+    visit = Visit(browser, addresses["bands"], PHONE)
+    assert visit.page.get_by_role("tab").all_inner_texts() == COMMON[:-1]
+    assert "Upload picture A first." in visit.html()
+    uploads = visit.page.locator("input[type=file]")
+    for number in range(2):
+        content = {"name": "IM0001", "mimeType": "application/octet-stream", "buffer": encoded("bands", number)}
+        uploads.nth(number).set_input_files(files=[content])
+        visit.wait(lambda: f"Picture {'AB'[number]}" in visit.html())  # noqa: B023
+    colored = visit.image(0)
+    assert (colored.max(axis=-1) - colored.min(axis=-1)).mean() > 40
+    visit.page.get_by_label("Shown").first.click()
+    visit.page.get_by_role("option", name="edge alone").dispatch_event("mousedown")
+    visit.wait(lambda: (visit.image(0).max(axis=-1) - visit.image(0).min(axis=-1)).mean() < 4)
+    visit.open("Correspondence")
+    visit.wait(lambda: "patch in row" in visit.html())
+    uploads.first.set_input_files(files=[png(10, 200, 30)])
+    assert "which takes 5 channels: infrared (5)" in visit.toast()
     visit.finish()

@@ -100,6 +100,7 @@ def test_large_integers_keep_their_small_differences() -> None:
         ({"value_range": ((0, float("nan")),)}, "value_range must be finite"),
         ({"mean": (0.5,)}, "mean must have one entry for each of the 3"),
         ({"mean": ("a", "b", "c")}, "mean must be a list of numbers"),
+        ({"mean": (123.675, 116.28, 103.53)}, "mean and std must be those of values mapped to 0..1.*divide by 255"),
         ({"std": (1, 0, 1)}, "std must be greater than 0"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, SegformerImageProcessor, ViTImageProcessor, pipeline
 
 from hf_geossl import GTSAConfig, GTSAForSemanticSegmentation, GTSAModel
@@ -92,6 +92,46 @@ def test_a_picture_gives_what_decoding_gave_in_training(described: ImageFormat, 
     decoded = decode_pixels(image, image_format=described)
     units = decoded / 255 if decoded.dtype == torch.uint8 else decoded
     assert (made - units).abs().max() <= 1.001 / 255  # the last bit of laying over white may round otherwise
+
+
+@pytest.mark.parametrize("stored", ["uint8", "uint16", "float32", "bool"])
+@pytest.mark.parametrize("described", ["uint8", "uint16", "float32", "12 bits"])
+def test_images_of_another_type_are_scaled_as_decoding_does_it(described: str, stored: str, tmp_path: Path) -> None:
+    """A model of 16 bits or floats gets a picture of 8 bits, and the reverse: neither black nor far above 1."""
+    dtype, bits = ("uint16", 12) if described == "12 bits" else (described, {"uint8": 8, "uint16": 16}.get(described))
+    takes = ImageFormat(
+        channels="gray",
+        names=("gray",),
+        dtype=dtype,
+        value_range=((0, 2**bits - 1 if bits else 1),),
+        range_source="bits:12" if bits == 12 else "type",
+        mean=(0.0,),
+        std=(1.0,),
+    )
+    levels = np.arange(12).reshape(3, 4) / 12
+    made = (levels > 0.5) if stored == "bool" else levels * (np.iinfo(stored).max if stored.startswith("u") else 1)
+    np.save(tmp_path / "image.npy", made.astype(stored))
+    decoded = decode_pixels(tmp_path / "image.npy", image_format=takes)
+    wanted = (takes.to_unit(np.asarray(decoded)) if takes.is_uint8 else np.asarray(decoded))[..., 0]
+    processor = GeometricImageProcessor(takes.to_dict(), do_resize=False)
+    for given in (made.astype(stored), torch.from_numpy(made.astype(stored))):
+        pixels = processor(given, return_tensors="pt")["pixel_values"]
+        np.testing.assert_allclose(pixels[0, 0].numpy(), wanted, atol=1e-6)
+    if described != "12 bits":  # whose values are taken as they are
+        assert wanted.max() == pytest.approx(1 if stored == "bool" else 11 / 12, abs=2 / 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_pictures_are_turned_as_their_exif_says(mode: str) -> None:
+    shape, top = ((3, 4, 3), 255) if mode == "RGB" else ((3, 4), 65535 if mode == "I;16" else 255)
+    picture = Image.fromarray(
+        np.linspace(0, top, int(np.prod(shape))).reshape(shape).astype("u2" if top > 255 else "u1")
+    )
+    processor = GeometricImageProcessor(GRAY.to_dict(), do_resize=False)
+    for orientation in range(1, 9):
+        picture.getexif()[0x0112] = orientation
+        turned = processor(ImageOps.exif_transpose(picture), return_tensors="pt")["pixel_values"]
+        assert torch.equal(processor(picture, return_tensors="pt")["pixel_values"], turned)
 
 
 def test_ambiguous_shapes_follow_their_library_or_the_argument() -> None:

@@ -387,6 +387,35 @@ def test_images_of_little_contrast_are_no_collapse(caplog: pytest.LogCaptureFixt
     assert "feature_spread 0.0119, 0.0400 before" in caplog.messages[0]
 
 
+@pytest.mark.parametrize(("contrast", "word"), [(0.04, "little contrast (a deviation of 0.04"), (0.9, "collapse")])
+def test_targets_that_become_alike_on_images_of_little_contrast(
+    contrast: float, word: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """LOCA's targets on photographs of a thirtieth of their contrast went from 0.72 to 0.01, features staying at 0.5."""
+    callback = CollapseCallback({}, lambda: contrast)
+
+    class State:
+        global_step, max_steps = 500, 1000
+        log_history: ClassVar[list[dict[str, float]]] = [{"target_spread": 0.72}]
+
+    with caplog.at_level(logging.WARNING):
+        callback.on_log(small_arguments(tmp_path, max_steps=1000), State, None, {"target_spread": 0.01})
+    assert word in caplog.messages[0]
+    assert ("collapse" in caplog.messages[0]) == (word == "collapse")
+
+
+@pytest.mark.parametrize("share", [1, 1 / 30])
+def test_probes_measure_the_contrast_inside_views(share: float, images: Any, tmp_path: Path) -> None:
+    """In deviations of the normalisation, ImageNet's here, which is that of no single image."""
+    grey = [{"image": (128 + (row["image"].astype(float) - 128) * share).astype("uint8")} for row in images]
+    trainer = make_trainer(tmp_path, grey, max_steps=1, logging_steps=1, probe_every_steps=1)
+    trainer.train()
+    deviations = [(row["image"] / 255 / 0.225).std(axis=(0, 1)).mean() for row in grey]
+    measured = trainer.parts.probes.contrast
+    assert 0.3 < measured / (sum(deviations) / len(deviations)) < 2
+    assert (measured < monitors.LITTLE_CONTRAST) == (share < 1)
+
+
 def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, images, max_steps=1, logging_steps=1, probe_every_steps=1)
     with torch.no_grad():

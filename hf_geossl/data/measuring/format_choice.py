@@ -19,6 +19,8 @@ U = TypeVar("U")
 Channels = str | tuple[int, ...]
 
 _CONSTANT = 1e-7  # a smaller deviation is rounding
+_MOST = 0.75  # of the images: their type is the model's, whatever the others are
+_FAR = 20  # times what was measured, or 1: a mean or deviation of stored values
 
 
 def choose_format(
@@ -72,6 +74,11 @@ def choose_format(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != count:
             raise ValueError(f"--{name} must have a number for each of the {count} channels, got {list(values)}")
+        if values is not None and max(map(abs, values)) > _FAR * max(map(abs, (1.0, *moments[0], *moments[1]))):
+            raise ValueError(
+                f"--{name} must be that of values mapped to 0..1 by the value range, got {list(values)}: stored values v are "
+                "(v - low) / (high - low) there"
+            )
     chosen = replace(chosen, mean=tuple(mean or moments[0]), std=tuple(std or moments[1]))
     if not chosen.is_rgb8 and (mean is None or std is None):
         shown = ", ".join(f"{m:.3f} ± {s:.3f}" for m, s in zip(chosen.mean, chosen.std, strict=True))
@@ -173,11 +180,25 @@ def _choose_dtype(measured: Measurement, lines: list[str]) -> str:
         return "uint8"
     if len(measured.dtypes) == 1:
         return _common(measured.dtypes, "uint8")
-    chosen = "uint8" if "uint8" in measured.dtypes else _common(measured.dtypes, "uint8")
+    most = _common(measured.dtypes, "uint8")
+    chosen = "uint8" if "uint8" in measured.dtypes and not _is_usual(measured, most) else most
     shown = ", ".join(f"{dtype} (in {count})" for dtype, count in measured.dtypes.most_common())
-    how = "all are brought to 8 bits" if chosen == "uint8" else f"each is mapped to the whole range of {chosen}"
+    if chosen == "uint8":
+        how = "all are brought to 8 bits"
+    elif _is_usual(measured, chosen):
+        how = f"{chosen} is kept, and others are read as it" + (
+            ", those of 8 bits by their whole range"
+            if chosen in ("uint16", "uint32") and "uint8" in measured.dtypes
+            else ""
+        )
+    else:
+        how = f"each is mapped to the whole range of {chosen}"
     lines.append(f"the measured images store values of several types: {shown}; {how}")
     return chosen
+
+
+def _is_usual(measured: Measurement, dtype: str) -> bool:
+    return measured.dtypes[dtype] >= _MOST * measured.dtypes.total()
 
 
 def _statistics_of(measured: Measurement, channels: Channels, dtype: str) -> list[ChannelStatistics]:
@@ -204,9 +225,10 @@ def _choose_range(
     whole = TYPE_RANGES[dtype]
     if word is not None:
         pairs, source = _read_range(word, whole, statistics if isinstance(channels, tuple) else [*_merged(statistics)])
+        _check_inside(pairs, statistics, word)
         return pairs, source
     known = [one for one in statistics if one.count]
-    if dtype == "uint8" or len(measured.dtypes) > 1 or not known:
+    if dtype == "uint8" or not known or not _is_usual(measured, dtype):
         return (whole,), "type"
     low, high = min(one.low for one in known), max(one.high for one in known)
     extent = f"the measured values ({dtype}) go from {low:g} to {high:g}"
@@ -229,6 +251,16 @@ def _choose_range(
         f"nothing is clipped; --value_range chooses otherwise, such as --value_range {low:g},{high:g}"
     )
     return pairs, "percentiles:0.1,99.9"
+
+
+def _check_inside(pairs: tuple[tuple[float, float], ...], statistics: list[ChannelStatistics], word: str) -> None:
+    """Refuses a range in which no value of a channel lies: all would be below black, or above white."""
+    for (low, high), one in zip(pairs * (len(statistics) if len(pairs) == 1 else 1), statistics, strict=False):
+        if one.count and (one.high < low or one.low > high):
+            raise ValueError(
+                f"--value_range {word} holds none of the measured values, which go from {one.low:g} to {one.high:g}: give the "
+                f"stored values that become 0 and 1, such as {one.low:g},{one.high:g}"
+            )
 
 
 def _read_range(

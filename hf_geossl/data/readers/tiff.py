@@ -26,7 +26,7 @@ from hf_geossl.data.rasters import (
 from hf_geossl.data.readers.embedded import refuse_large_segment
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPage
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PAGES_LOOKED_AT = 64
@@ -91,6 +91,10 @@ def read_tiff(file: BinaryIO, max_pixels: int, pages_as_channels: bool = False) 
     file.seek(0)
     with quiet("tifffile"), decoding("its header cannot be read"), tifffile.TiffFile(file) as tiff:
         first = _page(tiff, 0)
+        rows = _rows_as_pages(tiff, first, max_pixels, size)
+        if rows is not None:
+            with decoding():
+                return _raster(first, rows.asarray(maxworkers=1), _Stack(), stacked=True)
         stack = _stack(tiff, first, pages_as_channels)
         pages = [first, *(_page(tiff, index) for index in stack.pages[1:])]
         values = []
@@ -101,7 +105,8 @@ def read_tiff(file: BinaryIO, max_pixels: int, pages_as_channels: bool = False) 
         if stack.frames > 1:
             note("frames", count=f"{stack.frames} images")
         with decoding():
-            return _raster(first, np.concatenate(values, axis=2), stack, len(pages) > 1)
+            joined = values[0] if len(values) == 1 else np.concatenate(values, axis=2)
+            return _raster(first, joined, stack, len(pages) > 1)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,27 @@ def _stack(tiff: "TiffFile", first: "TiffPage", pages_as_channels: bool) -> _Sta
         pages = tuple(alike[: count * stride : stride])
         return _Stack(pages, len(alike) // count, names)
     return _Stack((0,), len(alike), names)
+
+
+def _rows_as_pages(tiff: "TiffFile", first: "TiffPage", max_pixels: int, size: int) -> "TiffPageSeries | None":
+    """An array `(height, width, channels)` that tifffile wrote as a page a row, as it does where nobody says what it is."""
+    shape, axes = _shaped(first)
+    if len(shape) != 3 or axes or tuple(shape[1:]) != first.shape or not shape[2] <= MAX_CHANNELS < shape[1]:
+        return None
+    _check_page(first, max_pixels, size, 1)
+    check_size(shape[1], shape[0], max_pixels, shape[2], first.dtype.itemsize)  # type: ignore[union-attr]
+    series = tiff.series[0]
+    return series if list(series.shape) == shape else None
+
+
+def _shaped(first: "TiffPage") -> tuple[list[int], str]:
+    """The shape of the array that tifffile wrote, and its axes where they were named; nothing of other programs' files."""
+    text = str(first.description or "")
+    described = json.loads(text) if first.is_shaped and text.startswith("{") else {}
+    shape = described.get("shape")
+    if not isinstance(shape, list) or any(type(side) is not int for side in shape):
+        return [], ""
+    return shape, str(described.get("axes", ""))
 
 
 def _alike(tiff: "TiffFile", first: "TiffPage") -> list[int]:
@@ -160,14 +186,9 @@ def _described_channels(tiff: "TiffFile", first: "TiffPage", pages: int) -> tupl
         order = found["DimensionOrder"][1] if found["DimensionOrder"] else "XYCZT"
         before = order[2 : order.index("C")] if "C" in order else ""
         return names, sizes["SizeC"], math.prod(sizes.get(f"Size{axis}", 1) for axis in before)
-    if first.is_shaped and text.startswith("{"):
-        described = json.loads(text)
-        shape, axes = (
-            described.get("shape"),
-            str(described.get("axes", "C" if len(described.get("shape", ())) == 3 else "")),
-        )
-        if isinstance(shape, list) and len(shape) == 3 and axes[:1] in ("C", "Q") and shape[0] == pages <= MAX_CHANNELS:
-            return (), pages, 1
+    shape, axes = _shaped(first)
+    if len(shape) == 3 and axes[:1] in ("", "C", "Q") and shape[0] == pages <= MAX_CHANNELS:
+        return (), pages, 1
     items = re.findall(r"<Item\b([^>]*)>([^<]{1,100})</Item>", str(first.tags.valueof(42112, ""))[:1_000_000])  # GDAL's
     described = {
         int(number[1]): name

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from hf_geossl.data.rasters import BrokenImageError
+from hf_geossl.data.sources.compressed import open_tar
 
 ADDRESS = "archive://"  # archive://member::archive; both may hold "::"
 LARGEST_MEMBER = 2**30  # bytes, unpacked
@@ -64,7 +65,7 @@ def tar_names(archive: str) -> Iterator[str]:
     """The names of a tar's files, in order, up to its damage."""
     try:
         check_regular(archive)
-        with tarfile.open(archive, "r:*") as opened:
+        with open_tar(archive) as opened:
             for member in opened:
                 opened.members.clear()  # type: ignore[attr-defined]  # it would remember every member it passes
                 if member.isfile():

@@ -166,7 +166,9 @@ def encoded_image(value: object, token: str | bool | None = None) -> Any:
     if value is None:
         raise BrokenImageError("the row holds no image")
     if isinstance(value, str):
-        raise TypeError("an image must not be a string; give its bytes, or a dict with its path")
+        raise TypeError(
+            f"an image must not be a string, such as {value[:40]!r}; give its bytes, or a dict with its path"
+        )
     return value
 
 

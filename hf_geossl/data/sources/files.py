@@ -23,22 +23,25 @@ from hf_geossl.data.sources.archives import (
     tar_names,
 )
 from hf_geossl.data.sources.base import Source, rows_from, units_for
+from hf_geossl.data.sources.coco import is_coco_name
+from hf_geossl.data.sources.compressed import decompressed
 from hf_geossl.data.sources.listing import (
     PART,
+    TAR_ENDINGS,
     Division,
     arrange,
-    canonical,
     divide,
     is_hidden,
     kind_of,
     sample_of,
     say_hidden,
-    split_of,
 )
+from hf_geossl.data.sources.split_names import canonical, split_of
+from hf_geossl.data.sources.strays import advice_on, endings_of, say_strays
 from hf_geossl.data.sources.tables import METADATA, Item, read_list, read_metadata
 from hf_geossl.data.wording import Place, as_text, counted, some_of
 
-_LISTS = (".txt", ".csv", ".tsv", ".jsonl")
+_LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 _FILES_PER_STRAY = 4  # with fewer for each, files of two kinds are both the data
 _MOST_LINKS = 8  # through which a folder is entered
 _MEMBERS_TRIED = 100  # of a tar, to see what it holds
@@ -62,6 +65,7 @@ class Files:
         items (`list[Item]`): of images, with classes and truth.
         classes (`list[str]`): of all splits.
         archives (`dict[str, str]`): folder in the names -> the archive that it stands for; "" for a single one.
+        objects (`list[str]`): files of COCO's annotations beside images, which labelled rows read.
     """
 
     kind: str
@@ -70,6 +74,7 @@ class Files:
     items: list[Item] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     archives: dict[str, str] = field(default_factory=dict)
+    objects: list[str] = field(default_factory=list)
 
     def address(self, name: str) -> str:
         """The path of a file, or "archive://member::archive" of one in an archive."""
@@ -128,17 +133,18 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
         by_kind.setdefault(kind_of(entry), []).append(entry)
     others = by_kind.pop("", [])
     if not by_kind:
-        what = f"{counted(len(names), 'file')}, but none of these kinds" if names else "no files"
+        what = f"{counted(len(names), 'file')} ({endings_of(names)}), but none of these kinds" if names else "no files"
         raise FileNotFoundError(
             f"{path!r} holds {what}; pass a path with images (.jpg, .png, .tif, .npy, .dcm, ...), .parquet, .tar "
-            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written"
+            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written{'; ' if others else ''}{advice_on(others)}"
         )
     kind = _kind_of_data(by_kind, path)
     metadata = [entry for entry in (*others, *by_kind.get("parquet", ())) if _is_metadata(entry)]
     metadata = metadata if kind == "folder" else []
     others += [entry for other, entries in by_kind.items() if other != kind for entry in entries]
-    others = [entry for entry in others if entry not in metadata]
-    _say_strays(others, counted(len(by_kind[kind]), *_NOUNS[kind]), place)
+    objects = [entry for entry in others if kind == "folder" and is_coco_name(entry)]
+    others = [entry for entry in others if entry not in metadata and entry not in objects]
+    say_strays(others, by_kind[kind], counted(len(by_kind[kind]), *_NOUNS[kind]), place)
     if kind == "folder":
 
         def read(file: str) -> bytes:
@@ -146,19 +152,10 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
 
         images = by_kind["folder"]
         items, classes = arrange(images, split, place, read_metadata(metadata, read, images, place), links)
-        return Files(kind, root, [item.name for item in items], items, classes)
+        return Files(kind, root, [item.name for item in items], items, classes, objects=objects)
     if kind == "zip" or (kind == "webdataset" and _are_folders(root, by_kind[kind])):
         return _in_archives(root, by_kind[kind], split, place)
     return Files(kind, root, divide(by_kind[kind], place, by_file_name=True, links=links).choose(split, place))
-
-
-def _say_strays(names: list[str], taken: str, place: Place) -> None:
-    if names:
-        endings = sorted({os.path.splitext(name)[1].lower() or "no ending" for name in names})
-        place.warn(
-            f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({some_of(endings, 8)}) left out; "
-            f"{taken} taken"
-        )
 
 
 def _is_metadata(name: str) -> bool:
@@ -182,10 +179,7 @@ def _are_folders(root: str, tars: list[str]) -> bool:
     """Whether tars hold folders of images as a `.zip` does, and not the samples of WebDataset.
 
     That is: images in folders without a file of another kind beside any of the first, in one tar, in one for each split, or
-    in folders of splits. A compressed tar cannot be read in place.
-
-    Raises:
-        ValueError: if it is compressed and holds folders of splits.
+    in folders of splits. A compressed tar, which is decompressed for it, must hold folders of splits or several others.
     """
     first = list(islice(tar_names(os.path.join(root, tars[0])), _MEMBERS_TRIED))
     first = [name for name in first if not any(map(is_hidden, name.split("/")))]
@@ -199,18 +193,13 @@ def _are_folders(root: str, tars: list[str]) -> bool:
     splits = {split_of(_stem(tar)) for tar in tars} - {None}
     if not in_splits and len(tars) > 1 and len(splits) < len(tars):
         return False
-    if all(is_plain_tar(os.path.join(root, tar)) for tar in tars):
-        return True
-    if in_splits:
-        raise ValueError(
-            f"{tars[0]} holds folders of splits and is compressed, so that its images cannot be read in place: unpack it, or "
-            "take the compression off (gunzip)"
-        )
-    return False
+    several = len({name.rpartition("/")[0] for name in images}) > 1
+    return in_splits or several or all(is_plain_tar(os.path.join(root, tar)) for tar in tars)
 
 
 def _stem(archive: str) -> str:
-    return re.sub(r"(\.zip|\.tar|\.tar\.gz|\.tgz)$", "", archive.rpartition("/")[2], flags=re.IGNORECASE)
+    name = archive.rpartition("/")[2]
+    return next((name[: -len(end)] for end in (*TAR_ENDINGS, ".zip") if name.lower().endswith(end)), name)
 
 
 def _of_list(place: Place, split: str, image_column: str) -> Files:
@@ -245,10 +234,11 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
     else:
         folders = {stem: archive for archive, stem in inside.items()}
         place.warn(f"{counted(len(archives), 'archive')} taken as folders of their names ({some_of(sorted(folders))})")
+    folders = {folder: decompressed(os.path.join(root, archive)) for folder, archive in folders.items()}
     files = Files("zip", root, [], archives=folders)
     names, hidden = [], []
     for folder, archive in folders.items():
-        for member in members(os.path.join(root, archive)):
+        for member in members(archive):
             name = f"{folder}/{member}" if folder else member
             if any(map(is_hidden, member.split("/"))):
                 hidden += [name] if kind_of(name) else []
@@ -262,7 +252,7 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
         raise FileNotFoundError(
             f"{place.name!r} holds {counted(len(others), 'file')}, but no images: unpack what may be packed in it again"
         )
-    _say_strays(others, counted(len(images), "image"), place)
+    say_strays(others, images, counted(len(images), "image"), place)
     given = read_metadata(metadata, lambda member: read_member(files.address(member)), images, place)
     items, classes = arrange(images, split, place, given)
     return replace(files, names=[item.name for item in items], items=items, classes=classes)
@@ -350,7 +340,7 @@ def as_path(path_or_id: str) -> str | None:
     if os.path.exists(path) or _is_glob(path):
         return path
     like_an_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path_or_id)
-    if not like_an_id or kind_of(path_or_id) or Path(path).suffix in (".zip", ".arrow", ".json", ".csv"):
+    if not like_an_id or kind_of(path_or_id) or Path(path).suffix in (".zip", ".arrow", *_LISTS):
         raise FileNotFoundError(f"{path_or_id!r} does not exist; pass a file, a folder, a glob, or a Hub dataset's id")
     return None
 

@@ -1,14 +1,18 @@
 """A dataset of the Hugging Face Hub, pinned to the commit it was opened at."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -20,11 +24,13 @@ from huggingface_hub.errors import (
 )
 
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
-from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image
+from hf_geossl.data.sources.base import MIN_UNITS, Source, encoded_image, undecoded
 from hf_geossl.data.sources.files import Files, folder_source
 from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.opened import iterable_source
-from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_source
+from hf_geossl.data.sources.split_names import canonical
+from hf_geossl.data.sources.webdataset import open_on_hub, webdataset_rows, webdataset_source
+from hf_geossl.data.wording import Place
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2", ".7z", ".rar")
 
@@ -54,6 +60,7 @@ def hub_source(
         commit = _commit(repository, revision, token)
         builder = _builder(repository, config_name, commit, token)
         identity = {"repository": repository, "revision": commit}
+        split = _own_split(builder, split, repository)
         files = _plain_files(builder, split, f"@{commit}/")
         if files is not None and files.kind == "webdataset":
             open_tar = partial(open_on_hub, token=token)
@@ -61,10 +68,10 @@ def hub_source(
         if files is not None and image_column == "image":
             read = partial(_read_address, token=token)
             return folder_source(files, repository, shuffle_block, kind="hub", identity=identity, read=read)
-        splits = retry(f"opening {repository}", builder.as_streaming_dataset, OPENING_PAUSES)
-        if split not in splits:
-            raise ValueError(f"{repository} has no split {split!r}; its splits are {', '.join(map(str, splits))}")
-        rows = splits[split] if splits[split].num_shards >= MIN_UNITS else splits[split].reshard()
+        rows = retry(f"opening {repository}", partial(builder.as_streaming_dataset, split), OPENING_PAUSES)
+        rows = rows if rows.num_shards >= MIN_UNITS else rows.reshard()
+        if rows.features is None:
+            _refuse_texts(next(iter(rows), {}), image_column, repository)
         described = (builder.info.splits or {}).get(split)
         count = described.num_examples if described is not None else None
         return iterable_source(
@@ -78,7 +85,94 @@ def hub_rows(
     """Opens a Hub dataset with all its columns as a stream; arguments and errors are those of [`hub_source`]."""
     with _errors_in_words(repository, revision):
         builder = _builder(repository, config_name, revision, token)
+        split = _own_split(builder, split, repository)
+        files = _plain_files(builder, split, f"@{revision}/")
+        if files is not None and files.kind == "webdataset":
+            return webdataset_rows(files, repository, open_tar=partial(open_on_hub, token=token))
         return retry(f"opening {repository}", partial(builder.as_streaming_dataset, split), OPENING_PAUSES)
+
+
+def hub_texts(
+    repository: str,
+    split: str,
+    columns: Collection[str],
+    *,
+    features: datasets.Features | None,
+    config_name: str | None,
+    revision: str | None,
+    token: str | bool | None,
+) -> datasets.Dataset | None:
+    """Reads those of some columns that hold texts, of all rows, where this does not read the images too.
+
+    Args:
+        repository, split, config_name, revision, token: as in [`hub_rows`].
+        columns (`Collection[str]`): their names.
+        features (`datasets.Features`, *optional*): of the rows, where they state them.
+
+    Returns:
+        `datasets.Dataset`: None where no column holds texts, and of tars and archives, which are read whole.
+    """
+    texts = _texts(features, columns)
+    if features is not None and not texts:
+        return None
+    with _errors_in_words(repository, revision):
+        builder = _builder(repository, config_name, revision, token)
+        split = _own_split(builder, split, repository)
+        addresses = [str(address) for address in (builder.config.data_files or {}).get(split, [])]
+        if not isinstance(builder, Parquet | Csv | Json | ImageFolder) or any(map(_is_archive, addresses)):
+            return None
+        if isinstance(builder, Parquet) and texts:
+            builder = _builder(repository, config_name, revision, token, columns=texts)
+        rows = undecoded(builder.as_streaming_dataset(split))
+        if features is None:
+            texts = _texts(datasets.Dataset.from_list(list(islice(rows, 1))).features, columns)
+        if not texts:
+            return None
+        Place(repository, repository).warn(f"all rows of {', '.join(texts)} in {split} are read, to number the texts")
+        return datasets.Dataset.from_list(list(rows.select_columns(texts)))
+
+
+def _texts(features: datasets.Features | None, columns: Collection[str]) -> list[str]:
+    return [name for name in columns if features is not None and name in features and _holds_text(features[name])]
+
+
+def _refuse_texts(row: dict[str, Any], image_column: str, repository: str) -> None:
+    if isinstance(row.get(image_column), str):
+        raise ValueError(
+            f"the column {image_column!r} of {repository} holds texts, such as {row[image_column][:40]!r}, not images: call "
+            "the table metadata.csv and its column file_name, beside the images, or store the images in parquet files"
+        )
+
+
+def _holds_text(feature: Any) -> bool:
+    """Whether a column holds texts, also in lists or under names; `ClassLabel` has numbers."""
+    if isinstance(feature, dict):
+        return any(map(_holds_text, feature.values()))
+    inner = getattr(feature, "feature", None)
+    return (
+        _holds_text(inner)
+        if inner is not None
+        else getattr(feature, "dtype", "") in ("string", "large_string") and type(feature) is datasets.Value
+    )
+
+
+def _own_split(builder: datasets.DatasetBuilder, split: str, repository: str) -> str:
+    """The dataset's name for a split, which may be another word for the same ("val" for "validation").
+
+    Raises:
+        ValueError: if it has none; it names those that there are.
+    """
+    names = list(map(str, builder.config.data_files or {}))
+    if split in names or not names or "+" in split:
+        return split
+    same = [name for name in names if canonical(name) == canonical(split)]
+    if len(same) == 1:
+        Place(repository, repository).warn(f"there is no split {split!r}; {same[0]!r} is taken")
+        return same[0]
+    raise ValueError(
+        f"{repository} has no split {split!r}; its splits are {', '.join(names)}: name one by --split (--train_split and "
+        "--test_split of an evaluation)"
+    )
 
 
 def pinned_revision(repository: str, revision: str | None, token: str | bool | None) -> str | None:
@@ -95,11 +189,11 @@ def _commit(repository: str, revision: str | None, token: str | bool | None) -> 
 
 
 def _builder(
-    repository: str, config_name: str | None, revision: str | None, token: str | bool | None
+    repository: str, config_name: str | None, revision: str | None, token: str | bool | None, **options: Any
 ) -> datasets.DatasetBuilder:
     def build() -> datasets.DatasetBuilder:
         try:
-            return datasets.load_dataset_builder(repository, config_name, revision=revision, token=token)
+            return datasets.load_dataset_builder(repository, config_name, revision=revision, token=token, **options)
         except ValueError as error:
             raise _about_configuration(repository, config_name, error) from error
 
@@ -172,7 +266,7 @@ def _plain_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Fil
     kinds = set(map(kind_of, addresses))
     if isinstance(builder, WebDataset) and kinds == {"webdataset"}:
         kind = "webdataset"
-    elif isinstance(builder, ImageFolder) and not any(address.lower().endswith(_ARCHIVES) for address in addresses):
+    elif isinstance(builder, ImageFolder) and not any(map(_is_archive, addresses)):
         kind = "folder"
     else:
         return None
@@ -181,6 +275,10 @@ def _plain_files(builder: datasets.DatasetBuilder, split: str, mark: str) -> Fil
         return None
     root = marked[0][: marked[0].index(mark) + len(mark)]
     return Files(kind, root, [address.removeprefix(root) for address in marked])
+
+
+def _is_archive(address: str) -> bool:
+    return address.lower().endswith(_ARCHIVES)
 
 
 def _read_address(address: str, token: str | bool | None) -> Any:

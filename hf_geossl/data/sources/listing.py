@@ -10,39 +10,18 @@
   names under another `..._file_name` are truth.
 """
 
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from hf_geossl.data.images import EXTENSIONS
+from hf_geossl.data.sources.pairing import pair_maps
+from hf_geossl.data.sources.split_names import SPLIT_OF_WORD, SPLIT_WORDS, canonical, split_of
 from hf_geossl.data.sources.tables import Item
 from hf_geossl.data.wording import Place, counted, some_of
 
-SPLIT_WORDS = {
-    "train": ("train", "training", "trainval"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
-_ABOUT = r"(?:images?|imgs?|pictures?|photos?|data|set|split|part|\d+)"
-_SPLIT_NAME = re.compile(
-    rf"(?:{_ABOUT}[\s_.-]+)*({'|'.join(sorted(_SPLIT_OF_WORD, key=len, reverse=True))})(?:[\s_.-]*{_ABOUT})*"
-)
-_IMAGE_FOLDER = re.compile(r"images?|imgs?|jpegimages|inputs?|rgb|leftimg8bit|photos|pictures", re.IGNORECASE)
-_TRUTH_FOLDER = re.compile(
-    r"masks?|annotations?|labels?|labelids|segmentations?|segmentation(?:class|object)|seg|gt|gtfine|ground_?truth|targets?",
-    re.IGNORECASE,
-)
-_PAIRED_FOLDER = re.compile(  # alone, or with the word of a split: images, train_images, masks-val
-    rf"(?:({'|'.join(_SPLIT_OF_WORD)})[\s_.-]+)?(?:({_IMAGE_FOLDER.pattern})|(?:{_TRUTH_FOLDER.pattern}))"
-    rf"(?:[\s_.-]+({'|'.join(_SPLIT_OF_WORD)}))?",
-    re.IGNORECASE,
-)
-_TRUTH_ENDING = re.compile(r"[_-](?:mask|label|labels|seg|gt|annotation|labelids|labeltrainids)$", re.IGNORECASE)
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _LITTER = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found")
 PART = ".archive"  # ends the folder of an archive that is one of several numbered ones, and so neither split nor class
 _DEEPEST_SPLIT = 3  # below several folders
@@ -53,7 +32,7 @@ def kind_of(name: str) -> str:
     name = name.lower()
     if name.endswith(".parquet"):
         return "parquet"
-    if name.endswith(_TAR_ENDINGS):
+    if name.endswith(TAR_ENDINGS):
         return "webdataset"
     if name.endswith(".zip"):
         return "zip"
@@ -79,18 +58,6 @@ def say_hidden(names: Sequence[str], place: Place) -> None:
         )
 
 
-@lru_cache(maxsize=4096)
-def split_of(word: str) -> str | None:
-    """The split that a folder is called after: "train", "validation" or "test"; None for any other name."""
-    match = _SPLIT_NAME.fullmatch(word.lower().strip())
-    return _SPLIT_OF_WORD[match[1]] if match else None
-
-
-def canonical(split: str) -> str:
-    """The split that a user's word for one means; another word is returned as it is."""
-    return split_of(split) or split
-
-
 @dataclass(frozen=True)
 class Division:
     """The names of files by split, and which folder of a name is the split; `depth` is None where there is none."""
@@ -112,8 +79,9 @@ class Division:
         wanted = canonical(split)
         if wanted not in self.splits:
             raise ValueError(
-                f"{place.name!r} has no split {split!r}; its splits are {', '.join(sorted(self.splits)) or 'none'} "
-                f"(a split is a folder called {', '.join(SPLIT_WORDS)}; without one, every file belongs to train)"
+                f"{place.name!r} has no split {split!r}; its splits are {', '.join(sorted(self.splits)) or 'none'}: name "
+                "one by --split (--train_split and --test_split of an evaluation). A split is a folder called "
+                f"{', '.join(SPLIT_WORDS)}; without one, every file belongs to train"
             )
         return self.splits[wanted]
 
@@ -161,8 +129,8 @@ def divide(
 def _marks(names: Sequence[str]) -> dict[str, str | None]:
     """The split that each file is called after: its first word, or any one where all files have such a word."""
     words = {name: re.split(r"[^a-z]+", name.split("/")[-1].lower()) for name in names}
-    anywhere = {name: next(filter(None, map(_SPLIT_OF_WORD.get, parts)), None) for name, parts in words.items()}
-    return anywhere if all(anywhere.values()) else {name: _SPLIT_OF_WORD.get(parts[0]) for name, parts in words.items()}
+    anywhere = {name: next(filter(None, map(SPLIT_OF_WORD.get, parts)), None) for name, parts in words.items()}
+    return anywhere if all(anywhere.values()) else {name: SPLIT_OF_WORD.get(parts[0]) for name, parts in words.items()}
 
 
 def _without_copies(marks: Mapping[str, str | None], links: Mapping[str, str], place: Place) -> dict[str, str | None]:
@@ -211,7 +179,7 @@ def _split_depth(places: list[list[str]], place: Place) -> int | None:
 
 
 def _holds_split_word(folder: str) -> bool:
-    return any(word.lower() in _SPLIT_OF_WORD for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", folder))
+    return any(word.lower() in SPLIT_OF_WORD for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", folder))
 
 
 def arrange(
@@ -233,19 +201,16 @@ def arrange(
         ValueError: if the split is not there.
     """
     used = {file for item in given.values() for file in item.truth.values()}
-    maps, pairs = _pairs([name for name in names if name not in used], place)
-    twins = _twins([name for name in names if name not in used and name not in maps], place)
-    maps |= set(twins.values())
-    images = [name for name in names if name not in used and name not in maps]
+    paired = pair_maps([name for name in names if name not in used], place)
+    images = [name for name in names if name not in used and name not in paired.maps]
     division = divide(images, place, links=links)
     order = {name: number for number, name in enumerate(given)}  # that of metadata, where there is some
     chosen = sorted(division.choose(split, place), key=lambda name: order.get(name, len(order)))
-    labels = _classes(division, images=bool(pairs))
-    pairs |= twins
+    labels = _classes(division, paired.image_folders)
     items = []
     for name in chosen:
         item = replace(given.get(name, Item(name)), label=labels[name])
-        items.append(item if item.truth or name not in pairs else replace(item, truth={"annotation": pairs[name]}))
+        items.append(item if item.truth or name not in paired.truth else replace(item, truth=paired.truth[name]))
     if given and (without := len(items) - len(given.keys() & set(chosen))):
         place.warn(f"{without:,} of {counted(len(items), 'image')} of the split {split} without a row of metadata")
     classes = sorted({label for label in labels.values() if label is not None})
@@ -255,8 +220,11 @@ def arrange(
     return items, classes
 
 
-def _classes(division: Division, *, images: bool) -> dict[str, str | None]:
-    """The class of each name: the first folder below the split in which the files of all splits differ."""
+def _classes(division: Division, image_folders: Collection[str]) -> dict[str, str | None]:
+    """The class of each name: the first folder below the split in which the files of all splits differ.
+
+    Folders that hold images beside folders of truth are no classes.
+    """
     depth = division.depth
     # below several folders that each hold the splits, those are the classes where there is no other
     above = {name.split("/")[depth - 1] for names in division.splits.values() for name in names} if depth else set()
@@ -265,78 +233,12 @@ def _classes(division: Division, *, images: bool) -> dict[str, str | None]:
         for name in names:
             folders = name.split("/")[:-1]
             inside = folders if depth is None else folders[depth + 1 :]
-            inside = [
-                folder
-                for folder in inside
-                if not (folder.endswith(PART) or (images and _IMAGE_FOLDER.fullmatch(folder)))
-            ]
-            below[name] = inside or (folders[depth - 1 : depth] if depth and len(above) > 1 and not images else [])
+            inside = [folder for folder in inside if not (folder.endswith(PART) or folder in image_folders)]
+            below[name] = inside or (
+                folders[depth - 1 : depth] if depth and len(above) > 1 and not image_folders else []
+            )
     while (
         below and len({tuple(place[:1]) for place in below.values()}) == 1 and all(len(p) > 1 for p in below.values())
     ):
         below = {name: place[1:] for name, place in below.items()}  # all lie in one folder, and in others inside of it
     return {name: place[0] if place else None for name, place in below.items()}
-
-
-def _role(folder: str) -> tuple[bool, str] | None:
-    """Whether a folder is called after images, or else after truth, and the split in its name; None for any other name."""
-    match = _PAIRED_FOLDER.fullmatch(folder)
-    return None if match is None else (match[2] is not None, (match[1] or match[3] or "").lower())
-
-
-def _twins(names: Sequence[str], place: Place) -> dict[str, str]:
-    """Maps that lie beside their images (a.jpg, a_mask.png) in folders where most images have one."""
-    images: dict[str, dict[str, str]] = {}  # by folder: stem -> name
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        images.setdefault(folder, {}).setdefault(os.path.splitext(file)[0], name)
-    twins: dict[str, str] = {}
-    for inside in images.values():
-        own = {stem: _TRUTH_ENDING.sub("", stem) for stem in inside if _TRUTH_ENDING.search(stem)}
-        pairs = {inside[image]: inside[stem] for stem, image in own.items() if image in inside}
-        if 2 * len(pairs) >= len(inside) - len(pairs):
-            twins |= pairs
-    if twins:
-        place.warn(
-            f"{counted(len(twins), 'file')} called after the image beside ({some_of(sorted(twins.values()))}) taken as "
-            f"{'its map' if len(twins) == 1 else 'maps'}, and as no images to learn from"
-        )
-    return twins
-
-
-def _pairs(names: Sequence[str], place: Place) -> tuple[set[str], dict[str, str]]:
-    """Maps in folders of truth beside folders of images, and which map belongs to which image."""
-    inside: dict[tuple[str, ...], set[str]] = {}
-    for name in names:
-        folders = name.split("/")[:-1]
-        for depth, folder in enumerate(folders):
-            inside.setdefault(tuple(folders[:depth]), set()).add(folder)
-    beside = {
-        above for above, inner in inside.items() if {True, False} <= {role[0] for role in map(_role, inner) if role}
-    }
-    maps: dict[tuple[str, ...], str] = {}
-    images: dict[tuple[str, ...], str] = {}
-    truth: dict[str, str] = {}  # file -> the folder that says so
-    for name in names if beside else ():
-        *folders, file = name.split("/")
-        stem = os.path.splitext(file)[0]
-        for depth, folder in enumerate(folders):
-            if tuple(folders[:depth]) not in beside:
-                continue
-            role = _role(folder)
-            if role is None:
-                continue
-            around = (*folders[:depth], role[1], *folders[depth + 1 :])
-            if not role[0]:
-                truth[name] = folder
-                maps.setdefault((*around, _TRUTH_ENDING.sub("", stem)), name)
-                break
-            images.setdefault((*around, stem), name)
-            break
-    pairs = {image: maps[key] for key, image in images.items() if key in maps}
-    if truth:
-        place.warn(
-            f"{counted(len(truth), 'file')} in folders of truth beside the images ({', '.join(sorted(set(truth.values())))}) "
-            f"taken as no images to learn from; {counted(len(pairs), 'image has one', 'images have one')} by name"
-        )
-    return set(truth), pairs

@@ -1,27 +1,29 @@
 """Opens a dataset from anywhere by one name: the images of a stream, or labelled rows with all their columns."""
 
-import glob
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hf_geossl.data.sources.base import FILE, Source, undecoded
+from hf_geossl.data.sources.coco import objects_beside
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
-from hf_geossl.data.sources.hub import hub_rows, hub_source, pinned_revision
-from hf_geossl.data.sources.listing import canonical, kind_of
+from hf_geossl.data.sources.hub import hub_rows, hub_source, hub_texts, pinned_revision
+from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.opened import indexed_source, scenes_source
-from hf_geossl.data.sources.parquet import parquet_source
+from hf_geossl.data.sources.parquet import parquet_rows, parquet_source
+from hf_geossl.data.sources.split_names import canonical
 from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.wording import Place, as_text, name_of
 
 SCENES = "scenes"
+ReadColumns = Callable[[Collection[str]], datasets.Dataset | None]
 CLIP_FOLDERS = ("JPEGImages", "Annotations")  # of DAVIS
 
 
@@ -61,15 +63,13 @@ class LabelledRows:
     rows: datasets.Dataset | datasets.IterableDataset
     folder: Path | None = None  # on this machine
     revision: str | None = None  # the commit, on the Hub
-    tables: tuple[str, ...] = ()  # parquet files on this machine that rows stream from
+    read_columns: ReadColumns | None = None  # of a stream: some columns of all rows, without reading the others
 
     def columns(self, names: Collection[str]) -> datasets.Dataset | None:
         """Some columns of all rows, where that costs no reading of the others; None of another stream."""
-        if isinstance(self.rows, datasets.Dataset) or not self.tables:
-            return self.rows if isinstance(self.rows, datasets.Dataset) else None
-        own = [name for name in self.rows.column_names or () if name in names]
-        tables = [pq.read_table(table, columns=own) for table in self.tables]
-        return datasets.Dataset(pa.concat_tables(tables, promote_options="permissive"))
+        if isinstance(self.rows, datasets.Dataset):
+            return self.rows
+        return None if self.read_columns is None else self.read_columns(names)
 
 
 def open_rows(
@@ -84,7 +84,7 @@ def open_rows(
     """Opens the labelled rows of a dataset.
 
     Args:
-        path_or_id (`str`): what [`load_stream`] takes, but no single parquet file and no single image.
+        path_or_id (`str`): what [`load_stream`] takes, but no single image.
         split (`str`): which part.
         config_name, revision (`str`, *optional*), token (`str` or `bool`, *optional*): of a dataset on the Hub.
         image_column (`str`, *optional*): of a list, the column with the paths.
@@ -101,38 +101,45 @@ def open_rows(
         path = as_path(path_or_id)
         if path is None:
             revision = pinned_revision(path_or_id, revision, token)
-            rows = hub_rows(path_or_id, split, config_name=config_name, revision=revision, token=token)
-            return LabelledRows(undecoded(rows), revision=revision)
+            where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
+            rows = undecoded(hub_rows(path_or_id, split, **where))
+            texts = partial(hub_texts, path_or_id, split, features=rows.features, **where)
+            return LabelledRows(rows, revision=revision, read_columns=texts)
         folder = Path(path if os.path.exists(path) else divide_glob(path)[0])
-        rows, tables = _local_rows(Path(path), split, image_column)
-        return LabelledRows(undecoded(rows), folder=folder, tables=tables)
+        rows, read_columns = _local_rows(Path(path), split, image_column)
+        return LabelledRows(undecoded(rows), folder=folder, read_columns=read_columns)
     except (FileNotFoundError, PermissionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:600]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
 
 
 def _local_rows(
     path: Path, split: str, image_column: str
-) -> tuple[datasets.Dataset | datasets.IterableDataset, tuple[str, ...]]:
-    """The rows, and the parquet files that they stream from, if they do."""
+) -> tuple[datasets.Dataset | datasets.IterableDataset, ReadColumns | None]:
+    """The rows, and what reads some columns of those that are streamed."""
     if all((path / name).is_dir() for name in CLIP_FOLDERS) and not (path / "train").is_dir():
         raise ValueError("it holds clips, which only the task propagation reads")
     if saved := _saved(path, split):
-        return saved, ()
-    if path.is_file() and kind_of(path.name) in ("parquet", "folder"):
-        raise ValueError(
-            f"{path.name} is a file: name the folder that holds its splits, such as train.parquet and test.parquet"
-        )
+        return saved, None
+    if path.is_file() and kind_of(path.name) == "folder":
+        raise ValueError(f"{path.name} is a single image: name the folder that its split and class lie in, or a list")
     files = find_files(str(path), split, image_column)
+    if files.objects and not any("objects" in item.columns for item in files.items):
+        objects = objects_beside(files.names, files.objects, canonical(split), Place(files.root))
+        items = [replace(item, columns={**item.columns, "objects": objects.get(item.name)}) for item in files.items]
+        files = replace(files, items=items) if objects else files
     if files.kind in ("folder", "zip"):
-        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), ()
+        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), None
     if files.kind == "webdataset":
-        return webdataset_rows(files, path.name), ()
-    if "::" in files.root:
-        raise ValueError(f"rows cannot be read from a path with '::' in it: rename {files.root!r}")
-    paths = tuple(os.path.join(files.root, name) for name in files.names)
-    escaped = {split: [glob.escape(path) for path in paths]}
-    return datasets.load_dataset(files.kind, data_files=escaped, split=split, streaming=True), paths
+        return webdataset_rows(files, path.name), partial(_read_all, partial(webdataset_rows, files, path.name))
+    return parquet_rows(files, path.name), partial(_read_all, partial(parquet_rows, files, path.name))
+
+
+def _read_all(
+    opening: Callable[[Collection[str]], datasets.IterableDataset], columns: Collection[str]
+) -> datasets.Dataset:
+    rows = opening(columns)
+    return datasets.Dataset.from_list(list(rows), features=rows.features)
 
 
 def _saved(path: Path, split: str) -> datasets.Dataset | None:

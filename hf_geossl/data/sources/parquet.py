@@ -1,12 +1,14 @@
-"""Local parquet files as a source, read by row group."""
+"""Local parquet files, read by row group: a stream's images, or labelled rows."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.iterable_dataset import ArrowExamplesIterable
+from datasets.table import table_cast
 
 from hf_geossl.data.sources.archives import check_regular
 from hf_geossl.data.sources.base import Source, missing_column, number_type, rows_from, units_for, value_of_row
@@ -40,6 +42,38 @@ def parquet_source(files: Files, name: str, image_column: str, shuffle_block: in
         identity={**files.identity(), "rows": total},
         num_images=total,
     )
+
+
+def parquet_rows(files: Files, name: str, columns: Collection[str] | None = None) -> datasets.IterableDataset:
+    """Opens parquet files with all their columns, or those of some names, as a stream.
+
+    Raises:
+        ValueError: if one cannot be read, or has other columns than the others.
+    """
+    schemas = {
+        file: _metadata(os.path.join(files.root, file), file, name).schema.to_arrow_schema() for file in files.names
+    }
+    first = files.names[0]
+    for file, schema in schemas.items():
+        if set(schema.names) != set(schemas[first].names):
+            raise ValueError(
+                f"{name} mixes parquet files of several columns: {first} has {', '.join(schemas[first].names)}, {file} has "
+                f"{', '.join(schema.names)}; name a folder or glob of files that are alike"
+            )
+    features = datasets.Features.from_arrow_schema(schemas[first])
+    if columns is not None:
+        features = datasets.Features({key: kind for key, kind in features.items() if key in columns})
+    shards = {"paths": [os.path.join(files.root, file) for file in files.names], "schema": features.arrow_schema}
+    return datasets.IterableDataset(
+        ArrowExamplesIterable(_tables, shards), info=datasets.DatasetInfo(features=features)
+    )
+
+
+def _tables(paths: list[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for number, batch in enumerate(file.iter_batches(_ROWS_AT_ONCE, columns=schema.names)):
+                yield f"{path}:{number}", table_cast(pa.Table.from_batches([batch]), schema)
 
 
 def _metadata(path: str, file: str, name: str) -> pq.FileMetaData:

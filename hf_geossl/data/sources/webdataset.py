@@ -11,7 +11,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import islice
@@ -25,8 +25,10 @@ from huggingface_hub import HfFileSystem
 from hf_geossl.data.retries import OPENING_PAUSES, is_transient, retry
 from hf_geossl.data.sources.archives import check_regular
 from hf_geossl.data.sources.base import Source, missing_column, rows_from, value_of_row
+from hf_geossl.data.sources.compressed import open_tar
 from hf_geossl.data.sources.files import Files
 from hf_geossl.data.sources.listing import is_hidden, kind_of, sample_of
+from hf_geossl.data.sources.pairing import MAP_COLUMNS, image_of, map_column
 from hf_geossl.data.wording import Place, some_of
 
 OpenTar = Callable[[str], AbstractContextManager[tarfile.TarFile]]
@@ -38,7 +40,7 @@ _ROWS_TRIED = 5  # to learn the types of columns
 def open_local(path: str) -> tarfile.TarFile:
     """Opens a tar on this machine."""
     check_regular(path)
-    return tarfile.open(path, "r:*")
+    return open_tar(path)
 
 
 @contextmanager
@@ -58,17 +60,19 @@ class Layout(NamedTuple):
         column (`str`): the ending of the images, with or without its format; "" for the plain one of each sample.
         fields (`frozenset[str]`): endings with dots that are a sample's, and not parts of names.
         several (`bool`): whether a sample may have several plain images, of which the first counts.
+        maps (`bool`): whether samples called after others ("7_mask" beside "7") are maps, and no images to learn from.
     """
 
     column: str = ""
     fields: frozenset[str] = frozenset()
     several: bool = False
+    maps: bool = False
 
     def divide(self, name: str) -> tuple[str, str]:
         """The sample's name and the ending of a member."""
         folder, _, base = name.rpartition("/")
         stem, _, ending = base.partition(".")
-        if "." in ending and ending.lower() not in self.fields:
+        if "." in ending and ending.lower() not in self.fields and not _map_column(ending):
             stem, _, ending = base.rpartition(".")
         return f"{folder}/{stem}".lstrip("./"), ending.lower()
 
@@ -77,6 +81,11 @@ class Layout(NamedTuple):
         if not self.column:
             return _is_image(ending) and "." not in ending
         return _is_image(ending) and self.column in (ending, ending.rpartition(".")[0])
+
+
+def _map_column(ending: str) -> str | None:
+    """The column of truth that an ending such as "seg.png" stands for; None of an image's."""
+    return map_column(ending.split(".")[-2]) if "." in ending and _is_image(ending) else None
 
 
 def _is_image(ending: str) -> bool:
@@ -116,30 +125,50 @@ def webdataset_source(
     )
 
 
-def webdataset_rows(files: Files, name: str) -> datasets.IterableDataset:
-    """Opens local WebDataset tars with all endings as columns, "image" for the plain one and "label" for `.cls`.
+def webdataset_rows(
+    files: Files, name: str, columns: Collection[str] | None = None, *, open_tar: OpenTar = open_local
+) -> datasets.IterableDataset:
+    """Opens WebDataset tars with all endings as columns, "image" for the plain one, "label" for `.cls`, and those of maps.
+
+    Args:
+        files (`Files`), name (`str`), open_tar (`Callable`, *optional*): as in [`webdataset_source`].
+        columns (`Collection[str]`, *optional*): these alone; what they do not need is not read.
 
     Raises:
         ValueError: if no tar can be read.
     """
-    layout = _layout(files, name, "image", open_local)
-    rows = partial(_labelled_rows, root=files.root, layout=layout)
-    first = [row for _, row in islice(rows(files.names), _ROWS_TRIED)]
+    layout = _layout(files, name, "image", open_tar)
+    shards: dict[str, Any] = {"tars": files.names, "root": files.root, "layout": layout, "open_tar": open_tar}
+    first = [row for _, row in islice(_labelled_rows(**shards), _ROWS_TRIED)]
     schema = pa.concat_tables([pa.Table.from_pylist([row]) for row in first], promote_options="default").schema
     features = datasets.Features.from_arrow_schema(schema)
-    features |= {column: datasets.Image(decode=False) for column in features if column == "image" or _is_image(column)}
-    shards = {"tars": files.names, "root": files.root, "layout": layout, "columns": frozenset(features)}
-    info = datasets.DatasetInfo(features=datasets.Features(features))
-    return datasets.IterableDataset(ExamplesIterable(_labelled_rows, shards), info=info)
+    features |= {
+        column: datasets.Image(decode=False)
+        for column in features
+        if column in ("image", *MAP_COLUMNS) or _is_image(column)
+    }
+    features = datasets.Features({key: kind for key, kind in features.items() if columns is None or key in columns})
+    info = datasets.DatasetInfo(features=features)
+    return datasets.IterableDataset(
+        ExamplesIterable(_labelled_rows, shards | {"columns": frozenset(features)}), info=info
+    )
 
 
 def _layout(files: Files, name: str, image_column: str, open_tar: OpenTar) -> Layout:
     """Learns what endings mean from the first samples, and says which images are not read."""
-    runs = _first_runs(files, name, open_tar)
+    samples = _first_samples(files, name, open_tar)
+    runs = list(samples.values())
     endings = Counter(ending for run in runs for ending in run)
     images = {ending for ending in endings if _is_image(ending)}
+    place = Place(files.root, name)
     if any(map(Layout(image_column).wants, images)):
         return Layout(image_column, frozenset(ending for ending in endings if "." in ending))
+    if maps := sorted(filter(_map_column, images)):
+        place.warn(
+            f"maps ({some_of(maps)}) taken as no images to learn from, and as the "
+            f"{' and '.join(sorted({str(_map_column(ending)) for ending in maps}))} of an evaluation"
+        )
+        images -= set(maps)
     plain = sorted(ending for ending in images if "." not in ending)
     beside = {
         ending for run in runs if run & set(plain) for ending in run if re.fullmatch(r"[a-z_]+\.[a-z0-9]+", ending)
@@ -148,14 +177,24 @@ def _layout(files: Files, name: str, image_column: str, open_tar: OpenTar) -> La
     several = any(len(run & set(plain)) > 1 for run in runs)
     if image_column != "image" or not images:
         raise missing_column(image_column, sorted(endings), name)
-    place = Place(files.root, name)
     others = sorted(images & dotted)
     if others and not plain:
         if len(others) > 1:
             place.warn(
                 f"each of a sample's images ({some_of(others)}) taken as one of its own; --image_column takes one kind"
             )
+        if maps and len(others) == 1 and all(others[0] in run for run in runs):
+            return Layout(others[0], frozenset(dotted))
         return Layout("", frozenset(dotted - images))
+    called = sorted(sample for sample in samples if _named_map(sample))
+    of_images = [sample for sample in called if f"{sample.rpartition('/')[0]}/{_named_map(sample)}" in samples]
+    if of_images and 2 * len(of_images) >= len(samples) - len(called):
+        place.warn(
+            f"samples called after the one beside ({some_of([sample.lstrip('/') for sample in called])}) taken as maps and "
+            "left out; in an evaluation x.seg.png is the map of x.jpg"
+        )
+    else:
+        of_images = []
     if several:
         place.warn(f"of a sample's images ({', '.join(plain)}) only the first is read; --image_column takes another")
     if others:
@@ -164,44 +203,49 @@ def _layout(files: Files, name: str, image_column: str, open_tar: OpenTar) -> La
         place.warn(
             f"dots in names of images ({some_of(own)}) taken as parts of the names: each image is a sample of its own"
         )
-    return Layout("", frozenset(dotted), several)
+    return Layout("", frozenset(dotted), several, bool(of_images))
 
 
-def _first_runs(files: Files, name: str, open_tar: OpenTar) -> list[set[str]]:
-    """The endings of each of the first samples, in the first tar that can be read and has some."""
+def _named_map(sample: str) -> str | None:
+    return image_of(sample.rpartition("/")[2])
+
+
+def _first_samples(files: Files, name: str, open_tar: OpenTar) -> dict[str, set[str]]:
+    """The endings of each of the first samples, by their names, in the first tar that can be read and has some."""
     failures: list[str] = []
     for tar in files.names:
         read = partial(_endings, os.path.join(files.root, tar), open_tar)
         try:
-            runs = retry(f"opening {tar} of {name}", read, OPENING_PAUSES)
+            samples = retry(f"opening {tar} of {name}", read, OPENING_PAUSES)
         except ConnectionError:
             raise
         except _UNREADABLE as error:
             failures.append(f"{tar} ({_reason(error)})")
             continue
-        if runs:
-            return runs
+        if samples:
+            return samples
     if failures:
         raise ValueError(f"none of the tars of {name} can be read: {some_of(failures)}; mend or replace them")
-    return []
+    return {}
 
 
-def _endings(path: str, open_tar: OpenTar) -> list[set[str]]:
-    runs: list[set[str]] = []
+def _endings(path: str, open_tar: OpenTar) -> dict[str, set[str]]:
+    samples: dict[str, set[str]] = {}
     try:
         for run in islice(_runs(path, open_tar), _SAMPLES_TRIED):
-            runs.append({name.rpartition("/")[2].partition(".")[2].lower() for name, _ in run})
+            endings = {name.rpartition("/")[2].partition(".")[2].lower() for name, _ in run}
+            samples.setdefault(sample_of(run[0][0]), set()).update(endings)
     except _UNREADABLE as error:
-        if is_transient(error) or not runs:  # else it is damaged further on, which reading it will say
+        if is_transient(error) or not samples:  # else it is damaged further on, which reading it will say
             raise
-    return runs
+    return samples
 
 
 def _runs(
     path: str, open_tar: OpenTar, wanted: Callable[[str], bool] = lambda name: False
-) -> Iterator[list[tuple[str, bytes]]]:
+) -> Iterator[list[tuple[str, bytes | None]]]:
     """Yields the members that share their name up to the first dot, with the content of those that are `wanted`."""
-    run: list[tuple[str, bytes]] = []
+    run: list[tuple[str, bytes | None]] = []
     current = ""
     with open_tar(path) as archive:
         for member in archive:
@@ -215,23 +259,28 @@ def _runs(
                 run = []
             current = sample
             content = archive.extractfile(member) if wanted(member.name) else None
-            run.append((member.name, content.read() if content else b""))
+            run.append((member.name, content.read() if content else None))
     if run:
         yield run
 
 
-def _samples(run: list[tuple[str, bytes]], layout: Layout) -> Iterator[tuple[str, dict[str, bytes], str | None]]:
+def _samples(
+    run: list[tuple[str, bytes | None]], layout: Layout
+) -> Iterator[tuple[str, dict[str, bytes | None], str | None]]:
     """Divides a run into samples: name, content by ending, and the ending of the image.
 
     A second plain image is a sample of its own, unless the first samples have several. A run without an image is a sample
     without one.
     """
-    fields: dict[str, dict[str, bytes]] = {}
+    fields: dict[str, dict[str, bytes | None]] = {}
     for name, content in run:
         sample, ending = layout.divide(name)
         fields.setdefault(sample, {})[ending] = content
-    any_image = False
-    for sample, inside in fields.items():
+    shared = fields.get(sample_of(run[0][0]).lstrip("./"), {})  # of x.left.jpg and x.right.jpg, that x.cls
+    if not any(map(layout.wants, shared)):
+        fields = {sample: {**shared, **inside} for sample, inside in fields.items()}
+    any_image = layout.maps and _named_map(sample_of(run[0][0])) is not None
+    for sample, inside in () if any_image else fields.items():
         images = sorted(filter(layout.wants, inside), key=lambda ending: (ending in ("npy", "npz"), ending))
         for place, ending in enumerate(images[:1] if layout.several or layout.column else images):
             any_image = True
@@ -261,23 +310,39 @@ def _image_rows(tars: list[str], root: str, layout: Layout, open_tar: OpenTar) -
 
 
 def _labelled_rows(
-    tars: list[str], root: str, layout: Layout, columns: frozenset[str] | None = None
+    tars: list[str], root: str, layout: Layout, open_tar: OpenTar, columns: frozenset[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of samples; only some columns of them, where these are given."""
+
+    def wanted(name: str) -> bool:
+        ending = layout.divide(name)[1]
+        return columns is None or ending in columns or ending == "cls" or ("image" in columns and layout.wants(ending))
+
     for tar in tars:
         path = os.path.join(root, tar)
         try:
-            for run in _runs(path, open_local, lambda name: True):
+            for run in _runs(path, open_tar, wanted):
                 for sample, fields, ending in _samples(run, layout):
                     row = {
                         "__key__": sample,
-                        **{key: _decoded(sample, key, content) for key, content in fields.items()},
+                        **{
+                            key: _decoded(sample, key, content)
+                            for key, content in fields.items()
+                            if content is not None
+                        },
                     }
-                    row["image"] = None if ending is None else row[ending]
+                    row["image"] = None if ending is None else row.get(ending)
+                    row |= {
+                        column: row[key]
+                        for key in sorted(fields, reverse=True)
+                        if key in row and (column := _map_column(key))
+                    }
                     if "cls" in row:
                         row.setdefault("label", row["cls"])
                     yield f"{tar}:{sample}", row if columns is None else {key: row.get(key) for key in columns}
         except _UNREADABLE as error:
+            if is_transient(error):
+                raise
             Place(path).warn(f"the rest of the archive cannot be read ({_reason(error)}) and is left out")
 
 
@@ -288,10 +353,11 @@ def _decoded(sample: str, ending: str, content: bytes) -> object:
         return {"bytes": content, "path": f"{sample}.{ending}"}
     try:
         if kind in ("cls", "cls2", "class", "count", "index", "inx", "id"):
-            return int(content)
+            text = content.decode().strip()
+            return int(text) if re.fullmatch(r"[+-]?\d+", text) or not text else text
         if kind in ("json", "jsn"):
             return json.loads(content)
-        return content.decode() if kind in ("txt", "text", "transcript", "caption") else content
+        return content.decode().rstrip("\r\n") if kind in ("txt", "text", "transcript", "caption") else content
     except ValueError as error:
         raise ValueError(
             f"{sample}.{ending} in a tar cannot be read as .{kind} ({error}): mend or remove it"

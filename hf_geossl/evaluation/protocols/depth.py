@@ -3,6 +3,7 @@
 Both give `abs_rel`, `rmse` (metres) and `delta1`, and refuse data without `depth` in both splits.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,8 @@ from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+
+logger = logging.getLogger(__name__)
 
 MINIMUM = 1e-3  # metres; nearer pixels have no truth
 EvalCrop = Literal[None, "eigen", "garg"]
@@ -155,7 +158,11 @@ class ScoredDepth(DenseScore):
     def result(self, options: EvaluationOptions, title: str, details: Mapping[str, Any]) -> TaskResult:
         """That of `DenseScore`; images without a pixel that counts are not counted."""
         result = super().result(options, title, details)
-        result.details["images"] = int(self.rows[:, -1].sum())
+        with_depth, every = int(self.rows[:, -1].sum()), len(self.rows)
+        if with_depth < every:
+            left_out = every - with_depth
+            logger.warning("%d of %d test images have no pixel whose depth counts, and are left out", left_out, every)
+        result.details["images"] = with_depth
         return result
 
     def draw(self, title: str) -> Image.Image:

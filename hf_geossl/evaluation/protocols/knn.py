@@ -1,5 +1,6 @@
 """k nearest neighbours on frozen features: the class of an image without any training."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
     Predicted,
@@ -20,6 +22,8 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.settings import ProtocolSettings
 
+logger = logging.getLogger(__name__)
+
 QUERIES, NEIGHBOURS = 512, 32768  # images in a block, whose similarities take 64 MB
 
 
@@ -28,7 +32,7 @@ class KNNSettings(ProtocolSettings):
     """The protocol of DINO and iBOT.
 
     Args:
-        neighbours (`tuple[int, ...]`): How many vote; those above the number of training images are left out.
+        neighbours (`tuple[int, ...]`): How many vote; those above the number of training images are left out, or the main one becomes that number.
         main_neighbours (`int`): Which of them `accuracy` is.
         temperature (`float`): A neighbour's vote weighs exp(cosine / temperature).
         feature (`str`): Which feature of `compute_features`.
@@ -104,20 +108,27 @@ def measure_knn(
     The metrics are those of the main number of neighbours, and `accuracy_k10` and so on of the others.
 
     Raises:
-        ValueError: If there are no labels, or fewer training images than `main_neighbours`.
+        ValueError: If there are no labels.
     """
     splits = cached_splits(data, ["label"], encoder, options)
-    main = settings.main_neighbours
+    main = min(settings.main_neighbours, splits[0].count or settings.main_neighbours)
+    if main < settings.main_neighbours:
+        logger.warning(
+            "%s has %s, fewer than the %d that vote: all vote (--set knn.main_neighbours=5 knn.neighbours=[5] takes fewer)",
+            splits[0].name, counted(main, "image"), settings.main_neighbours,
+        )  # fmt: skip
 
     def predict(model: Encoder, column: str) -> Predicted:
         features, labels, queries, truth = labelled_features(model, splits, column, "label", options)
-        if len(labels) < main:
-            raise ValueError(f"{main} neighbours need as many training images, got {len(labels)}")
+        voting = min(main, len(labels))  # some images may be broken
         num_classes, _ = count_classes(splits[0], labels, truth)
-        neighbours = [k for k in settings.neighbours if k <= len(labels)]
-        votes = vote(queries, features, labels, neighbours, num_classes, settings.temperature, encoder.device)
-        others = {f"accuracy_k{k}": accuracy_of(scores, truth) for k, scores in votes.items() if k != main}
-        return Predicted(votes[main], truth, labels, metrics=others)
+        neighbours = [k for k in settings.neighbours if k <= len(labels) and k != voting]
+        votes = vote(
+            queries, features, labels, [voting, *neighbours], num_classes, settings.temperature, encoder.device
+        )
+        others = {f"accuracy_k{k}": accuracy_of(votes[k], truth) for k in neighbours}
+        details = {"voting": voting} if voting < settings.main_neighbours else {}
+        return Predicted(votes[voting], truth, labels, details, others)
 
     title = f"{encoder.name}, {main}-NN on {splits[1].name}"
     return measure_classifier(encoder, settings.feature, splits[0], settings, options, title, predict)

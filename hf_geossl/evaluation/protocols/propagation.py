@@ -1,6 +1,8 @@
 """Label propagation in video: the first frame's masks are propagated by the similarity of features; nothing is trained."""
 
-from collections.abc import Callable
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from hf_geossl.data import SEMANTIC_CLASSES
+from hf_geossl.data.wording import counted, name_of
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.clips import Clip, folder_clips, scene_clips
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
@@ -21,6 +24,8 @@ from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.settings import ProtocolSettings
+
+logger = logging.getLogger(__name__)
 
 IGNORED = 255  # in masks: a pixel without truth
 RADIUS = 12  # patches
@@ -194,11 +199,14 @@ def measure_propagation(
     if settings.semantic:
         metric = MeanIoU(len(SEMANTIC_CLASSES) if data.is_scenes else IGNORED, IGNORED)
     parts: dict[str, list[Any]] = {}
-    clips = 0
+    clips = frames = 0
+    changes: Counter[str] = Counter()
     shown: list[tuple[Clip, np.ndarray]] = []
     with options.progress_bar(f"{encoder.name}: label propagation", len(readers), unit="clip") as bar:
         for read in readers:
             clip, clips = read(), clips + 1
+            frames += len(clip.frames)
+            changes.update(clip.changes)
             masks = {
                 name: propagate_masks(one, clip, settings, batch_size=options.batch_size)
                 for name, one in contenders.items()
@@ -209,6 +217,7 @@ def measure_propagation(
             if not shown and len(np.unique(clip.masks[0])) > 1:
                 shown.append((clip, masks[""]))
             bar.update()
+    _report(changes, frames, f"{name_of(data.dataset)} ({data.test_split})")
     rows_of = {name: metric.join(rows) for name, rows in parts.items()}
     others = {name: metric.numbers_of(rows) for name, rows in rows_of.items() if name}
     details = {
@@ -230,6 +239,10 @@ def measure_propagation(
 
 def _readers(encoder: Encoder, data: EvaluationData, settings: PropagationSettings) -> list[Callable[[], Clip]]:
     """Functions that read or render a clip each, to be called in order."""
+    if encoder.image_format is not None:
+        raise ValueError(
+            f"clips are RGB of 8 bits, and {encoder.name} takes {encoder.image_format.describe()}: leave propagation out"
+        )
     if not data.is_scenes:
         if not Path(data.dataset).is_dir():
             raise ValueError(f"propagation needs clips: the scenes, or a folder laid out as DAVIS, got {data.dataset}")
@@ -246,6 +259,12 @@ def _readers(encoder: Encoder, data: EvaluationData, settings: PropagationSettin
         smallest_object=None if settings.semantic else settings.smallest_object,
     )
     return [lambda: next(clips)] * min(settings.clips, data.limit or settings.clips)
+
+
+def _report(changes: Mapping[str, int], frames: int, name: str) -> None:
+    """Says what reading did to frames, in a line each."""
+    for what, number in changes.items():
+        logger.warning("%s: %s: %d (%s read)", name, what, number, counted(frames, "frame"))
 
 
 def _reference_masks(clip: Clip, patch_size: int) -> dict[str, np.ndarray]:

@@ -182,7 +182,8 @@ def _check_settings(name: str, saved: Mapping, settings: Mapping[str, object]) -
             f"{FORMAT}): finish the run with that version, or start a new one from its weights with model_name_or_path"
         )
     now = json.loads(json.dumps(settings))
-    for path, before, after in _differences(_with_images(saved["settings"]), now):
+    unsaved = {name: now[name] for name in ("optim",) if name in now}  # of checkpoints from before it was
+    for path, before, after in _differences({**unsaved, **_with_images(saved["settings"])}, now):
         raise CheckpointError(
             f"{name} was trained with other settings: {path} was {before!r} and is {after!r}; resume with the same, or "
             "start anew"

@@ -151,6 +151,22 @@ def test_what_is_given_wins_and_must_fit():
             choose_format(four, channels="all", **{**given, name: given[name][:3]})  # type: ignore[arg-type]
 
 
+def test_means_of_stored_values_are_refused():
+    """As mmsegmentation writes them, 123.675 for 0.485, or those of 16 bits."""
+    for measuring, values in (
+        (measured(ramp("uint16", 0, 900, 2)), (450, 300)),
+        (Measurement(), (123.675, 116.28, 103.53)),
+    ):
+        with pytest.raises(ValueError, match="mean.* must be th.* of values mapped to 0..1"):
+            choose_format(measuring, channels="all" if len(values) == 2 else None, mean=values)
+
+
+@pytest.mark.parametrize("word", ["1000,2000", "-5,-1", "window:5000,10", "0,900;1000,2000"])
+def test_a_range_without_any_measured_value_is_refused(word):
+    with pytest.raises(ValueError, match=f"--value_range {word} holds none of the measured values, which go from"):
+        choose_format(measured(ramp("uint16", 0, 900, 2)), channels="all", value_range=word)
+
+
 def test_names_come_from_the_files():
     named = measured(ramp("uint16", 0, 900, 5), names=("coastal", "blue", "green", "red", ""))
     assert choose_format(named, channels="all")[0].names == ("coastal", "blue", "green", "red", "channel 5")
@@ -171,6 +187,10 @@ def test_several_types_are_brought_to_one_with_a_line():
     ]
     few = measured(ramp("uint16", 0, 900, 3), images=3)
     few.add("small.png", Raster(ramp("uint8", 0, 200), "PNG"), [], sample=True)
+    chosen, lines = choose_format(few)
+    assert (chosen.dtype, chosen.value_range) == ("uint16", ((0, 1023),)), "three of four are of 16 bits"
+    assert lines[0].endswith("uint16 is kept, and others are read as it, those of 8 bits by their whole range")
+    few.add("small2.png", Raster(ramp("uint8", 0, 200), "PNG"), [], sample=True)
     assert choose_format(few)[0].is_rgb8
     assert choose_format(few, channels="gray")[0].mean == pytest.approx([few.values["uint8"][0].mean / 255])
     wide = measured(ramp("uint16", 0, 900), images=2)

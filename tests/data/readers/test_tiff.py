@@ -113,6 +113,22 @@ def test_pages_are_channels_where_the_file_says_so(content: bytes, channels: int
     assert [entry.kind for entry in notes] == ["frames"] * (frames > 1)
 
 
+@pytest.mark.parametrize("channels", [2, 5, 20])
+@pytest.mark.parametrize("options", [{}, {"compression": "deflate", "predictor": True}, {"byteorder": ">"}], ids=str)
+def test_an_array_with_channels_last_that_tifffile_wrote_as_a_page_a_row(channels: int, options: dict) -> None:
+    """`tifffile.imwrite(path, array)` without more words; it used to be read as its first row, `(width, channels, 1)`."""
+    array = np.random.default_rng(0).integers(0, 4096, (24, 32, channels)).astype("uint16")
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    assert len(tifffile.TiffFile(io.BytesIO(file.getvalue())).pages) == 24
+    with collect_notes() as noted:
+        found = read_raster(file.getvalue())
+    assert np.array_equal(found.pixels, array)
+    assert (list(noted), found.frames) == ([], 1)
+    with pytest.raises(BrokenImageError, match="max_pixels"):
+        read_raster(file.getvalue(), max_pixels=700)
+
+
 def test_pages_become_channels_where_the_reader_says_so() -> None:
     pages = [Image.fromarray(values(30, 41, seed=seed)) for seed in range(4)]
     content = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])

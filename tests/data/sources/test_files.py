@@ -49,7 +49,8 @@ def test_files_that_are_left_out_are_counted_in_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_stream(str(tmp_path / "phone"))
     assert [record.getMessage() for record in caplog.records] == [
-        "phone: 3 files of other kinds (.heic) left out; 1 image taken"
+        "phone: 3 files of other kinds (.heic) left out; 1 image taken; pictures of these kinds are read "
+        "once saved as PNG"
     ]
 
 

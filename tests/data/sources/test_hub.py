@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,12 +69,29 @@ for name, options in (("user/parquet", {}), ("user/folder", {}), ("user/tars", {
 
 for name, options in (
     ("user/parquet", {"split": "validation"}), ("user/folder", {"split": "test"}), ("user/parquet", {"image_column": "photo"}),
-    ("user/parquet", {"revision": "nowhere"}), ("user/several", {}), ("user/parquet", {"config_name": "other"}), ("user/nothing", {}), ("user/gated", {}),
+    ("user/texts", {"split": "valid"}), ("user/list", {}), ("user/parquet", {"revision": "nowhere"}), ("user/several", {}), ("user/parquet", {"config_name": "other"}), ("user/nothing", {}), ("user/gated", {}),
 ):
     try:
         load_stream(name, **options)
     except Exception as error:
         results[f"{name} {options}"] = f"{type(error).__name__}: {error}"
+from hf_geossl.evaluation.options import EvaluationData
+from hf_geossl.evaluation.truth import Columns
+
+logged = []
+logging.getLogger("hf_geossl").addHandler(type("Lines", (logging.Handler,), {"emit": lambda self, record: logged.append(record.getMessage())})())
+for name, test, columns in (
+    ("user/texts", "validation", Columns()), ("user/lists", "test", Columns()), ("user/boxes", "test", Columns()),
+    ("user/named", "test", Columns()), ("user/tars", "train", Columns()), ("user/metadata", "test", Columns()),
+):
+    data = EvaluationData(name, size=4, train_split="train", test_split=test, columns=columns)
+    targets = {"categories": lambda value: value.tolist(), "label": int, "multi_label": lambda value: value.tolist()}
+    rows = [
+        [next(read(sample[key]) for key, read in targets.items() if key in sample) for sample in samples]
+        for samples in (data.train, data.test)
+    ]
+    results[f"samples of {name}"] = {"rows": rows, "names": sorted(data.test.names.items()), "logged": list(logged)}
+    logged.clear()
 results["with token"] = first(load_stream("user/gated", token="hf_secret"), 1)[0][0]
 print("RESULTS" + json.dumps(results))
 """
@@ -85,10 +103,20 @@ def encoded(number: int) -> bytes:
     return file.getvalue()
 
 
-def parquet(numbers: range) -> bytes:
+def parquet(numbers: range, **columns: list) -> bytes:
     file = io.BytesIO()
-    table = pa.table({"label": list(numbers), "image": [{"bytes": encoded(n), "path": f"{n}.png"} for n in numbers]})
+    columns = {"label": list(numbers)} | columns
+    table = pa.table({**columns, "image": [{"bytes": encoded(n), "path": f"{n}.png"} for n in numbers]})
     pq.write_table(table, file, row_group_size=5)
+    return file.getvalue()
+
+
+def named(names: list[str], labels: list[int]) -> bytes:
+    """Rows whose features state the names of their classes."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    file = io.BytesIO()
+    images = [{"bytes": encoded(label), "path": None} for label in labels]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features).to_parquet(file)
     return file.getvalue()
 
 
@@ -96,9 +124,10 @@ def tar(numbers: range) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for number in numbers:
-            member = tarfile.TarInfo(f"{number:03d}.png")
-            member.size = len(encoded(number))
-            archive.addfile(member, io.BytesIO(encoded(number)))
+            for ending, content in (("png", encoded(number)), ("cls", str(number % 3).encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     return file.getvalue()
 
 
@@ -122,6 +151,29 @@ def results(tmp_path_factory) -> dict:
             "b.parquet": parquet(range(3)),
         },
         "user/tars": {f"train/{part}.tar": tar(range(ROWS)[part::3]) for part in range(3)},
+        "user/texts": {
+            "README.md": b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: a.parquet\n  - split: val\n    path: b.parquet\n---\n",
+            "a.parquet": parquet(range(4), label=["dog", "cat", "dog", "cow"]),
+            "b.parquet": parquet(range(2), label=["cow", "ant"]),
+        },
+        "user/lists": {
+            "train.parquet": parquet(range(2), label=[["a", "b"], ["c"]]),
+            "test.parquet": parquet(range(2), label=[["d"], []]),
+        },
+        "user/boxes": {
+            "train.parquet": parquet(range(2), objects=[{"bbox": [[0, 0, 3, 3]], "category": [name]} for name in "xy"]),
+            "test.parquet": parquet(range(1), objects=[{"bbox": [[0, 0, 3, 3]], "category": ["z"]}]),
+        },
+        "user/named": {
+            "train.parquet": named(["dog", "cat"], [0, 1]),
+            "test.parquet": named(["dog", "cat"], [1]),
+        },
+        "user/metadata": {
+            **{f"{split}/{n}.png": encoded(n) for split in ("train", "test") for n in range(2)},
+            "train/metadata.csv": b"file_name,label\n0.png,dog\n1.png,cat\n",
+            "test/metadata.csv": b"file_name,label\n0.png,eel\n1.png,cat\n",
+        },
+        "user/list": {"train.csv": b"image,label\n0.png,dog\n", "0.png": encoded(0)},
         "user/gated": {"data/train-00000-of-00001.parquet": parquet(range(5))},
     }
     hub = HubServer(tmp_path_factory.mktemp("hub"), tokens={"hf_secret": Token("reader", "read")})
@@ -174,6 +226,7 @@ def test_what_is_not_on_the_hub_is_named(results):
     for key, message in (
         ("user/parquet {'split': 'validation'}", "ValueError: user/parquet has no split 'validation'; its splits are train, test"),
         ("user/folder {'split': 'test'}", "ValueError: user/folder has no split 'test'; its splits are train, validation"),
+        ("user/list {}", "ValueError: the column 'image' of user/list holds texts, such as '0.png', not images: call the table metadata.csv"),
         ("user/parquet {'image_column': 'photo'}", "ValueError: user/parquet has no column 'photo'; its columns are label, image"),
         ("user/parquet {'revision': 'nowhere'}", "FileNotFoundError: the Hub dataset user/parquet has no revision 'nowhere'"),
         ("user/parquet {'config_name': 'other'}", "ValueError: user/parquet has no config_name (--dataset_config) 'other'; it has default"),
@@ -182,7 +235,28 @@ def test_what_is_not_on_the_hub_is_named(results):
         ("user/gated {}", "PermissionError: the Hub dataset user/gated is gated; accept its terms on its page, then pass token"),
     ):  # fmt: skip
         assert results[key].startswith(message), results[key]
+    assert "user/texts {'split': 'valid'}" not in results  # it is another word for its split "val"
     assert results["with token"].startswith("unit ")
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "names", "said"),
+    [
+        ("texts", [3, 1, 3, 2], [2, 0], {"label": ["ant", "cat", "cow", "dog"]}, "there is no split 'validation'; 'val' is taken"),
+        ("lists", [[1, 1, 0, 0], [0, 0, 1, 0]], [[0, 0, 0, 1], [0, 0, 0, 0]], {"multi_label": [*"abcd"]}, "all rows of label in test"),
+        ("boxes", [[0], [1]], [[2]], {"categories": [*"xyz"]}, "all rows of objects in train are read, to number the texts"),
+        ("named", [0, 1], [1], {"label": ["dog", "cat"]}, ""),
+        ("metadata", [1, 0], [2, 0], {"label": ["cat", "dog", "eel"]}, "numbered in the order cat, dog, eel"),
+        ("tars", [n % 3 for n in (*range(0, ROWS, 3), *range(1, ROWS, 3), *range(2, ROWS, 3))], None, {}, ""),
+    ],
+)  # fmt: skip
+def test_labelled_rows_of_the_hub(results, name, train, test, names, said):
+    """Texts are numbered by the rows of both splits; names that the features state say it without reading."""
+    got = results[f"samples of user/{name}"]
+    assert got["rows"] == [train, train if test is None else test]
+    assert dict(got["names"]) == names
+    assert said in "\n".join(got["logged"])
+    assert bool(said) == bool(got["logged"])
 
 
 @pytest.mark.parametrize("setting", ["HF_ENDPOINT", "HF_HUB_OFFLINE"])

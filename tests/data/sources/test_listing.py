@@ -16,27 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_geossl.data.sources.listing import SPLIT_WORDS, arrange, canonical, split_of
+from hf_geossl.data.sources.listing import arrange
 from hf_geossl.data.sources.opening import open_rows
+from hf_geossl.data.sources.split_names import SPLIT_WORDS, canonical
 from hf_geossl.data.streams import load_stream
 from hf_geossl.data.wording import Place
 from hf_geossl.evaluation.samples import load_samples
-
-
-@pytest.mark.parametrize(
-    ("split", "names"),
-    [
-        (
-            "train",
-            "train Train TRAINING train2017 train_images images_train train-images trainset training_set train_2",
-        ),
-        ("validation", "val valid validation dev val2017 val_images images-val VAL validation_set"),
-        ("test", "test testing eval evaluation test2014 test_images testset"),
-        (None, "train_station crash-test contest trains validity devices evaluate testimony cat images 2017 untrained"),
-    ],
-)
-def test_folders_called_after_splits(split: str | None, names: str) -> None:
-    assert {name: split_of(name) for name in names.split()} == dict.fromkeys(names.split(), split)
 
 
 def write(path: Path, shade: int) -> None:

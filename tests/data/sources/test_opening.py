@@ -80,7 +80,7 @@ def test_labelled_rows_have_all_columns_and_encoded_images(tmp_path):
 
 def test_a_column_of_several_types_is_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path, 3)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
     lines = [{"image": name, "label": label} for name, label in zip(names, [1, "cat", None], strict=True)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert open_rows(str(tmp_path / "list.jsonl"), "train").rows["label"][:] == ["1", "cat", None]

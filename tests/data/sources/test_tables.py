@@ -1,5 +1,6 @@
 """Lists of paths, and metadata: what they give to images, and what of them is left out, with a line."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 from hf_geossl.data.sources.opening import open_rows
-from hf_geossl.data.sources.tables import read_table
+from hf_geossl.data.sources.tables import read_list, read_table
 from hf_geossl.data.streams import load_stream
+from hf_geossl.data.wording import Place
+from hf_geossl.evaluation.samples import load_samples
 
 
 def write(path: Path, shade: int) -> None:
@@ -144,7 +147,80 @@ def test_an_image_that_is_listed_again_comes_once(tmp_path: Path, caplog: pytest
     assert caplog.messages == ["list.csv: 1 line left out, about images of earlier lines"]
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.csv", b""), ("a.jsonl", b"{bad\n"), ("a.csv", b"\xff\xfe\x00,\n\n")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", b""), ("a.jsonl", b"{bad\n"), ("a.csv", b"\xff\xfe\x00"), ("a.json", b"[1, {}]")]
+)
 def test_what_is_no_table_is_named(name: str, content: bytes) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot be read as a table"):
-        read_table(name, content)
+        read_table(name, content, Place(name))
+
+
+ROWS = [(f"im/{number}.png", "cat" if number % 2 else "dog") for number in range(4)]
+LINES = "".join(f"{name},{label}\n" for name, label in ROWS)
+OBJECTS = [{"image": name, "label": label} for name, label in ROWS]
+COCO = {
+    "images": [{"id": 7 + number, "file_name": f"{number}.png"} for number in range(4)],
+    "annotations": [
+        {"image_id": 8, "category_id": 3, "bbox": [1, 2, 3, 4]},
+        {"image_id": 8, "category_id": 1, "bbox": [0, 0, 2, 2]},
+    ],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog"}],
+}
+WRITTEN: dict[str, tuple[str, str | bytes, str]] = {  # what -> file, content, what is said
+    "comma": ("a.csv", f"image,label\n{LINES}", ""),
+    "semicolon": ("a.csv", "image;note;label\n" + "".join(f"{name};1, 2, 3;{label}\n" for name, label in ROWS), ""),
+    "tab and another name": ("LIST.TSV", f"Filename\tlabel\n{LINES}".replace(",", "\t"), ""),
+    "byte order mark": ("a.csv", f"\ufeffimage,label\n{LINES}".encode(), ""),
+    "utf-16": ("a.csv", f"image,label\n{LINES}".encode("utf-16"), ""),
+    "latin": ("a.csv", f"image,label,o\xe9\n{LINES}".encode("latin-1"), "is no UTF-8 and is read as cp1252"),
+    "Windows": ("a.csv", f"image,label\n{LINES}".replace("/", "\\").replace("\n", "\r\n"), ""),
+    "Windows elsewhere": ("a.csv", f"image,label\n{LINES}".replace("im/", "C:\\data\\im\\"), "(C:/data/im/0.png is im/0.png)"),
+    "another machine": ("a.csv", f"image,label\n{LINES}".replace("im/", "/home/me/im/"), "(/home/me/im/0.png is im/0.png)"),
+    "without endings": ("a.csv", f"id,label\n{LINES}".replace(".png", ""), "(im/0 is im/0.png)"),
+    "numbers": ("a.csv", f"image_id,label\n{LINES}".replace(".png", "").replace("im/", ""), "the column image_id is taken as paths"),
+    "names alone": ("a.csv", f"image,label\n{LINES}".replace("im/", ""), "(0.png is im/0.png)"),
+    "no names of columns": ("a.csv", LINES, "no line of names; its columns are called image, label"),
+    "spaces": ("a.csv", f"image, label\n{LINES}".replace(",", ", "), ""),
+    "comment": ("a.csv", f"# by hand\nimage,label\n{LINES}", ""),
+    "list": ("a.json", json.dumps(OBJECTS), ""),
+    "list under a name": ("a.json", json.dumps({"version": 1, "data": OBJECTS}), ""),
+    "lists": ("a.json", json.dumps({"image": [name for name, _ in ROWS], "label": [label for _, label in ROWS]}), ""),
+    "labels of names": ("a.json", json.dumps(dict(ROWS)), ""),
+    "lines of json": ("a.json", "\n".join(map(json.dumps, OBJECTS)), ""),
+    "lines": ("a.txt", LINES.replace(",", " "), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_lists_are_read_however_they_are_written(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, content, said = WRITTEN[what]
+    (tmp_path / "im").mkdir()
+    for name, _ in ROWS:
+        (tmp_path / name).touch()
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    items = read_list(file, (tmp_path / file).read_bytes(), "image", Place(str(tmp_path / file)))
+    assert [(item.name, item.columns["label"]) for item in items] == ROWS
+    assert (said in caplog.text) if said else not caplog.text
+
+
+def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,label\nx/0.png,1\n")
+    with pytest.raises(
+        FileNotFoundError, match=r"none of the paths of a.csv is there, such as x/0.png: they must lie below"
+    ):
+        read_list("a.csv", (tmp_path / "a.csv").read_bytes(), "image", Place(str(tmp_path / "a.csv")))
+
+
+def test_annotations_of_coco_are_objects(tmp_path: Path) -> None:
+    """In a folder annotations beside the images, as COCO has it."""
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for number in range(4):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"val2017/{number}.png")
+    path = tmp_path / "annotations/instances.json"
+    path.write_text(json.dumps(COCO))
+    samples = list(load_samples(str(path), "train", size=9))
+    assert [len(sample["boxes"]) for sample in samples] == [0, 2, 0, 0]
+    assert samples[1]["categories"].tolist() == [1, 0]  # dog, cat
+    items = read_list("instances.json", path.read_bytes(), "image", Place(str(path)))
+    assert items[1].columns["objects"]["bbox"] == [[1, 2, 3, 4], [0, 0, 2, 2]]

@@ -17,6 +17,8 @@ from hf_geossl.data.images import decode_image
 from hf_geossl.data.sources.files import find_files
 from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.streams import ImageStream, load_stream
+from hf_geossl.evaluation.options import EvaluationData
+from hf_geossl.evaluation.truth import Columns
 from tests.helpers.images import ROWS, encoded, first, write_parquet, write_tar, write_tars
 
 
@@ -166,8 +168,16 @@ LATE = " ".join(f"{n:02}.png" for n in range(30))
         (f"{LATE} q.jpg q.png", f"{LATE.replace('.png', '')} q q.png", ""),
         (PAIRS, "0 1 2", "of a sample's images (jpg, png) only the first is read"),
         (SIDES, SIDES.replace(".png", ""), "each of a sample's images (left.png, right.png) taken as one of its own"),
-        ("0.png 0.seg.png 1.png 1.seg.png", "0 1", "images under further endings (seg.png) not read"),
-        ("0.png 0.seg.png", "0", "images under further endings (seg.png) not read"),
+        ("0.png 0.left.png 1.png 1.left.png", "0 1", "images under further endings (left.png) not read"),
+        ("0.png 0.left.png", "0", "images under further endings (left.png) not read"),
+        ("0.png 0.seg.png 1.png 1.seg.png", "0 1", "maps (seg.png) taken as no images to learn from"),
+        ("0.rgb.png 0.depth.png 1.rgb.png 1.depth.png", "0 1", "maps (depth.png) taken as no images to learn from"),
+        (
+            "0.png 0_mask.png 1.png 1_mask.png",
+            "0 1",
+            "samples called after the one beside (0_mask, 1_mask) taken as maps",
+        ),
+        (f"{LATE} p.png p.seg.png", f"{LATE.replace('.png', '')} p", ""),
         ("0.npy 0.png 0.txt 1.npy 1.png", "0 1", "(npy, png) only the first"),
         ("a/x.png b/x.png", "a/x b/x", ""),
     ],
@@ -202,7 +212,45 @@ def test_labelled_rows_have_the_endings_as_columns(tmp_path, caplog):
     assert "train2.tar: the rest of the archive cannot be read" in caplog.text
     write_members(tmp_path / "train.tar", ["a.cls", "a.png"])
     (tmp_path / "train.tar").write_bytes(
-        (tmp_path / "train.tar").read_bytes().replace(b"0" + bytes(511), b"x" + bytes(511))
+        (tmp_path / "train.tar").read_bytes().replace(b"0" + bytes(511), b"\xff" + bytes(511))
     )
     with pytest.raises(ValueError, match=r"a\.cls in a tar cannot be read as \.cls"):
         webdataset_rows(find_files(str(tmp_path), "train"), "tars")
+
+
+def test_maps_and_labels_of_a_sample_go_with_each_of_its_images(tmp_path):
+    """Maps by the words of their endings; a class beside several images is that of each."""
+    endings = "rgb.png seg.png mask.png depth.png cls", "left.png right.png cls"
+    for name, members in zip(("maps", "sides"), endings, strict=True):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "train.tar", "w") as archive:
+            for number, ending in ((number, ending) for number in range(3) for ending in members.split()):
+                content = str(number).encode() if ending == "cls" else f"{number} {ending}".encode()
+                member = tarfile.TarInfo(f"{number}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    rows = list(webdataset_rows(find_files(str(tmp_path / "maps"), "train"), "maps"))
+    assert [row["label"] for row in rows] == [0, 1, 2]
+    assert rows[2]["image"]["bytes"] == b"2 rgb.png"
+    assert rows[2]["annotation"]["bytes"] == b"2 mask.png"
+    assert rows[2]["depth_map"]["bytes"] == b"2 depth.png"
+    rows = list(webdataset_rows(find_files(str(tmp_path / "sides"), "train"), "sides"))
+    assert [row["label"] for row in rows] == [0, 0, 1, 1, 2, 2]
+    assert [row["image"]["bytes"] for row in rows[:2]] == [b"0 left.png", b"0 right.png"]
+
+
+@pytest.mark.parametrize(("ending", "column"), [("cls", "label"), ("txt", "txt")])
+def test_classes_that_are_texts_are_numbered_by_all_samples(ending, column, tmp_path):
+    """Over both splits, without reading an image for it."""
+    for split, texts in (("train", ("dog", "cat", "dog\n")), ("test", ("ant", "dog"))):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for number, text in enumerate(texts):
+                for kind, content in (("png", encoded(number)), (ending, text.encode())):
+                    member = tarfile.TarInfo(f"{number}.{kind}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    files = find_files(str(tmp_path), "train")
+    texts = [row[column].strip() for row in webdataset_rows(files, "tars", {column})]
+    assert texts == ["dog", "cat", "dog"]
+    data = EvaluationData(str(tmp_path), size=8, columns=Columns(label=column))
+    assert len({sample["label"] for sample in data.train} | {sample["label"] for sample in data.test}) == 3

@@ -24,6 +24,7 @@ from hf_geossl.evaluation.protocols.depth import (
     LinearDepthHead,
     LinearDepthSettings,
     crop_mask,
+    score_depth,
     silog_loss,
     train_dpt,
 )
@@ -98,6 +99,14 @@ def test_other_libraries_transformers_go_through_the_same_code(kind: str) -> Non
         assert all(math.isfinite(value) for value in result.metrics.values())
         assert 0 < result.metrics["abs_rel"] < 10
         assert result.details["images"] == 8
+
+
+def test_images_without_a_depth_that_counts_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    truth = torch.tensor([[[1.0, 2.0]], [[0.0, 90.0]]])  # the second has none between 1 mm and 80 m
+    batches = iter([(torch.zeros(2, 3, 1, 2), truth, truth)])
+    scored = score_depth(batches, 80.0, None)
+    assert scored.result(QUIET, "depth", {}).details["images"] == 1
+    assert "1 of 2 test images have no pixel whose depth counts, and are left out" in caplog.messages
 
 
 def test_data_without_depth_are_refused(encoder: Encoder, tmp_path: Path) -> None:

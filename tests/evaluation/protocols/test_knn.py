@@ -42,8 +42,17 @@ def test_votes_agree_with_lightly() -> None:
     np.testing.assert_array_equal(votes.argmax(axis=1), order[:, 0].numpy())
 
 
-def test_knn_needs_as_many_training_images_as_neighbours() -> None:
-    with pytest.raises(ValueError, match="20 neighbours need as many training images, got 12"):
-        knn.measure_knn(load_encoder(small_model()), RenderedData(limit=12), QUIET, knn.KNNSettings())
+def test_all_images_vote_where_they_are_fewer_than_neighbours(caplog: pytest.LogCaptureFixture) -> None:
+    model = load_encoder(small_model())
+    few = knn.measure_knn(model, RenderedData(limit=12), QUIET, knn.KNNSettings())
+    assert "12 images, fewer than the 20 that vote: all vote (--set knn.main_neighbours=5" in caplog.text
+    asked = knn.KNNSettings(neighbours=(10, 12), main_neighbours=12)
+    all_vote = knn.measure_knn(model, RenderedData(limit=12), QUIET, asked)
+    assert few.metrics == all_vote.metrics
+    assert few.details["voting"] == 12
+    assert "voting" not in all_vote.details
+
+
+def test_the_main_number_of_neighbours_is_one_of_them() -> None:
     with pytest.raises(ValueError, match="main_neighbours = 5"):
         knn.KNNSettings(main_neighbours=5)

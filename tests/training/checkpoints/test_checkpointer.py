@@ -25,6 +25,8 @@ def test_resume_with_another_model_views_or_accumulation_is_refused(images: Any,
     path = str(tmp_path / "checkpoint-2")
     with pytest.raises(CheckpointError, match="trained with other settings: batches of a step was 1 and is 2"):
         make_trainer(tmp_path, images, gradient_accumulation_steps=2).train(resume_from_checkpoint=path)
+    with pytest.raises(CheckpointError, match="other settings: optim was 'adamw_torch' and is 'sgd'; resume"):
+        make_trainer(tmp_path, images, optim="sgd").train(resume_from_checkpoint=path)
     with pytest.raises(CheckpointError, match="is of another model: rotation_weight was 0.5 and is 0.1"):
         make_trainer(tmp_path, images, rotation_weight=0.1).train(resume_from_checkpoint=path)
     other = GTSATrainer(
