@@ -101,6 +101,7 @@ def _convert_source(options: Namespace) -> None:
         weights=options.weights,
         config=_config(METHODS[PLAIN_VIT], options.num_attention_heads),
         trust_remote_code=options.trust_remote_code,
+        whole=False,
     )
     model = build_trunk(trunk)
     mean, std = trunk.image_mean or IMAGENET_MEAN, trunk.image_std or IMAGENET_STD

@@ -20,6 +20,10 @@ from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
+_SHARED_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("layer_norm_eps", "patch_size", "num_channels", "initializer_range", "qkv_bias"),
+)
 _SHORT = {"dinov3": "dinov3_vit", "clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
@@ -61,9 +65,7 @@ def _why_not(family: Family, config: GeometricViTConfig) -> str | None:
 
 def _config_fields(family: Family, config: GeometricViTConfig) -> dict[str, Any]:
     height, width = config.image_height_width
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-    names += ("layer_norm_eps", "patch_size", "num_channels", "initializer_range", "qkv_bias")
-    shared = {name: getattr(config, name) for name in names}
+    shared = {name: getattr(config, name) for name in _SHARED_FIELDS}
     return shared | {"image_size": height if height == width else (height, width)} | family.extras(config)
 
 
@@ -120,7 +122,7 @@ def to_family(model: nn.Module, family: str) -> nn.Module:
     if family == "timm":
         return to_timm(model)
     trunk = outgoing.trunk_of(model, "to_family")
-    config = trunk.config
+    config = outgoing.config_of(trunk)
     target = find_family(family, config)
     if wrong := _why_not(target, config):
         raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hf_geossl.conversion.checkpoint_file import State
+from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ def trunk_of(model: nn.Module, taker: str) -> ViTTrunkModel:
     if trunk is None or not hasattr(trunk, "embeddings"):
         raise ValueError(f"{taker} takes a model with a ViT trunk of this library, got {type(model).__name__}")
     return cast(ViTTrunkModel, trunk)
+
+
+def config_of(trunk: ViTTrunkModel) -> GeometricViTConfig:
+    """The configuration of a trunk, whose type transformers does not say."""
+    return cast(GeometricViTConfig, trunk.config)
 
 
 def state_of(trunk: ViTTrunkModel) -> State:

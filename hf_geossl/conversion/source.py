@@ -49,6 +49,7 @@ def read_source(
     weights: Weights | None = None,
     config: GeometricViTConfig | None = None,
     trust_remote_code: bool = False,
+    whole: bool = True,
 ) -> SourceTrunk:
     """Reads the trunk of a ViT of any family, without executing anything that it carries.
 
@@ -61,6 +62,8 @@ def read_source(
         config (`GeometricViTConfig`, *optional*): Fields that a file does not say, such as `num_attention_heads`: those that
             differ from their defaults.
         trust_remote_code (`bool`): Whether code of the source may run, where it is no family of transformers.
+        whole (`bool`): Whether the folder of a run gives the whole pretraining model of its newest checkpoint, or else the
+            trunk that it has exported, where it has.
 
     Returns:
         `SourceTrunk`: Weights in float32 and fields of the configuration.
@@ -78,7 +81,8 @@ def read_source(
         return read_trunk(read_torch_file(path), path.name, weights=weights or "teacher", hints=given_fields(config))
     if path.is_dir():
         name = path.resolve().name
-        if not (path / "config.json").is_file() or _model_type(path) in METHODS:
+        own = _model_type(path) in METHODS
+        if not (path / "config.json").is_file() or (own and (whole or weights is not None)):
             folder, found, place = find_model(path)
             return _read_own(folder, f"{name}{place}", found, weights, {})
     given: dict[str, Any] = {"revision": revision, "token": token}
@@ -113,7 +117,13 @@ def convert_source(
         ValueError: As `read_source`; also if a weight is missing or of another shape.
     """
     trunk = read_source(
-        source, revision=revision, token=token, weights=weights, config=config, trust_remote_code=trust_remote_code
+        source,
+        revision=revision,
+        token=token,
+        weights=weights,
+        config=config,
+        trust_remote_code=trust_remote_code,
+        whole=False,
     )
     return build_trunk(trunk)
 
@@ -254,4 +264,8 @@ def _normalization(
     mean, std = content.get("image_mean"), content.get("image_std")
     if not mean or not std or content.get("do_normalize") is False:
         return None, None
-    return tuple(map(float, mean)), tuple(map(float, std))
+    factor = content.get("rescale_factor") or 1 / 255
+    white = (
+        255 * factor if content.get("do_rescale") is not False else 255.0
+    )  # what white is when the mean is subtracted
+    return tuple(value / white for value in mean), tuple(value / white for value in std)

@@ -14,7 +14,7 @@ from torch import nn
 from hf_geossl.conversion.checkpoint_file import State, read_torch_file
 from hf_geossl.conversion.families.blocks import NAMING, TIMM
 from hf_geossl.conversion.families.names import from_trunk
-from hf_geossl.conversion.outgoing import join_key_bias, state_of, trunk_of
+from hf_geossl.conversion.outgoing import config_of, join_key_bias, state_of, trunk_of
 from hf_geossl.conversion.trunk_weights import SourceTrunk, build_trunk, given_fields, read_trunk
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
@@ -143,7 +143,7 @@ def _state_for(trunk: ViTTrunkModel, grid: tuple[int, int]) -> State:
     """The weights of a trunk with positions for another grid, as timm has them: with those of registers, which are 0."""
     state = state_of(trunk)
     state.pop("embeddings.mask_token", None)
-    embeddings, config = trunk.embeddings, trunk.config
+    embeddings, config = trunk.embeddings, config_of(trunk)
     if embeddings.position_embeddings is None:
         return state
     positions = state["embeddings.position_embeddings"]
@@ -161,7 +161,7 @@ def _state_for(trunk: ViTTrunkModel, grid: tuple[int, int]) -> State:
 
 def _arguments(trunk: ViTTrunkModel, size: tuple[int, int]) -> dict[str, Any]:
     """Arguments of timm's models that a JSON file can hold."""
-    config = trunk.config
+    config = config_of(trunk)
     specific = _eva_arguments if config.position_embedding_type == "rope" else _vision_transformer_arguments
     return specific(trunk) | {
         "img_size": size,
@@ -178,7 +178,7 @@ def _arguments(trunk: ViTTrunkModel, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _vision_transformer_arguments(trunk: ViTTrunkModel) -> dict[str, Any]:
-    config = trunk.config
+    config = config_of(trunk)
     if config.embedding_norm == config.patch_bias:
         raise ValueError(
             "timm's ViTs have a bias in the patch embedding, or a norm after it, never both or none; got "
@@ -198,7 +198,7 @@ def _vision_transformer_arguments(trunk: ViTTrunkModel) -> dict[str, Any]:
 
 
 def _eva_arguments(trunk: ViTTrunkModel) -> dict[str, Any]:
-    config = trunk.config
+    config = config_of(trunk)
     if config.qkv_bias and config.key_bias:
         raise ValueError("timm's ViTs with rotary positions have no bias of keys, got key_bias=True")
     if config.gated_mlp and cast(int, config.intermediate_size) % 8:
@@ -250,7 +250,7 @@ def to_timm(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
         raise ImportError("to_timm needs timm: pip install timm") from error
 
     trunk = trunk_of(model, "to_timm")
-    config: GeometricViTConfig = trunk.config
+    config = config_of(trunk)
     if config.hidden_act not in _ACTIVATIONS:
         raise ValueError(f"to_timm takes hidden_act {' or '.join(_ACTIVATIONS)}, got {config.hidden_act!r}")
     size = config.image_height_width if image_size is None else image_size
@@ -264,9 +264,9 @@ def to_timm(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
         timm_model = Eva(**arguments, num_classes=0)
     else:
         join_key_bias(state)
-        timm_model = VisionTransformer(
-            **arguments, num_classes=0, **({"mlp_layer": SwiGLUPacked} if config.gated_mlp else {})
-        )
+        if config.gated_mlp:
+            arguments["mlp_layer"] = SwiGLUPacked
+        timm_model = VisionTransformer(**arguments, num_classes=0)
     expected = timm_model.state_dict().keys()
     renamed, _ = from_trunk(state, NAMING.choose_table(config.gated_mlp), expected)
     timm_model.load_state_dict(renamed)
@@ -287,7 +287,7 @@ def save_timm(model: nn.Module, folder: Path, mean: Sequence[float], std: Sequen
     """
     timm_model = to_timm(model)
     trunk = trunk_of(model, "to_timm")
-    config = trunk.config
+    config = config_of(trunk)
     if config.position_embedding_type == "rope":
         architecture = f"vit_small_{'plus_' if config.gated_mlp else ''}patch16_dinov3"
     elif config.gated_mlp:

@@ -4,10 +4,9 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from hf_geossl.conversion.checkpoint_file import State, load_strictly
@@ -18,8 +17,10 @@ from hf_geossl.conversion.wrappers import find_trunk, looks_like, parts_of
 from hf_geossl.methods import METHODS, PLAIN_VIT
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
 
 logger = logging.getLogger(__name__)
+_Config = TypeVar("_Config", bound=GeometricViTConfig)
 TRUNK_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
     *("image_size", "patch_size", "num_channels", "image_format", "qkv_bias", "key_bias", "use_class_token"),
@@ -45,7 +46,7 @@ class SourceTrunk:
         state (`dict[str, torch.Tensor]`): Its weights in float32, by the names of a trunk.
         left_out (`tuple[str, ...]`): What it has beside a trunk: heads, decoders, poolers.
         image_mean, image_std (`tuple[float, ...]`, *optional*): Of its image processor, where it has one.
-        pretraining (`PreTrainedModel`, *optional*): The whole `...ForPreTraining` model that it is part of, with heads and
+        pretraining (`TeacherStudentModel`, *optional*): The whole `...ForPreTraining` model that it is part of, with heads and
             teacher, where it is of this library.
     """
 
@@ -56,7 +57,7 @@ class SourceTrunk:
     left_out: tuple[str, ...] = ()
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
-    pretraining: PreTrainedModel | None = field(default=None, repr=False)
+    pretraining: TeacherStudentModel | None = field(default=None, repr=False)
 
 
 def choose_family(state: State, beside: tuple[str, ...], patches: str, families: Sequence[Family] = FAMILIES) -> Family:
@@ -96,10 +97,9 @@ def _rename(state: State, family: Family, name: str) -> tuple[State, list[str]]:
     """Gives weights the trunk's names and numbers of dimensions; also names what is no part of a trunk."""
     # of joined weights the first alone is a sign: DINOv3 calls the second as it does that of an MLP without gates
     gated = any(found[1] == 0 for key in state for row in family.naming.gated if (found := row.find(key)))
-    masked = [key for key in state if key.endswith(".qkv.bias_mask")]
+    masked = [key for key in state if key.endswith(".qkv.bias_mask") and key.removesuffix("_mask") in state]
     for key in masked:  # of DINOv3's own files: keys have no bias, whatever the file holds
-        bias = state.pop(key.removesuffix("_mask"))
-        query, _, value = bias.chunk(3)
+        query, _, value = state.pop(key.removesuffix("_mask")).chunk(3)
         state[key.replace("qkv.bias_mask", "q_bias")], state[key.replace("qkv.bias_mask", "v_bias")] = query, value
     renamed, unknown = to_trunk(
         {key: value for key, value in state.items() if not _BUFFERS.search(key)}, family.naming.choose_table(gated)
@@ -114,14 +114,14 @@ def _rename(state: State, family: Family, name: str) -> tuple[State, list[str]]:
             f"{name} has unknown {', '.join(inside[:4])}{' ...' if len(inside) > 4 else ''} in its trunk"
             f"{looks_like(inside) or ', which no trunk of this library has'}"
         )
-    first, second = (renamed.get(f"encoder.layer.0.mlp.fc{side}.weight") for side in (1, 2))
-    if gated and first is not None and second is not None and first.shape[0] != 2 * second.shape[-1]:
-        raise ValueError(f"{name} has gated MLPs whose layers do not fit: {tuple(first.shape)}, {tuple(second.shape)}")
+    inner, outer = (renamed.get(f"encoder.layer.0.mlp.fc{side}.weight") for side in (1, 2))
+    if gated and inner is not None and outer is not None and inner.shape[0] != 2 * outer.shape[-1]:
+        raise ValueError(f"{name} has gated MLPs whose layers do not fit: {tuple(inner.shape)}, {tuple(outer.shape)}")
     for part, dimensions in _DIMENSIONS.items():
-        if (value := renamed.get(f"embeddings.{part}")) is not None:
-            while value.ndim < dimensions:
-                value = value[None]
-            renamed[f"embeddings.{part}"] = value[0] if value.ndim == dimensions + 1 and len(value) == 1 else value
+        if (tokens := renamed.get(f"embeddings.{part}")) is not None:
+            while tokens.ndim < dimensions:
+                tokens = tokens[None]
+            renamed[f"embeddings.{part}"] = tokens[0] if tokens.ndim == dimensions + 1 and len(tokens) == 1 else tokens
     if "embeddings.register_tokens" in renamed and not renamed["embeddings.register_tokens"].numel():
         del renamed["embeddings.register_tokens"]
     if family.name == "mae":  # it is the decoder's
@@ -147,7 +147,7 @@ def _fold_positions(state: State, hints: Mapping[str, Any], name: str) -> tuple[
     options = list(dict.fromkeys((class_tokens, 0, class_tokens + registers)))
     if hints.get("registers_have_positions"):
         options = [class_tokens + registers]
-    grids = []
+    grids: list[tuple[int, tuple[int, int]]] = []
     for prefix in options:
         count = positions.shape[1] - prefix
         root = round(max(count, 0) ** 0.5)
@@ -294,8 +294,8 @@ def read_trunk(
 
 
 def make_config(
-    config_class: type[GeometricViTConfig], trunk: SourceTrunk, config: GeometricViTConfig | None, **fields: object
-) -> GeometricViTConfig:
+    config_class: type[_Config], trunk: SourceTrunk, config: GeometricViTConfig | None, **fields: object
+) -> _Config:
     """Makes a configuration for a trunk.
 
     Args:

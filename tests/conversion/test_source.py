@@ -97,12 +97,36 @@ def test_own_trunks_keep_their_method_and_pretraining_models_their_heads(name: s
         read_source(tmp_path / "trunk", weights="student")
 
 
+def test_a_run_gives_its_checkpoint_to_training_and_its_trunk_to_conversion(tmp_path: Path) -> None:
+    exported, inside = METHODS["gtsa"].model("Model"), METHODS["gtsa"].model("ForPreTraining", 0.1)
+    exported.save_pretrained(tmp_path)
+    inside.save_pretrained(tmp_path / "checkpoint-5")
+    files = {name.name: name.stat().st_size for name in (tmp_path / "checkpoint-5").iterdir()}
+    (tmp_path / "checkpoint-5" / "COMPLETE.json").write_text(json.dumps({"files": files}))
+    trunk = read_source(tmp_path)
+    assert trunk.name == f"{tmp_path.name} in checkpoint-5"
+    assert trunk.pretraining is not None
+    key = "embeddings.cls_token"
+    assert torch.equal(trunk.state[key], inside.teacher.gtsa.state_dict()[key])
+    assert torch.equal(convert_source(tmp_path).state_dict()[key], exported.state_dict()[key])
+    student = convert_source(tmp_path, weights="student")
+    assert torch.equal(student.state_dict()[key], inside.gtsa.state_dict()[key])
+
+
 def test_normalization_is_that_of_the_sources_processor(tmp_path: Path) -> None:
     TRANSFORMERS["dinov2"]().save_pretrained(tmp_path)
     assert read_source(tmp_path).image_mean is None
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     trunk = read_source(tmp_path)
     assert (trunk.image_mean, trunk.image_std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    for words in ({"rescale_factor": 1 / 127.5}, {"do_rescale": False}):  # what white is when the mean is subtracted
+        white = 2.0 if "rescale_factor" in words else 255.0
+        (tmp_path / "preprocessor_config.json").write_text(
+            json.dumps({"image_mean": [1.0] * 3, "image_std": [0.5] * 3, **words})
+        )
+        trunk = read_source(tmp_path)
+        assert trunk.image_mean == pytest.approx([1 / white] * 3)
+        assert trunk.image_std == pytest.approx([0.5 / white] * 3)
 
 
 @pytest.mark.parametrize(
