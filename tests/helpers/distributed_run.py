@@ -32,6 +32,14 @@ RUNS: dict[str, ModuleType] = {"gtsa": gtsa_run, "loca": loca_run}
 RUNS |= dict.fromkeys(("ibot", "dinov2", "vicreg"), equicoherent_run)
 # one process in two micro-batches is the same where no statistic is taken of the micro-batches' images together
 IN_MICRO_BATCHES = ("gtsa", "ibot")
+# adapters in the last layer, which start late, and an anchor
+ADAPTED = {
+    "lora_rank": 2,
+    "train_layers": "last:1",
+    "freeze_trunk_steps": 1,
+    "trunk_warmup_steps": 2,
+    "anchor_weight": 1.0,
+}
 
 
 def given(method: str) -> dict[str, torch.Tensor]:
@@ -75,7 +83,7 @@ def make(method: str, output: Path, folder: Path, from_stream: bool = False, bro
     if run is equicoherent_run:
         settings |= {"layer_decay": 0.8, "freeze_last_layer": SAVED}  # prototypes have no optimizer state when saved
         centering = {"centering": "sinkhorn"} if method == "dinov2" else {}
-        settings["config"] = {"host": method, "num_intermediate": 2, **centering}
+        settings["config"] = {"host": method, "num_intermediate": 2, "init_from": "a trunk", **centering}
     trainer = run.make_trainer(output, str(folder / "images"), **settings)
     for module in trainer.model.modules():
         if isinstance(module, ViTDropPath):
@@ -215,6 +223,9 @@ def main(folder: Path, layout: str) -> None:
         train(f"one_{method}", method, folder)
         if method in IN_MICRO_BATCHES:
             train(f"micro_{method}", method, folder, **micro)
+    adapted, accumulated = f"{'micro' if layout == 'alone' else layout}_adapted", micro if layout == "alone" else {}
+    train(adapted, "ibot", folder, **ADAPTED, **accumulated)
+    train(f"{adapted}_again", "ibot", folder, checkpoint(adapted), **ADAPTED, **accumulated)
     if layout == "alone":
         train("micro_stream", "gtsa", folder, from_stream=True, **micro)
     else:

@@ -97,6 +97,21 @@ def test_two_processes_give_the_loss_and_gradients_of_one(folder: Path, layout: 
     assert max(gradient.norm() for gradient in expected["gradients"].values()) > 0.3  # there is what to clip
 
 
+@pytest.mark.parametrize("layout", ["micro", "ddp", "fsdp"])
+def test_adapters_that_start_late_and_an_anchor_are_the_same_in_all_layouts(folder: Path, layout: str) -> None:
+    """And from their own checkpoint to the bit; nothing is searched for that has no gradient."""
+    found, expected = _result(folder, f"{layout}_adapted"), _result(folder, "micro_adapted")
+    assert [entry["anchor_loss"] for entry in found["logged"]] == pytest.approx(
+        [entry["anchor_loss"] for entry in expected["logged"]], abs=TOLERANCE
+    )
+    _assert_same_weights(found["weights"], expected["weights"])
+    assert sum(".lora_" in name for name in found["weights"]) == 2 * 2 * 4  # A and B of student and teacher
+    assert found["same_on_all"]
+    assert found["unused"] in (None, False)
+    again = _result(folder, f"{layout}_adapted_again")["weights"]
+    assert [name for name, value in found["weights"].items() if not torch.equal(value, again[name])] == []
+
+
 @pytest.mark.parametrize("method", RUNS)
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
 def test_teachers_agree_after_five_steps(folder: Path, layout: str, method: str) -> None:
