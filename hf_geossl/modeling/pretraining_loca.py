@@ -177,6 +177,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
         )
         if of_itself:
             return self._predict(queries, queries[:, visible_reference_tokens])
+        if reference_pixel_values is None:
+            raise ValueError(
+                "reference_pixel_values must be images, got None, which location_target='self' alone takes"
+            )
         if self.config.has_cluster_head:
             references = self._patches(self.teacher.loca, reference_pixel_values)[:, visible_reference_tokens]
         else:
