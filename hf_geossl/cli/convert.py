@@ -114,7 +114,8 @@ def _convert_source(options: Namespace) -> None:
         )
     else:
         model.save_pretrained(output, max_shard_size=MAX_SHARD_SIZE)
-        make_image_processor(model.config.image_height_width, mean, std).save_pretrained(output)
+        processor = make_image_processor(model.config.image_height_width, mean, std, model.config.get_image_format())
+        processor.save_pretrained(output)
         opens = f'AutoModel.from_pretrained("{output}", trust_remote_code=True)'
     print(f"converted {trunk.name} ({trunk.family}) to {output}: {opens}")
 

@@ -181,11 +181,17 @@ def save_family(
     Raises:
         ValueError: As `to_family`; also if a folder of timm cannot state the model.
     """
+    image_format = outgoing.config_of(outgoing.trunk_of(model, "save_family")).get_image_format()
+    plain_images = image_format is not None and image_format.is_rgb8
     mean, std = image_mean or IMAGENET_MEAN, image_std or IMAGENET_STD
+    if not plain_images:
+        logger.warning("no image processor is written: those of transformers and timm read RGB of 8 bits alone")
     if family == "timm":
-        save_timm(model, Path(output_dir), mean, std)
+        save_timm(model, Path(output_dir), *((mean, std) if plain_images else (None, None)))
         return
     plain: Any = to_family(model, family)
     size = plain.config.image_size
     plain.save_pretrained(output_dir, max_shard_size=MAX_SHARD_SIZE)
-    make_image_processor((size, size) if isinstance(size, int) else tuple(size), mean, std).save_pretrained(output_dir)
+    if plain_images:
+        pixels = (size, size) if isinstance(size, int) else tuple(size)
+        make_image_processor(pixels, mean, std).save_pretrained(output_dir)

@@ -273,13 +273,13 @@ def to_timm(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
     return timm_model.eval()
 
 
-def save_timm(model: nn.Module, folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+def save_timm(model: nn.Module, folder: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
     """Writes the trunk as a folder from which `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it.
 
     Args:
         model (`torch.nn.Module`): As in `to_timm`.
         folder (`Path`): It is made.
-        mean, std (`Sequence[float]`): Normalisation of images in [0, 1].
+        mean, std (`Sequence[float]`, *optional*): Normalisation of images in [0, 1], where they are plain.
 
     Raises:
         ValueError: As `to_timm`; also if none of the models that timm knows by name differs from this one by nothing but
@@ -316,8 +316,7 @@ def save_timm(model: nn.Module, folder: Path, mean: Sequence[float], std: Sequen
             "fixed_input_size": not arguments["dynamic_img_size"],
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "mean": list(mean),
-            "std": list(std),
+            **({"mean": list(mean), "std": list(std)} if mean and std else {}),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },

@@ -9,7 +9,8 @@ from transformers import AutoModel
 
 from hf_geossl import GTSAConfig, GTSAForPreTraining, GTSAModel, LOCAConfig, LOCAModel
 from hf_geossl.conversion.family_export import find_family, save_family, to_family
-from tests.helpers.vit_families import SIZES, assert_equal_features, randomise
+from hf_geossl.conversion.source import convert_source
+from tests.helpers.vit_families import SIZES, assert_equal_features, features_of, images, randomise
 
 _SIZE: dict[str, Any] = {
     "hidden_size": 128,
@@ -104,6 +105,17 @@ def test_a_saved_family_has_its_processor_and_no_code(tmp_path: Path) -> None:
     assert processor.size["height"] == 32
     assert "auto_map" not in (tmp_path / "config.json").read_text()
     assert_equal_features(AutoModel.from_pretrained(tmp_path).eval(), ours)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "timm"])
+def test_other_images_have_no_processor_there(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ours = gtsa(num_channels=5)
+    save_family(ours, family, tmp_path)
+    assert "no image processor is written" in caplog.text
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    assert "mean" not in (tmp_path / "config.json").read_text()
+    found = convert_source(tmp_path)
+    assert torch.equal(features_of(found, images(32, 32, 5)), features_of(ours, images(32, 32, 5)))
 
 
 def test_dinov2_has_registers_where_the_trunk_has() -> None:
