@@ -49,12 +49,11 @@ def _start_from_source(
     given: Pretraining, stream: "ImageStream", checkpoint: Path | None
 ) -> "tuple[TeacherStudentModel, ImageFormat, list[str]]":
     from hf_geossl.cli.image_arguments import resolve_images
-    from hf_geossl.conversion.source import read_source
     from hf_geossl.modeling.image_format import ImageFormat
-    from hf_geossl.training.adaptation.initialization import start_from
+    from hf_geossl.training.adaptation.initialization import read_whole, start_from
 
     assert given.init_from is not None
-    source, fields = read_source(given.init_from), _fields(given)
+    source, fields = read_whole(given.init_from, given.method), _fields(given)
     theirs = source.fields.get("image_format")
     if theirs is not None and not any(getattr(given.data, name) for name in _OF_IMAGES):
         image_format, lines = ImageFormat.from_dict(theirs), list[str]()

@@ -1,6 +1,8 @@
 """`geossl publish`: a trained folder to a repository of the Hub."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_geossl.cli.usage import Parser, hide_loading_bars, require_folder
@@ -23,6 +25,9 @@ def publish(argv: Sequence[str]) -> int:
     add("folder", help="What geossl pretrain, geossl convert or save_pretrained wrote.")
     add("repo", help="user/name on the Hub; made where it is missing.")
     add("--space", action="store_true", help="Publish a Gradio Space of the same name too.")
+    add(
+        "--include_pretraining", action="store_true", help="Send heads and teacher too, so that others go on from them."
+    )
     add("--private", action="store_true", help="Make new repositories private.")
     add("--revision", help="Branch to publish to, made where it is missing; main by default.")
     add("--results", help="JSON file of measured numbers; results.json in the folder by default.")
@@ -30,19 +35,23 @@ def publish(argv: Sequence[str]) -> int:
     add("--dry_run", action="store_true", help="List what would be sent, and send nothing.")
     options = parser.read(argv)
     require_folder(options.folder)
+    from hf_geossl.hub.model_folder import pretraining_files
     from hf_geossl.hub.push import publish as send
 
     hide_loading_bars()
-    publication = send(
-        options.folder,
-        options.repo,
-        results=options.results,
-        space=options.space,
-        private=options.private,
-        revision=options.revision,
-        license=options.license,
-        dry_run=options.dry_run,
-    )
+    folder = Path(options.folder)
+    with pretraining_files(folder, options.repo) if options.include_pretraining else nullcontext({}) as extra:
+        publication = send(
+            folder,
+            options.repo,
+            results=options.results,
+            space=options.space,
+            private=options.private,
+            revision=options.revision,
+            license=options.license,
+            dry_run=options.dry_run,
+            extra_files=extra,
+        )
     print(describe_publication(publication))
     if publication.space is not None:
         print(describe_publication(publication.space))

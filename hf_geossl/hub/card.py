@@ -47,6 +47,7 @@ def render_card(
     results: Sequence[Result] = (),
     license: str | None = None,
     space: str | None = None,
+    with_heads: bool = False,
 ) -> str:
     """The card of a model folder: nothing that was not measured or set.
 
@@ -56,6 +57,7 @@ def render_card(
         results (`Sequence[Result]`): Measured results, beside those of the run.
         license (`str`, *optional*): Of the weights, as the Hub calls it.
         space (`str`, *optional*): Repository of a Space that shows the model.
+        with_heads (`bool`): Whether the whole pretraining model is published beside its trunk.
 
     Returns:
         `str`: The card, in Markdown with metadata.
@@ -85,6 +87,7 @@ def render_card(
             auto_class=auto_class,
             head=head,
             pretraining=pretraining,
+            with_heads=with_heads or pretraining,
             image_size=height if height == width else (height, width),
             rows=_rows(record, rows, weights_dtypes(folder)),
             pictures=[picture for file, picture in run_pictures().items() if (folder / file).is_file()],

@@ -22,7 +22,7 @@ from hf_geossl.hub.export import MAX_SHARD_SIZE, export_model, make_image_proces
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.repository import Source
 from hf_geossl.hub.results import EVAL_RESULTS, RESULTS, eval_results, held_out_results, measured_results, read_results
-from hf_geossl.hub.run_folder import CONFIG, PROCESSOR, read_config
+from hf_geossl.hub.run_folder import CONFIG, PROCESSOR, find_model, is_pretraining, read_config
 from hf_geossl.hub.run_record import ARGUMENTS, RECORD, read_json
 from hf_geossl.hub.written_card import license_of
 from hf_geossl.methods import METHODS, run_pictures
@@ -32,6 +32,8 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 logger = logging.getLogger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PRETRAINING = "pretraining"  # folder of a repository with the whole pretraining model
+_OF_THE_TRUNK = (CARD, RECORD, RESULTS, EVAL_RESULTS, *run_pictures())
 _LABELS = ("id2label", "label2id")  # texts of the person's own, which the model needs as they are
 _CODE = Path(hf_geossl.modeling.__file__).parent
 _LIBRARY_CODE = frozenset(path.name for path in _CODE.glob("*.py")) - {"__init__.py"}
@@ -42,6 +44,7 @@ def is_managed(path: str) -> bool:
     return (
         path in (WEIGHTS, INDEX, PROCESSOR, RECORD, ARGUMENTS, RESULTS, EVAL_RESULTS, *run_pictures())
         or path in _LIBRARY_CODE
+        or path.startswith(f"{PRETRAINING}/")
         or re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path) is not None
     )
 
@@ -158,6 +161,7 @@ def model_files(
     space: str | None = None,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     remote_card: str | None = None,
+    with_heads: bool = False,
 ) -> Iterator[dict[str, Source]]:
     """The files of a model repository.
 
@@ -166,6 +170,7 @@ def model_files(
         repo_id, results, license, max_shard_size: As in `publish`.
         space (`str`, *optional*): The Space that the card points to.
         remote_card (`str`, *optional*): The card in the repository now; what was written there by hand is kept.
+        with_heads (`bool`): Whether the whole pretraining model is published beside it.
 
     Yields:
         `dict[str, Path | bytes]`: By path in the repository: weights, configuration with its `auto_map`, the code
@@ -199,11 +204,35 @@ def model_files(
         files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
     local_card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
     license = license or license_of(local_card) or license_of(remote_card)
-    rendered = render_card(folder, repo_id, results=measured, license=license, space=space)
+    rendered = render_card(folder, repo_id, results=measured, license=license, space=space, with_heads=with_heads)
     written = {"in the folder": local_card, "on the Hub": remote_card}
     files[CARD] = keep_written(folder.resolve().name, rendered, written, license).encode()
     with _sharded(weights, max_shard_size) as sharded:
         yield dict(sorted({**files, **sharded}.items()))
+
+
+@contextmanager
+def pretraining_files(folder: Path, repo_id: str) -> Iterator[dict[str, Source]]:
+    """The whole pretraining model of a run, for `publish(..., extra_files=...)`: others go on from it by `--init_from`.
+
+    Args:
+        folder (`Path`): Of a run with a whole checkpoint.
+        repo_id (`str`): `user/name`.
+
+    Yields:
+        `dict[str, Path | bytes]`: Weights of student, teacher and heads, configuration, code and processor of its newest
+        whole checkpoint, by path in the repository, in the folder `pretraining`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    checkpoint, config, _ = find_model(folder)
+    if not is_pretraining(config):
+        raise ValueError(
+            f"{folder.name} has no whole checkpoint with heads and teacher: publish it without --include_pretraining"
+        )
+    with model_files(checkpoint, repo_id) as files:
+        yield {f"{PRETRAINING}/{path}": source for path, source in files.items() if path not in _OF_THE_TRUNK}
 
 
 def _processor(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

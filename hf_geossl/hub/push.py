@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_geossl.data.retries import OPENING_PAUSES
 from hf_geossl.hub.card import CARD
 from hf_geossl.hub.export import MAX_SHARD_SIZE
-from hf_geossl.hub.model_folder import folder_of, is_managed, model_files
+from hf_geossl.hub.model_folder import PRETRAINING, folder_of, is_managed, model_files
 from hf_geossl.hub.repository import (
     PublishedFile,
     PublishError,
@@ -135,7 +135,7 @@ def publish(
     message: str = "Upload model by hf_geossl",
     dry_run: bool = False,
     max_shard_size: str | int = MAX_SHARD_SIZE,
-    extra_files: Mapping[str, Path] | None = None,
+    extra_files: Mapping[str, Source] | None = None,
 ) -> Publication:
     """Turns a trained folder or model into a repository of the Hub that others load, trust and click.
 
@@ -159,8 +159,8 @@ def publish(
         dry_run (`bool`): Whether to list only what would be sent; needs no token, and no network either: without one
             every file is listed.
         max_shard_size (`str` or `int`): Weights in a larger file are sent in several.
-        extra_files (`dict[str, Path]`, *optional*): More files, by path in the repository; others in the same folders
-            there are removed.
+        extra_files (`dict[str, Path | bytes]`, *optional*): More files, by path in the repository; others in the same
+            folders there are removed. `hub.model_folder.pretraining_files` gives those of the whole pretraining model.
 
     Returns:
         `Publication`: The files and what happened to each, the commit, and the Space.
@@ -190,6 +190,7 @@ def publish(
             space=repo_id if space else None,
             max_shard_size=max_shard_size,
             remote_card=repository.read_text(CARD) if readable else None,
+            with_heads=any(path.startswith(f"{PRETRAINING}/") for path in extra),
         ) as files:
             if space and readable:
                 _check_space(Repository(repo_id, kind="space", token=token, pauses=repository.pauses))

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback, pipeline
 
 import hf_geossl
-from hf_geossl import PublishError, load_stream, publish
+from hf_geossl import PublishError, load_for_pretraining, load_stream, publish
 from hf_geossl.cli.main import main
 from hf_geossl.data import retries
 from hf_geossl.data.evaluation_batches import FirstImages
@@ -135,6 +135,35 @@ def test_a_run_arrives_whole_in_one_commit(hub: HubServer, run: Path) -> None:
     record = json.loads(files["training_run.json"])
     assert (record["steps"], record["images"], record["held_out"]["images"]) == (4, 16, 8)
     assert 0 < record["seconds"] < 600
+
+
+def test_others_go_on_from_heads_and_teacher(hub: HubServer, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--include_pretraining` sends them beside the trunk; the next push without it takes them away and says so."""
+    assert main(["publish", str(run), "tester/m", "--include_pretraining"]) == 0
+    files = hub.files("tester/m")
+    assert {
+        "pretraining/config.json",
+        "pretraining/model.safetensors",
+        "pretraining/pretraining_loca.py",
+    } <= files.keys()
+    assert not any(path.startswith("pretraining/") and path.endswith((".md", ".pt", ".pth")) for path in files)
+    sentence = "`geossl pretrain RECIPE --init_from tester/m --dataset path/to/images` goes on from it"
+    assert f"{sentence} on images of your own, with its heads and teacher" in files["README.md"].decode()
+    model = load_for_pretraining("loca", "tester/m")
+    newest = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[-1]
+    expected = load_file(newest / "model.safetensors")
+    found = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert model.config.init_from == "tester/m"
+    assert main(["publish", str(run), "tester/m"]) == 0
+    files = hub.files("tester/m")
+    assert not any(path.startswith("pretraining/") for path in files)
+    assert "with fresh heads" in files["README.md"].decode()
+    shutil.rmtree(newest)
+    for path in run.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    assert main(["publish", str(run), "tester/m", "--include_pretraining"]) == 2
+    assert "has no whole checkpoint with heads and teacher: publish it without" in capsys.readouterr().err
 
 
 def test_nothing_private_arrives(hub: HubServer, run: Path, photos: Path) -> None:

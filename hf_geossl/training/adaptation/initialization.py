@@ -1,19 +1,24 @@
 """Pretraining that starts from a trunk that exists: any ViT that `conversion.source` reads, or a run of this library."""
 
 import logging
+from contextlib import suppress
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
 from torch import nn
 
 from hf_geossl.conversion.adaptation import adapt_source
 from hf_geossl.conversion.checkpoint_file import State, load_strictly
 from hf_geossl.conversion.source import read_source
 from hf_geossl.conversion.trunk_weights import SourceTrunk
+from hf_geossl.hub.model_folder import PRETRAINING
+from hf_geossl.hub.run_folder import CONFIG
+from hf_geossl.hub.run_record import is_hub_id, read_json
 from hf_geossl.methods import METHODS, Method
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
@@ -80,12 +85,33 @@ def load_for_pretraining(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    source = read_source(init_from, revision=revision, token=token)
+    source = read_whole(init_from, METHODS[method], revision=revision, token=token)
     adapted = {"image_size": image_size, "patch_size": patch_size, "num_channels": num_channels}
     model, lines = start_from(source, METHODS[method], config_fields, channel_weights=channel_weights, **adapted)
     for line in lines:
         logger.warning(line)
     return model
+
+
+def read_whole(
+    init_from: str | Path, method: Method, *, revision: str | None = None, token: str | None = None
+) -> SourceTrunk:
+    """As `read_source`, with heads and teacher where a whole pretraining model of the method lies beside the trunk.
+
+    That is what `geossl publish --include_pretraining` sends, and is looked for in folders and on the Hub.
+    """
+    folder = Path(init_from) / PRETRAINING
+    if not folder.is_dir() and is_hub_id(str(init_from)):
+        with suppress(
+            HfHubHTTPError, LocalEntryNotFoundError, OSError
+        ):  # said by read_source where it is more than missing
+            cached = snapshot_download(
+                str(init_from), revision=revision, token=token, allow_patterns=[f"{PRETRAINING}/*"]
+            )
+            folder = Path(cached) / PRETRAINING
+    if read_json(folder / CONFIG).get("model_type") == method.name:
+        return replace(read_source(folder), name=str(init_from) if is_hub_id(str(init_from)) else folder.parent.name)
+    return read_source(init_from, revision=revision, token=token)
 
 
 def start_from(
