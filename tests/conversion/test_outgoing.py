@@ -23,6 +23,9 @@ def test_folding_and_filling_leave_features_as_they_are(caplog: pytest.LogCaptur
     state = state_of(ours)
     assert len(layers_of(state)) == 11
     join_key_bias(state)
+    assert not state["encoder.layer.10.attention.qkv.bias"][
+        32:64
+    ].any()  # others than 0 would change nothing but rotated keys
     fold_layer_scale(state)
     assert "22 layer scales were multiplied into the layers before them" in caplog.text
     plain = GTSAModel(GTSAConfig(**_SIZE)).eval()

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModel
 
 from hf_geossl import GTSAConfig
 from hf_geossl.conversion.source import convert_source, read_source
+from hf_geossl.conversion.trunk_weights import build_trunk
+from hf_geossl.hub.repository import Repository
+from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 from tests.helpers.methods import METHODS
 from tests.helpers.vit_families import SIZES, TRANSFORMERS, assert_equal_features, features_of, images, make, make_timm
 
@@ -207,6 +212,30 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make("ViTModel").config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no weights: none of model.safetensors, "):
         read_source(tmp_path)
+
+
+def test_a_hub_id_is_read_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = [make("Dinov2Model", num_hidden_layers=layers) for layers in (1, 2)]
+    with HubServer(tmp_path / "hub") as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        repository, commits = Repository("tester/dinov2"), []
+        repository.open(private=True)
+        for model in theirs:
+            model.save_pretrained(tmp_path / "m", max_shard_size="200KB")
+            words = json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}).encode()
+            files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+            commits.append(repository.send(files | {"preprocessor_config.json": words}, "model", lambda path: True))
+            shutil.rmtree(tmp_path / "m")
+        trunk = read_source("tester/dinov2", revision=commits[0], token=WRITE_TOKEN)
+        assert (trunk.name, trunk.family, trunk.image_mean) == ("tester/dinov2", "dinov2", (0.5, 0.5, 0.5))
+        assert_equal_features(build_trunk(trunk), theirs[0], SIZES[2:])
+        assert_equal_features(convert_source("tester/dinov2"), theirs[1], SIZES[2:])
 
 
 def test_fields_that_a_file_does_not_say_are_the_configurations(tmp_path: Path) -> None:
