@@ -98,9 +98,9 @@ def _say_differences(family: Family, config: GeometricViTConfig) -> None:
             f"{wanted['position_interpolation']} to the exact size, this trunk with {config.position_interpolation} and an "
             f"offset of {config.position_interpolation_offset}"
         )
-    if family.name == "clip_vision_model":
-        logger.warning("CLIP's last_hidden_state is before its post_layernorm, which gives this trunk's tokens of it")
-    if family.name in ("vit", "deit", "ijepa"):
+    if family.remark:
+        logger.warning(family.remark)
+    if family.has_pooler:
         logger.warning(
             f"{family.model_class} is written without a pooler: it makes a random one unless add_pooling_layer=False"
         )

@@ -290,6 +290,8 @@ def read_trunk(
     if left_out:
         shown = ", ".join(left_out[:8]) + (" ..." if len(left_out) > 8 else "")
         logger.warning(f"{name}: {len(beside) + len(unknown)} tensors beside the ViT were left out ({shown})")
+    if family.remark:
+        logger.warning(f"{name}: {family.remark}")
     return SourceTrunk(name, family.name, fields, renamed, left_out)
 
 

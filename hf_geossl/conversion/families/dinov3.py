@@ -59,6 +59,10 @@ FAMILIES = (
         "dinov3_vit",
         _NAMING,
         {"position_embedding_type": "rope", "layer_norm_eps": 1e-5},
+        remark=(
+            "DINOv3 shifts and rescales its rotary positions at random in training where its configuration says so; trunks of "
+            "this library do not"
+        ),
         signs=("attention.q_proj",),
         model_class="DINOv3ViTModel",
         extras=_extras,

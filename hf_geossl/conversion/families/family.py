@@ -44,6 +44,7 @@ class Family:
         name (`str`): What `--to` and `SourceTrunk.family` call it; its `model_type` in transformers, where it has one.
         naming (`Naming`): Its weights' names.
         defaults (`dict`): Fields of the trunk that neither shapes nor config.json say.
+        remark (`str`): What is said wherever a trunk comes from the family or goes to it.
         signs (`tuple[str, ...]`): Parts of names that only files of this family have, of those with the same naming.
         model_class (`str`): Its class in transformers that is written; none is where it is empty.
         model_types (`tuple[str, ...]`): Other `model_type`s whose vision tower it is.
@@ -63,6 +64,7 @@ class Family:
     name: str
     naming: Naming
     defaults: Mapping[str, Any]
+    remark: str = ""
     signs: tuple[str, ...] = ()
     model_class: str = ""
     model_types: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ FAMILIES = (
         "clip_vision_model",
         _NAMING,
         _EXACT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+        remark="CLIP's last_hidden_state is before its post_layernorm; a trunk's tokens are what that makes of it",
         signs=("pre_layrnorm", "class_embedding"),
         model_class="CLIPVisionModel",
         model_types=("clip",),

@@ -23,7 +23,7 @@ def test_features_are_equal_both_ways_and_after_a_step_of_training(
     assert_equal_features(ours, theirs)
     take_a_step(ours)
     save_family(ours, name, tmp_path / "back")
-    assert ("before its post_layernorm" in caplog.text) == (name == "clip")
+    assert caplog.text.count("before its post_layernorm") == (2 if name == "clip" else 0)
     assert_equal_features(AutoModel.from_pretrained(tmp_path / "back").eval(), ours)
 
 
