@@ -1,7 +1,7 @@
 """`geossl publish`: a trained folder to a repository of the Hub."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,8 @@ def publish(argv: Sequence[str]) -> int:
 
     hide_loading_bars()
     folder = Path(options.folder)
-    with pretraining_files(folder, options.repo) if options.include_pretraining else nullcontext({}) as extra:
+    with ExitStack() as stack:
+        heads = pretraining_files(folder, options.repo) if options.include_pretraining else None
         publication = send(
             folder,
             options.repo,
@@ -50,7 +51,7 @@ def publish(argv: Sequence[str]) -> int:
             revision=options.revision,
             license=options.license,
             dry_run=options.dry_run,
-            extra_files=extra,
+            extra_files=stack.enter_context(heads) if heads else None,
         )
     print(describe_publication(publication))
     if publication.space is not None:

@@ -89,8 +89,8 @@ def _teacher_names(model: TeacherStudentModel) -> list[str]:
 
 def scaling_of(model: nn.Module) -> float | None:
     """What the adapters of a model are scaled by; None where it has none."""
-    scalings: Any = (module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A"))
-    return next(scalings, None)
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    return layers[0].scaling["default"] if layers else None
 
 
 def merge_state(state: State, scaling: float | None) -> State:
