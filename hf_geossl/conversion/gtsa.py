@@ -7,7 +7,7 @@ from pathlib import Path
 from hf_geossl.conversion.checkpoint_file import State, load_strictly, part_of, read_torch_file, tensors_of
 from hf_geossl.conversion.families.blocks import DINO, NAMING
 from hf_geossl.conversion.families.names import to_trunk
-from hf_geossl.conversion.trunk_weights import given_fields, make_config, read_trunk
+from hf_geossl.conversion.trunk_weights import given_fields, make_config, read_trunk, say_left_out
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.pretraining_gtsa import GTSAForPreTraining
 
@@ -88,6 +88,7 @@ def convert_gtsa_checkpoint(path: str | Path, config: GTSAConfig | None = None) 
     if not full:
         model = GTSAForPreTraining(make_config(GTSAConfig, trunk, config))
         load_strictly(model.gtsa, trunk.state, name)
+        say_left_out(trunk)
         model.copy_student_to_teacher()
         return model.eval()
     widths = _head_widths(state, name)

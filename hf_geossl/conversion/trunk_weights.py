@@ -286,13 +286,9 @@ def read_trunk(
     if periods is not None and _PATCHES in renamed:
         hints.setdefault("num_attention_heads", renamed[_PATCHES].shape[0] // (4 * len(periods)))
     fields = read_fields(renamed, family, hints, name)
-    left_out = parts_of([*beside, *unknown])
-    if left_out:
-        shown = ", ".join(left_out[:8]) + (" ..." if len(left_out) > 8 else "")
-        logger.warning(f"{name}: {len(beside) + len(unknown)} tensors beside the ViT were left out ({shown})")
     if family.remark:
         logger.warning(f"{name}: {family.remark}")
-    return SourceTrunk(name, family.name, fields, renamed, left_out)
+    return SourceTrunk(name, family.name, fields, renamed, parts_of([*beside, *unknown]))
 
 
 def make_config(
@@ -311,6 +307,13 @@ def make_config(
         # its stages are not those of this model
         given = {key: value for key, value in given.items() if key not in ("out_features", "out_indices")}
     return config_class(**{**given, **trunk.fields})
+
+
+def say_left_out(trunk: SourceTrunk) -> None:
+    """Logs what the source has beside the trunk."""
+    if trunk.left_out:
+        shown = ", ".join(trunk.left_out[:8]) + (" ..." if len(trunk.left_out) > 8 else "")
+        logger.warning(f"{trunk.name}: {len(trunk.left_out)} parts beside the ViT were left out ({shown})")
 
 
 def build_trunk(trunk: SourceTrunk, config: GeometricViTConfig | None = None) -> ViTTrunkModel:
@@ -332,4 +335,5 @@ def build_trunk(trunk: SourceTrunk, config: GeometricViTConfig | None = None) ->
             make_config(method.load("config"), trunk, config, drop_path_rate=0.0)
         )
     load_strictly(model, trunk.state, trunk.name)
+    say_left_out(trunk)
     return model.eval()
