@@ -17,6 +17,7 @@ _HOMES = {
     "PublishedFile": "hf_geossl.hub.push",
     "TeacherStudentTrainer": "hf_geossl.training.trainer",
     "TeacherStudentTrainingArguments": "hf_geossl.training.arguments",
+    "compose_model": "hf_geossl.hub.auto_classes",
     "evaluate_model": "hf_geossl.evaluation.evaluate",
     "load_backbone": "hf_geossl.hub.auto_classes",
     "load_for_pretraining": "hf_geossl.training.adaptation.initialization",

@@ -3,7 +3,7 @@
 from hf_geossl.data import load_scenes
 from hf_geossl.data.streams import ImageStream, load_stream
 from hf_geossl.evaluation.evaluate import evaluate_model
-from hf_geossl.hub.auto_classes import load_backbone
+from hf_geossl.hub.auto_classes import compose_model, load_backbone
 from hf_geossl.hub.push import Publication, PublishedFile, PublishError, publish
 from hf_geossl.modeling.configuration_equicoherent import EquiCoherentConfig
 from hf_geossl.modeling.configuration_gtsa import GTSAConfig
@@ -82,6 +82,7 @@ __all__ = [
     "PublishedFile",
     "TeacherStudentTrainer",
     "TeacherStudentTrainingArguments",
+    "compose_model",
     "evaluate_model",
     "load_backbone",
     "load_for_pretraining",

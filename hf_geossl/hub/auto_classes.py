@@ -7,13 +7,15 @@ for their files import it too, and two threads would wait for each other; they a
 made, and without one no Auto class finds a model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from os import PathLike, fspath
+from pathlib import Path
 from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from wrapt import when_imported
+from wrapt import when_imported, wrap_function_wrapper
 
 from hf_geossl.methods import METHODS
 
@@ -37,6 +39,7 @@ def register_auto_classes() -> None:
     """Makes every Auto class of transformers open this library's models; called on `import hf_geossl`."""
     when_imported("transformers.models.auto.configuration_auto")(_register_configurations)
     when_imported("transformers.models.auto.image_processing_auto")(_register_image_processors)
+    when_imported("transformers.models.auto.modeling_auto")(_open_local_backbones)
     when_imported("hf_geossl.modeling.configuration_vit")(_register_models_before_use)
 
 
@@ -49,6 +52,21 @@ def _register_configurations(module: ModuleType) -> None:
     module = import_module(module.__name__)  # waits where another thread is importing it
     for config_class in _configurations():
         module.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    from transformers.configuration_utils import PreTrainedConfig
+
+    class LazyComposedConfig(PreTrainedConfig):
+        """Opens a composed model's configuration, whose class needs transformers' models: they may be about to be imported."""
+
+        @classmethod
+        def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> Any:
+            from hf_geossl.hub.composition import COMPOSED
+
+            classes = {config.model_type: config for config in COMPOSED.values()}
+            return classes[config_dict["model_type"]].from_dict(config_dict, **kwargs)
+
+    for model_type in ("geossl_upernet", "geossl_dpt", "geossl_mask2former"):
+        lazy = type(LazyComposedConfig.__name__, (LazyComposedConfig,), {"model_type": model_type})
+        module.AutoConfig.register(model_type, lazy, exist_ok=True)
 
 
 def _register_image_processors(module: ModuleType) -> None:
@@ -66,6 +84,19 @@ def _register_image_processors(module: ModuleType) -> None:
     # by the base class, which no model has: transformers looks for a processor's name among those of one entry
     own = {"pil": GeometricImageProcessor, "torchvision": GeometricImageProcessor}
     module.AutoImageProcessor.register(GeometricViTConfig, image_processor_classes=own, exist_ok=True)
+
+
+def _open_local_backbones(module: ModuleType) -> None:
+    """Lets `AutoBackbone.from_pretrained` open folders too: transformers 5 asks the Hub for every path."""
+
+    def from_pretrained(wrapped: Callable, owner: object, args: tuple, kwargs: dict[str, Any]) -> "PreTrainedModel":
+        path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if isinstance(path, str | PathLike) and Path(path, "config.json").is_file():
+            kwargs.pop("pretrained_model_name_or_path", None)
+            return load_backbone(fspath(path), *args[1:], **kwargs)
+        return cast("PreTrainedModel", wrapped(*args, **kwargs))
+
+    wrap_function_wrapper(module, "AutoBackbone.from_pretrained", from_pretrained)
 
 
 def _register_models_before_use(module: ModuleType) -> None:
@@ -105,3 +136,48 @@ def load_backbone(path: str, **kwargs: object) -> "PreTrainedModel":
 
     opened = _BaseAutoModelClass.from_pretrained.__func__(AutoBackbone, path, **kwargs)  # type: ignore[attr-defined]
     return cast("PreTrainedModel", opened)
+
+
+def compose_model(
+    model_class: "type[PreTrainedModel]",
+    backbone: str,
+    out_indices: Sequence[int] | None = None,
+    config: "PreTrainedConfig | None" = None,
+    **fields: object,
+) -> "PreTrainedModel":
+    """Makes UperNet, DPT or Mask2Former over a trained trunk; what `save_pretrained` writes opens without this package too.
+
+    Args:
+        model_class (`type`): transformers' class, such as `UperNetForSemanticSegmentation`.
+        backbone (`str`): Folder or Hub repository of the trunk.
+        out_indices (`Sequence[int]`, *optional*): Layers whose features the model takes; four evenly spaced ones if absent.
+        config (`PreTrainedConfig`, *optional*): The model's own settings, without a `backbone_config`.
+        **fields: Settings of the model by name, such as `num_labels=150`, which replace those of `config`.
+
+    Returns:
+        `PreTrainedModel`: The model, in eval mode: the trunk with its weights, the rest with random ones.
+
+    Raises:
+        ValueError: If the model is none of the three.
+    """
+    import torch
+
+    from hf_geossl.hub.composition import COMPOSED
+
+    name = getattr(getattr(model_class, "config_class", None), "__name__", "")
+    if name not in COMPOSED:
+        known = ", ".join(sorted(COMPOSED))
+        raise ValueError(f"model_class must be a model of {known}, got {model_class.__name__}")
+    trunk = load_backbone(backbone, reshape_hidden_states=COMPOSED[name].takes_feature_maps)
+    layers = trunk.config.num_hidden_layers
+    chosen = out_indices or sorted({max(1, layers * part // 4) for part in range(1, 5)})
+    trunk.config.set_output_features_output_indices(out_features=None, out_indices=list(chosen))
+    values = {} if config is None else config.to_diff_dict()
+    composed = COMPOSED[name](
+        **{**values, **fields, "model_type": COMPOSED[name].model_type, "backbone_config": trunk.config}
+    )
+    with torch.device("meta"):  # only to see where the model has its backbone
+        parts = model_class(composed).named_modules()
+    place = next(name for name, part in parts if isinstance(part, type(trunk)))
+    state = {f"{place}.{key}": value for key, value in trunk.state_dict().items()}
+    return model_class.from_pretrained(None, config=composed, state_dict=state)

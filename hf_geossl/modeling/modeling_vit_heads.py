@@ -3,6 +3,7 @@
 A method's classes inherit from these and from its own base, which gives configuration, prefix and initialisation.
 """
 
+import logging
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -19,6 +20,8 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_vit import GeometricViTConfig
 from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEmbeddings, ViTEncoder
+
+logger = logging.getLogger(__name__)
 
 
 class ViTTrunk(GeometricViTPreTrainedModel):
@@ -112,6 +115,21 @@ class ViTTrunkBackbone(BackboneMixin, ViTTrunk):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.post_init()
+
+    @classmethod
+    def _from_config(cls, config: GeometricViTConfig, **kwargs: Any) -> "ViTTrunkBackbone":
+        """As transformers', which makes a model's `backbone_config` into its backbone here; says that weights are random."""
+        config.update({"auto_map": dict(cls.auto_map)})  # for folders that carry the code, see `hub/composition.py`
+        backbone: ViTTrunkBackbone = super()._from_config(config, **kwargs)
+        if not backbone.layernorm.weight.is_meta:  # otherwise the weights are about to be loaded
+            folder = config.name_or_path or "FOLDER"
+            logger.warning(
+                f"{cls.__name__} has random weights: a backbone_config holds none. hf_geossl.compose_model(MODEL_CLASS, "
+                f"{folder!r}) makes the whole model over trained ones, and sets reshape_hidden_states=False where it must be "
+                f"off (DPT); this backbone alone takes them by load_state_dict(AutoModel.from_pretrained({folder!r}, "
+                "trust_remote_code=True).state_dict())"
+            )
+        return backbone
 
     @can_return_tuple
     @filter_output_hidden_states
