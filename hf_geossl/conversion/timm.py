@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_geossl.conversion.checkpoint_file import State, read_torch_file
-from hf_geossl.conversion.families.blocks import NAMING, TIMM
+from hf_geossl.conversion.families.blocks import NAMING, TIMM, TIMM_FAMILIES
 from hf_geossl.conversion.families.names import from_trunk
 from hf_geossl.conversion.outgoing import config_of, join_key_bias, state_of, trunk_of
 from hf_geossl.conversion.trunk_weights import SourceTrunk, build_trunk, given_fields, read_trunk
@@ -79,10 +79,11 @@ def read_timm_model(model: Any, name: str = "the timm model", hints: Mapping[str
         "layer_norm_eps": getattr(block.norm1, "eps", 1e-6),
         "registers_have_positions": not getattr(model, "no_embed_class", False) and model.pos_embed is not None,
     }
+    fields["position_embedding_type"] = "learned" if rope is None else "rope"
     if rope is not None:
         if fields["image_size"][0] == fields["image_size"][1]:
             fields["image_size"] = fields["image_size"][0]
-        fields |= {"position_embedding_type": "rope", "rope_theta": float(rope.temperature)}
+        fields["rope_theta"] = float(rope.temperature)
     trunk = read_trunk(model.state_dict(), name, families=(TIMM,), hints={**(hints or {}), **fields})
     cfg = getattr(model, "pretrained_cfg", None) or {}
     mean, std = cfg.get("mean"), cfg.get("std")
@@ -135,7 +136,7 @@ def convert_timm_checkpoint(
     name, content = "the timm model", source
     if not isinstance(source, Mapping):
         name, content = Path(source).name, read_torch_file(source)
-    trunk = read_trunk(cast(Mapping[str, Any], content), name, families=(TIMM,), hints=given_fields(config))
+    trunk = read_trunk(cast(Mapping[str, Any], content), name, families=TIMM_FAMILIES, hints=given_fields(config))
     return build_trunk(trunk, config)
 
 

@@ -279,6 +279,10 @@ def read_trunk(
     state, beside, patches = find_trunk(content, name, weights)
     if "encoder.layer.0.attention.qkv.weight" in state:
         raise ValueError(f"{name} is a file of this library: give the folder that it lies in")
+    if {"pos_embed", "blocks.0.attn.q_bias"} <= state.keys() and "position_embedding_type" not in (hints or {}):
+        raise ValueError(
+            f"{name} looks like EVA, and a file does not say whether positions are rotated too: give timm:NAME, which says it"
+        )
     family = choose_family(state, beside, patches, families)
     periods = state.get("rope_embed.periods")  # of DINOv3's own files: one for four channels of a head
     renamed, unknown = _rename(state, family, name)

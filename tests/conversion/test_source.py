@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
 from hf_geossl import GTSAConfig
@@ -199,6 +201,36 @@ def test_pickles_and_code_of_a_folder_are_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no family of transformers, and its own code is not run"):
         read_source(tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+_CODE = """
+import timm
+from transformers import PreTrainedConfig, PreTrainedModel
+class Config(PreTrainedConfig):
+    model_type = "own_vit"
+class Model(PreTrainedModel):
+    config_class = Config
+    def __init__(self, config):
+        super().__init__(config)
+        self.vit = timm.create_model("vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=2)
+        self.post_init()
+    def _init_weights(self, module):
+        pass
+"""
+
+
+def test_code_that_is_trusted_gives_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the folder of such code stays in it
+    theirs = make_timm("vit_base_patch16_224", num_classes=1000)
+    config = {"model_type": "own_vit", "auto_map": {"AutoConfig": "code_own.Config", "AutoModel": "code_own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code_own.py").write_text(_CODE)
+    save_file({f"vit.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    trunk = read_source(tmp_path, trust_remote_code=True)
+    assert trunk.family == "timm"
+    assert_equal_features(convert_source(tmp_path, trust_remote_code=True), theirs)
 
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,12 @@ TIMM = Family(
     signs=("reg_token", "norm_pre.", "dist_token", "head.weight", "blocks.0.attn.q_bias"),
     has_class_token=None,
 )
+_ROTARY = {"position_embedding_type": "rope", "layer_norm_eps": 1e-5}
+# timm calls the scales of DINOv3's residual branches otherwise than those of its other ViTs
+TIMM_FAMILIES = (
+    Family("timm_dinov3", NAMING, _ROTARY, signs=("blocks.0.gamma_1",), heads={4096: 32}, has_class_token=None),
+    TIMM,
+)
 # DINO's, iBOT's and DINOv2's programs add 0.1 to the grid
 DINO = Family(
     "dino", NAMING, {"position_interpolation": "bicubic", "position_interpolation_offset": 0.1}, has_class_token=None
@@ -51,7 +57,7 @@ PROGRAMS = (
     Family(
         "dinov3",
         NAMING,
-        {"position_embedding_type": "rope", "layer_norm_eps": 1e-5},
+        _ROTARY,
         signs=("storage_tokens", "rope_embed.periods"),
         heads={4096: 32},
     ),
@@ -65,4 +71,4 @@ PROGRAMS = (
     ),
     DINO,
 )
-FAMILIES = (*PROGRAMS[:-1], TIMM, DINO)
+FAMILIES = (*PROGRAMS[:-1], *TIMM_FAMILIES, DINO)

@@ -68,6 +68,30 @@ def test_positions_are_resampled_as_the_program_of_a_file_does(
     assert fields["num_register_tokens"] == (2 if family == "dinov2_reg" else 0)
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3_qkvb"])
+def test_files_of_timms_dinov3_are_rotary(name: str, tmp_path: Path) -> None:
+    theirs = make_timm(name)
+    save_file(theirs.state_dict(), tmp_path / "file.safetensors")
+    for model in (
+        convert_source(tmp_path / "file.safetensors"),
+        convert_timm_checkpoint(tmp_path / "file.safetensors"),
+    ):
+        assert_equal_features(model, theirs)
+
+
+@pytest.mark.parametrize("name", ["eva02_small_patch14_224", "eva_giant_patch14_224"])
+def test_eva_is_taken_where_it_is_plain_and_its_files_are_not(name: str, tmp_path: Path) -> None:
+    theirs = make_timm(name, use_fc_norm=False)
+    if name.startswith("eva02"):
+        with pytest.raises(ValueError, match="must have DINOv3's rotary positions, got RotaryEmbedding"):
+            convert_timm_checkpoint(theirs)
+    else:
+        assert_equal_features(convert_timm_checkpoint(theirs), theirs)
+    save_file(theirs.state_dict(), tmp_path / "file.safetensors")
+    with pytest.raises(ValueError, match="looks like EVA, and a file does not say whether positions are rotated"):
+        read_source(tmp_path / "file.safetensors")
+
+
 def test_files_of_a_giant_have_silu_in_their_gates(tmp_path: Path) -> None:
     theirs = make_timm("vit_giant_patch14_dinov2")
     save_file(theirs.state_dict(), tmp_path / "packed.safetensors")
