@@ -65,7 +65,7 @@ def _parser() -> Parser:
     add(
         "--num_attention_heads",
         type=int,
-        help="Heads, where the file does not hold them; by default one for each 64 channels.",
+        help="Heads, where the file does not hold them; by default one for each 64 channels, or as published models of its width.",
     )
     add(
         "--weights",
