@@ -68,7 +68,7 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     """
     from transformers import set_seed
 
-    from hf_geossl.cli.pretrain_model import make_model, make_views
+    from hf_geossl.cli.pretrain_model import describe_sizes, make_model, make_views
     from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 
     hide_loading_bars()
@@ -81,6 +81,7 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
         newest_whole_checkpoint(Path(str(args.output_dir))) if resume is True else Path(resume) if resume else None
     )
     model, image_format, lines = make_model(given, stream, checkpoint)
+    lines += describe_sizes(given, model)
     for line in lines if args.process_index == 0 else ():
         print(line, file=sys.stderr)
     trainer = given.method.load("trainer")(
@@ -193,14 +194,15 @@ def resume_from(args: "TeacherStudentTrainingArguments") -> str | bool | None:
 
 
 def describe_start(trainer: "TeacherStudentTrainer", data: DataArguments) -> str:
-    """Says in a line what begins."""
+    """Says in a line what begins, and in another what of the trunk is trained, where that is not all."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     args, count = trainer.args, getattr(trainer.train_dataset, "num_images", None)
     source = data.dataset if count is None else f"the {count:,} of {data.dataset} ({data.split})"
-    return (
+    said = (
         f"{args.output_dir}: {parameters / 1e6:.1f} M trained parameters, {args.max_steps} steps of "
         f"{args.global_batch_size} images from {source}"
     )
+    return f"{said}\n{trainer.parts.trained_of_trunk}" if trainer.parts.trained_of_trunk else said
 
 
 def finish(trainer: "TeacherStudentTrainer") -> None:

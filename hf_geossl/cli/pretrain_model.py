@@ -119,5 +119,15 @@ def make_views(given: Pretraining, model: "TeacherStudentModel", image_format: "
     return views
 
 
+def describe_sizes(given: Pretraining, model: "TeacherStudentModel") -> list[str]:
+    """Says which sides of views are others than by default, since the patch does not divide those."""
+    from hf_geossl.training.matching import fitting_sizes
+
+    patch_size = model.config.patch_size
+    fitting = fitting_sizes(given.method, patch_size)
+    changed = [f"{name} {side}" for name, side in fitting.items() if name not in given.views]
+    return [f"views fit the patch of {patch_size} pixels: {', '.join(changed)}"] if changed else []
+
+
 def _as_tuple(value: Value) -> Value | tuple[Value, ...]:
     return tuple(value) if isinstance(value, list) else value

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, ViTImageProcessor, set_seed
 
 from hf_geossl import GTSAModel
 from hf_geossl.cli.main import main
-from hf_geossl.cli.pretrain import make_trainer
+from hf_geossl.cli.pretrain import describe_start, make_trainer
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
 from tests.helpers.gtsa_run import small_config
 from tests.helpers.photographs import write_folder
@@ -62,6 +62,22 @@ def test_views_take_the_sources_moments_and_other_channels_its_filters(words: li
     found = gray.model.gtsa.embeddings.patch_embeddings.weight
     torch.testing.assert_close(found, 3 * filters[:, :1])
     assert "source has 3 channels: its filters in turn in each of 1, times 3/1" in capsys.readouterr().err
+
+
+def test_views_fit_the_patch_and_what_is_trained_is_said(words: list[str], capsys: Any) -> None:
+    """By default 96 pixels, which patches of 10 do not divide."""
+    words = [*words, "--patch_size", "10", "--global_size", "40", "--lora_rank", "2"]
+    recipe = yaml.safe_load(Path(words[0]).read_text())
+    Path(words[0]).write_text(
+        yaml.safe_dump({k: v for k, v in recipe.items() if k not in ("local_size", "global_size")})
+    )
+    given = parse_pretrain(words)
+    trainer, _ = make_trainer(given, "")
+    assert (trainer.views.global_size, trainer.views.local_size) == (40, 100)
+    said = capsys.readouterr().err
+    assert "views fit the patch of 10 pixels: local_size 100" in said
+    assert "has patches of 8 pixels: resampled to 10 by pseudo-inverse" in said
+    assert describe_start(trainer, given.data).splitlines()[1].startswith("LoRA of rank 2: 2,048 of the trunk's ")
 
 
 def test_resume_starts_from_the_source_again(words: list[str], tmp_path: Path) -> None:

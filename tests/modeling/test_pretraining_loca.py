@@ -13,6 +13,8 @@ from hf_geossl.modeling.objectives import sinkhorn
 from hf_geossl.modeling.positions import resample_positions
 from tests.helpers.golden import SHARED
 from tests.helpers.loca_golden import golden_batch, golden_config, golden_model, load_golden, part, to_flax, to_torch
+from tests.helpers.loca_run import small_config
+from tests.helpers.methods import loca_batch
 
 Golden = tuple[dict[str, torch.Tensor], dict[str, Any]]
 needs_full_set = pytest.mark.skipif(
@@ -338,3 +340,16 @@ def test_shipped_numbers_are_the_authors() -> None:
     tensors = load_file(full / "golden.safetensors")
     for name, value in load_file(SHIPPED / "loca" / "golden.safetensors").items():
         assert torch.equal(value, tensors[name]), name
+
+
+def test_class_token_and_registers_take_part_in_attention_alone() -> None:
+    """Positions and clusters are those of patches, and every weight of the trunk gets a gradient, as DDP asks for."""
+    torch.manual_seed(0)
+    model = LOCAForPreTraining(small_config(use_class_token=True, num_register_tokens=2, drop_path_rate=0.0)).train()
+    outputs = model(**loca_batch(2))
+    assert outputs.random_query_logits.shape == (2, 6, 16)
+    assert outputs.reference_cluster_logits.shape == (2, 16, 16)
+    patches = model.teacher.loca(loca_batch(2)["reference_pixel_values"]).last_hidden_state[:, 3:]
+    torch.testing.assert_close(outputs.reference_cluster_logits, model.teacher.cluster_head(patches))
+    outputs.loss.backward()
+    assert [name for name, value in model.loca.named_parameters() if value.grad is None] == []

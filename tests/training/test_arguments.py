@@ -70,6 +70,13 @@ def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> N
         ("seed", 2**32, r"seed must be below 2\^32"),
         ("dataloader_num_workers", -1, "dataloader_num_workers must be 0 or more"),
         ("label_smoothing_factor", 0.1, "label_smoothing_factor means nothing in pretraining without labels"),
+        ("freeze_trunk_steps", -1, "freeze_trunk_steps must be 0 or more, got -1"),
+        ("trunk_warmup_steps", float("nan"), "trunk_warmup_steps must be 0 or more, got nan"),
+        ("layer_decay", 0.0, "layer_decay must be above 0 and at most 1, got 0.0"),
+        ("train_layers", "last:0", "train_layers must be 'all', 'norms' or such as 'last:4', got 'last:0'"),
+        ("lora_rank", -2, "lora_rank must be 0 or more, got -2"),
+        ("lora_alpha", 0.0, "lora_alpha must be above 0, got 0.0"),
+        ("anchor_weight", float("inf"), "anchor_weight must be 0 or more, got inf"),
         ("save_strategy", "epoch", "save_strategy must be 'steps' or 'no', got 'epoch'"),
     ],
 )
