@@ -64,7 +64,7 @@ def post_train(source: Path, output_dir: Path, **fields: Any) -> Curve:
     )  # fmt: skip
     scenes = rendered("train", 64, IMAGES, "scene")
     images = [{"image": (255 * row["image"]).byte().permute(1, 2, 0).numpy()} for row in scenes]
-    views = GTSAViews(global_size=64, local_size=32, num_local=1)
+    views = GTSAViews(global_size=64, local_size=32, num_local=2)
     trainer = GTSATrainer(model, args, images, views=views, callbacks=[curve])
     trainer.train()
     return curve
