@@ -143,6 +143,12 @@ class TeacherStudentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': a stream has no end, count in steps")
         if self.remove_unused_columns or not self.ignore_data_skip:
             raise ValueError("remove_unused_columns must stay off and ignore_data_skip on: streams resume by position")
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size must stay off: it would start over with fewer images a step, which learn at another rate "
+                "and cannot be resumed; a run that does not fit says which per_device_train_batch_size, "
+                "gradient_accumulation_steps and gradient_checkpointing do"
+            )
         if self.deepspeed is not None:
             raise ValueError("deepspeed must be left out: models that do not fit one GPU are trained with FSDP2")
         if self.fp16_full_eval or self.bf16_full_eval:

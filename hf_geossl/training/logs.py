@@ -15,6 +15,7 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.checkpointer import Checkpointer
 from hf_geossl.training.feed import EVALUATION, EVALUATION_VIEWS, seed_at
+from hf_geossl.training.memory import peak_memory
 from hf_geossl.training.monitors import NonFiniteGuard
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.views.base import Views
@@ -201,6 +202,7 @@ class LogLine:
         if self.checkpointer.failed:
             logs["failed_saves"] = self.checkpointer.failed
         logs.update(self.stopwatch.describe(self.plan.args.global_batch_size))
+        logs.update(peak_memory(self.meter.device))
         self.meter.reset()
         self.stopwatch.reset()
 

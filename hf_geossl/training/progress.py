@@ -107,6 +107,8 @@ class ImagesProgressCallback(ProgressCallback):
         parts += [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
         if "images_per_second" in logs:
             parts.append(f"{logs['images_per_second']:.1f} images/s")
+        if "memory_mb" in logs:
+            parts.append(f"{logs['memory_mb'] / 1024:.1f} GiB")
         if logs.get("skipped_images"):
             parts.append(f"{count_of(int(logs['skipped_images']), 'image')} skipped")
         if logs.get("skipped_steps"):

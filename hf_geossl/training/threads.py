@@ -10,6 +10,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.memory import explained_out_of_memory
 
 
 @contextmanager
@@ -25,8 +26,9 @@ def cpu_threads(num_workers: int) -> Iterator[None]:
 
 @contextmanager
 def training_context(args: TeacherStudentTrainingArguments) -> Iterator[None]:
-    """Threads for a run on a CPU, and log messages that do not tear its progress bar."""
+    """Threads for a run on a CPU, log messages that do not tear its progress bar, and a sentence where memory runs out."""
     with ExitStack() as stack:
+        stack.enter_context(explained_out_of_memory(args))
         if args.device.type == "cpu":
             stack.enter_context(cpu_threads(args.dataloader_num_workers))
         if not args.disable_tqdm and args.process_index == 0:

@@ -224,6 +224,7 @@ def main(folder: Path, layout: str) -> None:
         if method in IN_MICRO_BATCHES:
             train(f"micro_{method}", method, folder, **micro)
     adapted, accumulated = f"{'micro' if layout == 'alone' else layout}_adapted", micro if layout == "alone" else {}
+    accumulated |= {"gradient_checkpointing": layout == "fsdp"}  # which changes nothing
     train(adapted, "ibot", folder, **ADAPTED, **accumulated)
     train(f"{adapted}_again", "ibot", folder, checkpoint(adapted), **ADAPTED, **accumulated)
     if layout == "alone":

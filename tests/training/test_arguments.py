@@ -52,6 +52,7 @@ def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> N
         ("clip_mode", "tensors", "clip_mode must be 'tensor' or 'global', got 'tensors'"),
         ("base_learning_rate", -1.0, "base_learning_rate must be above 0"),
         ("ignore_data_skip", False, "ignore_data_skip on"),
+        ("auto_find_batch_size", True, "auto_find_batch_size must stay off: .* per_device_train_batch_size, "),
         ("learning_rate", 1e-2, "learning_rate=0.01 and base_learning_rate=0.05 .* were both given"),
         ("max_steps", 0, "max_steps must be above 0, or -1 for num_train_epochs, got 0"),
         ("num_train_epochs", 0, "num_train_epochs must be above 0, or left out, got 0"),

@@ -193,7 +193,16 @@ def test_a_line_has_what_the_step_before_it_used(line: LogLine, now: list[float]
     second = {"loss": 99.0}
     line.extend(second, 6, has_teacher=False, skipped_images=7)
     assert (second["loss"], second["images_per_second"]) == (5.0, pytest.approx(4.0))
-    assert not {"teacher_momentum", "feature_spread", "failed_saves"} & set(second)
+    assert not {"teacher_momentum", "feature_spread", "failed_saves", "memory_mb"} & set(second)
+
+
+def test_a_line_has_the_peak_of_a_gpus_memory(line: LogLine, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_geossl.training.logs.peak_memory", lambda device: {"memory_mb": 1000 + len(device.type)})
+    _make_step(line, 1.0)
+    now[0] += 1
+    logs = {"loss": 1.0}
+    line.extend(logs, 1, has_teacher=False, skipped_images=0)
+    assert logs["memory_mb"] == 1003
 
 
 def test_what_is_not_finite_is_not_logged(line: LogLine, now: list[float]) -> None:

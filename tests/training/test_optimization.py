@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import gtsa_run, loca_run
+from tests.helpers.exact_resume import different_weights, whole_and_resumed
 from tests.helpers.gtsa_run import make_trainer
 
 
@@ -40,3 +41,27 @@ def test_other_methods_keep_one_group_for_each_kind(run: Any, images: Any, tmp_p
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, trained))
     assert [group["weight_decay"] for group in groups] == [trainer.args.weight_decay, 0.0]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_other_optimizers_keep_groups_weight_decay_and_exact_resume(optim: str, images: Any, tmp_path: Path) -> None:
+    if "adamw_torch" not in optim and "adamw" in optim:
+        pytest.importorskip("bitsandbytes", reason="8-bit optimizers need bitsandbytes")
+    fields = {"layer_decay": 0.5, "freeze_trunk_steps": 2, "weight_decay": 0.1, "weight_decay_end": 0.3}
+    whole, resumed = whole_and_resumed(make_trainer, tmp_path, images, optim=optim, **fields)
+    assert different_weights(whole.model, resumed.model) == []
+    names = {id(parameter): name for name, parameter in whole.model.named_parameters()}
+    found = {names[id(p)]: group for group in whole.optimizer.param_groups for p in group["params"]}
+    assert found.keys() == {name for name, parameter in whole.model.named_parameters() if parameter.requires_grad}
+    first, last = found["gtsa.encoder.layer.0.mlp.fc1.weight"], found["gtsa.encoder.layer.1.mlp.fc1.weight"]
+    assert (first["trunk"], first["decayed"], first["lr"] * 2) == (True, True, pytest.approx(last["lr"]))
+    assert first["weight_decay"] == pytest.approx(whole.plan.weight_decay_at(5))  # of the last step
+    assert (found["gtsa.layernorm.bias"]["decayed"], found["gtsa.layernorm.bias"]["weight_decay"]) == (False, 0.0)
+
+
+def test_an_optimizer_whose_package_is_missing_is_named(
+    images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install -U bitsandbytes"):
+        make_trainer(tmp_path, images, optim="paged_adamw_8bit").train()

@@ -1,0 +1,93 @@
+"""Runs that need less memory, or more than there is: what is logged, said and the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import TrainerCallback
+
+from hf_geossl import GTSATrainer
+from hf_geossl.cli.main import main
+from hf_geossl.training.memory import describe_out_of_memory, explained_out_of_memory, peak_memory
+from tests.helpers import equicoherent_run, gtsa_run, loca_run
+from tests.helpers.exact_resume import different_weights
+from tests.helpers.photographs import write_folder
+from tests.helpers.small_recipes import SMALL
+
+RUNS = {"gtsa": gtsa_run, "loca": loca_run, "equicoherent": equicoherent_run}
+ADAPTED = {"all": {}, "lora": {"lora_rank": 2}, "frozen": {"freeze_trunk_steps": 2, "train_layers": "last:1"}}
+
+
+def test_peak_memory_is_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30 + device.index)
+    assert peak_memory(torch.device("cuda", 1)) == {"memory_mb": 3072}
+    assert peak_memory(torch.device("cpu")) == {}
+
+
+class Full(TrainerCallback):
+    """A device that is full in step 3."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+
+@pytest.mark.parametrize("adapted", ADAPTED)
+@pytest.mark.parametrize("method", RUNS)
+def test_a_run_that_did_not_fit_goes_on_with_layers_computed_again_to_the_bit(
+    method: str, adapted: str, images: Any, tmp_path: Path
+) -> None:
+    make, fields = RUNS[method].make_trainer, {"save_steps": 2, "max_steps": 4, **ADAPTED[adapted]}
+    undisturbed = make(tmp_path / "undisturbed", images, **fields)
+    undisturbed.train()
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        make(tmp_path / "full", images, [Full()], **fields).train()
+    assert str(raised.value) == (
+        "a batch of 4 images does not fit the memory of cpu (checkpoint-2 is whole): --gradient_checkpointing true computes "
+        "layers twice for the same result, and --resume_from_checkpoint true goes on from there; "
+        "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 starts a run of the same 4 images a step; "
+        "smaller views or a smaller model take less too"
+    )
+    resumed = make(tmp_path / "full", images, gradient_checkpointing=True, **fields)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(layer.gradient_checkpointing for layer in resumed.model.base_model.encoder.layer)
+    assert different_weights(undisturbed.model, resumed.model) == []
+
+
+def test_what_is_said_leaves_out_what_is_done(tmp_path: Path) -> None:
+    args = gtsa_run.small_arguments(
+        tmp_path, gradient_checkpointing=True, per_device_train_batch_size=9, gradient_accumulation_steps=2
+    )
+    assert describe_out_of_memory(args) == (
+        "a batch of 9 images does not fit the memory of cpu (no checkpoint has been saved): --per_device_train_batch_size 3 "
+        "--gradient_accumulation_steps 6 starts a run of the same 18 images a step; smaller views or a smaller model take "
+        "less too"
+    )
+    args.per_device_train_batch_size = 1
+    assert "--per_device" not in describe_out_of_memory(args)
+    with pytest.raises(RuntimeError, match="^something else$"), explained_out_of_memory(args):
+        raise RuntimeError("something else")
+    message = (
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match="does not fit the memory of cpu"), explained_out_of_memory(args):
+        raise RuntimeError(message)
+
+
+def test_the_command_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump({**SMALL, "output_dir": str(tmp_path / "run")}))
+    monkeypatch.setattr(GTSATrainer, "method_callbacks", lambda self: [Full()])
+    data = ["--dataset", str(write_folder(tmp_path / "images", 30)), "--save_steps", "2", "--max_steps", "4"]
+    assert main(["pretrain", str(recipe), *data]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert "geossl: a batch of 8 images does not fit the memory of cpu (checkpoint-2 is whole): --gradient" in errors
+    monkeypatch.undo()
+    again = ["--gradient_checkpointing", "true", "--resume_from_checkpoint", "true"]
+    assert main(["pretrain", str(recipe), *data, *again]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
