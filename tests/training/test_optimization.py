@@ -40,3 +40,12 @@ def test_other_methods_keep_one_group_for_each_kind(run: Any, images: Any, tmp_p
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, trained))
     assert [group["weight_decay"] for group in groups] == [trainer.args.weight_decay, 0.0]
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(0.1, False), (10, True), (25, True)])
+def test_a_warm_up_that_is_the_whole_run_is_said(
+    warmup: float, told: bool, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, images, warmup_steps=warmup, max_steps=10)
+    trainer.create_scheduler(10, trainer.create_optimizer())
+    assert ("is as long as the run: the learning rate only rises" in caplog.text) == told
