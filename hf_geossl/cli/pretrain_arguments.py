@@ -63,6 +63,7 @@ YIELDING = {
     "dataset": "dataset_config split image_column revision eval_dataset eval_split " + _IMAGES,
     "channels": _IMAGES.removeprefix("channels "),
     "value_range": "mean std",
+    "host": "num_local",  # some take local views and some do not
     "eval_dataset": "eval_split",
     "model_name_or_path": "init_from init_channels",
     "num_train_epochs": "max_steps",

@@ -163,6 +163,8 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "a number, or None for no scale", lambda value: value is None or math.isfinite(value), "layerscale_value"
         )
         self.require("in [0, 1)", lambda rate: 0 <= rate < 1, "drop_path_rate")
+        self.require("above 0", lambda size: size >= 1, "intermediate_size")  # None has become a number
+        self.require("above 0", lambda value: 0 < value < math.inf, "layer_norm_eps", "initializer_range")
         if self.image_format is not None:
             described = ImageFormat.from_dict(self.image_format)
             if described.num_channels != self.num_channels:

@@ -1,5 +1,6 @@
 """How the weights move: `OptimizerPlan` holds what is a function of the optimizer step, or of a parameter's name."""
 
+import logging
 from typing import cast
 
 import torch
@@ -12,6 +13,8 @@ from hf_geossl.training.adaptation.trunk import lr_multiplier, name_in_trunk
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.schedules import cosine, late_start, steps_of, warmup_cosine
 from hf_geossl.training.sharding import full_tensor, gradient_norms, local_parts
+
+logger = logging.getLogger(__name__)
 
 
 class OptimizerPlan:
@@ -97,6 +100,8 @@ class OptimizerPlan:
     def make_scheduler(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
         """The learning rate's schedule: warm-up and cosine to `min_learning_rate`; of the trunk with its own rise before it."""
         warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
+        if warmup >= num_training_steps:
+            logger.warning(f"the warm-up of {warmup} steps is as long as the run: the learning rate only rises")
         if self.args.min_learning_rate is None:
             end = 0.01
         else:

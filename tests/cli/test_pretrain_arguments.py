@@ -123,13 +123,14 @@ def test_own_images_need_one_argument(recipe: str) -> None:
         ("quickstart", "num_train_epochs=2", "max_steps"),
         ("quickstart", "learning_rate=0.1", "base_learning_rate"),
         ("loca_quickstart", "eval_dataset=none", "eval_split"),
+        ("equicoherent_quickstart", "host=vicreg", "num_local"),
     ],
 )
 def test_a_recipes_value_yields_to_what_excludes_it(recipe: str, given: str, yields: str) -> None:
     parsed = parse_pretrain([recipe, f"--{given}"])
-    before = {**parse_pretrain([recipe]).training, "eval_split": parse_pretrain([recipe]).data.eval_split}
+    plain = parse_pretrain([recipe])
+    before, after = ({**one.views, **one.training, "eval_split": one.data.eval_split} for one in (plain, parsed))
     assert before[yields] is not None
-    after = {**parsed.training, "eval_split": parsed.data.eval_split}
     assert after.get(yields) is None
     assert [
         line.startswith(f"--{given.partition('=')[0]} is given, so {recipe}'s {yields}=") for line in parsed.left_out

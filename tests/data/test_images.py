@@ -160,6 +160,11 @@ def test_max_pixels_counts_whatever_pillows_own_limit_is(kind, monkeypatch):
     ("content", "reason"),
     [
         (b"", "empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "a pointer of Git LFS: `git lfs pull` fetches the file",
+        ),
+        (b"\n<!DOCTYPE html><html>404</html>", "a page of a web site, as a failed download leaves it"),
         (b"this is a text", "not an image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
         (save(Image.fromarray(noise(40, 40, 3)), "JPEG")[:900], "pixels cannot be decoded"),

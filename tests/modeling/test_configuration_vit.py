@@ -23,6 +23,9 @@ def method(request: pytest.FixtureRequest) -> Method:
         {"image_size": 36},
         {"image_size": [32, 4]},
         {"drop_path_rate": 1.0},
+        {"intermediate_size": 0},
+        {"layer_norm_eps": float("nan")},
+        {"initializer_range": -0.1},
         {"position_interpolation": "nearest"},
     ],
 )

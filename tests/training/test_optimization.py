@@ -65,3 +65,12 @@ def test_an_optimizer_whose_package_is_missing_is_named(
     monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ImportError, match="pip install -U bitsandbytes"):
         make_trainer(tmp_path, images, optim="paged_adamw_8bit").train()
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(0.1, False), (10, True), (25, True)])
+def test_a_warm_up_that_is_the_whole_run_is_said(
+    warmup: float, told: bool, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, images, warmup_steps=warmup, max_steps=10)
+    trainer.create_scheduler(10, trainer.create_optimizer())
+    assert ("is as long as the run: the learning rate only rises" in caplog.text) == told

@@ -60,6 +60,17 @@ def test_floating_point_keeps_its_precision(channels: int) -> None:
     np.testing.assert_allclose(sharp[0, 0].flip(-1), rows, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [2, 5, 13])
+@pytest.mark.parametrize("size", [3, 24, 40, 90])
+def test_floats_are_resized_as_by_torch_in_double_precision(channels: int, size: int) -> None:
+    pixels = image(channels, torch.float32) * 5 - 2
+    for x1, y1, x2, y2 in [*BOXES, (0, 0, 1, 1), (5, 7, 6, 30)]:
+        found = resizer(prepare(pixels), size, antialias=True)((x1, y1, x2, y2))
+        box = pixels[None, y1:y2, x1:x2].permute(0, 3, 1, 2).double()
+        expected = F.interpolate(box, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-6)
+
+
 def test_images_in_other_memory_are_the_same_images() -> None:
     pixels = image(5)
     planar = pixels.permute(2, 0, 1).contiguous().permute(1, 2, 0)

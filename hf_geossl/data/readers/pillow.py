@@ -26,6 +26,13 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 # what PNG's pixels and their orientation need; text and colour profiles can be large and are not read
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 
+# what often lies under the name of an image
+_NO_IMAGES = {
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` fetches the file",
+    b"<!doctype html": "a page of a web site, as a failed download leaves it: fetch the file again",
+    b"<html": "a page of a web site, as a failed download leaves it: fetch the file again",
+}
+
 
 def open_image(file: BinaryIO) -> Image.Image:
     """Opens an image without decoding it, and without Pillow's check of its size.
@@ -42,6 +49,11 @@ def open_image(file: BinaryIO) -> Image.Image:
     if image is None:
         image = _open_png_without_metadata(file)
     if image is None:
+        file.seek(0)
+        start = file.read(64).lstrip().lower()
+        for beginning, what in _NO_IMAGES.items():
+            if start.startswith(beginning):
+                raise BrokenImageError(f"not an image but {what}") from None
         raise BrokenImageError(f"not an image of a known format ({', '.join((*FORMATS, 'DICOM', 'NPY', 'NPZ'))})")
     return image
 
