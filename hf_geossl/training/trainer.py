@@ -29,7 +29,7 @@ from hf_geossl.training.outputs.exporter import Exporter, HubPublisher
 from hf_geossl.training.outputs.run_description import describe_run
 from hf_geossl.training.parts import TrainerParts
 from hf_geossl.training.progress import ImagesProgressCallback, describe_evaluation
-from hf_geossl.training.threads import training_context
+from hf_geossl.training.resources import training_context
 from hf_geossl.views.base import Views
 
 Inputs = dict[str, Any]

@@ -49,7 +49,7 @@ class Curve(TrainerCallback):
         for trunk, accuracies in ((model.gtsa, self.student), (model.teacher.gtsa, self.teacher)):
             frozen = torch.equal(trunk.layernorm.weight, self.start)
             accuracies.append(self.source if frozen else knn(trunk))
-        control.should_training_stop |= self.student[-1] < self.source - 6
+        control.should_training_stop |= self.student[-1] < self.source - 3.5
 
 
 def post_train(source: Path, output_dir: Path, **fields: Any) -> Curve:

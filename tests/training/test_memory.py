@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_geossl import GTSATrainer
 from hf_geossl.cli.main import main
-from hf_geossl.training.memory import describe_out_of_memory, explained_out_of_memory, peak_memory
+from hf_geossl.training.resources import describe_out_of_memory, explained_out_of_memory, peak_memory
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.photographs import write_folder

@@ -34,7 +34,9 @@ _TORCH_WRITER = (
     "inline_container.cc",
     "iostream error",
 )  # what torch.save says, always without why
-_NOT_THE_MODEL = {"architectures", "auto_map", "dtype", "transformers_version", "use_cache", "_name_or_path"}
+_NOT_THE_MODEL = {
+    *("architectures", "auto_map", "dtype", "init_from", "transformers_version", "use_cache", "_name_or_path"),
+}
 
 
 class CheckpointError(RuntimeError):

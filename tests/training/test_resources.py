@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_geossl.training.threads import cpu_threads, training_context
+from hf_geossl.training.resources import cpu_threads, training_context
 from tests.helpers.gtsa_run import make_trainer, small_arguments
 
 

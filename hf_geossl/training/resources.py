@@ -1,14 +1,29 @@
-"""Memory of the device: how much a run has taken, and what to do where it is not enough."""
+"""Threads, messages and memory of a run's process while it trains."""
 
+import logging
+import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+
+
+@contextmanager
+def cpu_threads(num_workers: int) -> Iterator[None]:
+    """Leaves the data loader's workers a core each; threads that contend for a core slow each other down many times over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - num_workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
@@ -52,3 +67,19 @@ def describe_out_of_memory(args: TeacherStudentTrainingArguments) -> str:
     mends.append("smaller views or a smaller model take less too")
     saved = f"{checkpoint.name} is whole" if checkpoint else "no checkpoint has been saved"
     return f"a batch of {size} images does not fit the memory of {args.device} ({saved}): {'; '.join(mends)}"
+
+
+@contextmanager
+def training_context(args: TeacherStudentTrainingArguments) -> Iterator[None]:
+    """Threads for a run on a CPU, log messages that do not tear its progress bar, and a sentence where memory runs out."""
+    with ExitStack() as stack:
+        stack.enter_context(explained_out_of_memory(args))
+        if args.device.type == "cpu":
+            stack.enter_context(cpu_threads(args.dataloader_num_workers))
+        if not args.disable_tqdm and args.process_index == 0:
+            loggers = [logging.getLogger(name) for name in (None, "transformers", "datasets", "huggingface_hub")]
+            stack.enter_context(logging_redirect_tqdm(loggers=loggers))
+        stack.enter_context(warnings.catch_warnings())
+        # outputs of FSDP2's modules are views here and there, and nothing changes them in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        yield
