@@ -10,7 +10,7 @@ from typing import Self
 
 from transformers import TrainingArguments
 
-from hf_geossl.training.sharding import fsdp_plugin_settings
+from hf_geossl.training.sharding import check_divisible_optimizer, fsdp_plugin_settings
 
 # the smallest values that make sense, here or in transformers' own arguments, which checks few of them
 _LOWEST = {
@@ -155,6 +155,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             raise ValueError("fp16_full_eval and bf16_full_eval must stay off: teachers are kept in float32")
         super().__post_init__()
         self.fsdp_plugin_args = fsdp_plugin_settings(self.fsdp_plugin_args, self.mixed_precision)
+        if self.fsdp_plugin_args is not None:
+            check_divisible_optimizer(str(getattr(self.optim, "value", self.optim)))
 
     def _check_adaptation(self) -> None:
         """Checks what says how much of the trunk is trained, and when."""

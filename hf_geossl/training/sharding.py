@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from hf_geossl.training.adaptation.adapters import merge_state, scaling_of
 
 LAYERS = ("ViTLayer", "ViTPatchEmbeddings")  # divided one by one, of student and teacher alike
+DIVISIBLE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")  # of torch's, each weight by itself
 _WRAPPED = "_checkpoint_wrapped_module."
 
 
@@ -147,6 +148,15 @@ def fsdp_plugin_settings(given: Mapping[str, Any] | None, mixed_precision: str) 
             param_dtype=None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     return settings
+
+
+def check_divisible_optimizer(optim: str) -> None:
+    """Raises a ValueError for optimizers whose arithmetic is not that of each weight by itself; FSDP2 divides the weights."""
+    if optim not in DIVISIBLE:
+        raise ValueError(
+            f"optim must be one of {', '.join(DIVISIBLE)} with FSDP2, got {optim}: the states of others are not divided as the "
+            "weights are; on one GPU, or with DDP, it can be used"
+        )
 
 
 def prepared_before(accelerator: Accelerator) -> Accelerator:

@@ -23,6 +23,7 @@ from hf_geossl.training.sharding import (
     shard_like,
     whole_model,
 )
+from tests.helpers.gtsa_run import small_arguments
 
 
 def _trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -111,6 +112,16 @@ def test_fsdp_settings_hold_what_this_library_needs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FSDP_VERSION", "2")
     launched = fsdp_plugin_settings(None, "no")
     assert launched == {"fsdp_version": 2, "transformer_cls_names_to_wrap": list(LAYERS)}
+
+
+def test_optimizers_that_cannot_be_divided_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes and Adafactor end in tracebacks of DTensor otherwise."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    for optim in ("adafactor", "adamw_bnb_8bit"):
+        with pytest.raises(ValueError, match=f"optim must be one of adamw_torch, .* with FSDP2, got {optim}: "):
+            small_arguments(tmp_path, optim=optim)
+    small_arguments(tmp_path, optim="sgd")
 
 
 def test_what_is_prepared_is_given_back_as_it_is() -> None:
