@@ -31,15 +31,40 @@ def resample_positions(
             antialiasing where the grid shrinks as LOCA (`jax.image.resize`).
     """
     grid_height, grid_width, _ = positions.shape
+    if not (isinstance(height, int) and isinstance(width, int)):  # sizes that an export or a trace keeps open
+        rows, columns = _resampling_matrices((grid_height, grid_width), (height, width), offset, mode, positions.device)
+        return torch.einsum("hr,wc,rcd->hwd", rows, columns, positions.float()).to(positions.dtype)
     if (height, width) == (grid_height, grid_width):
         return positions
     target: dict[str, Any] = {"size": (height, width)}
     if offset:
-        # floats also where torch.jit.trace makes tensors of sizes
-        target = {"scale_factor": (float((height + offset) / grid_height), float((width + offset) / grid_width))}
+        target = {"scale_factor": ((height + offset) / grid_height, (width + offset) / grid_width)}
     table = positions.float().permute(2, 0, 1)[None]  # (1, D, grid_height, grid_width)
     table = nn.functional.interpolate(table, mode=mode, align_corners=False, antialias=mode == "bilinear", **target)
     return table[0].permute(1, 2, 0).to(positions.dtype)
+
+
+def _resampling_matrices(
+    grid: tuple[int, int], sizes: tuple[int, int], offset: float, mode: str, device: torch.device
+) -> list[torch.Tensor]:
+    """Makes the matrices `(new, old)` of rows and columns of what `interpolate` does, in tensors alone, for any size."""
+    steps = [torch.arange(size, device=device) for size in sizes]
+    counts = [step[-1] + 1 for step in steps]
+    extra = offset * ((counts[0] != grid[0]) | (counts[1] != grid[1]))  # none where the grid stays
+    matrices = []
+    for old, step, count in zip(grid, steps, counts, strict=True):
+        stride = old / (count + extra)
+        places = torch.arange(-2, old + 2, device=device)  # a cubic kernel reaches two beyond the edge
+        away = ((step[:, None] + 0.5) * stride - 0.5 - places).abs()
+        if mode == "bilinear":
+            weights = (1 - away[:, 2:-2] / stride.clamp(min=1)).clamp(min=0)
+            matrices.append(weights / weights.sum(1, keepdim=True))
+            continue
+        near, far = (1.25 * away - 2.25) * away**2 + 1, -0.75 * (((away - 5) * away + 8) * away - 4)
+        weights = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
+        inside = [weights[:, :3].sum(1, keepdim=True), weights[:, 3:-3], weights[:, -3:].sum(1, keepdim=True)]
+        matrices.append(torch.cat(inside, 1) if old > 1 else weights.sum(1, keepdim=True))
+    return matrices
 
 
 class ViTPatchEmbeddings(nn.Conv2d):
