@@ -55,12 +55,21 @@ class OptimizerPlan:
         ]
 
     def split_groups(self, optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> None:
-        """Divides a new optimizer's groups by learning rate, once, and marks those with weight decay as `decayed`."""
+        """Divides a new optimizer's groups by learning rate, once, and marks those with weight decay as `decayed`.
+
+        Raises:
+            ValueError: If a parameter is not the model's.
+        """
         if all("decayed" in group for group in optimizer.param_groups):
             return
         names = set(self.decayed_parameters(model))
         decayed = {id(parameter) for name, parameter in model.named_parameters() if name in names}
         multipliers = {id(p): self.lr_multiplier(name, model) for name, p in model.named_parameters()}
+        if any(id(parameter) not in multipliers for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError(
+                "the optimizer holds parameters that are not the model's, which it would train in vain: make it of "
+                "model.parameters() of the model that is given beside it"
+            )
         groups = []
         for group in optimizer.param_groups:
             group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])

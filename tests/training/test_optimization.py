@@ -1,5 +1,6 @@
 """`OptimizerPlan`: clipping, parameter groups, and the learning rate's schedule."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def test_other_methods_keep_one_group_for_each_kind(run: Any, images: Any, tmp_p
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, trained))
     assert [group["weight_decay"] for group in groups] == [trainer.args.weight_decay, 0.0]
+
+
+def test_an_optimizer_of_another_model_is_refused(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images)
+    optimizer = torch.optim.AdamW(copy.deepcopy(trainer.model).parameters())
+    with pytest.raises(ValueError, match="parameters that are not the model's"):
+        trainer.plan.split_groups(optimizer, trainer.model)
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(0.1, False), (10, True), (25, True)])
