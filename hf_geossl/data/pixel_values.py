@@ -222,7 +222,7 @@ def _units(raster: Raster, values: np.ndarray, image_format: ImageFormat) -> np.
         raster.pixels.dtype.kind == "f" and image_format.dtype.startswith("float")
     )
     # 255 of a picture of 8 bits is white, whatever white is of the scans of more bits beside it
-    picture = raster.dtype == "uint8" and image_format.dtype in ("uint16", "uint32")
+    picture = raster.dtype == "uint8" and image_format.takes_pictures
     as_they_are = same or (image_format.range_source != "type" and not picture)
     if not as_they_are:
         _check_fixed_range(raster, known)

@@ -9,7 +9,7 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
-from hf_geossl.data.sources.opening import CLIP_FOLDERS
+from hf_geossl.data.sources.opening import holds_clips
 from hf_geossl.evaluation.bootstrap import interval
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
@@ -111,7 +111,7 @@ class EvaluationData:
     @property
     def is_clips(self) -> bool:
         """Whether this is a folder of clips, laid out as DAVIS, which only label propagation reads."""
-        return all((Path(self.dataset) / name).is_dir() for name in CLIP_FOLDERS)
+        return holds_clips(Path(self.dataset))
 
     @property
     def mode(self) -> str:

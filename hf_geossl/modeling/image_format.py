@@ -120,6 +120,11 @@ class ImageFormat:
         """Whether the pixels are used as the 8 bits that the files hold."""
         return self.dtype == "uint8" and set(self.value_range) == {TYPE_RANGES["uint8"]}
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether pictures of 8 bits are scaled to the range of these scans of more bits: their 255 is white."""
+        return self.dtype in ("uint16", "uint32") and len(self.value_range) == 1
+
     def ranges(self) -> tuple[tuple[float, float], ...]:
         """The stored values that become 0 and 1, one pair for each channel."""
         return self.value_range if len(self.value_range) > 1 else self.value_range * self.num_channels

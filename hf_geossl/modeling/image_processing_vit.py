@@ -211,7 +211,7 @@ def _of_stored_type(pixels: torch.Tensor, described: ImageFormat) -> torch.Tenso
     floats = pixels.is_floating_point()
     if own == stored or (floats and stored.startswith("float")):
         return pixels
-    by_type = described.is_uint8 or described.range_source == "type"
+    by_type = described.is_uint8 or described.range_source == "type" or (own == "uint8" and described.takes_pictures)
     fractions = floats and bool((pixels >= 0).all() and (pixels <= 1).all())
     if own in ("uint8", "uint16") or fractions:
         low, high = (0.0, 1.0) if fractions else TYPE_RANGES[own]

@@ -248,9 +248,9 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
         logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(
-                logits.float(), labels.long(), ignore_index=self.config.semantic_loss_ignore_index
-            )
+            ignored = self.config.semantic_loss_ignore_index
+            loss = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
+            loss = loss / (labels != ignored).sum().clamp(min=1)  # 0, not NaN, where no pixel has truth
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -26,16 +26,49 @@ def resample_positions(
             (`jax.image.resize`).
     """
     grid_height, grid_width, _ = positions.shape
+    if not (isinstance(height, int) and isinstance(width, int)):  # sizes that an export or a trace keeps open
+        rows, columns = _resampling_matrices((grid_height, grid_width), (height, width), offset, mode, positions.device)
+        return torch.einsum("hr,wc,rcd->hwd", rows, columns, positions.float()).to(positions.dtype)
     if (height, width) == (grid_height, grid_width):
         return positions
     target: dict[str, Any] = {"size": (height, width)}
     if offset:
-        # floats also where torch.jit.trace makes tensors of sizes
-        target = {"scale_factor": (float((height + offset) / grid_height), float((width + offset) / grid_width))}
+        target = {"scale_factor": ((height + offset) / grid_height, (width + offset) / grid_width)}
     table = positions.float().permute(2, 0, 1)[None]  # (1, D, grid_height, grid_width)
     method, antialias = mode.removesuffix("_antialias"), mode != "bicubic"
     table = nn.functional.interpolate(table, mode=method, align_corners=False, antialias=antialias, **target)
     return table[0].permute(1, 2, 0).to(positions.dtype)
+
+
+def _resampling_matrices(
+    grid: tuple[int, int], sizes: tuple[int, int], offset: float, mode: str, device: torch.device
+) -> list[torch.Tensor]:
+    """Makes the matrices `(new, old)` of rows and columns of what `interpolate` does, in tensors alone, for any size."""
+    steps = [torch.arange(size, device=device) for size in sizes]
+    counts = [step[-1] + 1 for step in steps]
+    changes = [count != old for old, count in zip(grid, counts, strict=True)]
+    if mode == "bicubic":  # a grid that stays is not resampled; with antialiasing, a side that stays
+        changes = [changes[0] | changes[1]] * 2
+    matrices = []
+    for old, step, count, change in zip(grid, steps, counts, changes, strict=True):
+        stride = old / (count + offset * change)
+        places = torch.arange(-2, old + 2, device=device)  # a cubic kernel reaches two beyond the edge
+        away = ((step[:, None] + 0.5) * stride - 0.5 - places).abs()
+        if mode == "bicubic":
+            weights = _cubic(away, -0.75)  # of places beyond the edge on it
+            inside = [weights[:, :3].sum(1, keepdim=True), weights[:, 3:-3], weights[:, -3:].sum(1, keepdim=True)]
+            matrices.append(torch.cat(inside, 1) if old > 1 else weights.sum(1, keepdim=True))
+            continue
+        away = away[:, 2:-2] / stride.clamp(min=1)
+        weights = (1 - away).clamp(min=0) if mode == "bilinear" else _cubic(away, -0.5)
+        matrices.append(weights / weights.sum(1, keepdim=True))
+    return matrices
+
+
+def _cubic(away: torch.Tensor, a: float) -> torch.Tensor:
+    """The cubic convolution kernel of distances."""
+    near, far = ((a + 2) * away - (a + 3)) * away**2 + 1, a * (((away - 5) * away + 8) * away - 4)
+    return torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
 
 
 class ViTRotaryPositions(nn.Module):

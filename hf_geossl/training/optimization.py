@@ -76,6 +76,9 @@ class OptimizerPlan:
         """Divides a new optimizer's groups by learning rate, once.
 
         Those with weight decay are marked as `decayed`; where the trunk starts later than the heads, its own as `trunk`.
+
+        Raises:
+            ValueError: If a parameter is not the model's.
         """
         if all("decayed" in group for group in optimizer.param_groups):
             return
@@ -86,6 +89,11 @@ class OptimizerPlan:
             id(p): (self.lr_multiplier(name, model), not (starts_later and name_in_trunk(name, model) is not None))
             for name, p in model.named_parameters()
         }
+        if any(id(parameter) not in kinds for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError(
+                "the optimizer holds parameters that are not the model's, which it would train in vain: make it of "
+                "model.parameters() of the model that is given beside it"
+            )
         groups = []
         for group in optimizer.param_groups:
             group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])

@@ -45,8 +45,7 @@ class TeacherStudentTrainer(Trainer):
             whose samples hold an `image`.
         eval_dataset (the same, or `FirstImages`, *optional*): Images to measure the losses on, one pass each time.
         views (`Views`, *optional*): Makes the views of an image; the method's own with its defaults if absent.
-        command (`str`, *optional*): What started the run, for its card.
-        **kwargs: As `Trainer`.
+        command (`str`, *optional*): What started the run, for its card. **kwargs: As `Trainer`.
 
     Raises:
         TypeError: If model, arguments or views are of another kind.
@@ -87,7 +86,8 @@ class TeacherStudentTrainer(Trainer):
         if model is not None:
             self.check_views(model, self.views)
         size, images = (self.views.global_size,) * 2, self.views.image_format
-        kwargs.setdefault("processing_class", make_image_processor(size, images.mean, images.std, images))
+        processor = make_image_processor(size, images.mean, images.std, images)
+        kwargs["processing_class"] = kwargs.get("processing_class") or processor
         self.publisher = HubPublisher(args, args.hub_token)
         args = args.for_run(train_dataset)
         self.feed, self.plan = TrainingFeed(args, self.views), self.plan_class(args)

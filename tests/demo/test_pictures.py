@@ -150,7 +150,7 @@ def test_what_decoding_did_is_said_in_one_line_without_arguments() -> None:
     assert pictures.describe_notes(notes) == f"Of this file: transparency laid over white; {frames}."
     with collect_notes() as notes:
         pictures.read_upload(encoded(Image.new("L", (8, 8), 40)), GRAY)
-    stored_as = "uint8 instead of uint16; values taken as they are"
+    stored_as = "uint8 instead of uint16; 0 to 255 became the whole range"
     assert pictures.describe_notes(notes) == (
         f"Of this file: stored in another type than the model's images ({stored_as})."
     )

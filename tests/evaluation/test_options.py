@@ -23,6 +23,8 @@ def test_data_know_what_they_are(tmp_path: Path) -> None:
     for name in ("JPEGImages", "Annotations"):
         (tmp_path / name).mkdir()
     assert EvaluationData(str(tmp_path)).is_clips
+    (tmp_path / "JPEGImages" / "2007_000032.jpg").touch()  # as Pascal VOC
+    assert not EvaluationData(str(tmp_path)).is_clips
 
 
 def test_samples_have_the_size_mode_and_limit_that_are_asked_for() -> None:

@@ -80,6 +80,7 @@ def test_segmentation_loss_leaves_the_ignored_label_out(method: Method, ignored:
     ]
     assert len(terms) == 2 * 16 * 24 - 10 * 24
     assert outputs.loss.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-5)
+    assert model(pixels, labels=torch.full_like(labels, ignored)).loss.item() == 0  # a batch without truth is no NaN
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 16), (2, 2, 3), (1, 16, 24), (2, 1, 16, 24)])

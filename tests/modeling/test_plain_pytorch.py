@@ -4,6 +4,7 @@ import ast
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from tests.helpers.methods import METHODS, Method, images
 
 SOURCES = sorted(Path(hf_geossl.modeling.__file__).parent.glob("*.py"))
 OPTIONS = {"num_register_tokens": 2, "layerscale_value": 0.3}
+ROTARY = {"position_embedding_type": "rope", "gated_mlp": True, "key_bias": False, "hidden_act": "silu"}
+TRUNKS = [{}, {"position_interpolation": "bicubic_antialias"}, ROTARY]
 # the second is not the size that the position table is made for
 SIZES = [(32, 32), (40, 24)]
 
@@ -46,13 +49,30 @@ def test_a_model_exported_with_a_free_batch_gives_the_same_for_every_batch(
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("trunk", TRUNKS, ids=["own", "antialias", "rotary"])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_traced_trunk_gives_the_same_for_every_batch(method: Method, size: tuple[int, int]) -> None:
-    model = method.model("Model", num_hidden_layers=2, **OPTIONS)
+def test_a_model_exported_with_free_sides_gives_the_same_for_every_size(
+    method: Method, size: tuple[int, int], trunk: dict[str, Any]
+) -> None:
+    """As transformers' ViT (with `interpolate_pos_encoding`) and DINOv2; the table's own size among the others."""
+    model = method.model("ForSemanticSegmentation", num_hidden_layers=1, num_labels=3, **OPTIONS, **trunk)
+    sides = {2: 8 * torch.export.Dim("rows", min=1, max=64), 3: 8 * torch.export.Dim("columns", min=1, max=64)}
+    exported = torch.export.export(model, (images(2, 3, *size),), dynamic_shapes={"pixel_values": sides}).module()
+    for other in [*SIZES, (16, 88), (72, 32)]:
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images(2, 3, *other)).logits, model(images(2, 3, *other)).logits)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("trunk", TRUNKS, ids=["own", "antialias", "rotary"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_traced_trunk_gives_the_same_for_every_batch_and_size(
+    method: Method, size: tuple[int, int], trunk: dict[str, Any]
+) -> None:
+    model = method.model("Model", num_hidden_layers=2, **OPTIONS, **trunk)
     traced = torch.jit.trace(model, images(2, 3, *size), strict=False)
-    for batch_size in (1, 2, 5):
-        pixels = images(batch_size, 3, *size, seed=batch_size)
+    for batch_size, other in zip((1, 2, 5), [*SIZES, (16, 64)], strict=True):
+        pixels = images(batch_size, 3, *other, seed=batch_size)
         with torch.no_grad():
             found, expected = traced(pixels), model(pixels)
         torch.testing.assert_close(found["last_hidden_state"], expected.last_hidden_state)

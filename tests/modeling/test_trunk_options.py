@@ -157,12 +157,6 @@ def test_options_that_make_no_sense_are_refused(method: Method, fields: dict[str
         method.config(**fields)
 
 
-def test_pretraining_loca_with_registers_is_refused_by_name() -> None:
-    """Its objective is about every token of a query, and a register lies nowhere."""
-    with pytest.raises(ValueError, match="num_register_tokens must be 0 .* got 2"):
-        METHODS["loca"].model("ForPreTraining", num_register_tokens=2)
-
-
 # ---- what is made of it
 
 

@@ -1,5 +1,6 @@
 """`OptimizerPlan`: clipping, parameter groups, and the learning rate's schedule."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_an_optimizer_whose_package_is_missing_is_named(
     monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ImportError, match="pip install -U bitsandbytes"):
         make_trainer(tmp_path, images, optim="paged_adamw_8bit").train()
+
+
+def test_an_optimizer_of_another_model_is_refused(images: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, images)
+    optimizer = torch.optim.AdamW(copy.deepcopy(trainer.model).parameters())
+    with pytest.raises(ValueError, match="parameters that are not the model's"):
+        trainer.plan.split_groups(optimizer, trainer.model)
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(0.1, False), (10, True), (25, True)])

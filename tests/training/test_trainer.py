@@ -88,6 +88,12 @@ def test_saving_a_model_draws_no_random_numbers(images: Any, tmp_path: Path) -> 
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_no_processor_means_that_of_the_views(images: Any, tmp_path: Path) -> None:
+    """As transformers' Trainer, whose default it is."""
+    trainer = GTSATrainer(GTSAForPreTraining(small_config()), small_arguments(tmp_path), images, processing_class=None)
+    assert trainer.processing_class.size["height"] == trainer.views.global_size
+
+
 def test_other_arguments_and_models_are_named(images: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="args must be GTSATrainingArguments, got NoneType"):
         GTSATrainer(GTSAForPreTraining(small_config()))

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from PIL import Image
 
 from hf_geossl.data.sources.split_names import SPLIT_OF_WORD
 from hf_geossl.data.wording import Place, counted
 
+_LOOKED_AT = 1000  # images whose orientation is compared
 _NAME = re.compile(r"(instances|person_keypoints).*\.json|.*coco.*\.json", re.IGNORECASE)
 
 
@@ -20,30 +24,71 @@ def is_coco_name(name: str) -> bool:
 def images_of(document: Mapping[str, Any], place: Place) -> list[dict[str, Any]]:
     """The images of annotations with their objects: boxes (x, y, width, height), names of categories, keypoints.
 
+    Boxes are cut where they reach out of the image whose size is written down.
+
     Args:
         document (`Mapping`): with "images", "annotations" and perhaps "categories".
-        place (`Place`): of the file, to say how many crowds, which are one box around many objects, are left out.
+        place (`Place`): of the file, to say how many boxes are left out, such as crowds, which are one box around many
+            objects.
     """
     names = {category["id"]: category.get("name", category["id"]) for category in document.get("categories", [])}
     objects: dict[Any, dict[str, list[Any]]] = {
         image["id"]: {"bbox": [], "category": []} for image in document["images"]
     }
+    sizes = {image["id"]: (image.get("width"), image.get("height")) for image in document["images"]}
     keypoints = any("keypoints" in entry for entry in document["annotations"])
-    crowds = 0
+    told: Counter[str] = Counter()
     for entry in document["annotations"]:
-        own = objects.get(entry.get("image_id"))
-        if own is None or "bbox" not in entry:
+        own, category = objects.get(entry.get("image_id")), entry.get("category_id")
+        if "bbox" not in entry:
+            continue
+        if own is None or (names and category not in names):
+            told["of images or categories that are not listed left out"] += 1
             continue
         if entry.get("iscrowd"):
-            crowds += 1
+            told["around crowds left out"] += 1
             continue
-        own["bbox"].append([float(value) for value in entry["bbox"]])
-        own["category"].append(names.get(entry.get("category_id"), entry.get("category_id")))
+        box = [float(value) for value in entry["bbox"]]
+        inside = _cut(box, *sizes[entry["image_id"]])
+        if inside[2] <= 0 or inside[3] <= 0:
+            told["without area left out"] += 1
+            continue
+        told["cut at the edge of the image"] += max(abs(x - y) for x, y in zip(box, inside, strict=True)) > 1
+        own["bbox"].append(inside)
+        own["category"].append(names.get(category, category))
         if keypoints:
             own.setdefault("keypoints", []).append(entry.get("keypoints", []))
-    if crowds:
-        place.warn(f"{counted(crowds, 'box', 'boxes')} around crowds left out")
+    for what, count in told.items():
+        if count:
+            place.warn(f"{counted(count, 'box', 'boxes')} {what}")
     return [{"file_name": image["file_name"], "objects": objects[image["id"]]} for image in document["images"]]
+
+
+def _cut(box: list[float], width: float | None, height: float | None) -> list[float]:
+    """The part of a box (x, y, width, height) in an image, where its size is known; a box inside stays as it is."""
+    x, y, box_width, box_height = box
+    if not width or not height or (x >= 0 and y >= 0 and x + box_width <= width and y + box_height <= height):
+        return box
+    left, top = max(x, 0.0), max(y, 0.0)
+    return [left, top, min(x + box_width, width) - left, min(y + box_height, height) - top]
+
+
+def _refuse_turned(document: Mapping[str, Any], paths: Mapping[str, str], file: str) -> None:
+    """Refuses boxes of an image as its pixels are stored, where its EXIF orientation lays it on its side."""
+    images = [image for image in document["images"] if image["file_name"] in paths and image.get("width")]
+    for image in images[:: len(images) // _LOOKED_AT + 1]:
+        try:
+            with Image.open(paths[image["file_name"]]) as opened:
+                turned = opened.getexif().get(0x0112, 1) >= 5 and opened.width != opened.height
+                as_stored = opened.size == (image["width"], image.get("height"))
+        except (OSError, ValueError, SyntaxError):
+            continue  # broken images are counted where they are read
+        if turned and as_stored:
+            raise ValueError(
+                f"{file} gives {image['file_name']} as {image['width']} x {image['height']} pixels, and its EXIF "
+                "orientation lays it on its side, so that the boxes would lie elsewhere: write images as they are shown, "
+                "without the orientation, or boxes of the image as shown"
+            )
 
 
 def objects_beside(names: Sequence[str], files: Sequence[str], split: str, place: Place) -> dict[str, dict[str, Any]]:
@@ -67,11 +112,12 @@ def objects_beside(names: Sequence[str], files: Sequence[str], split: str, place
             continue
         try:
             with open(os.path.join(place.path, file), encoding="utf-8") as opened:
-                images = images_of(json.load(opened), place)
+                document = json.load(opened)
+            images = images_of(document, place)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{file} cannot be read as annotations of COCO ({error}): mend or remove it") from error
-        found = {
-            own[0]: image["objects"]
+        own_names = {
+            image["file_name"]: own[0]
             for image in images
             if len(
                 own := [
@@ -82,7 +128,10 @@ def objects_beside(names: Sequence[str], files: Sequence[str], split: str, place
             )
             == 1
         }
+        found = {own_names[image["file_name"]]: image["objects"] for image in images if image["file_name"] in own_names}
         if any(objects["bbox"] for objects in found.values()):
+            paths = {listed: os.path.join(place.path, name) for listed, name in own_names.items()}
+            _refuse_turned(document, paths, file)
             place.warn(f"{file} has the objects of {counted(len(found), 'image')} of {len(names)} of the split {split}")
             return found
     return {}

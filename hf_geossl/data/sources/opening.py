@@ -113,11 +113,19 @@ def open_rows(
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
 
 
+def holds_clips(folder: Path) -> bool:
+    """Whether a folder is laid out as DAVIS; Pascal VOC has the same folders, with images right in the first."""
+    if not all((folder / name).is_dir() for name in CLIP_FOLDERS):
+        return False
+    with os.scandir(folder / CLIP_FOLDERS[0]) as entries:
+        return not any(entry.is_file() and not entry.name.startswith(".") for entry in entries)
+
+
 def _local_rows(
     path: Path, split: str, image_column: str
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, ReadColumns | None]:
     """The rows, and what reads some columns of those that are streamed."""
-    if all((path / name).is_dir() for name in CLIP_FOLDERS) and not (path / "train").is_dir():
+    if holds_clips(path) and not (path / "train").is_dir():
         raise ValueError("it holds clips, which only the task propagation reads")
     if saved := _saved(path, split):
         return saved, None

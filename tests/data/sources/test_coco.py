@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_geossl.data.sources.coco import is_coco_name
+from hf_geossl.data.sources.coco import is_coco_name, objects_beside
 from hf_geossl.data.streams import load_stream
+from hf_geossl.data.wording import Place
 from hf_geossl.evaluation.options import EvaluationData
 from hf_geossl.evaluation.samples import load_samples
 
@@ -51,6 +52,45 @@ def test_objects_of_each_split_are_read(layout: str, tmp_path: Path, caplog: pyt
     assert "has the objects of 4 images of 4 of the split validation" in caplog.text
     assert "1 box around crowds left out" in caplog.text
     assert len(list(load_stream(str(tmp_path), "val").one_epoch())) == 4
+
+
+def _one_split(folder: Path, boxes: dict[int, list[float]], orientation: int = 1, category: int = 3) -> Path:
+    """Four images of 8 x 6 pixels with boxes, by the number of the image; the last category has no name."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    document = annotations("dog", "cat")
+    for image in document["images"]:
+        Image.new("RGB", (8, 6)).save(folder / image["file_name"], exif=exif)
+        image |= {"width": 8, "height": 6}
+    document["annotations"] = [
+        {"image_id": 40 + number, "category_id": category if number == 3 else 3, "bbox": box}
+        for number, box in boxes.items()
+    ]
+    (folder / "instances_train.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_boxes_beyond_the_image_are_cut_and_empty_ones_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """COCO 2017 has two boxes without height; labelling tools write boxes beyond the edge."""
+    boxes = {0: [5, -3, 9, 5], 1: [2, 2, 4, 0], 2: [1, 2, 3, 4], 3: [1, 1, 2, 2], 9: [1, 1, 2, 2]}
+    folder = _one_split(tmp_path, boxes, category=55)
+    names = [f"{number}.jpg" for number in range(4)]
+    objects = objects_beside(names, ["instances_train.json"], "train", Place(str(folder), "folder"))
+    assert [objects[name]["bbox"] for name in names] == [[[5, 0, 3, 2]], [], [[1, 2, 3, 4]], []]
+    for said in (
+        "1 box cut at the edge",
+        "1 box without area left out",
+        "2 boxes of images or categories that are not listed left out",
+    ):
+        assert said in caplog.text
+
+
+def test_boxes_of_images_that_their_orientation_turns_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="0.jpg as 8 x 6 pixels, and its EXIF orientation lays it on its side"):
+        load_samples(str(_one_split(tmp_path, {0: [1, 1, 2, 2]}, orientation=6)), "train", size=7)
+    load_samples(str(_one_split(tmp_path, {0: [1, 1, 2, 2]}, orientation=3)), "train", size=7)
 
 
 def test_annotations_that_cannot_be_read_are_named(tmp_path: Path) -> None:
