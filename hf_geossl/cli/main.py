@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file or a pipe gets each line when it is printed
+        # a log file or a pipe gets each line when it is printed; what its encoding lacks (cp1252 on Windows) is escaped
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: geossl COMMAND ...\n\ncommands:")
         for name, summary in COMMANDS.items():

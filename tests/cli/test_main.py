@@ -1,5 +1,6 @@
 """The command `geossl`: its commands, its errors, how soon it answers, and when its output arrives."""
 
+import io
 import subprocess
 import sys
 import time
@@ -107,6 +108,16 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(home, "card", card)
     assert main(["card"]) == 130
     assert capsys.readouterr().err == "geossl: interrupted\n"
+
+
+def test_names_that_the_output_cannot_hold_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe on Windows holds cp1252: a folder called in Greek must not end a run at the first line."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    assert main(["--version"]) == 0
+    print("größe \u03b1")
+    sys.stdout.flush()
+    assert written.getvalue().decode("cp1252").splitlines()[1] == "größe \\u03b1"
 
 
 def test_redirected_output_arrives_line_by_line() -> None:

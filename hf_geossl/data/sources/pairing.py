@@ -77,6 +77,13 @@ def pair_maps(names: Sequence[str], place: Place) -> Pairing:
     found = _in_folders(names, place)
     rest = [name for name in names if name not in found.maps]
     _beside(rest, found, place)
+    spare = sorted(found.maps - {name for own in found.truth.values() for name in own.values()})
+    if found.truth and spare:
+        taken = sorted(next(iter(found.truth.values())).values())
+        place.warn(
+            f"{counted(len(spare), 'map')} not read ({some_of(spare)}): an image has one map of classes and one of depths, "
+            f"such as {some_of(taken)}; to read others, leave those out or name them in metadata.jsonl"
+        )
     images = [name for name in rest if name not in found.maps]
     _say_alike(images, place)
     _say_bands(images, place)

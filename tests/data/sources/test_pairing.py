@@ -114,3 +114,12 @@ def test_bands_in_files_of_their_own_are_said(names: str, said: str, caplog: pyt
     files = sorted(name.format(*[f"t{n}"] * 2) for name in names.split() for n in range(4))
     assert not pair_maps(files, Place(f"/bands/{names}")).maps
     assert (said in caplog.text) if said else not caplog.text
+
+
+def test_maps_beside_the_one_that_is_read_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """As SegmentationObject of Pascal VOC, and three of the four maps of Cityscapes."""
+    folders = ("JPEGImages", "SegmentationClass", "SegmentationObject")
+    found = pair_maps(sorted(f"{folder}/{n}.png" for folder in folders for n in range(4)), Place("voc"))
+    assert found.truth["JPEGImages/2.png"] == {"annotation": "SegmentationClass/2.png"}
+    assert "4 maps not read (SegmentationObject/0.png, " in caplog.text
+    assert "such as SegmentationClass/0.png" in caplog.text
