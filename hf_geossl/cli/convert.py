@@ -30,7 +30,6 @@ def convert(argv: Sequence[str]) -> int:
     if len(options.words) not in (2, 3):
         raise UsageError(f"give SOURCE OUT, or KIND FILE OUT, got {len(options.words)} words")
     _check_output(options.words[-1])
-    hide_loading_bars()
     if len(options.words) == 3:
         _convert_kind(options)
     else:
@@ -95,6 +94,7 @@ def _convert_source(options: Namespace) -> None:
     from hf_geossl.hub.export import MAX_SHARD_SIZE, make_image_processor
     from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 
+    hide_loading_bars()
     trunk = read_source(
         source,
         revision=options.revision,
@@ -129,6 +129,7 @@ def _convert_kind(options: Namespace) -> None:
     _check(options, converter, file)
     from hf_geossl.hub.export import export_model, make_image_processor
 
+    hide_loading_bars()
     keywords: dict[str, object] = {}
     if options.num_attention_heads is not None:
         keywords["config"] = _config(method, options.num_attention_heads)

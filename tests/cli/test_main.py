@@ -58,6 +58,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["card", "nowhere"], 2, "there is no folder nowhere"),
         (["demo", "nowhere"], 2, "there is no folder nowhere"),
         (["convert", "timm", "nowhere.pth", "out"], 2, "there is no file nowhere.pth"),
+        (["convert", "./nowhere", "out"], 2, "nowhere"),
     ],
 )
 def test_help_and_errors_of_usage_import_nothing_heavy(argv: list[str], status: int, words: str) -> None:

@@ -101,6 +101,10 @@ def make_trainer(method: str, data: Path, image_format: ImageFormat, run: Path, 
     return row.load("trainer")(row.load("pretraining")(config), arguments, stream, stream, views=views, **kwargs)
 
 
+def train_killed(method: str, data: Path, image_format: ImageFormat, run: Path) -> None:
+    make_trainer(method, data, image_format, run, callbacks=[Kill()]).train()
+
+
 # each method meets each number of channels and each type
 GRID = [
     (list(MODELS)[(row + column) % 3], channels, dtype)
@@ -117,8 +121,10 @@ def test_images_of_any_kind_from_files_to_published_numbers(
     data, image_format = write_images(tmp_path / "images", channels, dtype)
     whole = make_trainer(method, data, image_format, tmp_path / "whole")
     whole.train()
-    killed = make_trainer(method, data, image_format, tmp_path / "killed", callbacks=[Kill()])
-    process = multiprocessing.get_context("fork").Process(target=killed.train)
+    # a server that has run no backward pass: autograd's threads do not survive a fork
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hf_geossl.training.trainer_gtsa", "hf_geossl.training.trainer_loca"])
+    process = context.Process(target=train_killed, args=(method, data, image_format, tmp_path / "killed"))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

@@ -54,9 +54,7 @@ def test_parameter_counts_of_the_papers_small() -> None:
     assert count(plain, trained=True) == count(plain.teacher) == trunk + location
 
 
-def test_pretraining_with_a_class_token_is_refused() -> None:
-    with pytest.raises(ValueError, match="use_class_token must be False .* got True"):
-        LOCAForPreTraining(_config(use_class_token=True))
+def test_a_trunk_may_have_a_class_token() -> None:
     assert LOCAModel(_config(use_class_token=True))(torch.zeros(1, 3, 16, 16)).last_hidden_state.shape == (1, 5, 32)
 
 
