@@ -90,19 +90,26 @@ def _cut(images: torch.Tensor, box: Box) -> torch.Tensor:
 
 
 def _resize_floats(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Resizes `(height, width, channels)` with antialiasing, two to four times as fast as torch's kernel for floats.
+    """Resizes `(height, width, channels)` with antialiasing, up to three times as fast as torch's kernel for floats.
 
-    Each side is a weighted sum of whole rows, with torch's (and Pillow's) weights: `embedding_bag` adds rows.
+    First whole rows are added, then pixels of each row, with torch's (and Pillow's) weights: `embedding_bag` adds rows.
     """
     height, width, channels = pixels.shape
-    columns = _weighted_rows(pixels.transpose(0, 1).reshape(width, -1), size)
-    rows = columns.view(size, height, channels).transpose(0, 1).reshape(height, -1)
-    return _weighted_rows(rows, size).view(size, size, channels).permute(2, 0, 1)[None]
+    rows = _weighted_sums(pixels.reshape(height, -1), *_triangle_taps(height, size))
+    places, weights = _triangle_taps(width, size)
+    places = (np.arange(size)[:, None, None] * width + places).reshape(size * size, -1)
+    weights = np.tile(weights, (size, 1))
+    return _weighted_sums(rows.view(-1, channels), places, weights).view(1, size, size, channels).permute(0, 3, 1, 2)
 
 
-def _weighted_rows(rows: torch.Tensor, size: int) -> torch.Tensor:
-    """Resizes `rows (length, values)` to `(size, values)` by the triangle filter, widened where the length shrinks."""
-    length = rows.shape[0]
+def _weighted_sums(rows: torch.Tensor, places: np.ndarray, weights: np.ndarray) -> torch.Tensor:
+    """Sums of `rows (length, values)`, one for each row of `places` and `weights (sums, taps)`: `(sums, values)`."""
+    indices, factors = torch.from_numpy(places), torch.from_numpy(weights)
+    return F.embedding_bag(indices, rows, per_sample_weights=factors, mode="sum")
+
+
+def _triangle_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `length` values make each of `size`, and their weights: a triangle, widened where the length shrinks."""
     scale = length / size
     support = max(scale, 1.0)
     centers = (np.arange(size) + 0.5) * scale
@@ -111,5 +118,4 @@ def _weighted_rows(rows: torch.Tensor, size: int) -> torch.Tensor:
     places = first[:, None] + np.arange((end - first).max())
     weights = np.maximum(1 - np.abs(places + 0.5 - centers[:, None]) / support, 0) * (places < end[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
-    indices = torch.from_numpy(np.minimum(places, length - 1))
-    return F.embedding_bag(indices, rows, per_sample_weights=torch.from_numpy(weights.astype(np.float32)), mode="sum")
+    return np.minimum(places, length - 1), weights.astype(np.float32)
