@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from hf_geossl.evaluation.annotations import as_lists, class_number, corners, is_label, open_map
@@ -174,7 +175,6 @@ def test_maps_of_every_lossless_format_keep_their_numbers(ending: str, as_bytes:
 
 
 def test_maps_that_pillow_does_not_read_are_read(tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
     numbers = np.arange(30, dtype=np.int64).reshape(5, 6)
     tifffile.imwrite(tmp_path / "map.tif", numbers, compression="zlib")
     assert np.array_equal(np.asarray(open_map(tmp_path / "map.tif", "annotation")), numbers)

@@ -37,30 +37,30 @@ def images_of(document: Mapping[str, Any], place: Place) -> list[dict[str, Any]]
     }
     sizes = {image["id"]: (image.get("width"), image.get("height")) for image in document["images"]}
     keypoints = any("keypoints" in entry for entry in document["annotations"])
-    told: Counter[str] = Counter()
+    changes: Counter[str] = Counter()
     for entry in document["annotations"]:
         own, category = objects.get(entry.get("image_id")), entry.get("category_id")
         if "bbox" not in entry:
             continue
         if own is None or (names and category not in names):
-            told["of images or categories that are not listed left out"] += 1
+            changes["of images or categories that are not listed left out"] += 1
             continue
         if entry.get("iscrowd"):
-            told["around crowds left out"] += 1
+            changes["around crowds left out"] += 1
             continue
         box = [float(value) for value in entry["bbox"]]
         inside = _cut(box, *sizes[entry["image_id"]])
         if inside[2] <= 0 or inside[3] <= 0:
-            told["without area left out"] += 1
+            changes["without area left out"] += 1
             continue
-        told["cut at the edge of the image"] += max(abs(x - y) for x, y in zip(box, inside, strict=True)) > 1
+        changes["cut at the edge of the image"] += max(abs(x - y) for x, y in zip(box, inside, strict=True)) > 1
         own["bbox"].append(inside)
         own["category"].append(names.get(category, category))
         if keypoints:
             own.setdefault("keypoints", []).append(entry.get("keypoints", []))
-    for what, count in told.items():
+    for change, count in changes.items():
         if count:
-            place.warn(f"{counted(count, 'box', 'boxes')} {what}")
+            place.warn(f"{counted(count, 'box', 'boxes')} {change}")
     return [{"file_name": image["file_name"], "objects": objects[image["id"]]} for image in document["images"]]
 
 
@@ -128,10 +128,14 @@ def objects_beside(names: Sequence[str], files: Sequence[str], split: str, place
             )
             == 1
         }
-        found = {own_names[image["file_name"]]: image["objects"] for image in images if image["file_name"] in own_names}
-        if any(objects["bbox"] for objects in found.values()):
+        objects_of = {
+            own_names[image["file_name"]]: image["objects"] for image in images if image["file_name"] in own_names
+        }
+        if any(objects["bbox"] for objects in objects_of.values()):
             paths = {listed: os.path.join(place.path, name) for listed, name in own_names.items()}
             _refuse_turned(document, paths, file)
-            place.warn(f"{file} has the objects of {counted(len(found), 'image')} of {len(names)} of the split {split}")
-            return found
+            place.warn(
+                f"{file} has the objects of {counted(len(objects_of), 'image')} of {len(names)} of the split {split}"
+            )
+            return objects_of
     return {}

@@ -210,7 +210,7 @@ def _of_one_type(column: str, values: list[Any], files: Files) -> list[Any]:
     """
     try:
         pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except pa.ArrowException as error:
         if any(isinstance(value, (dict, list)) for value in values):
             raise ValueError(
                 f"the column {column!r} holds values of several types ({error}): write all alike"
