@@ -19,6 +19,7 @@ TEST = [
     *EVAL,
     *IMAGES,
     "lightly>=1.6",
+    "bitsandbytes>=0.49",  # the 8-bit optimizers, on a CPU too
     "peft>=0.17",
     "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",
