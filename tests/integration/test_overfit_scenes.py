@@ -21,8 +21,8 @@ CONFIG = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "image_size": 64,
-    "patch_size": 8,
+    "image_size": 32,
+    "patch_size": 4,
     "patch_features": 256,
     "head_hidden_size": 256,
     "head_bottleneck_size": 64,
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> EquiCoherentTrainer:
     plain = {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "solarize_probability": 0.0}
     plain |= {"blur_probability": (0.0, 0.0, 0.0), "flip_probability": 0.0}
     whole = {"global_scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
-    views = EquiCoherentViews(patch_size=8, global_size=64, local_size=32, num_local=2, **plain, **whole)
+    views = EquiCoherentViews(patch_size=4, global_size=32, local_size=16, num_local=2, **plain, **whole)
     trainer = EquiCoherentTrainer(EquiCoherentForPreTraining(config), args, images, views=views)
     trainer.train()
     return trainer

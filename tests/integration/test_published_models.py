@@ -63,8 +63,10 @@ assert side == "installed" or not any(name.partition(".")[0] == "hf_geossl" for 
 PUBLISHER = """
 import json, sys
 from hf_geossl import publish
-folder, repo, license = sys.argv[1:]
-print(json.dumps(publish(folder, repo, license=license).commit))
+commits = {}
+for name, folder, license in json.loads(sys.argv[1]):
+    commits.setdefault(name, []).append(publish(folder, f"tester/{name}", license=license).commit)
+print(json.dumps(commits))
 """
 
 
@@ -115,14 +117,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def revisions(hub: HubServer, place: Path, models: dict[str, list[Any]]) -> dict[str, list[str]]:
     """Published by a process of its own, twice."""
-    found: dict[str, list[str]] = {}
-    for name, (old, new) in models.items():
-        for model, license in ((old, "mit"), (new, "apache-2.0")):
-            folder = place / f"{name}-{license}"
-            model.save_pretrained(folder)
-            done = _finish(_start(hub, place / "publisher", PUBLISHER, str(folder), f"tester/{name}", license))
-            found.setdefault(name, []).append(json.loads(done))
-    return found
+    wanted = []
+    for name, versions in models.items():
+        for model, license in zip(versions, ("mit", "apache-2.0"), strict=True):
+            model.save_pretrained(place / f"{name}-{license}")
+            wanted.append((name, str(place / f"{name}-{license}"), license))
+    return json.loads(_finish(_start(hub, place / "publisher", PUBLISHER, json.dumps(wanted))))
 
 
 @pytest.fixture(scope="module")
