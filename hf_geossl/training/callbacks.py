@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.feed import PROCESS, seed_at
 from hf_geossl.training.logs import LossMeter, Stopwatch
-from hf_geossl.training.monitors import NonFiniteGuard, TeacherMonitor
+from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
+from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.checkpointer import Checkpointer
 from hf_geossl.training.feed import EVALUATION, EVALUATION_VIEWS, seed_at
-from hf_geossl.training.monitors import NonFiniteGuard
+from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.resources import peak_memory
 from hf_geossl.views.base import Views

@@ -25,7 +25,10 @@ from hf_geossl.training.callbacks import (
 from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer, Resumed
 from hf_geossl.training.feed import TrainingFeed
 from hf_geossl.training.logs import HeldOutLosses, LogLine, LossMeter, Stopwatch
-from hf_geossl.training.monitors import CollapseCallback, Features, NonFiniteGuard, Probes, TeacherMonitor
+from hf_geossl.training.monitors.collapse import CollapseCallback
+from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
+from hf_geossl.training.monitors.probes import Features, Probes
+from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.pictures.base import PictureBook
 from hf_geossl.views.base import Views

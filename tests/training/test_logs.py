@@ -13,7 +13,7 @@ import torch
 from hf_geossl.training import logs as logs_module
 from hf_geossl.training.feed import EVALUATION, EVALUATION_VIEWS, seed_at
 from hf_geossl.training.logs import HeldOutLosses, LogLine, LossMeter, Stopwatch, gathered_means
-from hf_geossl.training.monitors import NonFiniteGuard
+from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
 from hf_geossl.training.optimization import OptimizerPlan
 from tests.helpers.gtsa_run import make_trainer, small_arguments
 from tests.helpers.inputs import evaluation_inputs

@@ -1,15 +1,14 @@
-"""What is not finite is left out and ends a run that stays so; collapse, and a teacher that does not follow, are reported."""
+"""What is not finite is left out and ends a run that stays so."""
 
 import itertools
 import json
 import logging
 import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +16,11 @@ from accelerate.utils import AutocastKwargs
 from transformers import TrainerCallback
 
 from hf_geossl import GTSATrainer
-from hf_geossl.training import monitors
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
-from hf_geossl.training.monitors import (
-    GROWING_MEASUREMENTS,
-    STILL_MEASUREMENTS,
-    STUCK_LOGS,
-    CollapseCallback,
-    NonFiniteLossError,
-    TeacherMonitor,
-)
+from hf_geossl.training.monitors.nonfinite import NonFiniteLossError
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.golden import ROOT
-from tests.helpers.gtsa_run import make_trainer, small_arguments
+from tests.helpers.gtsa_run import make_trainer
 
 
 class Spoil(TrainerCallback):
@@ -274,153 +265,3 @@ def test_under_a_gradient_scaler_a_loss_that_is_not_finite_is_left_out_too(
         assert endless.state.global_step == 6  # 8, 4, 2, 1, and three below
     finally:
         accelerator.state._mixed_precision = "no"
-
-
-def _measured(trainer: GTSATrainer, change: Any, measurements: int, momentum: float = 0.996) -> list[float]:
-    """Distances of a teacher from its drifting student, with `change(model)` instead of the teacher's update."""
-    monitor, model, found = TeacherMonitor(), trainer.model, []
-    for step in range(measurements):
-        found.append(monitor.measure(model, step, momentum, settled=True))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * (step + 1))
-        change(model)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("change", "momentum", "message"),
-    [
-        (lambda model: model.copy_student_to_teacher(), 0.996, "the teacher equals the student in every weight although"),
-        (lambda model: None, 0.996, "the teacher has not moved since the last 3 measurements although the student has"),
-        (lambda model: model.update_teacher(0.99999), 0.99999, "of the student's norm away from it, farther at each of the"),
-        (lambda model: model.update_teacher(0.2), 0.2, None),
-        (lambda model: model.copy_student_to_teacher(), 0.0, None),
-    ],
-    ids=["equal", "still", "growing", "follows", "momentum 0"],
-)  # fmt: skip
-def test_a_teacher_that_does_not_follow_is_reported_once_with_advice(
-    change: Any, momentum: float, message: str | None, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = make_trainer(tmp_path, images)
-    measurements = GROWING_MEASUREMENTS + 3 if message and "farther" in message else STILL_MEASUREMENTS + 3
-    with caplog.at_level(logging.WARNING):
-        distances = _measured(trainer, change, measurements, momentum)
-    assert distances[0] == 0.0  # the teacher starts as a copy
-    expected = [message] if message else []
-    assert [part in record.getMessage() for record, part in zip(caplog.records, expected, strict=True)] == [True] * len(
-        expected
-    )
-    for record in caplog.records:
-        assert re.search(r"(Make the model anew|Call on_optimizer_step|Lower the learning rate)", record.getMessage())
-
-
-def test_distance_of_the_teacher_is_what_the_formula_says(images: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, images, logging_steps=1, probe_every_steps=1, teacher_momentum=0.5, max_steps=3)
-    trainer.train()
-    lines = [entry["teacher_distance"] for entry in trainer.state.log_history if "teacher_distance" in entry]
-    assert lines[:2] == [0.0, 0.0]  # the first step has a learning rate of 0
-    assert lines[2] > 0
-    teacher = torch.cat([value.flatten() for value in trainer.model.teacher.parameters()])
-    own = dict(trainer.model.named_parameters())
-    student = torch.cat([own[name].flatten() for name, _ in trainer.model.teacher.named_parameters()])
-    with torch.no_grad():
-        expected = ((teacher - student).norm() / student.norm()).item()
-    assert TeacherMonitor().measure(trainer.model, 3, 0.5, True) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_momentum_of_1_from_the_start_is_reported(
-    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        make_trainer(tmp_path, images, max_steps=1, teacher_momentum=1.0).train()
-        make_trainer(tmp_path, images, max_steps=1).train()
-    assert [r.getMessage() for r in caplog.records if r.name == monitors.__name__] == [
-        "teacher_momentum is 1 from the first step to the last: the teacher stays what it was at the start. Set "
-        "teacher_momentum below 1 (0.996), unless the teacher is to be frozen."
-    ]
-
-
-def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    callback = CollapseCallback({"rotation_loss": math.log(4)})
-    args = small_arguments(tmp_path, max_steps=1000, warmup_steps=0.1)
-
-    class State:
-        global_step, max_steps = 500, 1000
-        log_history: ClassVar[list[dict[str, float]]] = [{"feature_spread": 0.6, "target_spread": 0.3}]
-
-    with caplog.at_level(logging.WARNING):
-        for _ in range(STUCK_LOGS - 1):
-            callback.on_log(args, State, None, {"rotation_loss": 1.3863, "feature_spread": 0.5})
-        callback.on_log(args, State, None, {"rotation_loss": 1.2})
-        assert caplog.records == []
-        for _ in range(STUCK_LOGS):
-            callback.on_log(args, State, None, {"rotation_loss": 1.3863})
-        callback.on_log(args, State, None, {"feature_spread": 0.0001})
-        callback.on_log(args, State, None, {"feature_spread": 0.0001, "target_spread": 0.051})
-        callback.on_log(args, State, None, {"target_spread": 0.049})
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 3
-    assert "rotation_loss has stayed at 1.3863" in messages[0]
-    assert "the same features for all images (feature_spread 0.0001" in messages[1]
-    assert "the same targets for all patches (target_spread 0.0490, 0.3000 before" in messages[2]
-
-
-def test_images_of_little_contrast_are_no_collapse(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """Their features are alike from the first step on; what counts is the spread that has been lost since."""
-    callback, args = CollapseCallback({}), small_arguments(tmp_path, max_steps=1000)
-
-    class State:
-        global_step, max_steps = 500, 1000
-        log_history: ClassVar[list[dict[str, float]]] = []
-
-    def log(spread: float) -> None:
-        State.log_history.append({"feature_spread": spread})  # as transformers does before it calls
-        callback.on_log(args, State, None, State.log_history[-1])
-
-    with caplog.at_level(logging.WARNING):
-        for spread in (0.03, 0.02, 0.04, 0.0121):
-            log(spread)
-        assert caplog.messages == []
-        log(0.0119)  # below .3 of .04
-    assert "feature_spread 0.0119, 0.0400 before" in caplog.messages[0]
-
-
-@pytest.mark.parametrize(("contrast", "word"), [(0.04, "little contrast (a deviation of 0.04"), (0.9, "collapse")])
-def test_targets_that_become_alike_on_images_of_little_contrast(
-    contrast: float, word: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    """LOCA's targets on photographs of a thirtieth of their contrast went from 0.72 to 0.01, features staying at 0.5."""
-    callback = CollapseCallback({}, lambda: contrast)
-
-    class State:
-        global_step, max_steps = 500, 1000
-        log_history: ClassVar[list[dict[str, float]]] = [{"target_spread": 0.72}]
-
-    with caplog.at_level(logging.WARNING):
-        callback.on_log(small_arguments(tmp_path, max_steps=1000), State, None, {"target_spread": 0.01})
-    assert word in caplog.messages[0]
-    assert ("collapse" in caplog.messages[0]) == (word == "collapse")
-
-
-@pytest.mark.parametrize("share", [1, 1 / 30])
-def test_probes_measure_the_contrast_inside_views(share: float, images: Any, tmp_path: Path) -> None:
-    """In deviations of the normalisation, ImageNet's here, which is that of no single image."""
-    grey = [{"image": (128 + (row["image"].astype(float) - 128) * share).astype("uint8")} for row in images]
-    trainer = make_trainer(tmp_path, grey, max_steps=1, logging_steps=1, probe_every_steps=1)
-    trainer.train()
-    deviations = [(row["image"] / 255 / 0.225).std(axis=(0, 1)).mean() for row in grey]
-    measured = trainer.parts.probes.contrast
-    assert 0.3 < measured / (sum(deviations) / len(deviations)) < 2
-    assert (measured < monitors.LITTLE_CONTRAST) == (share < 1)
-
-
-def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, images, max_steps=1, logging_steps=1, probe_every_steps=1)
-    with torch.no_grad():
-        trainer.model.teacher.gtsa.layernorm.weight.zero_()
-        trainer.model.teacher.gtsa.layernorm.bias.fill_(1.0)
-    trainer.train()
-    assert trainer.state.log_history[0]["feature_spread"] == pytest.approx(0.0, abs=1e-6)
-    assert trainer.state.log_history[0]["target_spread"] < 0.5  # differs only by the position in the map
