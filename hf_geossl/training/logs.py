@@ -17,7 +17,7 @@ from hf_geossl.training.checkpoints.checkpointer import Checkpointer
 from hf_geossl.training.feed import EVALUATION, EVALUATION_VIEWS, seed_at
 from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
 from hf_geossl.training.optimization import OptimizerPlan
-from hf_geossl.training.resources import peak_memory
+from hf_geossl.training.resources import MatrixRate, peak_memory
 from hf_geossl.views.base import Views
 
 
@@ -172,9 +172,10 @@ class LogLine:
         guard: NonFiniteGuard,
         checkpointer: Checkpointer,
         accelerator: Accelerator,
+        matrix_rate: MatrixRate,
     ) -> None:
         self.plan, self.meter, self.stopwatch, self.guard = plan, meter, stopwatch, guard
-        self.checkpointer, self.accelerator = checkpointer, accelerator
+        self.checkpointer, self.accelerator, self.matrix_rate = checkpointer, accelerator, matrix_rate
         self.first_step = 0
 
     def begin(self, step: int) -> None:
@@ -202,6 +203,7 @@ class LogLine:
         if self.checkpointer.failed:
             logs["failed_saves"] = self.checkpointer.failed
         logs.update(self.stopwatch.describe(self.plan.args.global_batch_size))
+        logs.update(self.matrix_rate.describe(logs["images_per_second"]))
         logs.update(peak_memory(self.meter.device))
         self.meter.reset()
         self.stopwatch.reset()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig, TrainerCallback
 
@@ -31,6 +32,7 @@ from hf_geossl.training.monitors.probes import Features, Probes
 from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.pictures.base import PictureBook
+from hf_geossl.training.resources import MatrixRate
 from hf_geossl.views.base import Views
 
 logger = logging.getLogger(__name__)
@@ -61,13 +63,14 @@ class TrainerParts:
         self.anchor = Anchor(model, args.anchor_weight, args.device)
         self.trained_of_trunk = adapt_trunk(model, args.train_layers, args.lora_rank, args.lora_alpha)
         self.checkpointer = Checkpointer(args, accelerator)
-        self.meter, self.stopwatch = LossMeter(args.device), Stopwatch()
+        self.meter, self.stopwatch, self.matrix_rate = LossMeter(args.device), Stopwatch(), MatrixRate(args)
         self.guard = NonFiniteGuard(
             args.max_nonfinite_steps, self.checkpointer.run_dir, args.process_index, args.world_size
         )
         self.probes = Probes(args.probe_every_steps, features)
         self.preemption = PreemptionCallback()
-        self.log_line = LogLine(plan, self.meter, self.stopwatch, self.guard, self.checkpointer, accelerator)
+        measured = (self.meter, self.stopwatch, self.guard, self.checkpointer)
+        self.log_line = LogLine(plan, *measured, accelerator, self.matrix_rate)
         self.held_out = HeldOutLosses(args, feed.views, accelerator)
 
     def callbacks(self, own: Sequence[TrainerCallback], chance_losses: Mapping[str, float]) -> list[TrainerCallback]:
@@ -114,6 +117,13 @@ class TrainerParts:
         adapted |= {"anchor": self.anchor.digest()}
         return settings | ({"adaptation": adapted} if self.trained_of_trunk or adapted["anchor"] else {})
 
+    def observe_inputs(
+        self, model: TeacherStudentModel, inputs: Mapping[str, torch.Tensor | None], images: list[str]
+    ) -> None:
+        """Notes the names of a micro-batch's images; what the first of a call of `train` takes to compute."""
+        self.guard.observe_images(images)
+        self.matrix_rate.observe(model, inputs)
+
     def state_dict(self) -> dict[str, object]:
         """What this process adds to a checkpoint, in plain values."""
         return {
@@ -131,6 +141,7 @@ class TrainerParts:
         self.log_line.begin(resumed.trainer_state.global_step if resumed else 0)
         self.meter.load_state_dict(state.get("meter"))
         self.guard.load_state_dict(state.get("guard"))
+        self.matrix_rate.reset()
         self.stopwatch.start(state.get("seconds", 0.0))
 
     def stop(self) -> None:

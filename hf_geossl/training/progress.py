@@ -107,6 +107,10 @@ class ImagesProgressCallback(ProgressCallback):
         parts += [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
         if "images_per_second" in logs:
             parts.append(f"{logs['images_per_second']:.1f} images/s")
+        if "matrix_rate_share" in logs:
+            parts.append(f"{100 * logs['matrix_rate_share']:.0f} % of the bf16 rate")
+        if logs.get("data_wait", 0.0) >= 0.005:
+            parts.append(f"{100 * logs['data_wait']:.0f} % waiting for images")
         if "memory_mb" in logs:
             parts.append(f"{logs['memory_mb'] / 1024:.1f} GiB")
         if logs.get("skipped_images"):

@@ -1,16 +1,24 @@
-"""Threads, messages and memory of a run's process while it trains."""
+"""Threads, messages, memory and matrix rate of a run's process while it trains."""
 
+import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training import sharding
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+
+logger = logging.getLogger(__name__)
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
@@ -31,6 +39,97 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type != "cuda":
         return {}
     return {"memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20)}
+
+
+class MatrixRate:
+    """The share of a GPU's bfloat16 matrix rate that a run reaches; nothing for other devices.
+
+    Both numbers behind it are made once, at the first batch of a call of `train`, without touching its random numbers or
+    gradients: the operations of an image (see `count_operations`), and the rate of square products on this very GPU.
+    """
+
+    SIDE = 8192  # of the products
+
+    def __init__(self, args: TeacherStudentTrainingArguments) -> None:
+        self.args = args
+        self.operations = self.rate = 0.0  # of an image, and a second; 0 where there is nothing to say
+
+    def reset(self) -> None:
+        """Starts a call of `train`."""
+        self.operations = self.rate = 0.0
+        self.pending = self.args.device.type == "cuda"
+
+    def observe(self, model: TeacherStudentModel, inputs: Mapping[str, torch.Tensor | None]) -> None:
+        """Measures with the first batch, on every process; FSDP2's parts of weights are no operands."""
+        if not self.pending:
+            return
+        self.pending = False
+        if sharding.is_sharded(model):
+            return
+        try:
+            with torch.autocast(self.args.device.type, torch.bfloat16):
+                operations = count_operations(model, inputs)
+            self.operations, self.rate = operations, square_product_rate(self.args.device, self.SIDE)
+        except (RuntimeError, NotImplementedError) as error:  # memory, or an operation without a formula
+            logger.warning(f"the log has no share of the matrix rate: {str(error).splitlines()[0]}")
+
+    def describe(self, images_per_second: float) -> dict[str, float]:
+        """The share of the rate of all processes' GPUs, in [0, 1], as `matrix_rate_share`."""
+        if not self.rate:
+            return {}
+        return {"matrix_rate_share": images_per_second * self.operations / (self.rate * self.args.world_size)}
+
+
+def count_operations(model: TeacherStudentModel, inputs: Mapping[str, torch.Tensor | None], images: int = 16) -> float:
+    """Counts the floating-point operations of products in a forward and backward pass, by image of a batch.
+
+    A multiplication and an addition are two. Counted once is what has to be computed: layers without the second pass of
+    gradient checkpointing, attention as its four products. The first `images` of the batch are computed eagerly for it;
+    random numbers, gradients and what the model accumulates stay as they are.
+
+    Args:
+        model: The model, at the beginning of an optimizer step.
+        inputs: Its inputs; tensors of two dimensions or more have an image a row.
+        images: How many images to compute.
+    """
+    few = {
+        name: value[:images] if isinstance(value, torch.Tensor) and value.ndim > 1 else value
+        for name, value in inputs.items()
+    }
+    rows = len(next(value for value in few.values() if isinstance(value, torch.Tensor) and value.ndim > 1))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trained[0].device
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    modes = [(module, module.training) for layer in layers if layer.training for module in layer.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled products are not seen by the counter
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        try:
+            for layer in layers:
+                layer.eval()  # computes nothing twice
+            torch.autograd.grad(model(**few)["loss"], trained, allow_unused=True)
+        finally:
+            for module, mode in modes:  # parents first
+                module.train(mode)
+            model.reset_accumulated()
+    return counter.get_total_flops() / rows
+
+
+def square_product_rate(device: torch.device, side: int, repeats: int = 8) -> float:
+    """Floating-point operations a second of square bfloat16 products on a GPU: the fastest of a few."""
+    generator = torch.Generator(device).manual_seed(0)
+    first, second = (torch.randn(side, side, generator=generator, device=device, dtype=torch.bfloat16) for _ in "ab")
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    for event in events:
+        event.record(torch.cuda.current_stream(device))
+        first @ second
+    torch.cuda.synchronize(device)
+    fastest = min(start.elapsed_time(end) for start, end in itertools.pairwise(events))  # milliseconds
+    del first, second
+    torch.cuda.reset_peak_memory_stats(device)  # these operands are not the run's
+    return 2 * side**3 / (fastest / 1000)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ class TeacherStudentTrainer(Trainer):
         if self.pictures and step == self.feed.micro_batch == 0:
             self.pictures.store(inputs, self.unsharded_model(), self.eval_dataset)
         prepared, keys = self.feed.make_inputs(inputs, step, self._prepare_inputs)
-        self.parts.guard.observe_images(keys)
+        self.parts.observe_inputs(self.model, prepared, keys)
         loss = super().training_step(model, prepared, num_items_in_batch)
         self.parts.guard.observe_loss(loss)
         return loss

@@ -15,6 +15,7 @@ from hf_geossl.training.feed import EVALUATION, EVALUATION_VIEWS, seed_at
 from hf_geossl.training.logs import HeldOutLosses, LogLine, LossMeter, Stopwatch, gathered_means
 from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
 from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.resources import MatrixRate
 from tests.helpers.gtsa_run import make_trainer, small_arguments
 from tests.helpers.inputs import evaluation_inputs
 
@@ -157,7 +158,7 @@ def line(tmp_path: Path, now: list[float]) -> LogLine:
     stopwatch = Stopwatch()
     stopwatch.start(0.0)
     meter, guard = LossMeter(torch.device("cpu")), NonFiniteGuard(3, tmp_path)
-    return LogLine(OptimizerPlan(args), meter, stopwatch, guard, checkpointer, alone)
+    return LogLine(OptimizerPlan(args), meter, stopwatch, guard, checkpointer, alone, MatrixRate(args))
 
 
 def _make_step(line: LogLine, loss: float) -> None:
@@ -203,6 +204,19 @@ def test_a_line_has_the_peak_of_a_gpus_memory(line: LogLine, now: list[float], m
     logs = {"loss": 1.0}
     line.extend(logs, 1, has_teacher=False, skipped_images=0)
     assert logs["memory_mb"] == 1003
+
+
+def test_a_line_has_the_share_of_the_matrix_rate_of_all_gpus(
+    line: LogLine, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.matrix_rate.operations, line.matrix_rate.rate = 3e9, 1e11
+    monkeypatch.setattr(type(line.matrix_rate.args), "world_size", 2)
+    _make_step(line, 1.0)
+    now[0] += 2
+    logs = {"loss": 1.0}
+    line.extend(logs, 1, has_teacher=False, skipped_images=0)
+    assert logs["images_per_second"] == 4.0  # of both
+    assert logs["matrix_rate_share"] == pytest.approx(4.0 * 3e9 / (2 * 1e11))
 
 
 def test_what_is_not_finite_is_not_logged(line: LogLine, now: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""Threads of a run on a CPU: chosen by the Python API too, and given back; messages while a bar is shown."""
+"""Threads of a run on a CPU: chosen by the Python API too, and given back; messages while a bar is shown; operations."""
 
 import logging
 import os
@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from hf_geossl.training.resources import cpu_threads, training_context
-from tests.helpers.gtsa_run import make_trainer, small_arguments
+from hf_geossl import GTSAForPreTraining
+from hf_geossl.training.resources import MatrixRate, count_operations, cpu_threads, training_context
+from tests.helpers import equicoherent_run, gtsa_run, loca_run
+from tests.helpers.exact_resume import different_weights
+from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
 
 
 @pytest.fixture
@@ -87,3 +91,71 @@ def test_warnings_are_filtered_within_a_run_alone(tmp_path: Path) -> None:
             warnings.warn("something else", stacklevel=1)
         warnings.warn(message, stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["something else", message]
+
+
+def _gtsa_batch(images: int) -> dict[str, torch.Tensor | None]:
+    views, generator = small_views(), torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 40, 40, 3), dtype=torch.uint8, generator=generator)
+    return views.augment(views.collate([views(each.numpy(), seed=0) for each in pixels]), generator)
+
+
+def _gtsa(**fields: Any) -> GTSAForPreTraining:
+    torch.manual_seed(0)
+    return GTSAForPreTraining(small_config(attn_implementation="eager", **fields)).train()
+
+
+def test_operations_are_those_of_the_whole_step() -> None:
+    model, batch = _gtsa(), _gtsa_batch(4)
+    with FlopCounterMode(display=False) as counter:
+        model(**batch).loss.backward()
+    counted = count_operations(model, batch)
+    assert counted == counter.get_total_flops() / 4
+    assert counted == pytest.approx(count_operations(model, batch, images=2))
+
+
+def test_a_layer_has_the_operations_of_its_formula() -> None:
+    """Products twice, three times with the backward pass, and once for the teacher, which sees the global views alone."""
+    batch, (width, inner) = _gtsa_batch(2), (32, 4 * 32)
+
+    def forward(tokens: int) -> int:
+        products = 2 * tokens * (4 * width**2 + 2 * width * inner)  # queries, keys, values, projection; MLP
+        return products + 2 * 2 * tokens**2 * width  # scores, and sums of values
+
+    views, patches = {"global": 2, "local": 2}, {"global": 16, "local": 4}
+    student = sum(views[kind] * forward(patches[kind] + 1) for kind in views)
+    teacher = views["global"] * forward(patches["global"] + 1)
+    two, three = (count_operations(_gtsa(num_hidden_layers=layers), batch) for layers in (2, 3))
+    assert three - two == 3 * student + teacher
+
+
+def test_operations_are_counted_once_and_eagerly() -> None:
+    """With layers that are computed twice, compiled, or whose attention is a kernel of its own."""
+    model, batch = _gtsa(), _gtsa_batch(2)
+    expected = count_operations(model, batch)
+    again = _gtsa()
+    again.gradient_checkpointing_enable()
+    assert count_operations(again, batch) == expected
+    assert all(layer.training and layer.gradient_checkpointing for layer in again.gtsa.encoder.layer)
+    compiled = _gtsa()
+    for layer in compiled.gtsa.encoder.layer:
+        layer.compile(backend="aot_eager")
+    assert count_operations(compiled, batch) == expected
+    torch.manual_seed(0)
+    assert count_operations(GTSAForPreTraining(small_config(attn_implementation="sdpa")).train(), batch) == expected
+
+
+@pytest.mark.parametrize("run", [gtsa_run, loca_run, equicoherent_run])
+def test_counting_changes_nothing_of_a_run(
+    run: Any, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run.make_trainer(tmp_path / "plain", images, max_steps=3, logging_steps=1)
+    plain.train()
+    assert not [line for line in plain.state.log_history if "matrix_rate_share" in line]  # of a CPU
+    monkeypatch.setattr(MatrixRate, "reset", lambda self: setattr(self, "pending", True))
+    monkeypatch.setattr("hf_geossl.training.resources.square_product_rate", lambda device, side: 1e12)
+    counted = run.make_trainer(tmp_path / "counted", images, max_steps=3, logging_steps=1)
+    counted.train()
+    assert different_weights(plain.model, counted.model) == []
+    for line in counted.state.log_history[:3]:
+        share = line["images_per_second"] * counted.parts.matrix_rate.operations / 1e12
+        assert line["matrix_rate_share"] == share > 0
