@@ -108,6 +108,7 @@ def _measure(
         options.tasks,
         options.dataset,
         limit=options.limit,
+        quick=options.quick,
         output=file,
         settings=settings,
         image_size=options.image_size,
@@ -150,6 +151,12 @@ def _parser() -> Parser:
         "DAVIS; or an id on the Hub. Default: %(default)s.",
     )
     add("--limit", type=int, help="At most so many images of each split; whole splits (40,000 scenes) without it.")
+    add(
+        "--quick",
+        action="store_true",
+        help="Few images and short training of heads: each task in under a minute on two cores. Shows that all runs and gross "
+        "differences; the results are marked, and no numbers to publish.",
+    )
     add(
         "--output",
         help=f"JSON file for the numbers, pictures in a folder of its name; for several models a folder. Default: {RESULTS} "

@@ -7,6 +7,7 @@ from typing import TypedDict
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.samples import Columns
+from hf_geossl.evaluation.settings import QUICK_IMAGES
 
 
 class EvaluationKeywords(TypedDict, total=False):
@@ -29,6 +30,7 @@ class EvaluationKeywords(TypedDict, total=False):
     device: str | None
     trust_remote_code: bool
     revision: str | None
+    quick: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class EvaluationArguments:
         batch_size, num_workers, seed, bootstrap, cache_dir, progress: See `EvaluationOptions`.
         device (`str`, *optional*): A GPU if there is one.
         trust_remote_code, revision: Of a model on the Hub, see `load_encoder`.
+        quick (`bool`): At most `QUICK_IMAGES` images of each split and short training of heads, see
+            `hf_geossl.evaluation.settings.bounded`: whether all runs, in under a minute a task, and no number to publish.
     """
 
     limit: int | None = None
@@ -65,6 +69,12 @@ class EvaluationArguments:
     device: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    quick: bool = False
+
+    @property
+    def most_images(self) -> int | None:
+        """At most so many images of each split are read."""
+        return min(self.limit or QUICK_IMAGES, QUICK_IMAGES) if self.quick else self.limit
 
     @property
     def options(self) -> EvaluationOptions:
@@ -77,7 +87,7 @@ class EvaluationArguments:
         return EvaluationData(
             dataset,
             image_size_of(encoder, self.image_size),
-            self.limit,
+            self.most_images,
             self.train_split,
             self.test_split,
             self.columns or Columns(),

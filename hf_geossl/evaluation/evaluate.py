@@ -37,7 +37,7 @@ from hf_geossl.evaluation.registry import (
 )
 from hf_geossl.evaluation.results import as_json, describe, read_earlier, result_entry, write_json
 from hf_geossl.evaluation.samples import Columns, folder_hash
-from hf_geossl.evaluation.settings import make_settings
+from hf_geossl.evaluation.settings import bounded, make_settings
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.run_record import is_hub_id, weights_digest
 from hf_geossl.training.pictures.base import save_picture
@@ -87,7 +87,7 @@ def evaluate_model(
         ValueError: If there is no such model, dataset, task or setting, or the file holds other results.
     """
     arguments, names = EvaluationArguments(**keywords), named_tasks(tasks)
-    chosen, failed = _choose(names, settings or {})
+    chosen, failed = _choose(names, settings or {}, arguments)
     file = _checked_output(default_output(model) if output is None else Path(output))
     options = arguments.options
     encoder = load_encoder(
@@ -101,7 +101,7 @@ def evaluate_model(
             _say(options.progress, f"{encoder.name}, {name} is left out: {missing}")
             del chosen[name]
     data = arguments.data(dataset, encoder)
-    about = _about(encoder, data, options)
+    about = _about(encoder, data, options, arguments.quick)
     if isinstance(model, (str, Path)) and (digest := weights_digest(Path(model))) is not None:
         about["weights_digest"] = digest
     results = read_earlier(file, about, overwrite)
@@ -125,7 +125,7 @@ def default_output(model: ModelLike) -> Path | None:
 
 
 def _choose(
-    tasks: Sequence[str], settings: Mapping[str, Mapping[str, object]]
+    tasks: Sequence[str], settings: Mapping[str, Mapping[str, object]], arguments: EvaluationArguments
 ) -> tuple[dict[str, tuple[EvaluationProtocol, Any]], dict[str, str]]:
     """Protocols and their settings by task, and in a sentence each which cannot be imported."""
     names = check_tasks(tasks)
@@ -139,7 +139,9 @@ def _choose(
         except ImportError as error:
             failed[name] = str(error)
         else:
-            chosen[name] = protocol, make_settings(name, protocol.settings, settings.get(name, {}))
+            given = settings.get(name, {})
+            own = make_settings(name, protocol.settings, given)
+            chosen[name] = protocol, bounded(own, given, limit=arguments.most_images, quick=arguments.quick)
     return chosen, failed
 
 
@@ -216,6 +218,7 @@ class _Run:
                 words += [f"--{'test_split' if key == 'split' else key}", str(about[key])]
         if about["image_size"] != image_size_of(self.encoder, None):
             words += ["--image_size", str(about["image_size"])]
+        words += ["--quick"] if self.arguments.quick else []
         for key in ("revision", "dataset_revision", "device"):
             value = getattr(self.arguments, key)
             words += [] if value is None else [f"--{key}", value]
@@ -225,7 +228,7 @@ class _Run:
             option = f"--{key}" if key in ("depth_scale", "bbox_format", "reduce_labels") else f"--{key}_column"
             words += [option] if value is True else [option, str(value)]
         for name, entry in self.results.items():
-            words += _changed_settings(name, entry["settings"])
+            words += _changed_settings(name, entry["settings"], self.arguments)
         return shlex.join(words)
 
     def draw_features(self) -> None:
@@ -268,17 +271,18 @@ def _name_in_commands(model: ModelLike, encoder: Encoder) -> str | None:
     return f"{TIMM}{encoder.name}" if str(model).startswith(TIMM) else encoder.name
 
 
-def _changed_settings(name: str, settings: Mapping[str, object]) -> list[str]:
-    """Words of a command for the settings of a task that are not at their defaults."""
+def _changed_settings(name: str, settings: Mapping[str, object], arguments: EvaluationArguments) -> list[str]:
+    """Words of a command for the settings of a task that are not at their defaults for so many images."""
     try:
-        defaults = as_json(dataclasses.asdict(load_protocol(name).settings()))
+        own = bounded(load_protocol(name).settings(), (), limit=arguments.most_images, quick=arguments.quick)
+        defaults = as_json(dataclasses.asdict(own))
     except ImportError:
         return []
     changed = [(key, value) for key, value in settings.items() if value != defaults.get(key)]
     return [word for key, value in changed for word in ("--set", f"{name}.{key}={json.dumps(value)}")]
 
 
-def _about(encoder: Encoder, data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:
+def _about(encoder: Encoder, data: EvaluationData, options: EvaluationOptions, quick: bool) -> dict[str, Any]:
     """Model, data and seed, without what is None."""
     if data.is_clips:
         fingerprints = images = [f"{folder_hash(Path(data.dataset))} {data.size} {data.limit} {data.test_split}"]
@@ -304,6 +308,7 @@ def _about(encoder: Encoder, data: EvaluationData, options: EvaluationOptions) -
         "train_split": data.train_split,
         "images": count,
         "limit": data.limit,
+        "quick": quick or None,
         "image_size": data.size,
         "data_fingerprint": _short_hash(fingerprints),
         "images_fingerprint": _short_hash(images),

@@ -25,6 +25,7 @@ _IDENTITY = {
     "train_split": "train split",
     "split": "test split",
     "limit": "limit",
+    "quick": "quick",
     "image_size": "image size",
     "data_fingerprint": "data",
     "seed": "seed",

@@ -4,13 +4,20 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import UnionType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hf_geossl.evaluation.registry import nearest
 
 Settings = TypeVar("Settings")
+
+MOST_PASSES = 40  # over a limited number of training images: a head gains nothing from more
+QUICK_IMAGES, QUICK_STEPS = 64, 30  # images of each split, and optimizer steps, of a quick evaluation
+QUICK_MEANING = (
+    f"quick: at most {QUICK_IMAGES} images and {QUICK_STEPS} steps of training, which shows that all runs and gross "
+    "differences, no number to publish"
+)
 
 # what settings of these names must be, in every protocol that has them; of those with several values each of them
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -57,9 +64,14 @@ class ProtocolSettings:
 
     None, where a setting may be that, is left alone.
 
+    Attributes:
+        QUICK (`Mapping[str, object]`): What replaces the defaults in a quick evaluation, beside the number of steps.
+
     Raises:
         ValueError: If a setting makes no sense.
     """
+
+    QUICK: ClassVar[Mapping[str, object]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -94,6 +106,32 @@ def make_settings(task: str, kind: type[Settings], given: Mapping[str, object]) 
             name = str(hints[key]) if typing.get_args(hints[key]) else getattr(hints[key], "__name__", str(hints[key]))
             raise ValueError(f"{task}.{key} must be {name}, such as {default!r}, got {value!r}") from None
     return kind(**values)
+
+
+def bounded(settings: Settings, given: Collection[str], *, limit: int | None, quick: bool) -> Settings:
+    """Shortens the training of heads to what a limited number of images deserves; settings that were given by name stay.
+
+    Args:
+        settings (`ProtocolSettings`): Of a protocol.
+        given (`Collection[str]`): The names of those that the user has chosen.
+        limit (`int`, *optional*): At most so many training images: `steps` are then at most `MOST_PASSES` over them.
+        quick (`bool`): Whether the protocol's `QUICK` settings and at most `QUICK_STEPS` steps are taken.
+
+    Returns:
+        The same kind of settings.
+    """
+    values = dict(getattr(settings, "QUICK", {})) if quick else {}
+    if (steps := values.get("steps", getattr(settings, "steps", None))) is not None:
+        bounds = [steps]
+        if limit is not None and (batch := values.get("batch_size", getattr(settings, "batch_size", None))):
+            bounds.append(max(1, math.ceil(MOST_PASSES * limit / batch)))
+        if quick:
+            bounds.append(QUICK_STEPS)
+        values["steps"] = min(bounds)
+        if min(bounds) < steps and hasattr(settings, "warmup_steps"):
+            values["warmup_steps"] = min(settings.warmup_steps, min(bounds) // 10)
+    values = {name: value for name, value in values.items() if name not in given}
+    return dataclasses.replace(settings, **values) if values else settings  # type: ignore[type-var]
 
 
 def _converted(kind: object, value: object) -> object:

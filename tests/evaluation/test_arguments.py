@@ -7,6 +7,7 @@ import pytest
 
 from hf_geossl.evaluation.arguments import EvaluationArguments, EvaluationKeywords, image_size_of
 from hf_geossl.evaluation.samples import Columns
+from hf_geossl.evaluation.settings import QUICK_IMAGES
 from tests.helpers.pixel_encoder import pixel_encoder
 
 
@@ -21,6 +22,8 @@ def test_arguments_reach_options_and_data() -> None:
     data = arguments.data("user/name", pixel_encoder(8))
     assert (data.dataset, data.size, data.limit, data.revision, data.columns) == ("user/name", 32, 7, "abc", Columns())
     assert EvaluationArguments(cache_dir=None).options.cache_dir is None
+    assert EvaluationArguments(quick=True).data("user/name", pixel_encoder(8)).limit == QUICK_IMAGES
+    assert EvaluationArguments(quick=True, limit=9).data("user/name", pixel_encoder(8)).limit == 9
 
 
 @pytest.mark.parametrize(("trained", "patch", "expected"), [(224, 16, 224), (32, 8, 32), (100, 16, 96), (3, 8, 8)])

@@ -9,7 +9,7 @@ import pytest
 
 from hf_geossl.evaluation.protocol import load_protocol
 from hf_geossl.evaluation.registry import TASKS
-from hf_geossl.evaluation.settings import make_settings
+from hf_geossl.evaluation.settings import MOST_PASSES, QUICK_STEPS, bounded, make_settings
 
 SETTINGS = {name: load_protocol(name).settings for name in TASKS}
 NAN = float("nan")
@@ -113,3 +113,22 @@ def test_settings_are_of_the_kind_that_they_say() -> None:
             make_settings("fake", FakeSettings, {key: value})
     with pytest.raises(ValueError, match="fake.steps must be int, such as 3, got True"):
         make_settings("fake", FakeSettings, {"steps": True})
+
+
+def test_a_limit_bounds_the_steps_of_heads_and_quick_shortens_them_further_but_for_what_was_given() -> None:
+    upernet = SETTINGS["upernet"]()
+    assert bounded(upernet, (), limit=None, quick=False) == upernet
+    assert bounded(upernet, (), limit=upernet.batch_size * upernet.steps, quick=False) == upernet
+    few = bounded(upernet, (), limit=10, quick=False)
+    assert few.steps == MOST_PASSES * 10 / 16
+    assert few.warmup_steps == few.steps // 10
+    assert bounded(upernet, ("steps", "warmup_steps"), limit=10, quick=True).steps == upernet.steps
+    quick = bounded(upernet, (), limit=None, quick=True)
+    assert (quick.steps, quick.warmup_steps) == (QUICK_STEPS, QUICK_STEPS // 10)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_quick_settings_that_make_sense(task: str) -> None:
+    quick = bounded(SETTINGS[task](), (), limit=64, quick=True)
+    assert type(quick) is SETTINGS[task]
+    assert getattr(quick, "steps", 0) <= QUICK_STEPS
