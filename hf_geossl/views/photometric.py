@@ -3,9 +3,11 @@
 Colours follow the float operations of torchvision or TensorFlow one by one, each clamped, as the papers' programs do.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from hf_geossl.views.settings import Settings, setting
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
 Operation = Callable[..., torch.Tensor]  # of images and a number for each
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def render_color(
     unit = unit_images(images, unrounded=unrounded, in_units=in_units)
     if parameters is not None:
         parameters = parameters.to(torch.device("cpu"))  # the host chooses which views to change
-        _change_colors(unit, parameters, recipe, clip=not in_units)
+        jitter = jitter_in_kernels if unit.is_cuda and not jitter_kernel.failed else jitter_chosen
+        unit = jitter(unit, parameters, recipe.operations == "tensorflow", not in_units)
+        _finish_colors(unit, parameters, recipe)
     return normalize_(unit, mean, std)
 
 
@@ -90,9 +96,11 @@ def unit_images(images: torch.Tensor, *, unrounded: bool = False, in_units: bool
     return unit if in_units else unit.div_(255)
 
 
-def _change_colors(images: torch.Tensor, parameters: ColorParameters, recipe: ColorRecipe, *, clip: bool) -> None:
-    """Changes images in [0, 1] in place: jitter, grey, blur, solarisation."""
-    tensorflow = recipe.operations == "tensorflow"
+def jitter_chosen(images: torch.Tensor, parameters: ColorParameters, tensorflow: bool, clip: bool) -> torch.Tensor:
+    """Jitters images in [0, 1] in place: at each of four places in the order, each operation on the views that have it there.
+
+    `parameters` lie on the CPU. What the operations compute is as little as can be, in many short passes.
+    """
     chain: dict[int, tuple[Operation, torch.Tensor]] = {
         BRIGHTNESS: (partial(add_brightness if tensorflow else adjust_brightness, clip=clip), parameters.brightness),
         CONTRAST: (partial(adjust_channel_contrast if tensorflow else adjust_contrast, clip=clip), parameters.contrast),
@@ -102,9 +110,78 @@ def _change_colors(images: torch.Tensor, parameters: ColorParameters, recipe: Co
         ),
         HUE: (adjust_hue, parameters.hue),
     }
-    for step in range(4):
+    for place in range(4):
         for code, (operation, amount) in chain.items():
-            change_chosen(images, parameters.jitter & (parameters.order[:, step] == code), operation, amount)
+            change_chosen(images, parameters.jitter & (parameters.order[:, place] == code), operation, amount)
+    return images
+
+
+def jitter_in_kernels(images: torch.Tensor, parameters: ColorParameters, tensorflow: bool, clip: bool) -> torch.Tensor:
+    """Jitters as `jitter_chosen`, in two kernels a place: the means of all views, and `jitter_step`, compiled.
+
+    A GPU takes longer to start the hundreds of passes of `jitter_chosen` than to compute every operation for every view.
+    """
+    drawn = parameters.to(images.device)
+    amounts = torch.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue], dim=1)
+    amounts = amounts.gather(1, drawn.order)  # in the order in which a view has them
+    codes = torch.where(drawn.jitter[:, None], drawn.order, -1)
+    for place in range(4):
+        # outside of the kernel, so that sums have one order whatever the compiler chooses
+        center = images.mean(dim=(2, 3), keepdim=True)
+        center = center if tensorflow else gray_level(center)
+        images = jitter_kernel(images, center, codes[:, place], amounts[:, place], tensorflow, clip)
+    return images
+
+
+def jitter_step(
+    images: torch.Tensor, center: torch.Tensor, codes: torch.Tensor, amounts: torch.Tensor, tensorflow: bool, clip: bool
+) -> torch.Tensor:
+    """Does one operation to each of `images (views, 3, height, width)`, by its code in `codes (views,)` (-1 is none).
+
+    `center (views, 1 or 3, 1, 1)` is what contrast scales about: the mean grey level, or with TensorFlow's operations the
+    mean of each channel.
+    """
+    brighter = (add_brightness if tensorflow else adjust_brightness)(images, amounts, clip=clip)
+    changed = torch.where(_by_view(codes == BRIGHTNESS), brighter, images)
+    contrasted = _clipped(torch.lerp(center, images, _by_view(amounts)), clip)
+    changed = torch.where(_by_view(codes == CONTRAST), contrasted, changed)
+    if tensorflow and clip:
+        saturated = adjust_hsv_saturation(images, amounts)
+    else:
+        saturated = adjust_saturation(images, amounts, clip=clip)
+    changed = torch.where(_by_view(codes == SATURATION), saturated, changed)
+    return torch.where(_by_view(codes == HUE), adjust_hue(images, amounts), changed)
+
+
+class Compiled:
+    """A function that is compiled when it is first called, for all shapes; as it is where that fails, which is said once.
+
+    `options` are those of `torch.compile`.
+    """
+
+    def __init__(self, function: Operation, **options: Any) -> None:
+        self.function, self.failed = function, False
+        self._compiled: Operation = torch.compile(function, dynamic=True, **options)
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        """The function's value."""
+        if not self.failed:
+            try:
+                return self._compiled(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of whichever compiler is installed
+                self.failed = True
+                reason = " ".join(str(error).strip().splitlines()[:2])
+                logger.warning(f"colours are not compiled, and slower: {type(error).__name__}: {reason}")
+        return self.function(*args)
+
+
+jitter_kernel = Compiled(jitter_step)
+
+
+def _finish_colors(images: torch.Tensor, parameters: ColorParameters, recipe: ColorRecipe) -> None:
+    """Does to jittered images what comes after it, in place: grey, blur, solarisation."""
     change_chosen(images, parameters.grayscale, lambda chosen: gray_level(chosen).expand_as(chosen))
     blur = partial(gaussian_blur, radius=recipe.blur_radius, border=recipe.blur_border)
     change_chosen(images, parameters.blur, blur, parameters.blur_sigma)
@@ -159,7 +236,7 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     sixths -= 6 * (sixths / 6).floor_()
     turned = torch.empty_like(images)
     for channel, share in enumerate(((sixths - 3).abs_() - 1, 2 - (sixths - 2).abs_(), 2 - (sixths - 4).abs_())):
-        torch.addcmul(lowest, chroma, share.clamp_(0, 1), out=turned[:, channel])
+        turned[:, channel] = torch.addcmul(lowest, chroma, share.clamp_(0, 1))
     return turned
 
 

@@ -347,3 +347,35 @@ def test_colors_in_units_are_not_clipped(operations):
     assert ((out == 0) | (out == 1)).float().mean() < 1e-3
     brighter = adjust_brightness(generated, torch.full((64,), 1.5), clip=False)
     torch.testing.assert_close(brighter, generated * 1.5)
+
+
+@pytest.mark.parametrize("operations", ["torchvision", "tensorflow"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_colors_in_kernels_are_those_of_chosen_views(operations, clip, monkeypatch):
+    """What a GPU computes, in every order; as one graph, for all sizes, and without a compiler."""
+    recipe = ColorRecipe(operations=operations, brightness=0.4)
+    compiled = photometric.Compiled(photometric.jitter_step, backend="eager", fullgraph=True)
+    for kernel, sizes in ((photometric.jitter_step, (16,)), (compiled, (12, 16) if clip else ())):
+        monkeypatch.setattr(photometric, "jitter_kernel", kernel)
+        for size in sizes:
+            parameters = draw_color_parameters(recipe, 200, generator(size))
+            assert len(parameters.order[parameters.jitter].unique(dim=0)) == 24
+            images = torch.rand(200, 3, size, size, generator=generator())
+            expected = photometric.jitter_chosen(images.clone(), parameters, operations == "tensorflow", clip)
+            changed = photometric.jitter_in_kernels(images, parameters, operations == "tensorflow", clip)
+            assert not torch.equal(changed, images)
+            torch.testing.assert_close(changed, expected, atol=2e-6, rtol=0)
+    assert not compiled.failed
+
+
+def test_a_failing_compiler_is_said_once_and_leaves_the_result(caplog):
+    def broken(graph, inputs):
+        raise OSError("no compiler")
+
+    compiled = photometric.Compiled(lambda images: 2 * images, backend=broken)
+    for _ in range(2):
+        assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("hf_geossl")]
+    assert compiled.failed
+    assert line.startswith("colours are not compiled, and slower: BackendCompilerFailed: ")
+    assert line.endswith("OSError: no compiler")
