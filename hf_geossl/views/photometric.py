@@ -160,13 +160,15 @@ class Compiled:
     """
 
     def __init__(self, function: Operation, **options: Any) -> None:
-        self.function, self.failed = function, False
-        self._compiled: Operation = torch.compile(function, dynamic=True, **options)
+        self.function, self.options, self.failed = function, options, False
+        self._compiled: Operation | None = None  # to begin with: it takes a second to import the compiler
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """The function's value."""
         if not self.failed:
             try:
+                if self._compiled is None:
+                    self._compiled = torch.compile(self.function, dynamic=True, **self.options)
                 return self._compiled(*args)
             except torch.OutOfMemoryError:
                 raise
