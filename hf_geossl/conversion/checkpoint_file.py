@@ -12,13 +12,38 @@ from safetensors.torch import load_file
 from torch import nn
 
 State = dict[str, torch.Tensor]
+# settings and counters that training programs put beside weights; they are read as objects that hold nothing
+_SETTINGS = re.compile(
+    r"(?:numpy|omegaconf|pathlib|typing|_codecs)\.[\w.]+|builtins\.(?:bool|dict|float|int|list|set|str|tuple)"
+)
+
+
+class _Setting:
+    """Stands for an object of a file, and runs nothing of it."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Setting":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _settings_in(path: Path) -> list[Any]:
+    """What of a file's objects is settings, each with what stands for it."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip file, or none at all, which reading it says
+        return []
+    return [(_Setting, name) for name in names if _SETTINGS.fullmatch(name)]
 
 
 def read_torch_file(path: str | Path) -> dict[str, Any]:
     """Reads a `.safetensors` file, or a PyTorch file without executing what it carries.
 
     Args:
-        path (`str` or `Path`): The file. A PyTorch file may hold tensors, containers and an `argparse.Namespace`.
+        path (`str` or `Path`): The file. A PyTorch file may hold tensors, containers and an `argparse.Namespace`;
+            numbers of numpy, paths and OmegaConf's settings in it are read as nothing.
 
     Returns:
         `dict[str, Any]`: What the file holds.
@@ -36,7 +61,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
         except Exception as error:
             raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_settings_in(path)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint makes torch's reader fail in any way, KeyError 101 for a text
         refused = re.search(r"GLOBAL (\S+)", str(error))

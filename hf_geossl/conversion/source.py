@@ -1,6 +1,7 @@
 """Trunks of any ViT family, from the Hub, a folder, timm or a file."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from hf_geossl.hub.run_folder import find_model, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
+
+logger = logging.getLogger(__name__)
 
 TIMM = "timm:"
 Weights = Literal["teacher", "student"]
@@ -78,7 +81,13 @@ def read_source(
     if name.startswith(TIMM):
         return open_timm(name.removeprefix(TIMM))
     if path.is_file() or (path.suffix in _FILES and not path.is_dir()):
-        return read_trunk(read_torch_file(path), path.name, weights=weights or "teacher", hints=given_fields(config))
+        trunk = read_trunk(read_torch_file(path), path.name, weights=weights or "teacher", hints=given_fields(config))
+        if trunk.family == "dino":
+            logger.warning(
+                f"{path.name} has the names of DINO, DINOv2 and timm alike and is read as DINO's: where it is timm's, features "
+                f"at other sizes than {trunk.fields['image_size']} pixels differ; geossl convert timm FILE OUT reads it so"
+            )
+        return trunk
     if path.is_dir():
         name = path.resolve().name
         own = _model_type(path) in METHODS

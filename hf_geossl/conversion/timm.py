@@ -69,7 +69,9 @@ def read_timm_model(model: Any, name: str = "the timm model", hints: Mapping[str
         block, (height, width) = model.blocks[0], model.patch_embed.grid_size
         heads, mlp, patch_size = block.attn.num_heads, block.mlp, model.patch_embed.patch_size[0]
     except (AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"{name} must be a plain VisionTransformer, got {type(model).__name__}") from error
+        blocks = {type(block).__name__: None for block in getattr(model, "blocks", ())}
+        got = type(model).__name__ + (f" of {', '.join(blocks)}" if blocks else "")
+        raise ValueError(f"{name} must be a plain VisionTransformer, got {got}") from error
     _refuse_other_parts(model)
     rope = getattr(model, "rope", None)
     fields: dict[str, Any] = {

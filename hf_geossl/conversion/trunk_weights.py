@@ -65,7 +65,7 @@ def choose_family(state: State, beside: tuple[str, ...], patches: str, families:
 
     Args:
         state (`dict[str, torch.Tensor]`): A ViT's weights.
-        beside (`tuple[str, ...]`): Names of weights beside it.
+        beside (`tuple[str, ...]`): Beginnings of names of weights beside it.
         patches (`str`): The name of its patch embedding.
         families (`Sequence[Family]`): To choose from; all where none of them has this patch embedding.
 
@@ -292,7 +292,7 @@ def read_trunk(
     fields = read_fields(renamed, family, hints, name)
     if family.remark:
         logger.warning(f"{name}: {family.remark}")
-    return SourceTrunk(name, family.name, fields, renamed, parts_of([*beside, *unknown]))
+    return SourceTrunk(name, family.name, fields, renamed, tuple(sorted({*beside, *parts_of(unknown)})))
 
 
 def make_config(
@@ -313,11 +313,19 @@ def make_config(
     return config_class(**{**given, **trunk.fields})
 
 
+def describe_left_out(trunk: SourceTrunk) -> str | None:
+    """What the source has beside the trunk, in a line with the family that it is read as; None where that is nothing."""
+    if not trunk.left_out:
+        return None
+    shown = ", ".join(trunk.left_out[:8]) + (" ..." if len(trunk.left_out) > 8 else "")
+    count = len(trunk.left_out)
+    return f"{trunk.name}, read as {trunk.family}: {count} part{'s' if count > 1 else ''} beside the ViT left out ({shown})"
+
+
 def say_left_out(trunk: SourceTrunk) -> None:
     """Logs what the source has beside the trunk."""
-    if trunk.left_out:
-        shown = ", ".join(trunk.left_out[:8]) + (" ..." if len(trunk.left_out) > 8 else "")
-        logger.warning(f"{trunk.name}: {len(trunk.left_out)} parts beside the ViT were left out ({shown})")
+    if line := describe_left_out(trunk):
+        logger.warning(line)
 
 
 def build_trunk(trunk: SourceTrunk, config: GeometricViTConfig | None = None) -> ViTTrunkModel:

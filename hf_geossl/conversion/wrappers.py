@@ -14,8 +14,11 @@ _NETWORKS = {
     "teacher": ("teacher", "momentum_", "state_dict_ema", "model_ema", "ema"),
     "student": ("student", "base_encoder"),
 }
+# what torch.compile, activation checkpointing and FSDP put into names, at any depth
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 # other models, by parts of their weights' names
 _OTHERS = (
+    (r"patch_embed(dings?)?\.(conv|proj)\.\d+\.|patch_embed\.backbone\.", "a ViT with several convolutions before it"),
     (r"relative_position_bias_table|rel_pos_bias", "BEiT or Swin (relative position bias)"),
     (r"(^|\.)layers\.\d+\.(blocks|downsample)\.|patch_merging", "Swin"),
     (r"(^|\.)stages\.\d+\.|dwconv", "ConvNeXt"),
@@ -26,7 +29,6 @@ _OTHERS = (
     ),
     (r"(q|k)_norm\.", "a ViT with normalised queries and keys"),
     (r"rel_pos_[hw]$", "SAM's or ViTDet's (relative positions in windows)"),
-    (r"patch_embed(dings?)?\.(conv|proj)\.\d+\.|patch_embed\.backbone\.", "a ViT with several convolutions before it"),
 )
 
 
@@ -49,9 +51,16 @@ def looks_like(keys: Iterable[str]) -> str:
     return ""
 
 
-def parts_of(keys: Iterable[str]) -> tuple[str, ...]:
-    """The beginnings of names, two parts of each, without repetition."""
-    return tuple(sorted({".".join(key.split(".")[:2]) for key in keys}))
+def parts_of(keys: Iterable[str], prefix: str = "") -> tuple[str, ...]:
+    """The beginnings of names, without repetition: up to where each leaves `prefix`, and two parts at least."""
+    path = prefix.split(".")
+
+    def beginning(key: str) -> str:
+        parts = key.split(".")
+        shared = next((i for i, (one, other) in enumerate(zip(parts, path, strict=False)) if one != other), 0)
+        return ".".join(parts[: max(2, shared + 1)])
+
+    return tuple(sorted({beginning(key) for key in keys}))
 
 
 def _is_network(prefix: str, network: str) -> bool:
@@ -79,7 +88,7 @@ def find_trunk(content: Mapping[Any, Any], name: str, weights: str | None = None
     """Finds a ViT in what a file holds, whatever wrapped it.
 
     Wrappers' prefixes go: what stands before the name of the patch embedding in any family, such as "module.", "_orig_mod.",
-    "backbone.", "vit." and the keys of nested mappings. Blocks that DINOv2's program has divided into chunks ("blocks.0.3.")
+    "backbone.", "vit." and the keys of nested mappings; within names those of compiled and sharded blocks go too. Blocks that DINOv2's program has divided into chunks ("blocks.0.3.")
     are counted through.
 
     Args:
@@ -88,13 +97,13 @@ def find_trunk(content: Mapping[Any, Any], name: str, weights: str | None = None
         weights (`"teacher"` or `"student"`, *optional*): Which network, where the file names them.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], tuple[str, ...], str]`: The ViT's weights, the names of those beside it, and the name
-        of its patch embedding.
+        `tuple[dict[str, torch.Tensor], tuple[str, ...], str]`: The ViT's weights, what there is beside it, and the name of its
+        patch embedding.
 
     Raises:
         ValueError: If there are no weights of a ViT, several ViTs, or only the other network's.
     """
-    found = flatten(content)
+    found = {_WRAPPERS.sub("", key): value for key, value in flatten(content).items()}
     for patches in {family.naming.patches: None for family in FAMILIES}:
         prefixes = sorted(key.removesuffix(patches) for key in found if f".{key}".endswith(f".{patches}"))
         if prefixes:
@@ -111,4 +120,4 @@ def find_trunk(content: Mapping[Any, Any], name: str, weights: str | None = None
         for key, value in found.items()
         if key.startswith(prefix)
     }
-    return state, tuple(key for key in found if not key.startswith(prefix)), patches
+    return state, parts_of((key for key in found if not key.startswith(prefix)), prefix), patches

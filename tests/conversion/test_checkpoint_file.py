@@ -4,13 +4,17 @@ import argparse
 import os
 import pickle
 import random
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hf_geossl.conversion import convert_dino_checkpoint, convert_gtsa_checkpoint, convert_timm_checkpoint, read_source
+from hf_geossl.conversion.checkpoint_file import read_torch_file
 from tests.helpers.plain_vits import authors_state, save, vit_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -51,10 +55,23 @@ def test_a_malicious_pickle_is_refused_and_not_run(convert: Any, zipped: bool, t
     assert created.exists(), "the attack works on a reader that runs what it reads"
 
 
-def test_a_path_in_the_arguments_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    content = {"model": authors_state(vit_of()), "args": argparse.Namespace(output_dir=Path("somewhere"))}
-    with pytest.raises(ValueError, match=r"object pathlib\.\w+, .*save it again with its state_dict alone"):
-        convert_gtsa_checkpoint(save(content, tmp_path / "checkpoint.pth"))
+def test_settings_beside_the_weights_are_read_as_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("omegaconf")
+    package.Settings = type("Settings", (argparse.Namespace,), {"__module__": "omegaconf", "__setstate__": _never})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "omegaconf", package)
+    weights = {"a": torch.arange(3.0)}
+    settings = {"lr": np.float64(3), "curve": np.ones(2), "path": tmp_path, "cfg": package.Settings(lr=1)}
+    content = {"model": weights, "args": argparse.Namespace(output_dir=tmp_path), **settings}
+    read = read_torch_file(save(content, tmp_path / "checkpoint.pth"))
+    assert torch.equal(read["model"]["a"], weights["a"])
+    assert {type(read[name]).__name__ for name in settings} == {"_Setting"}
+    with pytest.raises(ValueError, match=r"object posix\.mkdir, .*save it again with its state_dict alone"):
+        read_torch_file(save(content | {"x": _Touch(tmp_path / "created")}, tmp_path / "checkpoint.pth"))
+    assert not (tmp_path / "created").exists()
+
+
+def _never(self: object, state: object) -> None:
+    raise AssertionError("code of the object has run")
 
 
 @pytest.mark.parametrize("convert", _converters())

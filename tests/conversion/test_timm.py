@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm import create_model
 from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
@@ -97,6 +98,9 @@ def test_timm_models_with_other_parts_are_refused(fields: dict[str, Any], messag
 
 
 def test_other_modules_are_refused() -> None:
+    parallel = create_model("vit_base_patch16_18x2_224", embed_dim=64, depth=1, num_heads=1)
+    with pytest.raises(ValueError, match="plain VisionTransformer, got VisionTransformer of ParallelThingsBlock"):
+        convert_timm_checkpoint(parallel)
     with pytest.raises(ValueError, match="plain VisionTransformer, got Linear"):
         convert_timm_checkpoint(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="model with a ViT trunk.*got Linear"):

@@ -175,7 +175,7 @@ def test_nested_files_give_the_network_asked_for_and_name_what_is_left(
         assert (model(pixels).last_hidden_state - expected).abs().max() < 1e-5 * expected.abs().max()
     (line,) = caplog.messages
     other = "student" if part == "teacher" else "teacher"
-    assert re.search(rf"file.pth: [12] parts beside the ViT were left out \(.*{other}", line)
+    assert re.search(rf"file.pth, read as dino: [12] parts? beside the ViT left out \(.*{other}", line)
 
 
 def test_features_are_those_of_transformers_dinov2(tmp_path: Path) -> None:

@@ -39,13 +39,24 @@ TIMM = Family(
     "timm",
     NAMING,
     _TIMM,
-    signs=("reg_token", "norm_pre.", "dist_token", "head.weight", "blocks.0.attn.q_bias"),
+    signs=("reg_token", "dist_token", "head.weight", "blocks.0.attn.q_bias"),
     has_class_token=None,
+)
+_TIMM_CLIP = Family(
+    "timm_clip",
+    NAMING,
+    _TIMM | {"layer_norm_eps": 1e-5},
+    remark=(
+        "CLIP's files in timm's names do not say whether their MLPs have GELU or, as OpenAI's, quick GELU: GELU is taken; "
+        "timm:NAME, or a config with hidden_act, says it"
+    ),
+    signs=("norm_pre.",),
 )
 _ROTARY = {"position_embedding_type": "rope", "layer_norm_eps": 1e-5}
 # timm calls the scales of DINOv3's residual branches otherwise than those of its other ViTs
 TIMM_FAMILIES = (
     Family("timm_dinov3", NAMING, _ROTARY, signs=("blocks.0.gamma_1",), heads={4096: 32}, has_class_token=None),
+    _TIMM_CLIP,
     TIMM,
 )
 # DINO's, iBOT's and DINOv2's programs add 0.1 to the grid

@@ -15,7 +15,7 @@ from torch import nn
 from hf_geossl.conversion.adaptation import adapt_source
 from hf_geossl.conversion.checkpoint_file import State, load_strictly
 from hf_geossl.conversion.source import read_source
-from hf_geossl.conversion.trunk_weights import SourceTrunk
+from hf_geossl.conversion.trunk_weights import SourceTrunk, describe_left_out
 from hf_geossl.hub.model_folder import PRETRAINING
 from hf_geossl.hub.run_folder import CONFIG
 from hf_geossl.hub.run_record import is_hub_id, read_json
@@ -145,8 +145,8 @@ def start_from(
     lines += _fill(getattr(model, prefix), trunk)
     if own is None:
         model.copy_student_to_teacher()
-        if source.left_out:
-            lines.append(f"{source.name} has {', '.join(source.left_out)} beside its trunk: left out")
+        if line := describe_left_out(source):
+            lines.append(line)
         return model, lines
     if teacher is not None and model.teacher is not None:
         of_teacher = replace(source, state=_state_of(getattr(teacher, prefix)))

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from hf_geossl import GTSAConfig
 from hf_geossl.conversion.family_export import save_family
 from hf_geossl.conversion.source import convert_source, read_source
 from hf_geossl.conversion.timm import convert_timm_checkpoint, to_timm
@@ -55,7 +56,12 @@ def test_features_of_timm_are_equal_both_ways_and_after_a_step_of_training(name:
     ],
 )
 def test_positions_are_resampled_as_the_program_of_a_file_does(
-    extra: dict[str, tuple[int, ...]], family: str, interpolation: str, offset: float, tmp_path: Path
+    extra: dict[str, tuple[int, ...]],
+    family: str,
+    interpolation: str,
+    offset: float,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     state = make_timm("vit_base_patch16_224").state_dict()
     state |= {name: torch.full(shape, 0.3) for name, shape in extra.items()}
@@ -63,6 +69,7 @@ def test_positions_are_resampled_as_the_program_of_a_file_does(
     trunk = read_source(tmp_path / "file.pth")
     fields = trunk.fields
     assert trunk.family == family
+    assert ("is read as DINO's: where it is timm's, features at other sizes" in caplog.text) == (family == "dino")
     assert (fields["position_interpolation"], fields["position_interpolation_offset"]) == (interpolation, offset)
     assert fields["use_mask_token"] == (family != "mae" and any("mask" in name for name in extra))
     assert fields["num_register_tokens"] == (2 if family == "dinov2_reg" else 0)
@@ -77,6 +84,21 @@ def test_files_of_timms_dinov3_are_rotary(name: str, tmp_path: Path) -> None:
         convert_timm_checkpoint(tmp_path / "file.safetensors"),
     ):
         assert_equal_features(model, theirs)
+
+
+def test_files_of_clip_in_timms_names_say_that_they_do_not_say_the_activation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = make_timm("vit_base_patch16_clip_224")
+    save_file(theirs.state_dict(), tmp_path / "file.safetensors")
+    trunk = read_source(tmp_path / "file.safetensors")
+    assert (trunk.family, trunk.fields["layer_norm_eps"]) == ("timm_clip", 1e-5)
+    assert "do not say whether their MLPs have GELU or, as OpenAI's, quick GELU" in caplog.text
+    assert_equal_features(convert_source(tmp_path / "file.safetensors"), theirs)
+    quick = make_timm("vit_base_patch16_clip_quickgelu_224")
+    save_file(quick.state_dict(), tmp_path / "quick.safetensors")
+    given = GTSAConfig(hidden_size=128, num_attention_heads=2, hidden_act="quick_gelu")
+    assert_equal_features(convert_source(tmp_path / "quick.safetensors", config=given), quick)
 
 
 @pytest.mark.parametrize("name", ["eva02_small_patch14_224", "eva_giant_patch14_224"])

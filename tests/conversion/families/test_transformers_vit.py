@@ -54,7 +54,7 @@ def test_classifiers_and_masked_models_give_their_trunk_and_name_the_rest(
     trunk = read_source(tmp_path)
     assert trunk.left_out == ("classifier.bias", "classifier.weight")
     assert_equal_features(convert_source(tmp_path), model.vit)
-    assert "2 parts beside the ViT were left out (classifier.bias, classifier.weight)" in caplog.text
+    assert "read as vit: 2 parts beside the ViT left out (classifier.bias, classifier.weight)" in caplog.text
 
 
 @pytest.mark.parametrize("gated", [True, False])
