@@ -1,11 +1,12 @@
 """`geossl evaluate`: what features are worth, from the command line."""
 
+import os
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +22,9 @@ from hf_geossl.evaluation.registry import (
     check_tasks,
     describe_tasks,
 )
+
+if TYPE_CHECKING:
+    from hf_geossl.evaluation.sample_store import SampleStore
 
 COLUMNS = ("image", "label", "semantic", "depth", "objects")
 Setting = bool | int | float | str | None | list["Setting"]
@@ -51,15 +55,18 @@ def evaluate(argv: Sequence[str]) -> int:
     _check_local(options)
     settings = parse_settings(options.set)
     from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
+    from hf_geossl.evaluation.sample_store import SampleStore
 
     if options.report is not None:
         check_report_path(options.report)
     files = output_files(options.models, options.output)
     hide_loading_bars()
     status, measured, any_task = 0, [], False
+    workers = os.cpu_count() or 1 if options.num_workers is None else options.num_workers
+    store = SampleStore(num_workers=workers, progress=True)  # images are decoded once for all models
     for model, file in zip(options.models, files, strict=True):
         try:
-            results = _measure(model, file, settings, options)
+            results = _measure(model, file, settings, options, store)
         except KeyboardInterrupt:
             finished = f"what was finished is in {file}, and " if file.is_file() else ""
             print(f"geossl: interrupted; {finished}the same command goes on", file=sys.stderr)
@@ -96,7 +103,7 @@ def _check_local(options: Namespace) -> None:
 
 
 def _measure(
-    model: str, file: Path, settings: dict[str, dict[str, Setting]], options: Namespace
+    model: str, file: Path, settings: dict[str, dict[str, Setting]], options: Namespace, store: "SampleStore"
 ) -> dict[str, dict[str, object]]:
     from hf_geossl.evaluation.evaluate import evaluate_model
     from hf_geossl.evaluation.options import DEFAULT_CACHE
@@ -129,6 +136,7 @@ def _measure(
         revision=options.revision,
         pictures=not options.no_pictures,
         overwrite=options.overwrite,
+        store=store,
     )
     return results
 
@@ -174,7 +182,7 @@ def _parser() -> Parser:
     add("--seed", type=int, default=0, help="Of all random numbers. Default: 0.")
     add("--bootstrap", type=int, default=1000, help="Resamples for the 95 %% intervals; 0 for none. Default: 1000.")
     add("--batch_size", type=int, default=64, help="Images that are encoded at a time. Default: 64.")
-    add("--num_workers", type=int, default=0, help="Processes that read and render images. Default: 0.")
+    add("--num_workers", type=int, help="Processes that read and render images. Default: one a core.")
     add("--device", help="cpu, cuda, ...; a GPU if there is one.")
     add("--cache_dir", help="Where features are cached from call to call; a folder in HF_HOME by default.")
     add("--no_cache", action="store_true", help="Cache no features.")

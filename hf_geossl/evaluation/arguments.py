@@ -1,11 +1,13 @@
 """The keywords of `evaluate_model`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions
+from hf_geossl.evaluation.sample_store import SampleStore
 from hf_geossl.evaluation.samples import Columns
 from hf_geossl.evaluation.settings import QUICK_IMAGES
 
@@ -22,7 +24,7 @@ class EvaluationKeywords(TypedDict, total=False):
     dataset_revision: str | None
     token: str | None
     batch_size: int
-    num_workers: int
+    num_workers: int | None
     seed: int
     bootstrap: int
     cache_dir: str | Path | None
@@ -45,7 +47,8 @@ class EvaluationArguments:
         columns (`Columns`, *optional*): The names of the dataset's columns.
         config_name, dataset_revision, token (`str`, *optional*): Of a dataset on the Hub; the mode of the scenes ("topdown",
             "object") is their `config_name`.
-        batch_size, num_workers, seed, bootstrap, cache_dir, progress: See `EvaluationOptions`.
+        num_workers (`int`, *optional*): Processes that read and render images; as many as there are cores by default.
+        batch_size, seed, bootstrap, cache_dir, progress: See `EvaluationOptions`.
         device (`str`, *optional*): A GPU if there is one.
         trust_remote_code, revision: Of a model on the Hub, see `load_encoder`.
         quick (`bool`): At most `QUICK_IMAGES` images of each split and short training of heads, see
@@ -61,7 +64,7 @@ class EvaluationArguments:
     dataset_revision: str | None = None
     token: str | None = None
     batch_size: int = 64
-    num_workers: int = 0
+    num_workers: int | None = None
     seed: int = 0
     bootstrap: int = 1000
     cache_dir: str | Path | None = DEFAULT_CACHE
@@ -80,10 +83,13 @@ class EvaluationArguments:
     def options(self) -> EvaluationOptions:
         """How to compute."""
         cache = None if self.cache_dir is None else Path(self.cache_dir)
-        return EvaluationOptions(self.batch_size, self.num_workers, self.seed, self.bootstrap, cache, self.progress)
+        workers = (os.cpu_count() or 1) if self.num_workers is None else self.num_workers
+        return EvaluationOptions(self.batch_size, workers, self.seed, self.bootstrap, cache, self.progress)
 
-    def data(self, dataset: str, encoder: Encoder) -> EvaluationData:
-        """What to read, at a size that suits an encoder."""
+    def data(self, dataset: str, encoder: Encoder, store: SampleStore | None = None) -> EvaluationData:
+        """What to read, at a size that suits an encoder, and where decoded samples are kept."""
+        if store is None:
+            store = SampleStore(num_workers=self.options.num_workers, progress=self.progress)
         return EvaluationData(
             dataset,
             image_size_of(encoder, self.image_size),
@@ -95,6 +101,7 @@ class EvaluationArguments:
             self.dataset_revision,
             self.token,
             encoder.image_format,
+            store,
         )
 
 

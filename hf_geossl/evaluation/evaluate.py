@@ -36,6 +36,7 @@ from hf_geossl.evaluation.registry import (
     named_tasks,
 )
 from hf_geossl.evaluation.results import as_json, describe, read_earlier, result_entry, write_json
+from hf_geossl.evaluation.sample_store import SampleStore
 from hf_geossl.evaluation.samples import Columns, folder_hash
 from hf_geossl.evaluation.settings import bounded, make_settings
 from hf_geossl.hub.redaction import redact, redact_values
@@ -57,6 +58,7 @@ def evaluate_model(
     settings: Mapping[str, Mapping[str, object]] | None = None,
     pictures: bool = True,
     overwrite: bool = False,
+    store: SampleStore | None = None,
     **keywords: Unpack[EvaluationKeywords],
 ) -> dict[str, Any]:
     """Measures a model's features.
@@ -76,6 +78,8 @@ def evaluate_model(
         settings (`dict`, *optional*): Of single tasks, such as `{"segmentation": {"steps": 1000}}`.
         pictures (`bool`): Whether to draw pictures of what is measured, where there is a file of results.
         overwrite (`bool`): Measure finished tasks again, and replace results of another model, data or seed.
+        store (`SampleStore`, *optional*): Where decoded images are kept; give all calls the same one to decode them once for
+            several models. Its own, for all tasks of the call, by default.
         keywords: `limit`, `image_size`, `seed`, `device` and the others of `EvaluationArguments`.
 
     Returns:
@@ -100,7 +104,7 @@ def evaluate_model(
         if missing := chosen[name][0].missing_requirement(encoder):
             _say(options.progress, f"{encoder.name}, {name} is left out: {missing}")
             del chosen[name]
-    data = arguments.data(dataset, encoder)
+    data = arguments.data(dataset, encoder, store)
     about = _about(encoder, data, options, arguments.quick)
     if isinstance(model, (str, Path)) and (digest := weights_digest(Path(model))) is not None:
         about["weights_digest"] = digest
@@ -140,7 +144,7 @@ def _choose(
             failed[name] = str(error)
         else:
             given = settings.get(name, {})
-            own = make_settings(name, protocol.settings, given)
+            own: Any = make_settings(name, protocol.settings, given)
             chosen[name] = protocol, bounded(own, given, limit=arguments.most_images, quick=arguments.quick)
     return chosen, failed
 

@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Transform:
 
     Args:
         key (`str`): Names the transform with all of its numbers and seeds: features are cached by it.
-        apply (`Callable`): Maps a batch of samples (see `Samples`) to `(images, targets)`: uint8 or float images in [0, 1],
+        apply (`Callable`): Maps a batch of samples, of which images and indices are sure to be there, to `(images, targets)`: uint8 or float images in [0, 1],
             `(batch, 3, height, width)`, and further targets by name, one row a sample. A function of the samples alone.
     """
 
@@ -123,7 +123,8 @@ def _write_columns(
     try:
         encodes = any(map(_is_of_encoder, columns))
         with options.progress_bar(f"{encoder.name if encodes else 'images'}: {samples.name}", samples.count) as bar:
-            for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
+            wanted = list(dict.fromkeys(("image", "index", *columns)))
+            for batch in samples.batches(options.batch_size, num_workers=options.num_workers, columns=wanted):
                 targets: dict[str, Any] = dict(batch)
                 images = batch["image"]
                 if transform is not None:
@@ -201,48 +202,6 @@ def _remove_abandoned(cache: Path) -> None:
 
 
 THUMBNAIL_SIDE = 12  # pixels
-
-
-class CachedSamples(Samples):
-    """Samples whose first pass writes what is needed of them to a temporary file that later passes read.
-
-    Their fingerprint is that of the samples, so that the cache of features does not distinguish them.
-
-    Args:
-        samples (`Samples`): The samples.
-        columns (`Sequence[str]`): What is cached of each sample beside `"image"` and `"index"`.
-        encoder, options: As in `compute_features`.
-    """
-
-    def __init__(self, samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions) -> None:
-        super().__init__(samples.rows, samples.description, samples.names, samples.read, samples.indices)
-        self._samples, self._columns = samples, ("image", "index", *columns)
-        self._encoder, self._options = encoder, replace(options, cache_dir=None)
-        self._arrays: dict[str, np.ndarray] | None = None
-
-    def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Every sample once, in order, in batches. Workers are needed in the first pass only."""
-        if self._arrays is None:
-            self._arrays = compute_features(self._encoder, self._samples, self._columns, self._options)
-        for start in range(0, len(self._arrays["index"]), batch_size):
-            rows = slice(start, start + batch_size)
-            yield {name: torch.from_numpy(np.array(array[rows])) for name, array in self._arrays.items()}
-
-
-def cache_if_rendered(
-    samples: Samples, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions
-) -> Samples:
-    """Caches scenes, because rendering them is expensive, and leaves other images to be read again in each pass.
-
-    A dataset of any size must do: the 1.28 million images of ImageNet would take 190 GB.
-
-    Args:
-        samples, columns, encoder, options: As of `CachedSamples`.
-
-    Returns:
-        `Samples`: Cached, or as they were given.
-    """
-    return samples if samples.mode is None else CachedSamples(samples, columns, encoder, options)
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:

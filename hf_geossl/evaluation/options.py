@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_geossl.data.sources.opening import holds_clips
 from hf_geossl.evaluation.bootstrap import interval
+from hf_geossl.evaluation.sample_store import SampleStore
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
 from hf_geossl.modeling.image_format import ImageFormat
@@ -76,6 +77,7 @@ class EvaluationData:
         config_name, revision, token (`str`, *optional*): Of a dataset on the Hub; the mode ("topdown", "object") is the
             scenes' `config_name`.
         image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
+        store (`SampleStore`): Where decoded samples are kept, for all tasks; its own by default.
     """
 
     dataset: str = SCENES
@@ -88,6 +90,7 @@ class EvaluationData:
     revision: str | None = None
     token: str | None = None
     image_format: ImageFormat | None = None
+    store: SampleStore = field(default_factory=SampleStore, compare=False, repr=False)
     _shared: SharedTruth = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class EvaluationData:
 
     def samples(self, split: str, *, size: int | None = None, mode: str | None = None) -> Samples:
         """A split at another size, or another mode of the scenes (other data has one mode)."""
-        return load_samples(
+        samples = load_samples(
             self.dataset,
             split,
             size=size or self.size,
@@ -133,3 +136,4 @@ class EvaluationData:
             image_format=self.image_format,
             shared=self._shared if split in self._shared.splits else None,
         )
+        return samples.store_in(self.store)

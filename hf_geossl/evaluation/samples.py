@@ -31,6 +31,7 @@ from hf_geossl.evaluation.sample_reader import (
     StreamedRows,
     read_scene,
 )
+from hf_geossl.evaluation.sample_store import SampleStore, StoredRows
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
 from hf_geossl.modeling.image_format import ImageFormat
 
@@ -66,6 +67,7 @@ class Samples:
     Attributes:
         name (`str`): What reports call them, such as "scenes (test)".
         size (`int`): Side of the images in pixels.
+        stored (`StoredRows`, *optional*): Where they are kept once they have been decoded.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Samples:
     ) -> None:
         self.rows, self.description, self.names, self.read, self.indices = rows, description, names, read, indices
         self.name, self.size = f"{description['dataset']} ({description['split']})", description["size"]
+        self.stored: StoredRows | None = None
         self._told: set[str] = set()
 
     @property
@@ -118,7 +121,19 @@ class Samples:
         elif indices is not None:
             indices = _chosen(indices, max(1, round(share * len(indices))), seed)
         description = {**self.description, "subset": [*self.description.get("subset", []), [share, seed]]}
-        return Samples(rows, description, self.names, self.read, indices)
+        part = Samples(rows, description, self.names, self.read, indices)
+        part.stored = None if isinstance(rows, datasets.IterableDataset) else self.stored
+        return part
+
+    def store_in(self, store: SampleStore) -> "Samples":
+        """Decodes each sample once: what the first whole pass has read is kept there, for all samples of this fingerprint.
+
+        Passes over a stream in an order of their own, as for training, read it again; and so does all of a stream without
+        limit, of which nobody knows how much it is.
+        """
+        if self.count is not None or self.description.get("limit") is not None:
+            self.stored = store.rows(self.fingerprint, self.name, self.rows, self.read, self.indices)
+        return self
 
     def require(self, *targets: str) -> Sample:
         """The first sample.
@@ -146,17 +161,24 @@ class Samples:
             )
 
     def __iter__(self) -> Iterator[Sample]:
-        samples = self._dataset()
+        samples = self._dataset(fill=False)
         read: Iterable[Sample | None] = (
             samples if isinstance(samples, StreamedRows) else map(samples.__getitem__, range(len(samples)))
         )
         return self._readable((sample, 1, int(sample is None), (sample or {}).pop(CHANGED, {})) for sample in read)
 
-    def batches(self, batch_size: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
+    def batches(
+        self, batch_size: int, *, num_workers: int = 0, columns: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Every sample once, in order, in batches; tensors of equal shape stacked, others in lists.
 
-        Broken images are left out, and a warning says how many.
+        Broken images are left out, and a warning says how many. Columns name what is needed of what there is; the rest may
+        be missing.
         """
+        stored = self.stored
+        if columns is not None and stored is not None and stored.fill() and stored.are_uniform(columns):
+            places = stored.indices if self.indices is None else self.indices
+            return self._readable(stored.batches(places or [], batch_size, columns))
         samples = self._dataset()
         workers = num_workers if isinstance(samples, IndexedRows) else 0  # which would each read the whole stream
         return self._readable(_loader(samples, batch_size, num_workers=workers))
@@ -178,11 +200,16 @@ class Samples:
             indices = self.indices or []
             order = np.random.default_rng([seed, epoch]).permutation(len(indices)).tolist()
             order *= -(-batch_size // len(order))
-            samples = IndexedRows(self.rows, indices, self.read, replace=True)
+            samples, workers = IndexedRows(self.rows, indices, self.read, replace=True), num_workers
+            if self.stored is not None and self.stored.fill():
+                samples, workers = IndexedRows(self.stored, indices, _as_read, replace=True), 0
             full = order[: len(order) // batch_size * batch_size]
-            yield from self._readable(_loader(samples, batch_size, sampler=full, num_workers=num_workers))
+            yield from self._readable(_loader(samples, batch_size, sampler=full, num_workers=workers))
 
-    def _dataset(self) -> "IndexedRows | StreamedRows":
+    def _dataset(self, *, fill: bool = True) -> "IndexedRows | StreamedRows":
+        stored = self.stored
+        if stored is not None and (stored.fill() if fill else stored.filled):
+            return IndexedRows(stored, (stored.indices if self.indices is None else self.indices) or [], _as_read)
         if isinstance(self.rows, datasets.IterableDataset):
             return StreamedRows(self.rows, self.read)
         return IndexedRows(self.rows, self.indices or [], self.read)
@@ -321,6 +348,11 @@ def load_samples(
     if limit is not None:
         rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(limit)
     return Samples(rows, description, names, read, None)
+
+
+def _as_read(index: int, row: Mapping[str, Any]) -> Sample:
+    """A stored sample, which needs no reading."""
+    return dict(row)
 
 
 def _has_label(column: str, row: Mapping[str, Any]) -> bool:

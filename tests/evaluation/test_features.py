@@ -11,21 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hf_geossl.evaluation import features
 from hf_geossl.evaluation.features import (
     THUMBNAILS,
-    CachedSamples,
     Transform,
-    cache_if_rendered,
     compute_features,
     grey,
     thumbnails,
 )
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationOptions
-from hf_geossl.evaluation.samples import Samples, load_samples
+from hf_geossl.evaluation.samples import load_samples
 from tests.helpers.pixel_encoder import pixel_encoder
 from tests.helpers.supervised import small_model
 
@@ -133,35 +130,6 @@ def test_what_killed_runs_left_in_the_cache_goes(tmp_path: Path) -> None:
 
 
 QUIET = EvaluationOptions(progress=False, cache_dir=None, batch_size=3)
-
-
-def test_scenes_are_rendered_in_the_first_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = load_samples(size=16, limit=7)
-    cached = CachedSamples(scenes, ["label", "depth"], pixel_encoder(8), QUIET)
-    passes: list[Samples] = []
-    batches = Samples.batches
-
-    def watch(self: Samples, *given: Any, **others: Any) -> Any:
-        passes.append(self)
-        return batches(self, *given, **others)
-
-    monkeypatch.setattr(Samples, "batches", watch)
-    for size in (2, 7, 5):
-        parts = list(cached.batches(size))
-        assert [len(part["index"]) for part in parts[:-1]] == [size] * (len(parts) - 1)
-        together = {name: torch.cat([part[name] for part in parts]) for name in ("index", "image", "label", "depth")}
-        for row, sample in enumerate(scenes):
-            assert all(torch.equal(together[name][row], torch.as_tensor(sample[name])) for name in together)
-    assert passes == [scenes]
-    assert cached.fingerprint == scenes.fingerprint  # features of either are the same to their cache
-
-
-def test_only_scenes_are_cached(tmp_path: Path) -> None:
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    Image.new("RGB", (20, 20)).save(tmp_path / "train" / "a" / "0.png")
-    photographs, scenes = load_samples(str(tmp_path), "train", size=16), load_samples(size=16, limit=1)
-    assert cache_if_rendered(photographs, [], pixel_encoder(8), QUIET) is photographs
-    assert isinstance(cache_if_rendered(scenes, [], pixel_encoder(8), QUIET), CachedSamples)
 
 
 def test_thumbnails_are_means_of_areas() -> None:

@@ -210,8 +210,6 @@ def test_images_of_a_dataset_are_written_nowhere(tmp_path: Path, monkeypatch: py
     measure_rotation(encoder, data, QUIET, RotationSettings(c_values=(1.0,)))
     assert {"pooled", "both", "label", "thumbnail"} <= columns
     assert "image" not in columns
-    measure_knn(encoder, EvaluationData(size=16, limit=24), QUIET, KNNSettings())
-    assert "image" in columns  # scenes are rendered once
 
 
 def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import THUMBNAILS, cache_if_rendered, compute_features
+from hf_geossl.evaluation.features import THUMBNAILS, compute_features
 from hf_geossl.evaluation.metrics.accuracy import Accuracy
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
@@ -152,12 +152,10 @@ def floors(encoder: Encoder, column: str, seed: int) -> list[tuple[str, Encoder,
     return [(RANDOM_WEIGHTS, encoder.random_twin(seed), column), ("RGB thumbnail", encoder, "thumbnail")]
 
 
-def cached_splits(
-    data: EvaluationData, columns: Sequence[str], encoder: Encoder, options: EvaluationOptions, mode: str | None = None
-) -> tuple[Samples, Samples]:
-    """The training and the test images, see `cache_if_rendered`."""
+def both_splits(data: EvaluationData, mode: str | None = None) -> tuple[Samples, Samples]:
+    """The training and the test images."""
     train, test = (data.samples(split, mode=mode or data.mode) for split in (data.train_split, data.test_split))
-    return cache_if_rendered(train, columns, encoder, options), cache_if_rendered(test, columns, encoder, options)
+    return train, test
 
 
 def labelled_features(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import CachedSamples, compute_features, grey
+from hf_geossl.evaluation.features import compute_features, grey
 from hf_geossl.evaluation.fitting.classifiers import hold_out
 from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Perceptron, Ridge
 from hf_geossl.evaluation.metrics.r2 import R2
@@ -130,7 +130,7 @@ class _Bench:
         self.samples = {}
         for split, limit in ((data.train_split, settings.train_images), (data.test_split, settings.test_images)):
             part = replace(data, limit=min(limit, data.limit or limit))
-            self.samples[split] = CachedSamples(part.samples(split, size=size, mode=mode), [], encoder, options)
+            self.samples[split] = part.samples(split, size=size, mode=mode)
         self.train, self.test = data.train_split, data.test_split
         self.name = self.samples[self.test].name
         self.train_images = 0  # counted when they have been read

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision, unit_images
-from hf_geossl.evaluation.features import cache_if_rendered, compute_features
+from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.metrics.corner_error import CornerError
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -175,7 +175,7 @@ def measure_homography(
         ValueError: If patches do not fit into the images.
     """
     side = patch_side(data.size, encoder.patch_size)
-    train, test = data.train, cache_if_rendered(data.test, [], encoder, options)
+    train, test = data.train, data.test
     pixels = None  # scenes are rendered once, other images read as they are needed
     if data.is_scenes:
         pixels = compute_features(encoder, train, ["image"], replace(options, cache_dir=None))["image"]
@@ -287,7 +287,7 @@ def _test(
     predicted, true = [], []
     shown: tuple[np.ndarray, ...] = ()
     square = torch.tensor([[0, 0], [side, 0], [0, side], [side, side]], dtype=torch.float32)
-    for batch in samples.batches(options.batch_size, num_workers=options.num_workers):
+    for batch in samples.batches(options.batch_size, num_workers=options.num_workers, columns=["image"]):
         draws = torch.from_numpy(generator.random((len(batch["image"]), 5, 2)))
         pairs = make_pairs(batch["image"].to(trunk.device), side, draws)
         predicted.append((_shifts(trunk, head, pairs, settings) * side * SHIFT_SHARE).cpu())

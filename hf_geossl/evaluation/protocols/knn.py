@@ -13,7 +13,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
     Predicted,
     accuracy_of,
-    cached_splits,
+    both_splits,
     count_classes,
     labelled_features,
     measure_classifier,
@@ -110,7 +110,7 @@ def measure_knn(
     Raises:
         ValueError: If there are no labels.
     """
-    splits = cached_splits(data, ["label"], encoder, options)
+    splits = both_splits(data)
     main = min(settings.main_neighbours, splits[0].count or settings.main_neighbours)
     if main < settings.main_neighbours:
         logger.warning(

@@ -14,7 +14,7 @@ from hf_geossl.evaluation.fitting.classifiers import (
     LogisticClassifier,
     Predicted,
     accuracy_of,
-    cached_splits,
+    both_splits,
     classification_result,
     count_classes,
     floors,
@@ -56,7 +56,7 @@ def measure_linear(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LogisticSettings
 ) -> TaskResult:
     """Accuracy of logistic regression of `label`, which must be of two classes or more."""
-    splits = cached_splits(data, ["label"], encoder, options)
+    splits = both_splits(data)
 
     def predict(model: Encoder, column: str) -> Predicted:
         features, labels, queries, truth = labelled_features(model, splits, column, "label", options)
@@ -78,7 +78,7 @@ def measure_multilabel(
     That of each label is in the details. Floors: equal scores for all images (the mean share of positives), random weights,
     an RGB thumbnail.
     """
-    splits = cached_splits(data, ["multi_label"], encoder, options)
+    splits = both_splits(data)
 
     def fit(model: Encoder, column: str) -> tuple[np.ndarray, np.ndarray, int, list[float | None]]:
         features, labels, queries, truth = labelled_features(model, splits, column, "multi_label", options)
@@ -157,7 +157,7 @@ def _measure_turns(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: RotationSettings, mode: str
 ) -> tuple[TaskResult, dict[str, Any]]:
     """Accuracy on one kind of images, and the details of it."""
-    train, test = cached_splits(data, [], encoder, options, mode)
+    train, test = both_splits(data, mode)
 
     def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, int]:
         features = _all_turns(model, train, column, options)

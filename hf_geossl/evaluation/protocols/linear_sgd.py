@@ -14,7 +14,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import (
     Predicted,
     accuracy_of,
-    cached_splits,
+    both_splits,
     count_classes,
     hold_out,
     labelled_features,
@@ -118,7 +118,7 @@ def measure_linear_sgd(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearSGDSettings
 ) -> TaskResult:
     """Accuracy of a linear layer that is trained by SGD."""
-    splits, device = cached_splits(data, ["label"], encoder, options), encoder.device
+    splits, device = both_splits(data), encoder.device
 
     def predict(model: Encoder, columns: str) -> Predicted:
         features, labels, queries, truth = labelled_features(model, splits, columns, "label", options)
