@@ -116,6 +116,7 @@ def make_batch(args: argparse.Namespace, batch_size: int | None = None) -> dict[
     return {
         name: None if value is None else torch.cat([value] * copies)[:batch_size].to(args.device)
         for name, value in batch.items()
+        if name != "masked_patches"  # of the batch that is repeated
     }
 
 

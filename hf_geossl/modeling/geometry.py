@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 
 
+def can_check_values(tensor: torch.Tensor) -> bool:
+    """Tells whether values of a tensor can be checked: on a CPU, where nothing waits for them, and not while it is traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def turn_boxes(boxes: torch.Tensor, quarter_turns: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """Turns boxes together with the square picture they lie in, counter-clockwise.
 
@@ -167,7 +172,7 @@ def _check_queries(
     ):
         if flips is not None and tuple(flips.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(flips.shape)}")
-    if reference_boxes.device.type == "cpu":
+    if can_check_values(reference_boxes):
         _check_boxes("reference_boxes", reference_boxes)
         _check_boxes("query_boxes", query_boxes)
 
@@ -333,7 +338,9 @@ def warp_images(
     # The inverse turn finds the source of each target pixel.
     grid = torch.stack([(cos * x + sin * y) * (2 / width), (cos * y - sin * x) * (2 / height)], dim=-1)  # (B, H, W, 2)
     pixels = images.float()
-    outside = None if fill is None else pixels.new_tensor(fill)[:, None, None]
+    outside = None
+    if fill is not None:  # in two steps, so that the host does not wait for the device
+        outside = torch.tensor(fill, dtype=torch.float32).to(pixels.device, non_blocking=True)[:, None, None]
     if outside is not None:
         pixels = pixels - outside
     warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)

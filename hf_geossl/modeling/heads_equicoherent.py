@@ -120,6 +120,11 @@ def make_heads(config: EquiCoherentConfig) -> dict[str, nn.Module]:
     return heads
 
 
+def indices_of(mask: torch.Tensor) -> torch.Tensor:
+    """Finds where a mask is True, as raster indices of all its places, int64; the host waits for a device to count them."""
+    return mask.flatten().nonzero().flatten()
+
+
 def check_views(
     config: EquiCoherentConfig,
     global_pixel_values: torch.Tensor,

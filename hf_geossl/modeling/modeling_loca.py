@@ -10,13 +10,13 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_loca import LOCAConfig
+from .geometry import can_check_values
 from .modeling_vit import (
     GeometricViTPreTrainedModel,
     ViTAttentionBase,
     ViTEmbeddings,
     ViTEncoder,
     ViTMLP,
-    ViTPatchEmbeddings,
     init_extra_tokens,
     is_part_of,
 )
@@ -26,6 +26,7 @@ from .modeling_vit_heads import (
     ViTTrunkForSemanticSegmentation,
     ViTTrunkModel,
 )
+from .positions import ViTPatchEmbeddings
 
 _TRUNCATION = 0.87962566103423978  # standard deviation of a unit normal cut off at 2
 
@@ -218,7 +219,7 @@ def check_views(
                 f"{name}_positions must have shape {shape}, one for every token before any is dropped, "
                 f"got {tuple(positions.shape)}"
             )
-        if positions.device.type == "cpu" and positions.numel():
+        if can_check_values(positions) and positions.numel():
             low, high = int(positions.min()), int(positions.max())
             if low < -1 or high >= num_references:
                 raise ValueError(
@@ -241,7 +242,7 @@ def check_token_indices(
             f"{name} must be integers of shape (tokens,), at least one, the same for the whole batch, "
             f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
         )
-    if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+    if can_check_values(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
         raise ValueError(
             f"{name} must be raster indices from 0 to {num_tokens - 1}, got {int(tokens.min())} to {int(tokens.max())}"
         )

@@ -15,31 +15,7 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit import GeometricViTConfig
-from .positions import Rotation, ViTRotaryPositions, resample_positions, rotate
-
-
-class ViTPatchEmbeddings(nn.Conv2d):
-    """Cuts an image into patches and maps each to a token; keeps PyTorch's own initialisation."""
-
-    def __init__(self, config: GeometricViTConfig) -> None:
-        size = config.patch_size
-        super().__init__(config.num_channels, config.hidden_size, size, stride=size, bias=config.patch_bias)
-        self.patch_size = config.patch_size
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Maps `pixel_values (batch, channels, height, width)` to tokens `(batch, rows, columns, hidden_size)`."""
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.in_channels:
-            raise ValueError(
-                f"pixel_values must have shape (batch, {self.in_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}"
-            )
-        height, width = pixel_values.shape[-2:]
-        if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise ValueError(
-                f"height and width of pixel_values must be multiples of the patch size {self.patch_size}, "
-                f"got {height} x {width}; resize or pad the images"
-            )
-        return super().forward(pixel_values.to(self.weight.dtype)).permute(0, 2, 3, 1)
+from .positions import Rotation, ViTPatchEmbeddings, ViTRotaryPositions, resample_positions, rotate
 
 
 class ViTEmbeddings(nn.Module):
@@ -230,24 +206,32 @@ class ViTMLP(nn.Module):
 class ViTDropPath(nn.Module):
     """Stochastic depth, per sample, scaled by the inverse of the share that stays (arXiv 1603.09382)."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, others_drop: bool = False) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.others_drop = rate, others_drop
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Zeroes whole samples of a residual branch `(batch, tokens, hidden_size)` in training."""
-        if self.rate == 0.0 or not self.training:
-            return hidden_states
-        keep = torch.empty(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
-        return hidden_states * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
+    def draw(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Draws, in training, what a residual branch is multiplied by, `(batch, 1, 1)`; None where nothing is dropped.
+
+        A layer that drops nothing beside others that do gets ones: so all layers are computed, and compiled, alike.
+        """
+        if not self.training or not (self.rate or self.others_drop):
+            return None
+        keep = torch.ones(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
+        return keep.bernoulli_(1 - self.rate).div_(1 - self.rate) if self.rate else keep
 
     def disable(self) -> None:
         """Drops nothing from now on, in training neither."""
-        self.rate = 0.0
+        self.rate, self.others_drop = 0.0, False
 
     def extra_repr(self) -> str:
         """Shows the rate where the module is printed."""
         return f"rate={self.rate:.3f}"
+
+
+def drop_samples(branch: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """Multiplies a residual branch `(batch, tokens, hidden_size)` by what `ViTDropPath.draw` gives."""
+    return branch if keep is None else branch * keep.to(branch.dtype)
 
 
 class ViTLayerScale(nn.Module):
@@ -262,8 +246,27 @@ class ViTLayerScale(nn.Module):
         return hidden_states * self.weight
 
 
+def compute_layer(
+    layer: "ViTLayer",
+    hidden_states: torch.Tensor,
+    keep_attended: torch.Tensor | None,
+    keep_mapped: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> torch.Tensor:
+    """Computes a layer, but for what is random in it: `(batch, tokens, hidden_size)` to the same shape.
+
+    A function of the layer, so that one compilation serves all layers, of student and teacher.
+    """
+    attended = layer.layer_scale1(layer.attention(layer.norm1(hidden_states), **kwargs)[0])
+    hidden_states = hidden_states + drop_samples(attended, keep_attended)
+    mapped = layer.layer_scale2(layer.mlp(layer.norm2(hidden_states)))
+    return hidden_states + drop_samples(mapped, keep_mapped)
+
+
 class ViTLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer."""
+    """A pre-norm transformer layer; `compute_with` puts a compiled `compute_layer` in the place of the plain one."""
+
+    compute: Callable[..., torch.Tensor] = staticmethod(compute_layer)
 
     def __init__(self, config: GeometricViTConfig, drop_path_rate: float) -> None:
         super().__init__()
@@ -273,13 +276,16 @@ class ViTLayer(GradientCheckpointingLayer):
         self.mlp = ViTMLP(config)
         scaled = config.layerscale_value is not None
         self.layer_scale1, self.layer_scale2 = (ViTLayerScale(config) if scaled else nn.Identity() for _ in range(2))
-        self.drop_path = ViTDropPath(drop_path_rate)
+        self.drop_path = ViTDropPath(drop_path_rate, others_drop=config.drop_path_rate > 0)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Maps `(batch, tokens, hidden_size)` to the same shape."""
-        attended = self.layer_scale1(self.attention(self.norm1(hidden_states), **kwargs)[0])
-        hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
+        keeps = [self.drop_path.draw(hidden_states) for _ in range(2)]  # outside of what is compiled: the same draws
+        return self.compute(self, hidden_states, *keeps, **kwargs)
+
+    def compute_with(self, function: Callable[..., torch.Tensor]) -> None:
+        """Computes the layer with `function`, of the arguments of `compute_layer`, from now on."""
+        self.compute = function
 
 
 class GeometricViTPreTrainedModel(PreTrainedModel):

@@ -273,17 +273,18 @@ def dino_loss(
     return -(teacher_probabilities.float() * others).sum() / (num_global * (num_views - 1) * batch_size)
 
 
-def masked_patch_weights(bool_masked_pos: torch.Tensor) -> torch.Tensor:
+def masked_patch_weights(bool_masked_pos: torch.Tensor, masked_patches: torch.Tensor) -> torch.Tensor:
     """Weights masked patches so that images count the same however many of their patches are masked.
 
     `bool_masked_pos (images, patches)` is True where a patch is masked for the student; the images are those of all
     views. Gives 1 / (masked patches of its image) / images for each, `(masked_patches,)` in raster order, float32.
-    Their sum is the share of images that have a mask.
+    Their sum is the share of images that have a mask. `masked_patches (masked_patches,)` are their raster indices
+    among all patches.
 
     Source: arXiv 2111.07832 and arXiv 2304.07193, as the authors' codes have it.
     """
     weights = 1 / (bool_masked_pos.sum(dim=1).float() * len(bool_masked_pos))
-    return weights[:, None].expand_as(bool_masked_pos)[bool_masked_pos]
+    return weights[masked_patches // bool_masked_pos.shape[1]]
 
 
 def ibot_patch_loss(

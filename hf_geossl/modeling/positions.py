@@ -1,4 +1,4 @@
-"""Where patches lie: learned tables that are resampled to other grids, and rotations of queries and keys (RoPE)."""
+"""Patches of images and where they lie: learned tables, resampled to other grids, and rotations of queries and keys (RoPE)."""
 
 import math
 from typing import Any
@@ -9,6 +9,30 @@ from torch import nn
 from .configuration_vit import GeometricViTConfig
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (patches, head_dim)
+
+
+class ViTPatchEmbeddings(nn.Conv2d):
+    """Cuts an image into patches and maps each to a token; keeps PyTorch's own initialisation."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        size = config.patch_size
+        super().__init__(config.num_channels, config.hidden_size, size, stride=size, bias=config.patch_bias)
+        self.patch_size = config.patch_size
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Maps `pixel_values (batch, channels, height, width)` to tokens `(batch, rows, columns, hidden_size)`."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.in_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.in_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}"
+            )
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size or width % self.patch_size or not height or not width:
+            raise ValueError(
+                f"height and width of pixel_values must be multiples of the patch size {self.patch_size}, "
+                f"got {height} x {width}; resize or pad the images"
+            )
+        return super().forward(pixel_values.to(self.weight.dtype)).permute(0, 2, 3, 1)
 
 
 def resample_positions(

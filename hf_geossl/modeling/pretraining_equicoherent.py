@@ -19,6 +19,7 @@ from .heads_equicoherent import (
     PrototypeLinear,
     SplitHead,
     check_views,
+    indices_of,
     make_heads,
 )
 from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedModel
@@ -192,7 +193,10 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
     def _encode_teacher(
         self, views: torch.Tensor, masked: torch.Tensor | None, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Makes the probabilities of the class tokens `(2, B, K)` and of the masked patches `(M, K)` of views `(B, 2, ...)`."""
+        """Makes the probabilities of the class tokens `(2, B, K)` and of the masked patches `(M, K)` of views `(B, 2, ...)`.
+
+        `masked (M,)` are raster indices among the patches of all views.
+        """
         teacher = self.teacher
         outputs = teacher.equicoherent(views.flatten(0, 1))
         scores = self._scores(teacher.head, self.invariant(teacher, outputs.pooler_output))  # (2B, K)
@@ -210,9 +214,10 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             self._accumulate("patch_center", mean * len(features), len(features))
             if masked is None:
                 return targets, None
-            scores = head.prototypes(features[masked.flatten()])[:, : self.config.num_prototypes]
+            scores = head.prototypes(features.index_select(0, masked))[:, : self.config.num_prototypes]
         else:
-            scores = self._scores(head, self.invariant(teacher, patches[masked]))  # (M, K)
+            chosen = patches.flatten(0, 1).index_select(0, masked)  # (M, D)
+            scores = self._scores(head, self.invariant(teacher, chosen))  # (M, K)
             self._accumulate("patch_center", scores.sum(dim=0, keepdim=True), len(scores))
         return targets, self._teacher_targets(scores, "patch_center", temperature)
 
@@ -222,10 +227,14 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         class_tokens: torch.Tensor,
         patches: torch.Tensor,
         masked: torch.Tensor | None,
+        patch_weights: torch.Tensor | None,
         local_pixel_values: torch.Tensor | None,
         temperature: float,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Computes the loss of DINO, iBOT or DINOv2 and its parts; `class_tokens (B, 2, D)`, `patches (2B, N, D)`."""
+        """Computes the loss of DINO, iBOT or DINOv2 and its parts; `class_tokens (B, 2, D)`, `patches (2B, N, D)`.
+
+        `masked (M,)` are raster indices among the patches of both views, `patch_weights (M,)` their weights.
+        """
         config = self.config
         targets, patch_targets = self._encode_teacher(views, masked, temperature)
         students, own_head = class_tokens, cast(PrototypeHead, self.head)
@@ -236,13 +245,14 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         components = {"class_loss": dino_loss(scores, targets, config.student_temperature)}
         loss = config.class_loss_weight * components["class_loss"]
         if config.masks:
-            if masked is None:
+            if masked is None or patch_weights is None:
                 components["patch_loss"] = 0.0 * components["class_loss"].detach()
             else:
                 head = own_head if config.shared_head else self.patch_head
-                scores = self._scores(head, self.invariant(self, patches[masked]))  # (M, K)
+                chosen = patches.flatten(0, 1).index_select(0, masked)  # (M, D)
+                scores = self._scores(head, self.invariant(self, chosen))  # (M, K)
                 components["patch_loss"] = ibot_patch_loss(
-                    scores, cast(torch.Tensor, patch_targets), masked_patch_weights(masked), config.student_temperature
+                    scores, cast(torch.Tensor, patch_targets), patch_weights, config.student_temperature
                 )
             loss = loss + config.patch_loss_weight * components["patch_loss"]
         if config.host == "dinov2":
@@ -276,6 +286,7 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         intermediate_pixel_values: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         teacher_temperature: float | None = None,
+        masked_patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EquiCoherentForPreTrainingOutput:
         """Computes the losses of a batch of views.
@@ -290,6 +301,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             bool_masked_pos (`torch.Tensor` of shape `(batch, 2, patches)`, bool, *optional*): Patches of the global views
                 that are masked for the student; `(batch, patches)` are the same in both. Hosts that do not mask ignore it.
             teacher_temperature (`float`, *optional*): Above 0; replaces `config.teacher_temperature`.
+            masked_patches (`torch.Tensor` of shape `(masked,)`, *optional*): Where `bool_masked_pos` is True, raster indices
+                in `(batch, 2, patches)`; where absent, the host waits for the device to count them.
 
         Returns:
             `EquiCoherentForPreTrainingOutput`.
@@ -306,9 +319,13 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         if bool_masked_pos is not None and bool_masked_pos.ndim == 2:
             bool_masked_pos = bool_masked_pos[:, None].expand(-1, 2, -1)
         check_views(config, global_pixel_values, local_pixel_values, bool_masked_pos if config.masks else None)
-        masked = None
+        masked = patch_weights = None
         if config.masks and bool_masked_pos is not None:
             masked = bool_masked_pos.flatten(0, 1)  # (2B, N)
+            masked_patches = indices_of(masked) if masked_patches is None else masked_patches
+            patch_weights = masked_patch_weights(masked, masked_patches)
+        else:
+            masked_patches = None
         temperature = config.teacher_temperature if teacher_temperature is None else teacher_temperature
         if not 0 < temperature < math.inf:
             raise ValueError(
@@ -322,7 +339,13 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
         patches = self.equicoherent.patch_tokens(outputs)
         if config.has_teacher:
             host_loss, components = self._prototype_losses(
-                global_pixel_values, class_tokens, patches, masked, local_pixel_values, temperature
+                global_pixel_values,
+                class_tokens,
+                patches,
+                masked_patches,
+                patch_weights,
+                local_pixel_values,
+                temperature,
             )
         else:
             host_loss, components = self._pair_losses(class_tokens, patches)

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_gtsa import GTSAConfig
-from .geometry import overlap_boxes, roi_align_weights, turn_cells
+from .geometry import can_check_values, overlap_boxes, roi_align_weights, turn_cells
 from .modeling_gtsa import GTSAModel, GTSAPreTrainedModel
 from .modeling_vit import init_like_torch, is_part_of
 from .objectives import overlap_cosine_loss, patch_correspondence_loss, rotation_loss
@@ -185,7 +185,7 @@ class GTSAForPreTraining(GTSAPreTrainedModel, TeacherStudentModel):
         ):
             if value.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, globals first, got {tuple(value.shape)}")
-        if quarter_turns.device.type == "cpu" and not bool(((quarter_turns >= 0) & (quarter_turns <= 3)).all()):
+        if can_check_values(quarter_turns) and not bool(((quarter_turns >= 0) & (quarter_turns <= 3)).all()):
             raise ValueError(
                 f"quarter_turns must be 0, 1, 2 or 3, got {quarter_turns.min().item()} to {quarter_turns.max().item()}; "
                 "divide degrees by 90"

@@ -137,10 +137,10 @@ class LOCAForPreTraining(LOCAPreTrainedModel, TeacherStudentModel):
             visible = num_tokens
         if self.config.reference_selection == "unstructured":
             return torch.randperm(num_tokens)[:visible]
-        start = 0
+        tokens = torch.arange(visible)
         if self.config.reference_selection == "consecutive":
-            start = int(torch.randint(num_tokens - visible + 1, ()))
-        return torch.arange(start, start + visible)
+            tokens = tokens + torch.randint(num_tokens - visible + 1, ())
+        return tokens
 
     def _predict(self, queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Scores positions `(batch, tokens, N)` for query tokens that attend to reference tokens."""

@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_tf32_available
 
+from hf_geossl.training.execution.compilation import BlockCompilation
 from hf_geossl.training.sharding import check_divisible_optimizer, fsdp_plugin_settings
 
 # the smallest values that make sense, here or in transformers' own arguments, which checks few of them
@@ -61,6 +64,9 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         logging_nan_inf_filter (`bool`): Off: steps that are not finite are left out and counted.
         ignore_data_skip (`bool`): Must stay on: a checkpoint holds the position of the stream.
         ddp_find_unused_parameters (`bool`): Off: every trained parameter gets a gradient in every step.
+        torch_compile (`bool` or `None`): Whether the trunk's layers are compiled, one compilation for all of them and for
+            all sizes of views; None does it on a GPU. In bf16 the products left in float32, of heads and losses, are then in
+            TF32, unless `tf32` is False.
         base_learning_rate (`float` or `None`): Learning rate for a global batch of 256; the peak is this times the
             global batch / 256. None uses `learning_rate` as it is, and so does a `learning_rate` given without this.
         min_learning_rate (`float` or `None`): Learning rate that the cosine ends at; None is 1 % of the peak.
@@ -105,6 +111,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = False
     ignore_data_skip: bool = True
     ddp_find_unused_parameters: bool | None = False
+    torch_compile: bool | None = None  # type: ignore[assignment]
     base_learning_rate: float | None = 5e-4
     min_learning_rate: float | None = 1e-6
     weight_decay_end: float | None = 0.4
@@ -153,10 +160,23 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             raise ValueError("deepspeed must be left out: models that do not fit one GPU are trained with FSDP2")
         if self.fp16_full_eval or self.bf16_full_eval:
             raise ValueError("fp16_full_eval and bf16_full_eval must stay off: teachers are kept in float32")
-        super().__post_init__()
+        self._init_with_blocks()
         self.fsdp_plugin_args = fsdp_plugin_settings(self.fsdp_plugin_args, self.mixed_precision)
         if self.fsdp_plugin_args is not None:
             check_divisible_optimizer(str(getattr(self.optim, "value", self.optim)))
+
+    def _init_with_blocks(self) -> None:
+        """Leaves compilation to `BlockCompilation`: transformers' compiles the whole model, for minutes and each size of views."""
+        backend, mode = self.torch_compile_backend, self.torch_compile_mode
+        compiles = self.torch_compile or backend is not None or mode is not None
+        if self.torch_compile is None and not compiles:
+            compiles = torch.cuda.is_available() and not self.use_cpu
+        if compiles and self.bf16 and self.tf32 is None and is_torch_tf32_available():
+            self.tf32 = True
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        super().__post_init__()
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = bool(compiles), backend, mode
+        self.block_compilation = BlockCompilation(backend or "inductor", mode) if compiles else None
 
     def _check_adaptation(self) -> None:
         """Checks what says how much of the trunk is trained, and when."""
@@ -212,6 +232,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         args = copy.copy(self)
         args.run_name = self.run_name or Path(self.output_dir or ".").absolute().name  # what trackers call it
         args.hub_token = None  # checkpoints hold the arguments
+        args.torch_compile_backend = args.torch_compile_mode = None  # accelerate would compile the whole model by them
         if args.base_learning_rate is not None:
             args.learning_rate = args.scaled_learning_rate
         if train_dataset is not None and args.max_steps <= 0:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, is_dataclass
 
 import torch
@@ -59,7 +60,7 @@ class TrainerParts:
                 "FSDP2 was asked for, and accelerate uses it on GPUs only: on CPUs launch with "
                 "hf_geossl/training/accelerate/ddp.yaml, or set ACCELERATE_USE_FSDP=false"
             )
-        self.args, self.accelerator, self.feed, self.plan = args, accelerator, feed, plan
+        self.model, self.args, self.accelerator, self.feed, self.plan = model, args, accelerator, feed, plan
         self.anchor = Anchor(model, args.anchor_weight, args.device)
         self.trained_of_trunk = adapt_trunk(model, args.train_layers, args.lora_rank, args.lora_alpha)
         self.checkpointer = Checkpointer(args, accelerator)
@@ -143,6 +144,11 @@ class TrainerParts:
         self.guard.load_state_dict(state.get("guard"))
         self.matrix_rate.reset()
         self.stopwatch.start(state.get("seconds", 0.0))
+
+    def compiled_layers(self) -> AbstractContextManager[None]:
+        """A context with compiled layers, where the arguments ask for them."""
+        compilation = self.args.block_compilation
+        return compilation.compiled(self.model, self.anchor.trunk) if compilation else nullcontext()
 
     def stop(self) -> None:
         """Ends a call of `train`."""

@@ -278,7 +278,7 @@ class TeacherStudentTrainer(Trainer):
             return TrainOutput(self.state.global_step, 0.0, {})
         self.parts.start(resumed)
         try:
-            with training_context(self.args):
+            with training_context(self.args), self.parts.compiled_layers():
                 result = super().train(str(resumed.folder) if resumed else None, trial, ignore_keys_for_eval)
         finally:
             self.parts.stop()

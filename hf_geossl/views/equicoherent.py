@@ -229,7 +229,8 @@ class EquiCoherentViews(Views):
             `dict`: the arguments of `EquiCoherentForPreTraining.forward`, images in float32: `global_pixel_values` (the
             second transformed), `local_pixel_values` (None without local views), `intermediate_pixel_values` (the
             points at k / (num_intermediate + 1) of the path to the second global view; None without any) and
-            `bool_masked_pos` (of the patches in raster order; None if the host does not mask).
+            `bool_masked_pos` (of the patches in raster order; None if the host does not mask) with `masked_patches`, the
+            indices of those masked.
         """
         rendered = self.render_path(batch, generator)
         del rendered["source_pixel_values"]
@@ -257,12 +258,13 @@ class EquiCoherentViews(Views):
         *global_recipes, local_recipe = self.color.recipes()
         first, source = (render(batch["global_crops"][:, i], recipe) for i, recipe in enumerate(global_recipes))
         local = render(batch["local_crops"], local_recipe) if self.crops.num_local else None
-        masks = None
+        masks = masked = None
         if self.host in MASK_KINDS:
             grid = self.crops.global_size // self.crops.patch_size
             masks = torch.zeros(len(first), 2, grid * grid, dtype=torch.bool)
             if random:
                 masks = draw_block_masks(self.host, 2 * len(first), grid, grid, generator).view(masks.shape)
+            masked = masks.flatten().nonzero().flatten().to(first.device, non_blocking=True)  # counted on the host
             masks = masks.to(first.device, non_blocking=True)
         second, between = source, None
         if random and self.path.transformation is not None:  # drawn last, so that all else is equal without it
@@ -272,5 +274,6 @@ class EquiCoherentViews(Views):
             "local_pixel_values": local,
             "intermediate_pixel_values": between if self.path.num_intermediate else None,
             "bool_masked_pos": masks,
+            "masked_patches": masked,
             "source_pixel_values": source,
         }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_geossl.modeling.modeling_vit import ViTDropPath
+from hf_geossl.modeling.modeling_vit import ViTDropPath, drop_samples
 from tests.helpers.methods import (
     KINDS,
     METHODS,
@@ -99,11 +99,17 @@ def test_stochastic_depth_grows_linearly_and_survives_saving(method: Method, tmp
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop = ViTDropPath(0.3)
-    found = drop(torch.ones(20_000, 2, 3))
+    ones = torch.ones(20_000, 2, 3)
+    found = drop_samples(ones, drop.draw(ones))
     assert found.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert torch.equal(found, found[:, :1, :1].expand(-1, 2, 3))
     assert found.mean().item() == pytest.approx(1.0, abs=4 * (0.3 / 0.7 / 20_000) ** 0.5)
-    assert torch.equal(drop.eval()(torch.ones(5, 2, 3)), torch.ones(5, 2, 3))
+    assert drop.eval().draw(ones) is None
+    assert drop_samples(ones, None) is ones
+    beside_others = ViTDropPath(0.0, others_drop=True)
+    assert torch.equal(beside_others.draw(ones), torch.ones(20_000, 1, 1))
+    beside_others.disable()
+    assert beside_others.draw(ones) is None
 
 
 def test_both_branches_of_a_layer_are_dropped_on_their_own(method: Method) -> None:

@@ -16,6 +16,7 @@ from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss, NTXentLoss, VICRegL
 from safetensors.torch import load_file, save_file
 
 from hf_geossl.modeling import objectives as hosts
+from hf_geossl.modeling.heads_equicoherent import indices_of
 from hf_geossl.modeling.objectives import sinkhorn
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
@@ -125,7 +126,7 @@ def test_patch_token_loss_is_ibots_and_dinov2s() -> None:
     masks, probabilities = _masks(), _normal(8, 9, PROTOTYPES, seed=1).softmax(-1)
 
     def ours(student: torch.Tensor) -> torch.Tensor:
-        weights = hosts.masked_patch_weights(masks)
+        weights = hosts.masked_patch_weights(masks, indices_of(masks))
         return hosts.ibot_patch_loss(student[masks], probabilities[masks], weights, STUDENT_TEMPERATURE)
 
     def patches(student: torch.Tensor, image: int) -> list[torch.Tensor]:
@@ -157,7 +158,7 @@ def test_patch_token_loss_is_ibots_and_dinov2s() -> None:
 
 
 def test_patch_token_loss_without_masks_is_zero() -> None:
-    weights = hosts.masked_patch_weights(torch.zeros(4, 9, dtype=torch.bool))
+    weights = hosts.masked_patch_weights(torch.zeros(4, 9, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
     student = torch.zeros(0, PROTOTYPES, requires_grad=True)
     loss = hosts.ibot_patch_loss(student, torch.zeros(0, PROTOTYPES), weights, STUDENT_TEMPERATURE)
     loss.backward()
@@ -324,7 +325,7 @@ losses = {
     "nt_xent": lambda w: hosts.nt_xent_loss(first @ w, second @ w, 0.1),
     "nt_xent of one image": lambda w: hosts.nt_xent_loss(first[:1] @ w, second[:1] @ w, 0.1),
     "class": lambda w: hosts.dino_loss(torch.stack([first, second]) @ w, torch.stack([teacher, teacher]), 0.1),
-    "patch": lambda w: hosts.ibot_patch_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks), 0.1),
+    "patch": lambda w: hosts.ibot_patch_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks, masks.flatten().nonzero().flatten()), 0.1),
 }
 found = {"gathered": hosts.gather_with_gradient(first.T.contiguous().T)}
 for name, loss in losses.items():
@@ -366,7 +367,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
         "nt_xent": lambda w: hosts.nt_xent_loss(first @ w, second @ w, 0.1),
         "nt_xent of one image": lambda w: hosts.nt_xent_loss(first[ends] @ w, second[ends] @ w, 0.1),
         "class": lambda w: hosts.dino_loss(torch.stack([first, second]) @ w, torch.stack([teacher, teacher]), 0.1),
-        "patch": lambda w: hosts.ibot_patch_loss(patches @ w, of_patches, hosts.masked_patch_weights(masks), 0.1),
+        "patch": lambda w: hosts.ibot_patch_loss(
+            patches @ w, of_patches, hosts.masked_patch_weights(masks, indices_of(masks)), 0.1
+        ),
     }
     for name, loss in losses.items():
         value, gradient = _value_and_gradients(loss, given["weight"])

@@ -222,7 +222,10 @@ def test_augment_gives_what_forward_takes_and_depends_on_the_generator_alone(pho
         "local_pixel_values": ((4, num_local, 3, 32, 32), torch.float32) if num_local else None,
         "intermediate_pixel_values": ((4, 2, 3, 64, 64), torch.float32),
         "bool_masked_pos": ((4, 2, 16), torch.bool) if masked else None,
+        "masked_patches": (tuple(out["masked_patches"].shape), torch.int64) if masked else None,
     }
+    if masked:
+        assert torch.equal(out["masked_patches"], out["bool_masked_pos"].flatten().nonzero().flatten())
     assert all(torch.equal(batch[key], before[key]) for key in before)
     torch.manual_seed(99)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,1 @@
+"""How a step runs on its device: what is compiled, and when the host waits."""

@@ -1,0 +1,135 @@
+"""Layers compiled by block: how many graphs, the same numbers as eager ones, a compiler that fails, runs and their files."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from hf_geossl.modeling.modeling_vit import ViTLayer, compute_layer
+from hf_geossl.training.execution.compilation import BlockCompilation
+from tests.helpers import equicoherent_run, gtsa_run, loca_run
+from tests.helpers.exact_resume import different_weights, whole_and_resumed
+from tests.helpers.methods import METHODS, Method
+
+RUNS: dict[str, Any] = {"GTSA": gtsa_run, "LOCA": loca_run, "EquiCoherent": equicoherent_run}
+SIZES = {"num_hidden_layers": 2, "drop_path_rate": 0.2}
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return METHODS[request.param]
+
+
+def gradients_of(model: Any, batch: Any, bf16: bool = False) -> tuple[float, torch.Tensor]:
+    """The loss and all gradients in one vector, of one draw of drop path and tokens."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(**batch).loss
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_one_graph_for_layers_with_gradient_and_one_without_serve_all_sizes_of_views(method: Method) -> None:
+    model, batch = method.model("ForPreTraining", **SIZES).train(), method.batch()
+    loss, gradients = gradients_of(model, batch)
+    with BlockCompilation("eager").compiled(model):
+        found, same = gradients_of(model, batch)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            gradients_of(model, {name: value[:2] for name, value in batch.items()})
+    assert (found, torch.equal(same, gradients)) == (loss, True)  # drop path too: its draws are not compiled
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    assert all(layer.compute is compute_layer for layer in model.modules() if isinstance(layer, ViTLayer))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_layers_of_inductor_give_the_loss_and_gradients_of_eager_ones(bf16: bool) -> None:
+    for method in METHODS.values():
+        model, batch = method.model("ForPreTraining", 0.1, **SIZES).train(), method.batch()
+        loss, gradients = gradients_of(model, batch, bf16)
+        exact = gradients_of(model, batch)[1]
+        with BlockCompilation().compiled(model):
+            found, of_compiled = gradients_of(model, batch, bf16)
+        tolerance = 1e-3 if bf16 else 1e-5
+        assert found == pytest.approx(loss, abs=tolerance)
+        error = (of_compiled - gradients).norm() / gradients.norm()
+        print(method.name, bf16, found - loss, error.item(), ((gradients - exact).norm() / exact.norm()).item())
+        # in bf16 two roundings of the same gradient: as far apart as either is from the exact one
+        assert error < (2 * (gradients - exact).norm() / exact.norm() if bf16 else 1e-5)
+
+
+def failing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+    raise RuntimeError("no such\ncompiler")
+
+
+def test_a_compiler_that_fails_costs_one_line_and_no_number(caplog: pytest.LogCaptureFixture) -> None:
+    method = METHODS["GTSA"]
+    model, batch = method.model("ForPreTraining", **SIZES).train(), method.batch()
+    loss, gradients = gradients_of(model, batch)
+    with BlockCompilation(failing).compiled(model):
+        found, same = gradients_of(model, batch)
+    assert (found, torch.equal(same, gradients)) == (loss, True)
+    (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "compiler failed" in line and "no such compiler" in line and "\n" not in line  # noqa: PT018
+
+
+def test_without_a_c_compiler_a_run_goes_on(images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = gtsa_run.make_trainer(tmp_path / "plain", images, max_steps=2)
+    plain.train()
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        trainer = gtsa_run.make_trainer(tmp_path / "compiled", images, max_steps=2, torch_compile=True)
+        trainer.train()
+    assert not different_weights(plain.model, trainer.model)
+    assert [record for record in caplog.messages if "compiler failed" in record]
+
+
+def test_an_error_of_the_layers_is_not_taken_for_the_compilers(caplog: pytest.LogCaptureFixture) -> None:
+    model = METHODS["GTSA"].model("ForPreTraining", **SIZES)
+    with (
+        BlockCompilation("eager").compiled(model),
+        pytest.raises((RuntimeError, IndexError)),
+    ):
+        model.gtsa.encoder.layer[0](torch.ones(2, 3, 7))
+    assert not caplog.messages
+
+
+def test_a_resumed_compiled_run_is_the_undisturbed_one_and_its_files_have_plain_names(
+    images: Any, tmp_path: Path
+) -> None:
+    run = RUNS["LOCA"]
+    whole, resumed = whole_and_resumed(run.make_trainer, tmp_path, images, torch_compile=True)
+    assert not different_weights(whole.model, resumed.model)
+    plain = run.make_trainer(tmp_path / "plain", images, max_steps=6)
+    assert plain.model.state_dict().keys() == whole.model.state_dict().keys()
+    whole.save_model(str(tmp_path / "model"))
+    text = "".join(path.read_text() for path in (tmp_path / "model").glob("*.json"))
+    assert "_orig_mod" not in text
+    assert json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["global_step"] == 6
+
+
+@pytest.mark.parametrize("fields", [{"gradient_checkpointing": True}, {"lora_rank": 2}], ids=["checkpointing", "lora"])
+def test_checkpointed_layers_and_adapters_train_as_without_compilation(
+    images: Any, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    trained = []
+    for backend in (None, "aot_eager"):
+        trainer = RUNS["LOCA"].make_trainer(tmp_path / str(backend), images, torch_compile_backend=backend, **fields)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-4, atol=1e-5)
+    assert not counters["graph_break"]
