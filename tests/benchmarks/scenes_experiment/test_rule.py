@@ -1,27 +1,12 @@
-"""The desk-scale experiment: its rule on numbers worked out by hand, and a tiny run from pretraining to verdicts."""
+"""The rule of the desk-scale experiment on numbers worked out by hand."""
 
-import fcntl
 import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.scenes_experiment import (
-    ARMS,
-    CLAIMS,
-    OBJECT_ARMS,
-    PRESETS,
-    RenderedScenes,
-    gate,
-    judge,
-    main,
-    markdown,
-    read_results,
-    run_arm,
-    verdicts,
-)
+from benchmarks.scenes_experiment.arms import ARMS
+from benchmarks.scenes_experiment.rule import CLAIMS, gate, judge, verdicts
 
 
 @pytest.mark.parametrize(
@@ -114,7 +99,7 @@ def test_verdicts_by_the_rule(kind: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "against"),
     [
-        ({"ibot_control": _result(0.37, 0.30, 0.5, [1.0, 1.0])}, "gate of ibot_control: knn above random"),
+        ({"ibot_control": _result(0.37, 0.30, 0.5, [1.0, 1.0])}, "gate of ibot_control: k-NN above random"),
         ({"ibot_control": _result(0.60, 0.12, 0.5, [1.0, 1.0])}, "gate of ibot_control: segmentation above random"),
         ({"ibot_equicoherent": _result(0.61, 0.30, 0.7, [1.0, 0.4])}, "gate of ibot_equicoherent: objective alive"),
         ({"ibot_equicoherent": _result(0.61, 0.30, 0.7, [1.5, 1.2])}, "gate of ibot_equicoherent: objective alive"),
@@ -193,69 +178,21 @@ def test_a_gate_that_was_not_measured_is_not_passed() -> None:
     results = _experiment()
     del results["random"]
     assert _row(results, RIDGE)["verdict"] == "not shown"
-    without = _result(0.6, 0.3, 0.5, None) | {"arm": "dino"}
-    assert gate(without, _result(0.3, 0.1, 0.3, None)) == {
-        "knn_above_random": True,
-        "knn_above_thumbnail": True,
-        "segmentation_above_random": True,
-        "objective_alive": None,
+    measured = gate("dino", _result(0.6, 0.3, 0.5, None), _result(0.3, 0.1, 0.3, None))
+    assert measured.checks == {
+        "k-NN above random": True,
+        "k-NN above the thumbnail": True,
+        "segmentation above random": True,
+        "objective alive": None,
     }
 
 
+@pytest.mark.parametrize(("entropy", "alive"), [(7.55, False), (7.4, True)])
+def test_a_teacher_at_the_uniform_distribution_never_started(entropy: float, alive: bool) -> None:
+    result = _result(0.6, 0.3, 0.5, [1.0, 1.0])
+    result["training"] |= {"teacher_entropy": entropy, "uniform_entropy": 7.6246}  # ln 2048
+    assert gate("dino", result, _result(0.3, 0.1, 0.3, None)).alive is alive
+
+
 def test_every_claim_compares_arms_that_exist() -> None:
-    assert {arm for claim in CLAIMS for arm in claim.arms} <= ARMS.keys() | OBJECT_ARMS.keys()
-
-
-def test_a_tiny_experiment_from_pretraining_to_its_table(tmp_path: Path) -> None:
-    preset = replace(
-        PRESETS["smoke"],
-        image_size=32,
-        local_size=16,
-        hidden_size=32,
-        num_hidden_layers=1,
-        train_images=8,
-        probe_images=32,
-        batch_size=4,
-        steps=2,
-        prototypes=16,
-        tasks={"knn": {}, "segmentation": {"steps": 2}},
-    )
-    images, results, work = RenderedScenes(preset, "scene"), tmp_path / "results", tmp_path / "work"
-    results.mkdir()
-    work.mkdir()
-    for arm in ("random", "gtsa", "loca_cluster", "ibot_equicoherent", "vicreg"):
-        run_arm(arm, 0, "smoke", preset, images, results / f"{arm}-0.json", work)
-    found = read_results(results, [0])
-    assert set(found) == {"random", "gtsa", "loca_cluster", "ibot_equicoherent", "vicreg"}
-    for arm in found:
-        assert 0 <= found[arm][0]["tasks"]["knn"]["accuracy"] <= 1
-        assert ("loss" in found[arm][0]["training"]) is (arm != "random")
-    table = markdown(found, "command")
-    assert f"| random | 1 | {100 * found['random'][0]['tasks']['knn']['accuracy']:.1f} |" in table
-    assert "not shown" in table or "not measured" in table
-    assert found["loca_cluster"][0]["training"]["prediction_diversity"][1] >= 0
-    other = replace(preset, steps=3)  # other settings are another arm: nothing of the first is taken
-    assert run_arm("vicreg", 0, "smoke", other, images, tmp_path / "other.json", work)
-    assert len(list(work.glob("vicreg-0-*"))) == 2
-    # a second start takes the weights that are there and comes to the same numbers
-    (folder,) = work.glob("gtsa-0-*")
-    again, kept = tmp_path / "again.json", (folder / "results.json").stat().st_mtime_ns
-    assert run_arm("gtsa", 0, "smoke", preset, images, again, work)
-    (folder / "results.json").unlink()
-    assert run_arm("gtsa", 0, "smoke", preset, images, again, work)
-    assert (folder / "results.json").stat().st_mtime_ns > kept
-    assert json.loads(again.read_text())["tasks"]["knn"]["accuracy"] == found["gtsa"][0]["tasks"]["knn"]["accuracy"]
-
-
-def test_two_starts_do_not_share_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["experiment", "--seeds", "0", "--minutes", "-1", "--work", str(tmp_path), "--output", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", arguments)
-    with (tmp_path / "lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(SystemExit):
-            main()
-    assert "another start is at work" in capsys.readouterr().err
-    main()
-    assert not list(tmp_path.glob("*.json"))
+    assert {arm for claim in CLAIMS for arm in claim.arms} <= ARMS.keys()

@@ -1,0 +1,93 @@
+"""Arms side by side: processes that each take one job after the other."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from signal import SIG_IGN, SIGINT, signal
+from typing import Any, Protocol
+
+Job = tuple[str, int]  # arm and seed
+
+
+class Work(Protocol):
+    """What is done with jobs; it is pickled into the processes."""
+
+    def prepare(self) -> None:
+        """Prepares a process."""
+
+    def run(self, job: Job) -> dict[str, Any] | str:
+        """Does a job; returns its result, or in a sentence why it failed."""
+        ...
+
+
+def run_all(work: Work, jobs: Sequence[Job], parallel: int) -> Iterator[tuple[Job, dict[str, Any] | str]]:
+    """
+    Runs jobs, `parallel` at a time, in the order given; yields each with its result as it ends.
+
+    With one at a time they run in this process. A process that is killed costs the job that it was at, whose sentence says so.
+    """
+    if parallel == 1 or len(jobs) == 1:
+        work.prepare()
+        for job in jobs:
+            yield job, work.run(job)
+        return
+    waiting = list(reversed(jobs))
+    working: dict[Connection, tuple[Any, Job]] = {}
+
+    def give(connection: Connection, process: Any) -> None:
+        job = waiting.pop()
+        working[connection] = process, job
+        connection.send(job)
+
+    try:
+        for _ in range(min(parallel, len(jobs))):
+            give(*_start(work))
+        while working:
+            for connection in wait(list(working)):
+                assert isinstance(connection, Connection)
+                process, job = working.pop(connection)
+                try:
+                    yield job, connection.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    yield job, f"its process ended with exit code {process.exitcode}"
+                    if waiting:
+                        connection, process = _start(work)
+                if waiting:
+                    give(connection, process)
+                else:
+                    connection.close()  # which ends the process
+    finally:
+        for process, _ in working.values():
+            process.kill()
+            process.join()
+
+
+def _start(work: Work) -> tuple[Connection, Any]:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs))
+    process.start()
+    theirs.close()
+    return ours, process
+
+
+def _serve(work: Work, connection: Connection) -> None:
+    signal(SIGINT, SIG_IGN)  # Ctrl-C reaches the first process, which ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work.prepare()
+    while True:
+        try:
+            connection.send(work.run(connection.recv()))
+        except (EOFError, BrokenPipeError, KeyboardInterrupt):
+            return
+
+
+def _end_with_parent() -> None:
+    """Ends this process where the first one was killed: the next start works in the same folder."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
