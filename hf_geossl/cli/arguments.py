@@ -120,6 +120,14 @@ class DataArguments:
         metadata={"help": "Which part of eval_dataset: 'validation', or 'train' of another dataset that has none."},
     )
     eval_images: int = field(default=512, metadata={"help": "How many images of it are taken at most."})
+    probe_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Images with classes that k-NN and a linear probe are measured on while training, as --dataset: its train "
+            "and validation (or test) split. The scenes by default where those are trained on; 'off' is without."
+        },
+    )
+    probe_label_column: str = field(default="label", metadata={"help": "The column with the classes of probe_dataset."})
 
 
 START = Argument(

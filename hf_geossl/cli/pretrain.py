@@ -16,6 +16,8 @@ from hf_geossl.methods import METHODS
 if TYPE_CHECKING:
     from hf_geossl.data.evaluation_batches import FirstImages
     from hf_geossl.data.streams import ImageStream
+    from hf_geossl.evaluation.online import OnlineDataset
+    from hf_geossl.modeling.image_format import ImageFormat
     from hf_geossl.training.arguments import TeacherStudentTrainingArguments
     from hf_geossl.training.trainer import TeacherStudentTrainer
 
@@ -84,6 +86,7 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
     lines += describe_sizes(given, model)
     for line in lines if args.process_index == 0 else ():
         print(line, file=sys.stderr)
+    probes = open_probes(given.data, model.config.image_height_width[0], image_format)
     trainer = given.method.load("trainer")(
         model=model,
         args=args,
@@ -91,6 +94,7 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
         eval_dataset=held_out,
         views=make_views(given, model, image_format),
         command=command,
+        probe_dataset=probes if args.probe_every_steps or args.metric_for_best_model else None,
     )
     return trainer, resume
 
@@ -155,6 +159,31 @@ def open_held_out(data: DataArguments) -> "FirstImages | None":
             raise UsageError(f"{error}; --eval_split names another part of it, --eval_dataset other images") from error
         stream = read(split="train")  # a plain folder of other images
     return FirstImages(stream, data.eval_images)
+
+
+def open_probes(data: DataArguments, size: int, image_format: "ImageFormat") -> "OnlineDataset | None":
+    """Opens the labelled images that features are measured on while training; None without any."""
+    from hf_geossl.evaluation.online import OnlineDataset
+    from hf_geossl.evaluation.samples import SCENES, Columns
+
+    scenes = data.dataset == SCENES and image_format.is_rgb8
+    name = data.probe_dataset or (SCENES if scenes else None)
+    if name in (None, "off"):
+        return None
+    same = name == data.dataset
+    mode = (data.dataset_config or "").partition("-")[0]  # the scenes' sizes are those of training
+    config_name = (mode or None) if name == SCENES else data.dataset_config
+    probes = OnlineDataset(
+        name,
+        columns=Columns(image=data.image_column, label=data.probe_label_column)
+        if same
+        else Columns(label=data.probe_label_column),
+        config_name=config_name if same else None,
+        revision=data.revision if same else None,
+        image_format=image_format,
+    )
+    probes.check(size)
+    return probes
 
 
 def resume_from(args: "TeacherStudentTrainingArguments") -> str | bool | None:

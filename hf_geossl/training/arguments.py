@@ -28,6 +28,7 @@ _LOWEST = {
     "seed": 0,
     "data_seed": 0,
     "probe_every_steps": 0,
+    "probe_images": 2,
     "correspondence_weight": 0,
     "rotation_weight": 0,
     "adam_epsilon": 0,
@@ -79,7 +80,11 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             workers of each. None takes one a worker (or the checkpoint's). More streams let a run be resumed with
             other numbers of processes and workers, for more memory; images, crops and colours stay the same, but not what
             a process draws for itself (stochastic depth, tokens of LOCA).
-        probe_every_steps (`int`): Steps between two measurements of the spread of features; 0 turns them off.
+        probe_every_steps (`int`): Steps between two measurements of what the teacher's features are good for, where
+            `probe_time_share` allows that; 0 turns them off.
+        probe_time_share (`float`): Largest share of the run's time that these measurements take, in (0, 1]; they are made
+            less often where they would take more. 1 is no limit.
+        probe_images (`int` or `None`): Images that they are made on, at least 2. None takes 64 to 512, more in longer runs.
         max_nonfinite_steps (`int`): Optimizer steps in a row, at least 1, whose loss or gradient is not finite before
             the run stops. Fewer are left out: weights and teacher stay, the data go on.
         picture (`bool`): Whether to make pictures of what is learned, at the end of the run.
@@ -120,6 +125,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     clip_mode: str = "tensor"
     num_streams: int | None = None
     probe_every_steps: int = 50
+    probe_time_share: float = 0.02
+    probe_images: int | None = None
     max_nonfinite_steps: int = 3
     picture: bool = True
     freeze_trunk_steps: float = 0
@@ -135,6 +142,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         self._check_numbers()
         if self.clip_mode not in ("tensor", "global"):
             raise ValueError(f"clip_mode must be 'tensor' or 'global', got {self.clip_mode!r}")
+        if not 0 < self.probe_time_share <= 1:
+            raise ValueError(f"probe_time_share must be above 0 and at most 1, got {self.probe_time_share}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps must be above 0, or -1 for num_train_epochs, got {self.max_steps}")
         self._check_adaptation()

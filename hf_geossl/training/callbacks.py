@@ -16,6 +16,7 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.feed import PROCESS, seed_at
 from hf_geossl.training.logs import LossMeter, Stopwatch
 from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
+from hf_geossl.training.monitors.probes import Probes
 from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 
@@ -237,3 +238,19 @@ class MeterCallback(TrainerCallback):
         self.meter.count_step(self.guard.skips)
         self.stopwatch.count_step()
         state.epoch = state.global_step / state.max_steps  # transformers counts from the resume on
+
+
+class ProbeCallback(TrainerCallback):
+    """Measures what the features are good for after the steps that are due; each is a line of the log."""
+
+    def __init__(self, probes: Probes, meter: LossMeter, stopwatch: Stopwatch) -> None:
+        self.probes, self.meter, self.stopwatch = probes, meter, stopwatch
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Measures the weights that the step has left."""
+        numbers = self.probes.on_step(model_of(kwargs), state.global_step, self.stopwatch.trained)
+        if numbers is not None:
+            self.meter.spreads.update(numbers)
+            control.should_log = True

@@ -19,6 +19,7 @@ from hf_geossl.training.callbacks import (
     MeterCallback,
     NonFiniteCallback,
     PreemptionCallback,
+    ProbeCallback,
     ProcessSeedCallback,
     TeacherCallback,
     TeacherMonitorCallback,
@@ -27,9 +28,10 @@ from hf_geossl.training.callbacks import (
 from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer, Resumed
 from hf_geossl.training.feed import TrainingFeed
 from hf_geossl.training.logs import HeldOutLosses, LogLine, LossMeter, Stopwatch
-from hf_geossl.training.monitors.collapse import CollapseCallback
+from hf_geossl.training.monitors.alarms import AlarmCallback
+from hf_geossl.training.monitors.instruments import INSTRUMENTS, ProbeDataset
 from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
-from hf_geossl.training.monitors.probes import Features, Probes
+from hf_geossl.training.monitors.probes import Probes, Targets
 from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.pictures.base import PictureBook
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 class TrainerParts:
     """The parts of a trainer; those with state in checkpoints have a `state_dict()`.
 
-    `features` is what the probes measure. What the arguments say of the trunk is done to `model` here: a copy of its trunk is
+    `targets` and `probe_dataset` are those of `Probes`. What the arguments say of the trunk is done to `model` here: a copy of its trunk is
     made for the anchor, then parameters are frozen or adapters added.
     """
 
@@ -53,7 +55,8 @@ class TrainerParts:
         accelerator: Accelerator,
         feed: TrainingFeed,
         plan: OptimizerPlan,
-        features: Features,
+        targets: Targets,
+        probe_dataset: ProbeDataset | None = None,
     ) -> None:
         if args.fsdp_plugin_args is not None and getattr(accelerator.state, "fsdp_plugin", None) is None:
             raise ValueError(
@@ -68,7 +71,7 @@ class TrainerParts:
         self.guard = NonFiniteGuard(
             args.max_nonfinite_steps, self.checkpointer.run_dir, args.process_index, args.world_size
         )
-        self.probes = Probes(args.probe_every_steps, features)
+        self.probes = Probes(args, feed.views, self.checkpointer.run_dir, targets, probe_dataset)
         self.preemption = PreemptionCallback()
         measured = (self.meter, self.stopwatch, self.guard, self.checkpointer)
         self.log_line = LogLine(plan, *measured, accelerator, self.matrix_rate)
@@ -86,9 +89,32 @@ class TrainerParts:
             TeacherCallback(self.plan, self.guard, self.accelerator),
             *own,
             MeterCallback(self.meter, self.stopwatch, self.guard),
-            CollapseCallback(dict(chance_losses), lambda: self.probes.contrast),
+            ProbeCallback(self.probes, self.meter, self.stopwatch),
+            AlarmCallback(dict(chance_losses), self.probes),
             self.preemption,
         ]
+
+    def evaluation_probes(
+        self, model: TeacherStudentModel, losses: Mapping[str, float], step: int | None
+    ) -> dict[str, float]:
+        """What the instruments add to an evaluation's numbers where the best checkpoint is chosen by one of them.
+
+        All processes must call this; `step` is None outside of training.
+
+        Raises:
+            ValueError: If it is chosen by what is not measured.
+        """
+        wanted = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        if step is None or not wanted or wanted in losses:
+            return {}
+        numbers = self.probes.read(model, step) if wanted in INSTRUMENTS else {}
+        if wanted not in numbers:
+            labels = " (of which knn_accuracy and linear_accuracy need a probe_dataset)"
+            raise ValueError(
+                f"metric_for_best_model must be one of {', '.join(losses)}, or of the instruments {', '.join(INSTRUMENTS)}"
+                f"{labels}, got {wanted!r}"
+            )
+        return numbers
 
     def pictures(self, method: str) -> PictureBook:
         """The pictures of a method's row."""
@@ -133,6 +159,7 @@ class TrainerParts:
             "stream": self.feed.opened().state_dict(),
             "meter": self.meter.state_dict(),
             "guard": self.guard.state_dict(),
+            "probes": self.probes.state_dict(),
             "seconds": self.stopwatch.trained,
         }
 
@@ -142,6 +169,7 @@ class TrainerParts:
         self.log_line.begin(resumed.trainer_state.global_step if resumed else 0)
         self.meter.load_state_dict(state.get("meter"))
         self.guard.load_state_dict(state.get("guard"))
+        self.probes.start(state.get("probes"))
         self.matrix_rate.reset()
         self.stopwatch.start(state.get("seconds", 0.0))
 

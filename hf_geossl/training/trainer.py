@@ -24,6 +24,7 @@ from hf_geossl.training.checkpoints.files import read_optimizer, read_weights, w
 from hf_geossl.training.feed import TrainingFeed, as_stream
 from hf_geossl.training.logs import scalars_of
 from hf_geossl.training.matching import check_method, record_images
+from hf_geossl.training.monitors.instruments import ProbeDataset
 from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.outputs.exporter import Exporter, HubPublisher
 from hf_geossl.training.outputs.run_description import describe_run
@@ -45,7 +46,7 @@ class TeacherStudentTrainer(Trainer):
             whose samples hold an `image`.
         eval_dataset (the same, or `FirstImages`, *optional*): Images to measure the losses on, one pass each time.
         views (`Views`, *optional*): Makes the views of an image; the method's own with its defaults if absent.
-        command (`str`, *optional*): What started the run, for its card. **kwargs: As `Trainer`.
+        command, probe_dataset (*optional*): What started the run, for its card; labelled images to probe. **kwargs: As `Trainer`.
 
     Raises:
         TypeError: If model, arguments or views are of another kind.
@@ -66,6 +67,7 @@ class TeacherStudentTrainer(Trainer):
     optimizer: Any
     lr_scheduler: Any
     hub_model_id: Any
+    weights_step: int | None  # of the weights, where they are not those of the last step
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class TeacherStudentTrainer(Trainer):
         views: Views | None = None,
         *,
         command: str | None = None,
+        probe_dataset: ProbeDataset | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, self.arguments_class):
@@ -102,15 +105,14 @@ class TeacherStudentTrainer(Trainer):
         if model is None:  # model_init has made it
             self.check_views(self.model, self.views)
         record_images(self.model.config, self.views)
-        self.command = command
-        self.weights_step: int | None = None  # of the weights, where they are not those of the last step
-        self.parts = TrainerParts(self.model, args, self.accelerator, self.feed, self.plan, self.probe_features)
+        self.command, self.weights_step = command, None
+        own = (self.feed, self.plan, self.probe_targets, probe_dataset)
+        self.parts = TrainerParts(self.model, args, self.accelerator, *own)
         self.pictures = self.parts.pictures(self.method)
         self.exporter = Exporter(args, self.processing_class, self.pictures, self.publisher, lambda: describe_run(self))
         for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses()):
             self.add_callback(callback)
-        printers = [self.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]
-        if any(printers):
+        if any([self.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]):  # noqa: C419
             self.add_callback(ImagesProgressCallback(args, self.metrics, self.quantities))
 
     # ---- What a method says about itself ----
@@ -128,9 +130,9 @@ class TeacherStudentTrainer(Trainer):
         """Arguments of the model's forward that follow a schedule."""
         return {}
 
-    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Features `(rows, channels)` whose spread tells collapse, by the name that their spread is logged under."""
-        raise TypeError(f"{type(self).__name__} does not say which features to probe")
+    def probe_targets(self, model: Any, outputs: Any) -> dict[str, torch.Tensor]:
+        """Of the teacher's trunk's outputs: `target_spread (rows, channels)`, `predictions (rows, prototypes)`, or neither."""
+        return {}
 
     def chance_losses(self) -> dict[str, float]:
         """What the logged losses are where nothing has been learned, for the alarm."""
@@ -173,6 +175,7 @@ class TeacherStudentTrainer(Trainer):
         step = self.state.global_step
         if self.pictures and step == self.feed.micro_batch == 0:
             self.pictures.store(inputs, self.unsharded_model(), self.eval_dataset)
+        self.parts.probes.collect(inputs)
         prepared, keys = self.feed.make_inputs(inputs, step, self._prepare_inputs)
         self.parts.observe_inputs(self.model, prepared, keys)
         loss = super().training_step(model, prepared, num_items_in_batch)
@@ -187,12 +190,8 @@ class TeacherStudentTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The model's loss at the present step; its parts are added up for the log."""
-        step = self.state.global_step
         with self.accelerator.autocast():  # which accelerate leaves out with FSDP2
-            outputs = self.parts.anchor.add_to(model(**inputs, **self.model_arguments(step)))
-            if self.parts.probes.is_due(step) and self.feed.micro_batch == 1:
-                spreads = self.parts.probes.measure(self.accelerator.unwrap_model(self.model), inputs)
-                self.parts.meter.spreads.update(spreads)
+            outputs = self.parts.anchor.add_to(model(**inputs, **self.model_arguments(self.state.global_step)))
         self.parts.meter.add(self._scalars_of(outputs), self.current_gradient_accumulation_steps)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -240,6 +239,7 @@ class TeacherStudentTrainer(Trainer):
         """The pretraining loss, its parts and the method's metrics; see `HeldOutLosses`."""
         model = self.accelerator.unwrap_model(self.model)
         means = self.parts.held_out.measure(model, dataloader, self._scalars_of, self._prepare_inputs, self._on_batch)
+        means |= self.parts.evaluation_probes(model, means, self.state.global_step if self.is_in_train else None)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(np.empty(0), None, metrics, dataloader.images)
 

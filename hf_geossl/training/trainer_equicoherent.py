@@ -1,7 +1,6 @@
 """`EquiCoherentTrainer`: pretraining of a host method with the reconstruction of intermediate images (arXiv 2503.18753)."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -137,11 +136,8 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
         uniform = math.log(self.model.config.num_prototypes)
         return {"class_loss": uniform, "teacher_entropy": uniform}
 
-    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """On the first global views: class tokens, of the teacher where there is one, and what it is compared by."""
-        network = model if model.teacher is None else model.teacher
-        outputs = network.equicoherent(inputs["global_pixel_values"][:, 0])
-        spreads = {"feature_spread": outputs.pooler_output}
-        if model.teacher is not None:
-            spreads["target_spread"] = network.head.bottleneck(model.invariant(network, outputs.pooler_output))
-        return spreads
+    def probe_targets(self, model: Any, outputs: Any) -> dict[str, torch.Tensor]:
+        """What class tokens are compared with the prototypes by; entropy and diversity are logged of every step."""
+        if model.teacher is None:
+            return {}
+        return {"target_spread": model.teacher.head.bottleneck(model.invariant(model.teacher, outputs.pooler_output))}

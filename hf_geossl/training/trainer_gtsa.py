@@ -1,7 +1,6 @@
 """`GTSATrainer`: GTSA pretraining (arXiv 2304.08014)."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -97,8 +96,7 @@ class GTSATrainer(TeacherStudentTrainer):
         first = steps_of(self.args.correspondence_start, self.state.max_steps)
         return {"correspondence_weight": from_step(step, first, self.model.config.correspondence_weight)}
 
-    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Of the teacher, on each image's first global view: mean patch tokens, and the targets of all patches."""
-        outputs = model.teacher.gtsa(inputs["global_pixel_values"][:, 0])
+    def probe_targets(self, model: Any, outputs: Any) -> dict[str, torch.Tensor]:
+        """The targets of all patches."""
         targets = model.teacher.projector(model.gtsa.patch_tokens(outputs))  # (B, C, side, side)
-        return {"feature_spread": outputs.pooler_output, "target_spread": targets.transpose(0, 1).flatten(1).T}
+        return {"target_spread": targets.transpose(0, 1).flatten(1).T}

@@ -111,13 +111,15 @@ class LOCATrainer(TeacherStudentTrainer):
             chances["cluster_loss"] = math.log(config.num_prototypes)
         return chances
 
-    def probe_features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Of the teacher, on the references: means of the tokens, and what its clusters are chosen by."""
-        outputs = model.teacher.loca(inputs["reference_pixel_values"])
-        spreads = {"feature_spread": outputs.pooler_output}
-        if model.config.has_cluster_head:
-            spreads["target_spread"] = model.teacher.cluster_head(model.loca.patch_tokens(outputs)).flatten(0, 1)
-        return spreads
+    def probe_targets(self, model: Any, outputs: Any) -> dict[str, torch.Tensor]:
+        """What the clusters of all patches are chosen by, and their probabilities before they are balanced."""
+        if not model.config.has_cluster_head:
+            return {}
+        cosines = model.teacher.cluster_head(model.loca.patch_tokens(outputs)).flatten(0, 1)
+        return {
+            "target_spread": cosines,
+            "predictions": torch.softmax(cosines.float() / model.config.teacher_temperature, dim=-1),
+        }
 
     def describe_evaluation(self, measured: Mapping[str, float]) -> str:
         """Position accuracy beside chance."""

@@ -68,6 +68,7 @@ def make(method: str, output: Path, folder: Path, from_stream: bool = False, bro
         "save_steps": SAVED,
         "logging_steps": 1,
         "probe_every_steps": 2,
+        "probe_time_share": 1.0,
         # gradients that are 0 but for rounding move nothing: biases of keys; VICReg's before its batch norm
         "adam_epsilon": 1e-3 if method == "vicreg" else 1e-6,
         "teacher_momentum": 0.7,

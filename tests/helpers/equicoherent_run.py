@@ -48,6 +48,7 @@ def small_arguments(output_dir: str | Path, **fields: Any) -> EquiCoherentTraini
         "use_cpu": True,
         "disable_tqdm": True,
         "picture": False,
+        "probe_time_share": 1.0,
     }
     return EquiCoherentTrainingArguments(
         output_dir=str(output_dir), **{**defaults, "base_learning_rate": 5e-2, **fields}

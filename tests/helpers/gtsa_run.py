@@ -39,18 +39,21 @@ def small_arguments(output_dir: str | Path, **fields: Any) -> GTSATrainingArgume
         "use_cpu": True,
         "disable_tqdm": True,
         "picture": False,
+        "probe_time_share": 1.0,
     }
     return GTSATrainingArguments(output_dir=str(output_dir), **{**defaults, "base_learning_rate": 5e-2, **fields})
 
 
 def make_trainer(output_dir: str | Path, data: Any, callbacks: Any = None, **fields: Any) -> GTSATrainer:
     set_seed(0)
+    given = {name: fields.pop(name) for name in ("probe_dataset", "eval_dataset") if name in fields}
     return GTSATrainer(
         model=GTSAForPreTraining(small_config()),
         args=small_arguments(output_dir, **fields),
         train_dataset=load_stream(data, shuffle_block=8) if isinstance(data, str) else data,
         views=small_views(),
         callbacks=callbacks,
+        **given,
     )
 
 

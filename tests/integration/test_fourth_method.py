@@ -36,6 +36,7 @@ views:
   blur_probability: 0.5
 training:
   max_steps: 4
+  probe_time_share: 1.0
   save_steps: 2
   logging_steps: 1
   warmup_steps: 1

@@ -1,12 +1,7 @@
 """k nearest neighbours on frozen features: the class of an image without any training."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch.nn import functional as F
 
 from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.encoders import Encoder
@@ -21,10 +16,9 @@ from hf_geossl.evaluation.fitting.classifiers import (
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.training.monitors.classifiers import vote
 
 logger = logging.getLogger(__name__)
-
-QUERIES, NEIGHBOURS = 512, 32768  # images in a block, whose similarities take 64 MB
 
 
 @dataclass(frozen=True)
@@ -53,51 +47,6 @@ class KNNSettings(ProtocolSettings):
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-
-
-def vote(
-    queries: np.ndarray,
-    features: np.ndarray,
-    labels: np.ndarray,
-    neighbours: Sequence[int],
-    num_classes: int,
-    temperature: float,
-    device: torch.device | str = "cpu",
-) -> dict[int, np.ndarray]:
-    """Votes of the nearest neighbours by cosine, weighted as `KNNSettings` say.
-
-    Args:
-        queries (`numpy.ndarray` of shape `(queries, width)`): Features of the images that are classified.
-        features (`numpy.ndarray` of shape `(images, width)`): Features of the images that vote, of classes `labels`.
-        neighbours (`Sequence[int]`): Numbers of neighbours, up to the number of images.
-
-    Returns:
-        `dict[int, numpy.ndarray]`: For each number of neighbours the votes, `(queries, num_classes)`, relative to that of
-        a neighbour of cosine 1.
-    """
-    most = max(neighbours)
-    classes = torch.from_numpy(np.array(labels)).long().to(device)
-    blocks: dict[int, list[np.ndarray]] = {k: [] for k in neighbours}
-
-    def load(rows: np.ndarray) -> torch.Tensor:
-        return F.normalize(torch.from_numpy(np.array(rows, dtype=np.float32)).to(device), dim=1)
-
-    for start in range(0, len(queries), QUERIES):
-        query = load(queries[start : start + QUERIES])
-        cosines = query.new_empty(len(query), 0)
-        places = torch.empty(len(query), 0, dtype=torch.long, device=device)
-        for first in range(0, len(features), NEIGHBOURS):
-            block = query @ load(features[first : first + NEIGHBOURS]).T
-            # (Q, k) so far and (Q, block): the nearest of both
-            best, order = block.topk(min(most, block.shape[1]), dim=1)
-            cosines, places = torch.cat([cosines, best], dim=1), torch.cat([places, order + first], dim=1)
-            cosines, order = cosines.topk(min(most, cosines.shape[1]), dim=1)
-            places = places.gather(1, order)
-        weights = ((cosines - 1) / temperature).exp()
-        for k in neighbours:
-            votes = weights.new_zeros(len(query), num_classes)
-            blocks[k].append(votes.scatter_add_(1, classes[places[:, :k]], weights[:, :k]).cpu().numpy())
-    return {k: np.concatenate(votes) for k, votes in blocks.items()}
 
 
 def measure_knn(

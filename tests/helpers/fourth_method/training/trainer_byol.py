@@ -1,8 +1,5 @@
 """`BYOLTrainer`: BYOL pretraining."""
 
-from collections.abc import Mapping
-
-import torch
 from hf_geossl.training.arguments_byol import BYOLTrainingArguments
 from hf_geossl.views.byol import BYOLViews
 
@@ -19,7 +16,3 @@ class BYOLTrainer(TeacherStudentTrainer):
     def default_views(self, model: TeacherStudentModel | None) -> BYOLViews:
         """Two crops of 224 pixels."""
         return BYOLViews()
-
-    def probe_features(self, model: TeacherStudentModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Of the teacher, on each image's first view."""
-        return {"feature_spread": model.teacher.byol(inputs["global_pixel_values"][:, 0]).pooler_output}

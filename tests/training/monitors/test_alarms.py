@@ -3,16 +3,21 @@
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
-from hf_geossl.training.monitors.collapse import STUCK_LOGS, CollapseCallback
+from hf_geossl.training.monitors.alarms import STUCK_LOGS, AlarmCallback
 from tests.helpers.gtsa_run import small_arguments
 
 
+def _instruments(**fields: object) -> SimpleNamespace:
+    return SimpleNamespace(**{"floors": {}, "contrast": None, "count": 64, **fields})
+
+
 def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    callback = CollapseCallback({"rotation_loss": math.log(4)})
+    callback = AlarmCallback({"rotation_loss": math.log(4)}, _instruments())
     args = small_arguments(tmp_path, max_steps=1000, warmup_steps=0.1)
 
     class State:
@@ -38,7 +43,7 @@ def test_alarms_say_what_collapsed(caplog: pytest.LogCaptureFixture, tmp_path: P
 
 def test_images_of_little_contrast_are_no_collapse(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """Their features are alike from the first step on; what counts is the spread that has been lost since."""
-    callback, args = CollapseCallback({}), small_arguments(tmp_path, max_steps=1000)
+    callback, args = AlarmCallback({}, _instruments()), small_arguments(tmp_path, max_steps=1000)
 
     class State:
         global_step, max_steps = 500, 1000
@@ -61,7 +66,7 @@ def test_targets_that_become_alike_on_images_of_little_contrast(
     contrast: float, word: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """LOCA's targets on photographs of a thirtieth of their contrast went from 0.72 to 0.01, features staying at 0.5."""
-    callback = CollapseCallback({}, lambda: contrast)
+    callback = AlarmCallback({}, _instruments(contrast=contrast))
 
     class State:
         global_step, max_steps = 500, 1000
