@@ -26,7 +26,7 @@ FALLEN_ERRORS = 2.0  # standard errors of the difference of two accuracies
 class Instruments(Protocol):
     """What alarms read of `Probes`."""
 
-    floors: Mapping[str, Mapping[str, float]]
+    floors: dict[str, dict[str, float]]
     contrast: float | None
 
     @property

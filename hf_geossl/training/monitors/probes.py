@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
@@ -167,7 +168,8 @@ class Probes:
         patch_size, measured = trunk.config.patch_size, {}
         with self._undisturbed(trunk, model):
             torch.manual_seed(SEED)
-            twin = type(trunk)(trunk.config).to(device).eval()
+            twin = type(trunk)(trunk.config).eval()
+            nn.Module.to(twin, device)
             measured[RANDOM_WEIGHTS] = measure(self._encoder(twin), images, patch_size, device, self.labelled)
             encode: Encode = lambda batch: encode_thumbnail(batch, patch_size)  # noqa: E731
             measured[THUMBNAIL] = measure(encode, images, patch_size, device, self.labelled)

@@ -22,7 +22,7 @@ class ProbeSchedule:
 
     def __init__(self, every: int, share: float, max_steps: int) -> None:
         self.every, self.share, self.max_steps = every, share, max_steps
-        self.load_state_dict(None)
+        self.spent, self.next_step, self._said = 0.0, 0, 0
 
     def is_candidate(self, step: int) -> bool:
         """Whether a step may be measured at all."""
