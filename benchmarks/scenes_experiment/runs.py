@@ -95,6 +95,7 @@ def pretrain(arm: Arm, seed: int, preset: Preset, images: RenderedScenes | None,
         dataloader_num_workers=workers,
         logging_steps=every,
         probe_every_steps=every,
+        probe_time_share=1.0,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -137,7 +138,7 @@ def _summary(history: list[dict[str, float]], clusters: Sequence[float]) -> dict
     lines = [line for line in history if "loss" in line]
     names = [name for name in lines[0] if name.endswith("loss")]
     summary: dict[str, Any] = {name: [lines[0][name], lines[-1][name]] for name in names}
-    diversity = [line["prediction_diversity"] for line in lines if "prediction_diversity" in line] or list(clusters)
+    diversity = list(clusters) or [line["prediction_diversity"] for line in lines if "prediction_diversity" in line]
     if diversity:
         quarter = max(len(diversity) // 4, 1)
         parts = (diversity[-2 * quarter : -quarter] or diversity, diversity[-quarter:])

@@ -54,22 +54,18 @@ class ProbeSchedule:
 
     def count(self, seconds: float, step: int, trained: float) -> None:
         """Counts a measurement at a step, of which `seconds` will be taken again by the next one, and plans that."""
-        remaining = self.max_steps - step
-        gap = self.every
+        remaining, gap, affordable = self.max_steps - step, self.every, self.max_steps
         if self.share < 1:
-            affordable = int((self._budget(step, trained) - self.spent) / max(seconds, 1e-9))
-            stretched = (
-                math.ceil(remaining / self.every / affordable) * self.every if affordable >= 1 else remaining + 1
-            )
-            gap = max(gap, stretched)
-        if gap > max(self.every, self._said) and remaining > 0:
-            interval = f"every {gap} steps" if gap <= remaining else "no more"
+            affordable = max(int((self._budget(step, trained) - self.spent) / max(seconds, 1e-9)), 0)
+            gap = max(gap, math.ceil(remaining / self.every / max(affordable, 1)) * self.every)
+        if remaining > 0 and (gap > max(self.every, self._said) or not affordable):
+            interval = f"every {gap} steps" if affordable else "no more"
             logger.warning(
                 f"from step {step} on features are measured {interval} instead of every {self.every} (probe_every_steps), "
                 f"so that it takes at most {100 * self.share:g} % of the run's time (probe_time_share): {seconds:.1f} s each time"
             )
             self._said = 2 * gap
-        self.next_step = min(step + gap, self.max_steps) if gap <= remaining else self.max_steps + 1
+        self.next_step = min(step + gap, self.max_steps) if affordable else self.max_steps + 1
 
     def _budget(self, step: int, trained: float) -> float:
         return self.share * trained / max(step, 1) * self.max_steps
