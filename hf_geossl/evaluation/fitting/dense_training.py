@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import ProtocolSettings
+
+MOST_STORED, BLOCK = 2**31, 32  # bytes of a column in the device's memory; images that are brought there at a time
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -42,6 +44,34 @@ class FrozenTraining(ProtocolSettings):
     random_floor: bool = True
 
 
+class DeviceColumn:
+    """Rows of a column of features as tensors of a device: stored there if they fit, else read from the disk each time.
+
+    Args:
+        column (`numpy.ndarray`): One row an image.
+        device (`torch.device`): Where to.
+        change (`Callable`, *optional*): Applied to the rows `(images, ...)` on the device.
+    """
+
+    def __init__(
+        self,
+        column: np.ndarray,
+        device: torch.device,
+        change: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
+    ) -> None:
+        self._column, self._device, self._change = column, device, change
+        self._stored: torch.Tensor | None = None
+        if len(column) * self._read(slice(1)).nbytes <= MOST_STORED:
+            blocks = [self._read(slice(start, start + BLOCK)) for start in range(0, len(column), BLOCK)]
+            self._stored = torch.cat(blocks)
+
+    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
+        return self._read(rows) if self._stored is None else self._stored[torch.from_numpy(rows).to(self._device)]
+
+    def _read(self, rows: np.ndarray | slice) -> torch.Tensor:
+        return self._change(_tensor(self._column[rows]).to(self._device))
+
+
 class FrozenTokens:
     """Frozen patch tokens of both splits beside their maps of truth, which `target` names."""
 
@@ -50,23 +80,35 @@ class FrozenTokens:
         self.train = compute_features(encoder, data.train, ["patches", target], options)
         self.test = compute_features(encoder, data.test, ["patches", target, "image"], options)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.train["patches"].shape[1], self.train["patches"].shape[2]
+
     def fit(
         self,
         make_head: Callable[[], Head],
         compute_loss: Callable[[Head, torch.Tensor, torch.Tensor], torch.Tensor],
         settings: FrozenTraining,
         description: str,
+        summarize: Callable[[torch.Tensor], torch.Tensor] = lambda truth: truth,
     ) -> Head:
-        """Trains a head by a loss of it, patch tokens and truth."""
-        patches, truth = self.train["patches"], self.train[self.target]
+        """Trains a head, in float32, by a loss of it, patch tokens and what a function makes of the maps of truth."""
         device = self.encoder.device
-        rows = shuffled_rows(len(patches), settings.batch_size, self.options.seed)
+        patches = DeviceColumn(self.train["patches"], device)
+        truth = DeviceColumn(self.train[self.target], device, summarize)
+        rows = shuffled_rows(len(self.train["patches"]), settings.batch_size, self.options.seed)
         with seeded(self.options.seed, device):
             head = make_head().to(device)
+
+            def loss_of_batch(chosen: np.ndarray) -> torch.Tensor:
+                with full_precision(device):
+                    return compute_loss(head, patches[chosen], truth[chosen])
+
             fit(
                 torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay),
-                lambda batch: compute_loss(head, *(part.to(device) for part in batch)),
-                ((_tensor(patches[chosen]), _tensor(truth[chosen])) for chosen in rows),
+                loss_of_batch,
+                rows,
                 self.options,
                 steps=settings.steps,
                 description=f"{self.encoder.name}: {description}",

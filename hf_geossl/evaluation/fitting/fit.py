@@ -120,7 +120,7 @@ def fit(
                         f"{description}: the loss is {value} at step {step}; lower the learning rate"
                     )
                 bar.set_postfix(loss=f"{value:.3f}")
-    return [float(loss) for loss in losses]
+    return torch.stack(losses).tolist()
 
 
 def _factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:

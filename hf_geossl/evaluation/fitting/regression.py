@@ -57,13 +57,58 @@ class Pairs:
         return np.concatenate([np.asarray(target, dtype=np.float64) for target in self.targets])
 
 
-class Ridge:
-    """Ridge regression in float64.
+def fit_ridge(
+    train: torch.Tensor, test: torch.Tensor, outputs: int, penalties: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Ridge regression in float64, from sums of products alone.
 
     Minimises the mean squared error plus a penalty times the squared weights of standardised features. All penalties are solved
-    by one eigendecomposition; `penalty` is the one with the smallest mean over outputs of the squared error relative to the
-    variance, on the images `held_out` (`(images,)`, bool) with all of their transformations. The regression is then fitted to
-    all images.
+    by one eigendecomposition; the one is taken with the smallest mean over outputs of the squared error relative to the
+    variance on held-out rows. The regression is then fitted to all rows.
+
+    Args:
+        train, test (`torch.Tensor` of shape `(k, k)`): `second_moments` of `[features, targets]` of rows that are fitted and
+            of those that are held out.
+        outputs (`int`): Number of targets.
+        penalties (`Sequence[float]`): To choose from.
+
+    Returns:
+        Weights `(features, outputs)`, biases `(outputs,)`, and the penalty.
+    """
+    errors = []
+    variance = test.diagonal()[-outputs:] / test[0, 0] - (test[0, -outputs:] / test[0, 0]).square()
+    for weight, bias in _solve_ridge(train, outputs, penalties):
+        # residual = [1, x, y] @ coefficients
+        coefficients = torch.cat([-bias[None], -weight, torch.eye(outputs, device=test.device).double()])
+        squares = ((test @ coefficients) * coefficients).sum(dim=0) / test[0, 0]
+        errors.append(float((squares / variance.clamp_min(1e-12)).mean()))
+    penalty = float(penalties[int(np.argmin(errors))])
+    [(weight, bias)] = _solve_ridge(test + train, outputs, [penalty])
+    return weight, bias, penalty
+
+
+def _solve_ridge(
+    moments: torch.Tensor, outputs: int, penalties: Sequence[float]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights `(features, outputs)` and biases `(outputs,)` for each penalty."""
+    mean = moments[0] / moments[0, 0]
+    covariance = moments / moments[0, 0] - torch.outer(mean, mean)
+    features, targets = slice(1, -outputs), slice(-outputs, None)
+    scale = covariance.diagonal()[features].clamp_min(0).sqrt()
+    scale = torch.where(scale > 1e-9, scale, 1.0)  # constant features contribute nothing
+    values, vectors = torch.linalg.eigh(covariance[features, features] / torch.outer(scale, scale))
+    turned = vectors.T @ (covariance[features, targets] / scale[:, None])
+    solutions = []
+    for penalty in penalties:
+        weight = vectors @ (turned / (values.clamp_min(0) + penalty)[:, None]) / scale[:, None]
+        solutions.append((weight, mean[targets] - mean[features] @ weight))
+    return solutions
+
+
+class Ridge:
+    """Ridge regression of pairs, see `fit_ridge`.
+
+    The penalty is chosen on the images `held_out` (`(images,)`, bool) with all of their transformations.
     """
 
     def __init__(self, pairs: Pairs, held_out: np.ndarray, penalties: Sequence[float], device: torch.device) -> None:
@@ -71,16 +116,8 @@ class Ridge:
         first = pairs.rows(0, np.arange(min(BLOCK, pairs.images)))[0].to(device, torch.float64)
         self._shift = first.mean(dim=0)  # so that the products below do not cancel
         images = np.arange(pairs.images)
-        test, train = (self._moments(pairs, images[chosen]) for chosen in (held_out, ~held_out))
-        errors = []
-        variance = test.diagonal()[-pairs.outputs :] / test[0, 0] - (test[0, -pairs.outputs :] / test[0, 0]).square()
-        for weight, bias in self._solve(train, pairs.width, penalties):
-            # residual = [1, x, y] @ coefficients
-            coefficients = torch.cat([-bias[None], -weight, torch.eye(pairs.outputs, device=device).double()])
-            squares = ((test @ coefficients) * coefficients).sum(dim=0) / test[0, 0]
-            errors.append(float((squares / variance.clamp_min(1e-12)).mean()))
-        self.penalty = float(penalties[int(np.argmin(errors))])
-        [(self._weight, self._bias)] = self._solve(test + train, pairs.width, [self.penalty])
+        train, test = (self._moments(pairs, images[chosen]) for chosen in (~held_out, held_out))
+        self._weight, self._bias, self.penalty = fit_ridge(train, test, pairs.outputs, penalties)
 
     def _moments(self, pairs: Pairs, images: np.ndarray) -> torch.Tensor:
         """Sums of products of `[1, features, targets]`."""
@@ -89,24 +126,6 @@ class Ridge:
             for x, y in pairs.blocks(images)
         )
         return second_moments(blocks, pairs.width + pairs.outputs, self.device)
-
-    @staticmethod
-    def _solve(
-        moments: torch.Tensor, width: int, penalties: Sequence[float]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Weights `(width, outputs)` and biases `(outputs,)` for each penalty."""
-        mean = moments[0] / moments[0, 0]
-        covariance = moments / moments[0, 0] - torch.outer(mean, mean)
-        inputs, outputs = slice(1, 1 + width), slice(1 + width, None)
-        scale = covariance.diagonal()[inputs].clamp_min(0).sqrt()
-        scale = torch.where(scale > 1e-9, scale, 1.0)  # constant features contribute nothing
-        values, vectors = torch.linalg.eigh(covariance[inputs, inputs] / torch.outer(scale, scale))
-        turned = vectors.T @ (covariance[inputs, outputs] / scale[:, None])
-        solutions = []
-        for penalty in penalties:
-            weight = vectors @ (turned / (values.clamp_min(0) + penalty)[:, None]) / scale[:, None]
-            solutions.append((weight, mean[outputs] - mean[inputs] @ weight))
-        return solutions
 
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Predictions `(transformations * images, outputs)`."""

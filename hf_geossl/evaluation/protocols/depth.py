@@ -5,7 +5,7 @@ Both give `abs_rel`, `rmse` (metres) and `delta1`, and refuse data without `dept
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,21 +17,25 @@ from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
 from hf_geossl.evaluation.encoders import Encoder, full_precision
+from hf_geossl.evaluation.fitting.classifiers import hold_out
 from hf_geossl.evaluation.fitting.dense_training import (
+    BLOCK,
     Batch,
     DenseTraining,
     FrozenTokens,
-    FrozenTraining,
     Predict,
     predicted_batches,
     train_dense,
 )
+from hf_geossl.evaluation.fitting.patch_truth import patch_sums
+from hf_geossl.evaluation.fitting.regression import fit_ridge
 from hf_geossl.evaluation.fitting.segmenters import DenseScore, measure_end_to_end, score_batches
 from hf_geossl.evaluation.heads.segmentation import DenseHead, layers_of_maps, upsample
 from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import ProtocolSettings
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +73,6 @@ def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_we
     error = torch.where(known, log_depth.float() - depth.clamp(min=MINIMUM).log(), 0.0)
     variance = error.square().sum() / count - mean_weight * (error.sum() / count).square()
     return variance.clamp(min=1e-12).sqrt()  # the root's slope is infinite at 0
-
-
-class LinearDepthHead(nn.Module):
-    """A BatchNorm and one linear map of each patch token to log metres, which starts at their mean, resized to the image."""
-
-    def __init__(self, width: int, mean_log_depth: float) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(width)
-        self.linear = nn.Conv2d(width, 1, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, mean_log_depth)  # type: ignore[arg-type]
-
-    def forward(self, patches: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Log metres `(batch, height, width)` of patch tokens `(batch, rows, columns, width)`."""
-        return upsample(self.linear(self.norm(patches.permute(0, 3, 1, 2))), size)[:, 0]
 
 
 class DPTHead(DenseHead):
@@ -183,29 +172,26 @@ def score_depth(batches: Iterator[Batch], cap: float, eval_crop: EvalCrop) -> Sc
     return ScoredDepth(metric, *score_batches(metric, batches, rows_of))
 
 
-def mean_log_depth(depths: np.ndarray, cap: float) -> float:
-    """The mean logarithm of the metres that count."""
-    total, count = 0.0, 0
-    for depth in depths:
-        logs = np.log(depth[(depth > MINIMUM) & (depth < cap)], dtype=np.float64)
-        total, count = total + float(logs.sum()), count + len(logs)
-    if count == 0:
-        raise ValueError(f"no training pixel has a depth between {MINIMUM} and {cap} metres: check depth_scale and cap")
-    return total / count
-
-
 @dataclass(frozen=True)
-class LinearDepthSettings(FrozenTraining):
-    """A linear map of frozen patch tokens to log depth; the defaults are of desk scale.
+class LinearDepthSettings(ProtocolSettings):
+    """A linear map of frozen patch tokens to log depth, in closed form.
+
+    It minimises the squared error of log metres over all training pixels, each with the value of its patch, by ridge
+    regression. That is also the least scale-invariant logarithmic error (`silog_loss`) that a linear map with a bias can have,
+    whatever the weight of the mean, by nearest upsampling.
 
     Args:
+        penalties (`tuple[float, ...]`): Of ridge regression, see `fit_ridge`; the best on held-out training images is taken.
+        held_out (`float`): Share of the training images that it is chosen on.
+        random_floor (`bool`): Whether the same architecture with random weights is measured too.
         cap (`float`): Metres from which on depths do not count: 80 on scenes (where the sky is) and KITTI, 10 on NYU.
         eval_crop (`str`, *optional*): Test pixels that count, see `crop_mask`: "eigen" on NYU, "garg" on KITTI; all by
             default. It is taken in parts of the map that is measured, which `Samples` cuts as a square out of the image.
-        others: As in `FrozenTraining`.
     """
 
-    learning_rate: float = 3e-3
+    penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    held_out: float = 0.2
+    random_floor: bool = True
     cap: float = 80.0
     eval_crop: EvalCrop = None
 
@@ -214,44 +200,101 @@ class LinearDepthSettings(FrozenTraining):
         check_depth_settings(self.cap, self.eval_crop)
 
 
+@dataclass(frozen=True)
+class LinearDepth:
+    """A linear map of patch tokens to log metres.
+
+    Args:
+        weight (`torch.Tensor` of shape `(width,)`): In float64, as all.
+        bias (`torch.Tensor`): One number.
+        mean (`float`): The mean of the logarithms of all training pixels that count.
+        penalty (`float`): The chosen one of `LinearDepthSettings`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: float
+    penalty: float
+
+    def log_depth(self, patches: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Log metres `(batch, height, width)` of patch tokens `(batch, rows, columns, width)`, bilinearly brought to a size."""
+        logs = patches.double() @ self.weight + self.bias
+        return upsample(logs[:, None], size)[:, 0]
+
+
+def fit_linear_depth(
+    patches: np.ndarray, depth: np.ndarray, settings: LinearDepthSettings, *, seed: int, device: torch.device
+) -> LinearDepth:
+    """Ridge regression of log metres on patch tokens over all pixels that count.
+
+    A patch stands in it with the mean of its pixels' logarithms, as often as it has such pixels: the normal equations are the
+    same as of the pixels one by one.
+
+    Args:
+        patches (`numpy.ndarray` of shape `(images, rows, columns, width)`): Patch tokens.
+        depth (`numpy.ndarray` of shape `(images, height, width)`): Metres, 0 where unknown.
+        seed (`int`): Of the choice of held-out images.
+
+    Raises:
+        ValueError: If no pixel counts.
+    """
+    held_out, grid = hold_out(len(patches), settings.held_out, seed), (patches.shape[1], patches.shape[2])
+    shift: torch.Tensor | None = None  # so that the products below do not cancel
+    moments = torch.zeros(2, patches.shape[3] + 2, patches.shape[3] + 2, dtype=torch.float64, device=device)
+    for start in range(0, len(patches), BLOCK):
+        rows = slice(start, start + BLOCK)
+        tokens, metres = (torch.from_numpy(np.array(part[rows])).to(device).double() for part in (patches, depth))
+        shift = tokens.mean(dim=(0, 1, 2)) if shift is None else shift
+        known = (metres > MINIMUM) & (metres < settings.cap)
+        counts = patch_sums(known.double(), grid)
+        means = patch_sums(torch.where(known, metres, 1).log(), grid) / counts.clamp(min=1)
+        table = torch.cat([torch.ones_like(means)[..., None], tokens - shift, means[..., None]], dim=-1)
+        for part in (0, 1):
+            chosen = torch.from_numpy(held_out[rows] == part).to(device)
+            one = table[chosen].flatten(0, 2)
+            moments[part].addmm_((one * counts[chosen].flatten()[:, None]).T, one)
+    total = moments.sum(dim=0)
+    if shift is None or not total[0, 0]:
+        raise ValueError(
+            f"no training pixel has a depth between {MINIMUM} and {settings.cap} metres: check depth_scale and cap"
+        )
+    if not moments[:, 0, 0].all():  # one of the parts has no pixel that counts: nothing to choose by
+        moments[:] = total / 2
+    weight, bias, penalty = fit_ridge(moments[0], moments[1], 1, settings.penalties)
+    weight = weight[:, 0]
+    return LinearDepth(weight, bias[0] - shift @ weight, float(total[0, -1] / total[0, 0]), penalty)
+
+
 def measure_linear_depth(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearDepthSettings
 ) -> TaskResult:
     """Errors of depths that are read linearly, in their logarithm, from frozen patch tokens.
 
-    The details hold AbsRel of the floors: random weights, and the training pixels' geometric mean everywhere.
+    Predictions are bilinearly brought to the size of the images. The details hold the chosen penalty and AbsRel of the floors:
+    random weights, and the training pixels' geometric mean everywhere.
     """
     data.train.require("depth")
     data.test.require("depth")
-    scored, constant = _score_frozen(encoder, data, options, settings)
-    floors = {"constant": constant}
+
+    def fit(model: Encoder) -> tuple[FrozenTokens, LinearDepth]:
+        tokens = FrozenTokens(model, data, "depth", options)
+        train = tokens.train["patches"], tokens.train["depth"]
+        return tokens, fit_linear_depth(*train, settings, seed=options.seed, device=model.device)
+
+    def score(tokens: FrozenTokens, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> ScoredDepth:
+        return score_depth(tokens.predictions(predict), settings.cap, settings.eval_crop)
+
+    def score_linear(tokens: FrozenTokens, head: LinearDepth) -> ScoredDepth:
+        return score(tokens, lambda patches, truth: head.log_depth(patches, truth.shape[-2:]).exp())
+
+    tokens, head = fit(encoder)
+    scored = score_linear(tokens, head)
+    constant = score(tokens, lambda _, truth: torch.full_like(truth, math.exp(head.mean)))
+    floors = {"constant": constant.numbers["abs_rel"]}
     if settings.random_floor:
-        random, _ = _score_frozen(encoder.random_twin(options.seed), data, options, settings)
-        floors["random_weights"] = random.numbers["abs_rel"]
+        floors["random_weights"] = score_linear(*fit(encoder.random_twin(options.seed))).numbers["abs_rel"]
     title = f"{encoder.name}: linear depth of frozen tokens"
-    return scored.result(options, title, {"settings": asdict(settings), "floors": floors})
-
-
-def _score_frozen(
-    encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: LinearDepthSettings
-) -> tuple[ScoredDepth, float]:
-    """The score of the head's predictions, and the AbsRel of one depth everywhere."""
-    tokens = FrozenTokens(encoder, data, "depth", options)
-    mean = mean_log_depth(tokens.train["depth"], settings.cap)
-    head = tokens.fit(
-        lambda: LinearDepthHead(encoder.width, mean),
-        lambda head, patches, truth: silog_loss(head(patches, truth.shape[-2:]), truth, settings.cap),
-        settings,
-        "linear depth",
-    )
-    scored, constant = (
-        score_depth(tokens.predictions(predict), settings.cap, settings.eval_crop)
-        for predict in (
-            lambda patches, truth: head(patches, truth.shape[-2:]).exp(),
-            lambda _, truth: torch.full_like(truth, math.exp(mean)),
-        )
-    )
-    return scored, constant.numbers["abs_rel"]
+    return scored.result(options, title, {"settings": asdict(settings), "penalty": head.penalty, "floors": floors})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.preprocessing import StandardScaler
+from torch.nn import functional as F
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from hf_geossl import GTSAConfig, GTSAModel
 from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.fitting.classifiers import hold_out
 from hf_geossl.evaluation.fitting.fit import layer_decay_groups
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -21,9 +26,9 @@ from hf_geossl.evaluation.protocol import load_protocol
 from hf_geossl.evaluation.protocols.depth import (
     DPTHead,
     DPTSettings,
-    LinearDepthHead,
     LinearDepthSettings,
     crop_mask,
+    fit_linear_depth,
     score_depth,
     silog_loss,
     train_dpt,
@@ -46,7 +51,7 @@ def encoder() -> Encoder:
 @pytest.mark.slow
 def test_supervised_tokens_know_more_of_depth_than_random_ones(supervised: Encoder) -> None:
     data = EvaluationData(size=64, limit=300)
-    settings = LinearDepthSettings(steps=250)
+    settings = LinearDepthSettings()
     result = load_protocol("depth").measure(supervised, data, QUIET, settings)
     floors = result.details["floors"]
     assert result.metrics["abs_rel"] < 0.8 * floors["random_weights"] < 0.8 * floors["constant"]
@@ -74,7 +79,7 @@ def test_numbers_repeat_with_and_without_a_cache_and_leave_the_generator_alone(
     data = EvaluationData(size=64, limit=16)
     before, weights = torch.get_rng_state(), encoder.fingerprint
     for task, settings in (
-        ("depth", LinearDepthSettings(steps=10, random_floor=False)),
+        ("depth", LinearDepthSettings(random_floor=False)),
         ("depth_dpt", DPTSettings(**SMALL, steps=3, batch_size=4)),
     ):
         options = (QUIET, replace(QUIET, cache_dir=tmp_path), replace(QUIET, cache_dir=tmp_path))
@@ -92,7 +97,7 @@ def test_other_libraries_transformers_go_through_the_same_code(kind: str) -> Non
     model = foreign_model(kind, size=48, width=32, layers=5)
     encoder, data = load_encoder(model), EvaluationData(size=64, limit=8)
     for task, settings in (
-        ("depth", LinearDepthSettings(steps=2, random_floor=False)),
+        ("depth", LinearDepthSettings(random_floor=False)),
         ("depth_dpt", DPTSettings(**SMALL, steps=2, batch_size=4, crop_size=48)),
     ):
         result = load_protocol(task).measure(encoder, data, QUIET, settings)
@@ -186,14 +191,51 @@ def test_silog_of_nothing_and_of_the_truth_has_a_finite_gradient() -> None:
         assert torch.isfinite(gradient).all()
 
 
-def test_the_linear_head_starts_at_the_mean_and_maps_each_patch_by_itself() -> None:
-    torch.manual_seed(0)
-    patches = torch.randn(2, 4, 3, 6)
-    head = LinearDepthHead(6, 1.5).eval()
-    assert torch.equal(head(patches, (32, 24)), torch.full((2, 32, 24), 1.5))
-    torch.nn.init.normal_(head.linear.weight)
-    expected = patches / math.sqrt(1 + 1e-5) @ head.linear.weight[0, :, 0, 0] + 1.5
-    torch.testing.assert_close(head(patches, (4, 3)), expected)
+def test_linear_depth_is_the_ridge_regression_of_every_pixel() -> None:
+    """By scikit-learn, on one row a pixel with the token that nearest upsampling shows there."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(40, 4, 3, 5, generator=generator) + 3
+    depth = (tokens.sum(dim=-1) / 8 + torch.randn(40, 4, 3, generator=generator)).exp()
+    depth = F.interpolate(depth[:, None], (12, 9), mode="nearest")[:, 0] * torch.rand(40, 12, 9, generator=generator)
+    depth[torch.rand(40, 12, 9, generator=generator) < 0.2] = 0
+    assert (depth > 80).any()
+    settings = LinearDepthSettings(penalties=(0.3,))
+    found = fit_linear_depth(tokens.numpy(), depth.numpy(), settings, seed=0, device=torch.device("cpu"))
+    large = F.interpolate(tokens.permute(0, 3, 1, 2), (12, 9), mode="nearest").permute(0, 2, 3, 1).double()
+    known = (depth > 1e-3) & (depth < 80)
+    x, y = large[known].numpy(), depth[known].double().log().numpy()
+    peer = SklearnRidge(alpha=0.3 * len(x)).fit(StandardScaler().fit_transform(x), y)
+    expected = peer.predict(StandardScaler().fit(x).transform(large.reshape(-1, 5).numpy())).reshape(40, 12, 9)
+    np.testing.assert_allclose(found.log_depth(tokens, (4, 3)), expected[:, ::3, ::3], rtol=1e-6)
+    assert found.mean == pytest.approx(y.mean(), rel=1e-9)
+    # bilinear where it is measured
+    upsampled = F.interpolate(found.log_depth(tokens, (4, 3))[:, None], (12, 9), mode="bilinear")[:, 0]
+    torch.testing.assert_close(found.log_depth(tokens, (12, 9)), upsampled)
+
+
+def test_linear_depth_has_the_least_silog_of_linear_maps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, depth = torch.randn(20, 2, 2, 3, generator=generator), torch.rand(20, 8, 8, generator=generator) * 9 + 0.5
+    depth = depth * (tokens[..., 0].repeat_interleave(4, 1).repeat_interleave(4, 2) / 2).exp()
+    settings = LinearDepthSettings(penalties=(1e-9,))
+    found = fit_linear_depth(tokens.numpy(), depth.numpy(), settings, seed=0, device=torch.device("cpu"))
+    weight, bias = found.weight.clone().requires_grad_(), found.bias.clone().requires_grad_()
+    logs = F.interpolate((tokens.double() @ weight + bias)[:, None], (8, 8), mode="nearest")[:, 0]
+    least = silog_loss(logs, depth, 80.0)
+    gradients = torch.autograd.grad(least, (weight, bias))
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-6
+    assert least < 0.95 * silog_loss(torch.full_like(logs, found.mean), depth, 80.0)
+
+
+def test_held_out_images_choose_the_penalty_and_those_without_depth_choose_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, depth = torch.randn(10, 2, 2, 30, generator=generator), torch.rand(10, 4, 4, generator=generator) + 0.5
+    choose = partial(fit_linear_depth, settings=LinearDepthSettings(), seed=0, device=torch.device("cpu"))
+    assert choose(tokens.numpy(), depth.numpy()).penalty == 1.0  # noise: the most that there is
+    depth[torch.from_numpy(hold_out(10, 0.2, 0))] = 0
+    assert choose(tokens.numpy(), depth.numpy()).penalty == 1e-5
+    with pytest.raises(ValueError, match="no training pixel has a depth"):
+        choose(tokens.numpy(), np.zeros((10, 4, 4), dtype=np.float32))
 
 
 def test_dpt_is_transformers_own_up_to_the_last_activation() -> None:
@@ -245,7 +287,7 @@ def test_crops_are_the_published_ones() -> None:
 
 def test_only_pixels_of_the_crop_are_measured(encoder: Encoder) -> None:
     data = EvaluationData(size=64, limit=12)
-    settings = LinearDepthSettings(steps=5, random_floor=False, eval_crop="garg")
+    settings = LinearDepthSettings(random_floor=False, eval_crop="garg")
     result = load_protocol("depth").measure(encoder, data, QUIET, settings)
     whole = load_protocol("depth").measure(encoder, data, QUIET, replace(settings, eval_crop=None))
     logs = [sample["depth"][sample["depth"] < 80].double().log() for sample in data.train]
