@@ -21,7 +21,7 @@ def test_histograms_give_the_cross_entropy_of_nearest_upsampled_logits(
     large = F.interpolate(logits, size, mode="nearest")
     expected = F.cross_entropy(large, truth.long(), ignore_index=255)
     found = histogram_cross_entropy(logits, histograms)
-    assert abs(float(found - expected)) < 1e-6
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     (gradient,), (expected_gradient,) = (torch.autograd.grad(loss, logits) for loss in (found, expected))
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-7)
 
