@@ -85,9 +85,8 @@ def test_numbers_repeat_with_and_without_a_cache_and_leave_the_generator_alone(
         options = (QUIET, replace(QUIET, cache_dir=tmp_path), replace(QUIET, cache_dir=tmp_path))
         results = [load_protocol(task).measure(encoder, data, how, settings) for how in options]
         assert all(result.metrics == results[0].metrics for result in results)
-        assert (
-            load_protocol(task).measure(encoder, data, replace(QUIET, seed=1), settings).metrics != results[0].metrics
-        )
+        other = load_protocol(task).measure(encoder, data, replace(QUIET, seed=1), settings)
+        assert (other.metrics == results[0].metrics) == (task == "depth")  # in closed form nothing is drawn
     assert torch.equal(torch.get_rng_state(), before)
     assert encoder.fingerprint == weights
 
