@@ -155,7 +155,7 @@ _CPU_PROBES = {
     "equivariance": {"padded": False, "mlp_epochs": 0, "train_images": 300, "test_images": 300},
     "segmentation": {"steps": 300, "random_floor": False},
     "segmentation_few_shot": {"shares": _SHARES, "subsets": 1, "steps": 40},
-    "depth": {"steps": 300, "random_floor": False},
+    "depth": {"random_floor": False},
     "detection": {"steps": 40, "masks": False},
     "propagation": {"clips": 20},
 }
