@@ -240,7 +240,7 @@ class Step:
                     part.register_forward_pre_hook(lambda _, i, o=owner, c=child: clock.start(name_of(o, c, i)))
                     part.register_forward_hook(lambda *_: clock.stop())
 
-    def __call__(self, clock: Clock | None = None) -> None:
+    def __call__(self, clock: Clock | None = None, waits: bool = True) -> None:
         part = clock.part if clock else lambda name: contextlib.nullcontext()
         with (
             part(PARTS[4]),
@@ -256,7 +256,8 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
         with part(PARTS[8]):
             self.model.on_optimizer_step(MOMENTUM)
-        wait(self.device)
+        if waits:
+            wait(self.device)
 
 
 def resident(name: str) -> float:
