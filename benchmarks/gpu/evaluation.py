@@ -14,14 +14,14 @@ IMAGES = 4000
 
 
 def six_tasks(setup: Setup) -> Iterator[Row]:
-    """All of them in one call, data rendered in it."""
+    """All of them in one call, data rendered in it; where everything is tiny the three that take seconds."""
     torch.manual_seed(0)
     small = {"hidden_size": 48, "num_hidden_layers": 2} if setup.tiny else {}
     model = GTSAModel(GTSAConfig(**TRUNK | small))
-    began = time.time()
+    tasks, began = TASKS[:3] if setup.tiny else TASKS, time.time()
     results = evaluate_model(
         model,
-        TASKS,
+        tasks,
         limit=40 if setup.tiny else IMAGES,
         num_workers=setup.workers,
         cache_dir=None,

@@ -101,7 +101,7 @@ def one_process(setup: Setup) -> Iterator[Row]:
         env=os.environ | launched,
         capture_output=True,
         text=True,
-        timeout=max(setup.left, 1),
+        timeout=max(1, min(60, setup.left)),
     )
     wrapped = [line for line in done.stdout.splitlines() if line.startswith("WRAPPED")]
     if done.returncode or not wrapped:

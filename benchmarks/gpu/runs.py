@@ -36,10 +36,10 @@ def steady(values: Sequence[float]) -> float | None:
     return statistics.median(values[len(values) // 2 :]) if values else None
 
 
-def numbers_in(text: str, unit: str) -> list[float]:
-    """What the log lines say before a unit, the line of the whole run left out."""
+def numbers_in(text: str, pattern: str) -> list[float]:
+    """What the log lines say where a pattern has its group, in order; the line of the whole run left out."""
     lines = [line for line in text.splitlines() if re.match(r"step \d+: loss", line)]
-    found = [re.search(rf"([\d.]+) {re.escape(unit)}", line) for line in lines]
+    found = [re.search(pattern, line) for line in lines]
     return [float(each[1]) for each in found if each]
 
 
@@ -72,13 +72,13 @@ def run_of(recipe: str, batch_size: int, *extra: str, steps: int = 80) -> Measur
         if code:
             raise RuntimeError(f"exit code {code}: {errors.getvalue()[-250:]}")
         text = printed.getvalue()
-        losses = numbers_in(text.replace("loss ", "").replace(",", " loss,"), "loss,")
+        losses = numbers_in(text, r"loss (-?[\d.]+)")
         yield {
             "batch": batch_size,
-            "images_per_second": steady(numbers_in(text, "images/s")),
-            "percent_of_rate": steady(numbers_in(text, "% of the bf16 rate")),
-            "percent_waiting": steady(numbers_in(text, "% waiting for images")) or 0.0,
-            "peak_gb": steady(numbers_in(text, "GiB")),
+            "images_per_second": steady(numbers_in(text, r"([\d.]+) images/s")),
+            "percent_of_rate": steady(numbers_in(text, r"([\d.]+) % of the bf16 rate")),
+            "percent_waiting": steady(numbers_in(text, r"([\d.]+) % waiting for images")) or 0.0,
+            "peak_gb": steady(numbers_in(text, r"([\d.]+) GiB")),
             "first_and_last_loss": losses[:1] + losses[-1:],
             "whole_run_s": round(time.time() - began, 1),
         }

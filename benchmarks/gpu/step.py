@@ -25,18 +25,19 @@ TINY = [
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 
 # the host of EquiCoherent's step, alone
-steps.METHODS["ibot"] = replace(
+IBOT = replace(
     steps.METHODS["equicoherent"],
     config=partial(EquiCoherentConfig, transformation=None, reconstruction_weight=0.0),
     views=lambda args: EquiCoherentViews(
         transformation=None, global_size=args.global_size, local_size=args.local_size, num_local=args.num_local
     ),
 )
-steps.NUM_LOCAL["ibot"] = steps.NUM_LOCAL["equicoherent"]
 
 
 def step_arguments(setup: Setup, method: str, batch_size: int) -> argparse.Namespace:
     """The command line of `benchmarks.step` for a method."""
+    if method == "ibot":
+        steps.METHODS["ibot"], steps.NUM_LOCAL["ibot"] = IBOT, steps.NUM_LOCAL["equicoherent"]
     sizes = TINY if setup.tiny else ["--batch_size", str(batch_size)]
     args = steps.parser().parse_args(["--device", setup.device, *sizes])
     args.method = method
