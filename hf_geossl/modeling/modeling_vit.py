@@ -79,6 +79,7 @@ class ViTEmbeddings(nn.Module):
             prefix.append(self.register_tokens)
         if prefix:  # shape[0], not len(), which would fix the batch size of an exported model
             tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
+        tokens = tokens.contiguous()  # without prefix they lie as the convolution left them, channels first
         return tokens if self.norm is None else self.norm(tokens)
 
     def rotation(self, pixel_values: torch.Tensor, kept_tokens: torch.Tensor | None = None) -> Rotation | None:
