@@ -20,14 +20,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.golden import golden_folder
 
+# scikit-learn's import sets KMP_..., torch's compiler the next two, pytest its own
+_OF_IMPORTS = ("KMP_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "PYTEST_")
+
 
 def _global_state() -> dict[str, Any]:
     """What a test can leave behind in its process for the tests after it."""
     logger = logging.getLogger("hf_geossl")
     return {
         "working folder": os.getcwd(),
-        # scikit-learn's import sets KMP_..., torch's compiler TORCHINDUCTOR_..., pytest its own
-        "environment": {k: v for k, v in os.environ.items() if not k.startswith(("KMP_", "TORCHINDUCTOR_", "PYTEST_"))},
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith(_OF_IMPORTS)},
         "level of hf_geossl's logger": (logger.level, logger.propagate, logger.disabled, logging.root.manager.disable),
         "verbosity of transformers": transformers.logging.get_verbosity(),
         "signal handlers": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},

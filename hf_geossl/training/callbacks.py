@@ -6,19 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
+from hf_geossl.training.execution.waiting import ConditionalAdamW
 from hf_geossl.training.feed import PROCESS, seed_at
 from hf_geossl.training.logs import LossMeter, Stopwatch
 from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
 from hf_geossl.training.monitors.probes import Probes
 from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +109,16 @@ class PreemptionCallback(TrainerCallback):
         """Takes the signal (or 0) that any of the processes has received before they decided on this step."""
         self._synced = number or None
 
+    def is_requested(self, world_size: int) -> bool:
+        """Whether the end of the run has been asked for, as all processes know."""
+        return (self._synced if world_size > 1 else self.received_signal) is not None
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Asks for a checkpoint and the end of the run; of all processes at the same step."""
-        requested = self._synced if args.world_size > 1 else self.received_signal
-        if requested is not None and state.global_step < state.max_steps:
-            self.signal = requested
+        if self.is_requested(args.world_size) and state.global_step < state.max_steps:
+            self.signal = self._synced if args.world_size > 1 else self.received_signal
             control.should_save = True
             control.should_training_stop = True
 
@@ -130,72 +135,115 @@ class PreemptionCallback(TrainerCallback):
         self._previous = {}
 
 
-class NonFiniteCallback(TrainerCallback):
-    """Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any.
+class StepCallback(TrainerCallback):
+    """Leaves an optimizer step out, on all processes, where loss or gradient is not finite on any; or moves the teacher.
 
     The processes ask each other in the same message whether one has received a signal.
+
+    On a GPU the device tells a fused AdamW, and the host reads the decision later, in `finish`: once the device has the next
+    step's images to work on, so that neither waits for the other, or at the end of a step that is logged or saved. Teacher
+    and centers move then; what depends on them before the next forward pass must call `finish` before it.
     """
 
+    not_waited_for: ClassVar[tuple[str, ...]] = ("cuda",)  # kinds of devices
+
     def __init__(
-        self, guard: NonFiniteGuard, meter: LossMeter, preemption: PreemptionCallback, accelerator: Accelerator
+        self,
+        guard: NonFiniteGuard,
+        meter: LossMeter,
+        preemption: PreemptionCallback,
+        accelerator: Accelerator,
+        plan: OptimizerPlan,
+        is_measured: Callable[[int], bool],
     ) -> None:
         self.guard, self.meter, self.preemption, self.accelerator = guard, meter, preemption, accelerator
+        self.plan, self.is_measured = plan, is_measured
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Forgets the step before."""
-        self.guard.begin_step()
-        self.meter.begin_step()
+        """Forgets the step before, unless its decision is still to be read."""
+        if self.is_measured(state.global_step):
+            self.finish(model_of(kwargs))
+        if not self.guard.pending:
+            self._begin(model_of(kwargs))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Decides; without gradients the optimizer moves nothing."""
+        optimizer, model = getattr(kwargs["optimizer"], "optimizer", None), model_of(kwargs)
+        made = self.guard.ask(state.global_step, self.preemption.received_signal or 0)
+        if made is None:
+            return
         scaled = self.accelerator.scaler is not None
-        self.preemption.sync_signal(self.guard.decide(self.preemption.received_signal or 0, scaled))
+        if isinstance(optimizer, ConditionalAdamW) and optimizer.is_conditional and not (scaled or is_sharded(model)):
+            late = made.device.type in self.not_waited_for
+            optimizer.make_step_where(made if late else None)
+            if late:
+                return
+        self.preemption.sync_signal(self.guard.read(scaled))
         if self.guard.skips:
-            model_of(kwargs).zero_grad(set_to_none=True)
-            self._skip(state.global_step)
+            model.zero_grad(set_to_none=True)
+            self._skip()
+
+    def finish(self, model: TeacherStudentModel, begins: bool = False) -> None:
+        """Does what waits for the decision on the last step, where that is still to be read: the teacher, and the counts.
+
+        With `begins` the next step has begun.
+        """
+        if not self.guard.pending:
+            return
+        self.preemption.sync_signal(self.guard.read())
+        if self.guard.skips:
+            self._skip()
+        else:
+            self.guard.count_made()
+            model.on_optimizer_step(self.plan.teacher_momentum_at(self.guard.step))
+        if begins:
+            self.meter.count_step(self.guard.skips)
+            self._begin(model)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Counts a step that was made, or one that the gradient scaler skips although smaller scales have not helped."""
-        if self.guard.skips:
+        """Moves teacher and centers after a step that was made; counts one that the gradient scaler skips in vain."""
+        if self.guard.skips or self.guard.pending:
             return
         # accelerate does not notice when a fused optimizer has skipped
         if self.guard.overflows or self.accelerator.optimizer_step_was_skipped:
             scaler = self.accelerator.scaler
             if scaler is not None and scaler.get_scale() < 1.0:
                 self.guard.skip_overflow()
-                self._skip(state.global_step)
+                self._skip()
             return
         self.guard.count_made()
+        model_of(kwargs).on_optimizer_step(self.plan.teacher_momentum_at(state.global_step))
 
-    def _skip(self, step: int) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Reads the decision where something follows that needs it, and counts the step where it has been read."""
+        follows = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
+        if follows or self.is_measured(state.global_step) or self.preemption.is_requested(args.world_size):
+            self.finish(model_of(kwargs))
+        if not self.guard.pending:
+            self.meter.count_step(self.guard.skips)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Reads the decision on the last step of a run that another callback has ended."""
+        self.finish(model_of(kwargs))
+
+    def _begin(self, model: TeacherStudentModel) -> None:
+        self.guard.begin_step()
+        self.meter.begin_step()
+        model.reset_accumulated()  # what a step that was not made has accumulated
+
+    def _skip(self) -> None:
         self.meter.discard_step()
-        self.guard.count_skipped(step)
-
-
-class TeacherCallback(TrainerCallback):
-    """Moves teacher and centers once per optimizer step, after the student; not where the step was left out."""
-
-    def __init__(self, plan: OptimizerPlan, guard: NonFiniteGuard, accelerator: Accelerator) -> None:
-        self.plan, self.guard, self.accelerator = plan, guard, accelerator
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Forgets what a step that was not made has accumulated."""
-        model_of(kwargs).reset_accumulated()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Moves them with the momentum of the step."""
-        if not (self.guard.skips or self.guard.overflows or self.accelerator.optimizer_step_was_skipped):
-            model_of(kwargs).on_optimizer_step(self.plan.teacher_momentum_at(state.global_step))
+        self.guard.count_skipped(self.guard.step)
 
 
 class TeacherMonitorCallback(TrainerCallback):
@@ -228,14 +276,13 @@ class TeacherMonitorCallback(TrainerCallback):
 class MeterCallback(TrainerCallback):
     """Counts steps for the log line, before it is written."""
 
-    def __init__(self, meter: LossMeter, stopwatch: Stopwatch, guard: NonFiniteGuard) -> None:
-        self.meter, self.stopwatch, self.guard = meter, stopwatch, guard
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self.stopwatch = stopwatch
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Counts the step, made or left out."""
-        self.meter.count_step(self.guard.skips)
         self.stopwatch.count_step()
         state.epoch = state.global_step / state.max_steps  # transformers counts from the resume on
 

@@ -17,11 +17,10 @@ from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.callbacks import (
     FreezeTrunkCallback,
     MeterCallback,
-    NonFiniteCallback,
     PreemptionCallback,
     ProbeCallback,
     ProcessSeedCallback,
-    TeacherCallback,
+    StepCallback,
     TeacherMonitorCallback,
     WeightDecayCallback,
 )
@@ -73,6 +72,9 @@ class TrainerParts:
         )
         self.probes = Probes(args, feed.views, self.checkpointer.run_dir, targets, probe_dataset)
         self.preemption = PreemptionCallback()
+        self.step = StepCallback(
+            self.guard, self.meter, self.preemption, accelerator, plan, is_measured=self.probes.schedule.is_candidate
+        )
         measured = (self.meter, self.stopwatch, self.guard, self.checkpointer)
         self.log_line = LogLine(plan, *measured, accelerator, self.matrix_rate)
         self.held_out = HeldOutLosses(args, feed.views, accelerator)
@@ -83,12 +85,11 @@ class TrainerParts:
         return [
             ProcessSeedCallback(),
             WeightDecayCallback(self.plan),
-            NonFiniteCallback(self.guard, self.meter, self.preemption, self.accelerator),
+            self.step,
             FreezeTrunkCallback(self.plan),
             TeacherMonitorCallback(TeacherMonitor(), self.plan, self.meter, every),
-            TeacherCallback(self.plan, self.guard, self.accelerator),
             *own,
-            MeterCallback(self.meter, self.stopwatch, self.guard),
+            MeterCallback(self.stopwatch),
             ProbeCallback(self.probes, self.meter, self.stopwatch),
             AlarmCallback(dict(chance_losses), self.probes),
             self.preemption,
@@ -147,9 +148,18 @@ class TrainerParts:
     def observe_inputs(
         self, model: TeacherStudentModel, inputs: Mapping[str, torch.Tensor | None], images: list[str]
     ) -> None:
-        """Notes the names of a micro-batch's images; what the first of a call of `train` takes to compute."""
+        """Notes the names of a micro-batch's images; what the first of a call of `train` takes to compute.
+
+        The device has the images to prepare: that is when the host reads how the step before has ended.
+        """
+        self.step.finish(model, begins=True)
         self.guard.observe_images(images)
         self.matrix_rate.observe(model, inputs)
+
+    def begin_checkpoint(self) -> None:
+        """Ends the step before a checkpoint, during training only."""
+        self.feed.opened()
+        self.step.finish(self.model)
 
     def state_dict(self) -> dict[str, object]:
         """What this process adds to a checkpoint, in plain values."""

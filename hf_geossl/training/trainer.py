@@ -21,6 +21,7 @@ from hf_geossl.training import sharding
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.checkpointer import Resumed
 from hf_geossl.training.checkpoints.files import read_optimizer, read_weights, write_json, write_optimizer
+from hf_geossl.training.execution.waiting import conditional_adamw
 from hf_geossl.training.feed import TrainingFeed, as_stream
 from hf_geossl.training.logs import scalars_of
 from hf_geossl.training.matching import check_method, record_images
@@ -42,8 +43,7 @@ class TeacherStudentTrainer(Trainer):
     Args:
         model (`TeacherStudentModel`): A `...ForPreTraining` model.
         args (`TeacherStudentTrainingArguments`): The training arguments. They are not changed.
-        train_dataset (`ImageStream` or dataset): A stream from `load_stream`, a `datasets` dataset, or any dataset
-            whose samples hold an `image`.
+        train_dataset (`ImageStream` or dataset): From `load_stream`, or any dataset whose samples hold an `image`.
         eval_dataset (the same, or `FirstImages`, *optional*): Images to measure the losses on, one pass each time.
         views (`Views`, *optional*): Makes the views of an image; the method's own with its defaults if absent.
         command, probe_dataset (*optional*): What started the run, for its card; labelled images to probe. **kwargs: As `Trainer`.
@@ -93,6 +93,7 @@ class TeacherStudentTrainer(Trainer):
         kwargs["processing_class"] = kwargs.get("processing_class") or processor
         self.publisher = HubPublisher(args, args.hub_token)
         args = args.for_run(train_dataset)
+        kwargs = {**conditional_adamw(args, kwargs.get("optimizers")), **kwargs}
         self.feed, self.plan = TrainingFeed(args, self.views), self.plan_class(args)
         self._resumed: Resumed | None = None
         super().__init__(
@@ -115,8 +116,7 @@ class TeacherStudentTrainer(Trainer):
         if any([self.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]):  # noqa: C419
             self.add_callback(ImagesProgressCallback(args, self.metrics, self.quantities))
 
-    # ---- What a method says about itself ----
-
+    # ---- What a method says about itself
     def default_views(self, model: TeacherStudentModel | None) -> Views:
         """The method's views with the paper's settings, for a model (None where `model_init` will make it)."""
         raise TypeError(f"{type(self).__name__} has no views of its own: use a method's trainer, or give views=")
@@ -285,7 +285,7 @@ class TeacherStudentTrainer(Trainer):
         return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.feed.opened()
+        self.parts.begin_checkpoint()
         self.store_flos()
         callbacks = (*self.callback_handler.callbacks, self.control)
         exported: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
@@ -317,8 +317,8 @@ class TeacherStudentTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            whole = self.accelerator.unwrap_model(self.model)
-            read_optimizer(whole, self.optimizer, self.lr_scheduler, Path(checkpoint))
+            whole, folder = self.accelerator.unwrap_model(self.model), Path(checkpoint)
+            read_optimizer(whole, self.optimizer, self.lr_scheduler, folder)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         accelerator = self.accelerator

