@@ -38,6 +38,15 @@ FEATURES = Picture(
     "Crops of training images, and the first three principal components of their patch features before and after training.",
 )
 
+LEARNING_CURVE = Picture(
+    "learning_curve.png",
+    "Learning curve",
+    "hf_geossl.training.pictures.learning_curve:LearningCurve",
+    "What the frozen features were good for while training, on the same images each time: accuracy of nearest neighbours and a "
+    "linear probe (where there are labels), of telling quarter turns, places and corresponding patches, and how many directions "
+    "they use. Dashed: random weights of the same architecture, a thumbnail of 12 x 12 pixels, guessing.",
+)
+
 
 @dataclass(frozen=True)
 class OwnTask:
@@ -301,4 +310,5 @@ TARGET_FAMILIES = ("dinov2", "dinov3", "vit", "deit", "ijepa", "clip", "siglip",
 
 def run_pictures() -> dict[str, Picture]:
     """The pictures that runs end with, of all methods, by file."""
-    return {picture.file: picture for method in METHODS.values() for picture in method.pictures}
+    own = [picture for method in METHODS.values() for picture in method.pictures]
+    return {picture.file: picture for picture in (LEARNING_CURVE, *own)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
-from hf_geossl.methods import METHODS
+from hf_geossl.methods import run_pictures
 
 if TYPE_CHECKING:
     from hf_geossl.data.evaluation_batches import FirstImages
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from hf_geossl.training.trainer import TeacherStudentTrainer
 
 # what a run leaves that was killed before its first checkpoint was whole
-_TRACES = r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|runs"
+_TRACES = (
+    r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|learning_curve\.png|runs"
+)
 
 
 def pretrain(argv: Sequence[str]) -> int:
@@ -260,7 +262,7 @@ def finish(trainer: "TeacherStudentTrainer") -> None:
     print(f"\nThe model is in {folder} (trained {trainer.state.global_step} steps). Load it anywhere:\n")
     print("  from transformers import AutoModel")
     print(f'  model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)\n')
-    for picture in METHODS[trainer.model.config.model_type].pictures:
+    for picture in run_pictures().values():
         if (folder / picture.file).is_file():
             print(f"{picture.caption}: {folder / picture.file}")
     for line in measured:

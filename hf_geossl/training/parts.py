@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
@@ -33,7 +34,9 @@ from hf_geossl.training.monitors.nonfinite import NonFiniteGuard
 from hf_geossl.training.monitors.probes import Probes, Targets
 from hf_geossl.training.monitors.teacher import TeacherMonitor
 from hf_geossl.training.optimization import OptimizerPlan
+from hf_geossl.training.outputs.trackers import TrackerPicturesCallback
 from hf_geossl.training.pictures.base import PictureBook
+from hf_geossl.training.pictures.learning_curve import LearningCurve
 from hf_geossl.training.resources import MatrixRate
 from hf_geossl.views.base import Views
 
@@ -77,11 +80,15 @@ class TrainerParts:
         )
         measured = (self.meter, self.stopwatch, self.guard, self.checkpointer)
         self.log_line = LogLine(plan, *measured, accelerator, self.matrix_rate)
+        self.picture_book = PictureBook(())
         self.held_out = HeldOutLosses(args, feed.views, accelerator)
 
-    def callbacks(self, own: Sequence[TrainerCallback], chance_losses: Mapping[str, float]) -> list[TrainerCallback]:
-        """The callbacks of a run in their order, with the method's own."""
-        every = self.args.probe_every_steps
+    def callbacks(
+        self, own: Sequence[TrainerCallback], chance_losses: Mapping[str, float], handler: CallbackHandler
+    ) -> list[TrainerCallback]:
+        """The callbacks of a run in their order, with the method's own; `handler` has those of the trackers."""
+        every, run_dir = self.args.probe_every_steps, self.checkpointer.run_dir
+        shown = (LearningCurve(run_dir, self.probes), TrackerPicturesCallback(self.picture_book, run_dir, handler))
         return [
             ProcessSeedCallback(),
             WeightDecayCallback(self.plan),
@@ -92,6 +99,7 @@ class TrainerParts:
             MeterCallback(self.stopwatch),
             ProbeCallback(self.probes, self.meter, self.stopwatch),
             AlarmCallback(dict(chance_losses), self.probes),
+            *(shown if self.args.picture else ()),
             self.preemption,
         ]
 
@@ -122,7 +130,8 @@ class TrainerParts:
         row = METHODS.get(method)
         rows = row.pictures if row is not None and self.args.picture else ()
         pictures = [each.load()(self.feed.views, self.checkpointer.run_dir) for each in rows]
-        return PictureBook(pictures, self.args.process_index == 0)
+        self.picture_book = PictureBook(pictures, self.args.process_index == 0)
+        return self.picture_book
 
     def find(self, requested: str | bool | None, config: PreTrainedConfig) -> Resumed | None:
         """Finds the checkpoint to resume from; see `Checkpointer.find`."""

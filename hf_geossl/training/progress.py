@@ -11,6 +11,7 @@ from transformers import ProgressCallback, TrainerControl, TrainerState, Trainin
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.monitors.instruments import INSTRUMENTS
 
 
 class MonotonicBar(tqdm):
@@ -105,6 +106,11 @@ class ImagesProgressCallback(ProgressCallback):
         parts = describe_losses(logs, self.metrics, self.quantities)
         parts.append(f"learning rate {logs['learning_rate']:.2e}")
         parts += [f"{name.replace('_', ' ')} {value:.2f}" for name, value in logs.items() if name.endswith("_spread")]
+        parts += [
+            f"{INSTRUMENTS[name]} {100 * logs[name]:.0f} %"
+            for name in INSTRUMENTS
+            if name.endswith("_accuracy") and name in logs
+        ]
         if "images_per_second" in logs:
             parts.append(f"{logs['images_per_second']:.1f} images/s")
         if "matrix_rate_share" in logs:

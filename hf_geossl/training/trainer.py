@@ -111,7 +111,7 @@ class TeacherStudentTrainer(Trainer):
         self.parts = TrainerParts(self.model, args, self.accelerator, *own)
         self.pictures = self.parts.pictures(self.method)
         self.exporter = Exporter(args, self.processing_class, self.pictures, self.publisher, lambda: describe_run(self))
-        for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses()):
+        for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses(), self.callback_handler):
             self.add_callback(callback)
         if any([self.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]):  # noqa: C419
             self.add_callback(ImagesProgressCallback(args, self.metrics, self.quantities))

@@ -65,8 +65,8 @@ class Ridge:
 
     Attributes:
         left_out (`torch.Tensor` of shape `(rows, num_classes)`): Scores of each row by the fit to all others, in closed
-            form: y - (y - fitted) / (1 - h), h the diagonal of the hat matrix. Mean and deviation of the features, the
-            classes' shares and the penalty are those of all rows.
+            form: y - (y - fitted) / (1 - h), h the diagonal of the hat matrix. The deviations of the features, the classes'
+            shares (which else are smaller for the class of the row) and the penalty are those of all rows.
 
     Source: Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 2nd edition, equation 7.64.
     """
@@ -82,8 +82,9 @@ class Ridge:
         for penalty in PENALTIES:
             shrink = values.square() / (values.square() + penalty * values.square().mean().clamp_min(1e-12))
             fitted = self._intercept + left @ (shrink[:, None] * turned)
-            leverage = (left.square() @ shrink).clamp_max(1 - 1e-9)
+            leverage = (left.square() @ shrink + 1 / len(features)).clamp_max(1 - 1e-9)
             scores = targets - (targets - fitted) / (1 - leverage)[:, None]
+            scores = scores + (targets - self._intercept) / (len(features) - 1)  # the shares of all rows
             error = (targets - scores).square().mean().item()
             if error < best:
                 best, self.left_out = error, scores

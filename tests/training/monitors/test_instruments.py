@@ -81,8 +81,8 @@ def test_labels_are_learned_and_chance_is_the_most_frequent_class() -> None:
     images[:, 0] = 40 * labels[:, None, None].to(torch.uint8)
     labelled = LabelledImages("made", images[:24], labels[:24], images[24:], labels[24:], 3)
     numbers = measure(_mean_colours, labelled.images, PATCH, CPU, labelled)
-    assert numbers["knn_accuracy"] > 0.9
-    assert numbers["linear_accuracy"] > 0.9
+    assert numbers["knn_accuracy"] > 0.75
+    assert numbers["linear_accuracy"] > 0.75
     chances = chance_levels(SIDE, PATCH, labelled)
     assert chances == {
         "quarter_turn_accuracy": 0.25, "position_accuracy": 0.25, "correspondence_accuracy": 1 / 36,
