@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, is_dataclass
 
 import torch
@@ -39,6 +39,7 @@ from hf_geossl.training.pictures.base import PictureBook
 from hf_geossl.training.pictures.learning_curve import LearningCurve
 from hf_geossl.training.resources import MatrixRate
 from hf_geossl.views.base import Views
+from hf_geossl.views.photometric import jitter_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +194,9 @@ class TrainerParts:
         self.stopwatch.start(state.get("seconds", 0.0))
 
     def compiled_layers(self) -> AbstractContextManager[None]:
-        """A context with compiled layers, where the arguments ask for them."""
+        """A context with compiled layers, where the arguments ask for them; elsewhere a GPU's colours are not compiled either."""
         compilation = self.args.block_compilation
-        return compilation.compiled(self.model, self.anchor.trunk) if compilation else nullcontext()
+        return compilation.compiled(self.model, self.anchor.trunk) if compilation else jitter_kernel.left_out()
 
     def stop(self) -> None:
         """Ends a call of `train`."""

@@ -4,7 +4,8 @@ Colours follow the float operations of torchvision or TensorFlow one by one, eac
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -75,7 +76,7 @@ def render_color(
     unit = unit_images(images, unrounded=unrounded, in_units=in_units)
     if parameters is not None:
         parameters = parameters.to(torch.device("cpu"))  # the host chooses which views to change
-        jitter = jitter_in_kernels if unit.is_cuda and not jitter_kernel.failed else jitter_chosen
+        jitter = jitter_in_kernels if unit.is_cuda and not jitter_kernel.is_plain else jitter_chosen
         unit = jitter(unit, parameters, recipe.operations == "tensorflow", not in_units)
         _finish_colors(unit, parameters, recipe)
     return normalize_(unit, mean, std)
@@ -156,16 +157,21 @@ def jitter_step(
 class Compiled:
     """A function that is compiled when it is first called, for all shapes; as it is where that fails, which is said once.
 
-    `options` are those of `torch.compile`.
+    Args:
+        function (`Callable`): The function.
+        options: Those of `torch.compile`.
+
+    Attributes:
+        is_plain (`bool`): Whether the function is called as it is.
     """
 
     def __init__(self, function: Operation, **options: Any) -> None:
-        self.function, self.options, self.failed = function, options, False
+        self.function, self.options, self.is_plain = function, options, False
         self._compiled: Operation | None = None  # to begin with: it takes a second to import the compiler
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """The function's value."""
-        if not self.failed:
+        if not self.is_plain:
             try:
                 if self._compiled is None:
                     self._compiled = torch.compile(self.function, dynamic=True, **self.options)
@@ -173,10 +179,19 @@ class Compiled:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # of whichever compiler is installed
-                self.failed = True
+                self.is_plain = True
                 reason = " ".join(str(error).strip().splitlines()[:2])
                 logger.warning(f"colours are not compiled, and slower: {type(error).__name__}: {reason}")
         return self.function(*args)
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Leaves the compiler out inside of it."""
+        before, self.is_plain = self.is_plain, True
+        try:
+            yield
+        finally:
+            self.is_plain = before
 
 
 jitter_kernel = Compiled(jitter_step)

@@ -365,7 +365,7 @@ def test_colors_in_kernels_are_those_of_chosen_views(operations, clip, monkeypat
             changed = photometric.jitter_in_kernels(images, parameters, operations == "tensorflow", clip)
             assert not torch.equal(changed, images)
             torch.testing.assert_close(changed, expected, atol=2e-6, rtol=0)
-    assert not compiled.failed
+    assert not compiled.is_plain
 
 
 def test_a_failing_compiler_is_said_once_and_leaves_the_result(caplog):
@@ -376,6 +376,16 @@ def test_a_failing_compiler_is_said_once_and_leaves_the_result(caplog):
     for _ in range(2):
         assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("hf_geossl")]
-    assert compiled.failed
+    assert compiled.is_plain
     assert line.startswith("colours are not compiled, and slower: BackendCompilerFailed: ")
     assert line.endswith("OSError: no compiler")
+
+
+def test_the_compiler_can_be_left_out():
+    called = []
+    compiled = photometric.Compiled(lambda images: 2 * images, backend=lambda graph, inputs: called.append(1) or graph)
+    with compiled.left_out():
+        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+    assert called == []
+    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+    assert called == [1]
