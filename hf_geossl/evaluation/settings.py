@@ -73,6 +73,10 @@ class ProtocolSettings:
 
     QUICK: ClassVar[Mapping[str, object]] = {}
 
+    def for_limit(self, limit: int) -> dict[str, object]:
+        """What replaces the defaults where at most so many images are trained on."""
+        return {}
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -120,7 +124,10 @@ def bounded(settings: Settings, given: Collection[str], *, limit: int | None, qu
     Returns:
         The same kind of settings.
     """
-    values = dict(getattr(settings, "QUICK", {})) if quick else {}
+    values: dict[str, Any] = {}
+    if isinstance(settings, ProtocolSettings):
+        values = settings.for_limit(limit) if limit is not None else {}
+        values.update(settings.QUICK if quick else {})
     if (steps := values.get("steps", getattr(settings, "steps", None))) is not None:
         bounds = [steps]
         if limit is not None and (batch := values.get("batch_size", getattr(settings, "batch_size", None))):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import THUMBNAILS, compute_features
+from hf_geossl.evaluation.fitting.logistic import DeviceLogisticClassifier
 from hf_geossl.evaluation.metrics.accuracy import Accuracy
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
@@ -53,8 +55,6 @@ class LogisticClassifier:
         self.num_classes, self.max_iterations = num_classes, max_iterations
         features, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
         fitted = ~held_out
-        if len(np.unique(labels[fitted])) < 2:
-            raise ValueError("the training images must show at least two classes; use more of them")
         right = [0.0]
         if len(c_values) > 1:
             right = []
@@ -80,6 +80,23 @@ class LogisticClassifier:
         scores = np.full((len(known), self.num_classes), known.min() - 1.0)
         scores[:, self._model.classes_] = known
         return scores
+
+
+def fit_classifier(
+    features: np.ndarray,
+    labels: np.ndarray,
+    held_out: np.ndarray,
+    c_values: Sequence[float],
+    num_classes: int,
+    max_iterations: int,
+    device: torch.device,
+) -> LogisticClassifier | DeviceLogisticClassifier:
+    """Fits a `LogisticClassifier`: on a GPU all regularisations at once on the device, on the CPU by scikit-learn."""
+    if len(np.unique(np.asarray(labels)[~held_out])) < 2:
+        raise ValueError("the training images must show at least two classes; use more of them")
+    if device.type != "cpu":
+        return DeviceLogisticClassifier(features, labels, held_out, c_values, num_classes, max_iterations, device)
+    return LogisticClassifier(features, labels, held_out, c_values, num_classes, max_iterations)
 
 
 def count_classes(samples: Samples, *labels: np.ndarray) -> tuple[int, tuple[str, ...] | None]:

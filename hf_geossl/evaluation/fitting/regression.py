@@ -1,15 +1,9 @@
-"""Regression on pairs of features: ridge, also on products, and a multilayer perceptron; rows are read in blocks."""
+"""Regression on pairs of features: ridge, also on products; rows are read in blocks."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
-
-from hf_geossl.evaluation.fitting.fit import fit, seeded
-from hf_geossl.evaluation.options import EvaluationOptions
 
 BLOCK = 4096  # rows in memory at a time
 
@@ -178,72 +172,3 @@ class BilinearRidge:
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Predictions `(transformations * images, outputs)`."""
         return self._ridge.predict(_Products(pairs, self._mean, self._basis))
-
-
-class Perceptron:
-    """Two hidden layers with ReLU on standardised features, trained by Adam on the mean squared error.
-
-    The learning rate is constant. An epoch visits each image once, with the next of its transformations.
-
-    Ranges are the smallest and largest value of each target, which become -1 and 1.
-
-    Source: The evaluation head of SIE (arXiv 2302.10283), which EquiCoherent (arXiv 2503.18753) follows.
-    """
-
-    def __init__(
-        self,
-        pairs: Pairs,
-        ranges: Sequence[tuple[float, float]],
-        *,
-        hidden_size: int,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        options: EvaluationOptions,
-        device: torch.device,
-    ) -> None:
-        self.device = device
-        low, high = torch.tensor(ranges, dtype=torch.float64, device=device).T
-        self._middle, self._half = (low + high) / 2, (high - low) / 2
-        count, total, squares = 0, torch.zeros(pairs.width, dtype=torch.float64), torch.zeros(pairs.width).double()
-        for x, _ in pairs.blocks(np.arange(pairs.images)):
-            count, total, squares = count + len(x), total + x.double().sum(0), squares + x.double().square().sum(0)
-        mean = total / count
-        deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
-        self._mean = mean.float().to(device)
-        self._deviation = torch.where(deviation > 1e-6, deviation, 1.0).float().to(device)
-        size = min(batch_size, pairs.images)
-
-        def batches() -> Iterator[dict[str, Any]]:
-            generator = np.random.default_rng(options.seed)
-            for epoch in range(epochs):
-                order = generator.permutation(pairs.images)
-                for start in range(0, pairs.images - size + 1, size):
-                    x, y = pairs.rows(epoch % len(pairs.parts), np.sort(order[start : start + size]))
-                    yield {"x": x, "y": y}
-
-        def loss(batch: dict[str, Any]) -> torch.Tensor:
-            with torch.autocast(device.type, enabled=False):
-                wanted = (batch["y"].to(device) - self._middle) / self._half
-                return F.mse_loss(self._forward(batch["x"]), wanted.float())
-
-        with seeded(options.seed, device):
-            self._network = nn.Sequential(
-                nn.Linear(pairs.width, hidden_size),
-                nn.ReLU(),
-                nn.Linear(hidden_size, hidden_size),
-                nn.ReLU(),
-                nn.Linear(hidden_size, pairs.outputs),
-            ).to(device)
-            optimizer = torch.optim.Adam(self._network.parameters(), learning_rate)
-            steps = epochs * (pairs.images // size)
-            fit(optimizer, loss, batches(), options, steps=steps, description="MLP", schedule="constant")
-
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._network((x.to(self.device) - self._mean) / self._deviation)
-
-    @torch.no_grad()
-    def predict(self, pairs: Pairs) -> np.ndarray:
-        """Predictions `(transformations * images, outputs)` in the units of the targets."""
-        blocks = (self._forward(x) for x, _ in pairs.blocks(np.arange(pairs.images)))
-        return torch.cat([(block.double() * self._half + self._middle).cpu() for block in blocks]).numpy()

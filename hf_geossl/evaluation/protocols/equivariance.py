@@ -13,6 +13,7 @@ ridge regression on products of the two images' features ("bilinear") stands bes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features, grey
 from hf_geossl.evaluation.fitting.classifiers import hold_out
-from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Perceptron, Ridge
+from hf_geossl.evaluation.fitting.perceptrons import Perceptrons
+from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Ridge
 from hf_geossl.evaluation.metrics.r2 import R2
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
@@ -41,6 +43,7 @@ FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB th
 ANGLE_BINS = 9
 ANGLES = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION  # in the middle of the bins
 MEAN_ANGLE = "mean angle"  # the same prediction for every pair
+FEW, FEW_HIDDEN = 1000, 256  # below so many images 1.8 million weights a perceptron learn nothing more
 BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the data's mode
 
 
@@ -58,8 +61,9 @@ class EquivarianceSettings(ProtocolSettings):
         penalties (`tuple[float, ...]`): Of ridge regression, see `Ridge`; the best on held-out training images is taken.
         held_out (`float`): Share of the training images that it is chosen on.
         components (`int`): Principal components whose products are regressed on, see `BilinearRidge`; 0 leaves that out.
-        mlp_epochs (`int`): Epochs of the perceptron, see `Perceptron`; 0 leaves it out.
-        mlp_hidden_size, mlp_batch_size, mlp_learning_rate: Of the perceptron.
+        mlp_epochs (`int`): Epochs of the perceptron, see `Perceptrons`; 0 leaves it out.
+        mlp_hidden_size (`int`): Of both hidden layers; of fewer than 1,000 training images (`limit`) at most 256.
+        mlp_batch_size, mlp_learning_rate: Of the perceptron.
         padded (`bool`): Whether the paper's protocol is measured as well.
 
     Source: EquiCoherent (arXiv 2503.18753), Table 2 and the benchmark of SIE (arXiv 2302.10283); borderless images from
@@ -82,6 +86,12 @@ class EquivarianceSettings(ProtocolSettings):
     mlp_batch_size: int = 256
     mlp_learning_rate: float = 1e-3
     padded: bool = True
+
+    QUICK = MappingProxyType({"transformations_per_image": 2, "mlp_epochs": 30, "mlp_hidden_size": 128})
+
+    def for_limit(self, limit: int) -> dict[str, object]:
+        """See `ProtocolSettings`."""
+        return {"mlp_hidden_size": min(self.mlp_hidden_size, FEW_HIDDEN)} if limit < FEW else {}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +175,7 @@ class _Bench:
         train, test = self.pairs(transformation, self.train), self.pairs(transformation, self.test)
         self.train_images = train[MODEL].images
         ranges = list(target_ranges(transformation, self.size).values())
-        fitted: dict[str, dict[str, Fitted]] = {}
+        predicted: dict[str, dict[str, np.ndarray]] = {}
         for name, pairs in train.items():
             held_out = hold_out(pairs.images, settings.held_out, self.options.seed)
             regressions: dict[str, Any] = {"ridge": Ridge(pairs, held_out, settings.penalties, encoder.device)}
@@ -173,21 +183,25 @@ class _Bench:
                 regressions["bilinear"] = BilinearRidge(
                     pairs, held_out, settings.penalties, settings.components, encoder.device
                 )
-            if settings.mlp_epochs:
-                regressions["mlp"] = Perceptron(
-                    pairs,
-                    ranges,
-                    hidden_size=settings.mlp_hidden_size,
-                    epochs=settings.mlp_epochs,
-                    batch_size=settings.mlp_batch_size,
-                    learning_rate=settings.mlp_learning_rate,
-                    options=self.options,
-                    device=encoder.device,
-                )
             for kind, regression in regressions.items():
-                one = Fitted(regression.predict(test[name]), test[name].truth, test[name].images)
-                fitted.setdefault(kind, {})[name] = one
-        return fitted
+                predicted.setdefault(kind, {})[name] = regression.predict(test[name])
+        if settings.mlp_epochs:
+            perceptrons = Perceptrons(
+                train,
+                ranges,
+                hidden_size=settings.mlp_hidden_size,
+                epochs=settings.mlp_epochs,
+                batch_size=settings.mlp_batch_size,
+                learning_rate=settings.mlp_learning_rate,
+                options=self.options,
+                device=encoder.device,
+            )
+            predicted["mlp"] = perceptrons.predict(test)
+        truth, images = test[MODEL].truth, test[MODEL].images
+        return {
+            kind: {name: Fitted(values, truth, images) for name, values in by_features.items()}
+            for kind, by_features in predicted.items()
+        }
 
 
 def measure_equivariance(

@@ -11,12 +11,12 @@ from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import Transform, compute_features, thumbnailed
 from hf_geossl.evaluation.fitting.classifiers import (
-    LogisticClassifier,
     Predicted,
     accuracy_of,
     both_splits,
     classification_result,
     count_classes,
+    fit_classifier,
     floors,
     hold_out,
     labelled_features,
@@ -62,7 +62,9 @@ def measure_linear(
         features, labels, queries, truth = labelled_features(model, splits, column, "label", options)
         num_classes, _ = count_classes(splits[0], labels, truth)
         held_out = hold_out(len(labels), settings.held_out, options.seed)
-        probe = LogisticClassifier(features, labels, held_out, settings.c_values, num_classes, settings.max_iterations)
+        probe = fit_classifier(
+            features, labels, held_out, settings.c_values, num_classes, settings.max_iterations, encoder.device
+        )
         details = {"c": probe.c, "converged": probe.converged}
         return Predicted(probe.scores(queries), truth, labels, details)
 
@@ -89,8 +91,8 @@ def measure_multilabel(
             if len(np.unique(labels[~held_out, index])) < 2:  # nothing to learn: all images score alike
                 chosen.append(None)
                 continue
-            probe = LogisticClassifier(
-                features, labels[:, index], held_out, settings.c_values, 2, settings.max_iterations
+            probe = fit_classifier(
+                features, labels[:, index], held_out, settings.c_values, 2, settings.max_iterations, encoder.device
             )
             scores[:, index] = probe.scores(queries)[:, 1]
             chosen.append(probe.c)
@@ -159,12 +161,14 @@ def _measure_turns(
     """Accuracy on one kind of images, and the details of it."""
     train, test = both_splits(data, mode)
 
-    def fit(model: Encoder, column: str) -> tuple[LogisticClassifier, np.ndarray, int]:
+    def fit(model: Encoder, column: str) -> tuple[Any, np.ndarray, int]:
         features = _all_turns(model, train, column, options)
         images = len(features) // 4
         held_out = np.tile(hold_out(images, settings.held_out, options.seed), 4)
         labels = np.repeat(np.arange(4), images)
-        probe = LogisticClassifier(features, labels, held_out, settings.c_values, 4, settings.max_iterations)
+        probe = fit_classifier(
+            features, labels, held_out, settings.c_values, 4, settings.max_iterations, encoder.device
+        )
         return probe, probe.scores(_all_turns(model, test, column, options)), images
 
     probe, scores, images = fit(encoder, settings.feature)

@@ -1,6 +1,4 @@
-"""Regressions against scikit-learn, and a perceptron on what is not linear."""
-
-from typing import Any
+"""Regressions against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -10,13 +8,9 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Perceptron, Ridge
-from hf_geossl.evaluation.options import EvaluationOptions
+from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Ridge
 
 CPU = torch.device("cpu")
-
-
-QUIET = EvaluationOptions(progress=False, cache_dir=None, bootstrap=50)
 
 
 def linear_pairs(seed: int, images: int, noise: float = 0.1) -> Pairs:
@@ -55,28 +49,6 @@ def test_ridge_chooses_the_penalty_on_held_out_images() -> None:
         errors.append(1 - r2_score(rest[1], peer.predict(scaler.transform(rest[0]))))
     assert 0 < np.argmin(errors) < 3  # so that there is something to choose
     assert Ridge(train, held, penalties, CPU).penalty == penalties[int(np.argmin(errors))]
-
-
-def test_perceptron_learns_what_is_not_linear_and_leaves_the_generator_alone() -> None:
-    def pairs(seed: int, images: int) -> Pairs:
-        x = np.random.default_rng(seed).uniform(-1, 1, size=(images, 3)).astype(np.float32)
-        return Pairs([(x,)], [30 * np.abs(x[:, :1]) - 15 + 5 * x[:, 1:2] * x[:, 2:]])
-
-    state = torch.random.get_rng_state()
-    given: dict[str, Any] = {
-        "hidden_size": 64,
-        "batch_size": 64,
-        "learning_rate": 3e-3,
-        "options": QUIET,
-        "device": CPU,
-    }
-    train, test = pairs(1, 512), pairs(2, 200)
-    found = Perceptron(train, [(-20, 20)], epochs=60, **given).predict(test)
-    assert r2_score(test.truth, found) > 0.97
-    assert r2_score(test.truth, Ridge(train, np.arange(512) < 99, (1e-3,), CPU).predict(test)) < 0.1
-    again = Perceptron(train, [(-20, 20)], epochs=60, **given).predict(test)
-    np.testing.assert_array_equal(found, again)
-    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_products_are_regressed_on_as_scikit_learn_does() -> None:
