@@ -90,6 +90,7 @@ class Encoder:
         self.blocks, self.num_layers = self._trunk.blocks, len(self._trunk.blocks)
         self.width, self.patch_size = self._trunk.width, self._trunk.patch_size
         self._hashed: tuple[list[object], str] | None = None
+        self._twins: dict[tuple[int, torch.device], Encoder] = {}
 
     # ---- the model ----
 
@@ -138,11 +139,15 @@ class Encoder:
         return self._with(copy.deepcopy(self.module).requires_grad_(True).train(), self.name)
 
     def random_twin(self, seed: int = 0) -> "Encoder":
-        """The same architecture with fresh weights: the floor that features have to beat."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self._trunk.fresh_module()
-        return self._with(module.to(self.device).eval().requires_grad_(False), f"{self.name}, random weights")
+        """The same architecture with fresh weights: the floor that features have to beat. Not to be changed: train a copy."""
+        twin = self._twins.get((seed, self.device))
+        if twin is None:  # the same one for all tasks: drawing the weights of a large model takes seconds
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = self._trunk.fresh_module()
+            twin = self._with(module.to(self.device).eval().requires_grad_(False), f"{self.name}, random weights")
+            self._twins[seed, self.device] = twin
+        return twin
 
     def _with(self, module: nn.Module, name: str) -> "Encoder":
         return Encoder(module, name, self.mean, self.std, self.image_size)

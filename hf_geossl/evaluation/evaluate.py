@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_geossl.evaluation.arguments import EvaluationArguments, EvaluationKeywords, image_size_of
+from hf_geossl.evaluation.duration import duration_line
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.loading import ModelLike, load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -105,6 +106,8 @@ def evaluate_model(
             _say(options.progress, f"{encoder.name}, {name} is left out: {missing}")
             del chosen[name]
     data = arguments.data(dataset, encoder, store)
+    together = [feature for _, own in chosen.values() for feature in getattr(own, "features", ())]
+    options = replace(options, together=tuple(dict.fromkeys(together)))
     about = _about(encoder, data, options, arguments.quick)
     if isinstance(model, (str, Path)) and (digest := weights_digest(Path(model))) is not None:
         about["weights_digest"] = digest
@@ -116,8 +119,10 @@ def evaluate_model(
     for name, reason in failed.items():
         logger.warning(f"{encoder.name}, {name} was not measured: {reason}")
     run.draw_features()
-    for name, (protocol, own) in chosen.items():
-        run.measure(name, protocol, own, overwrite)
+    run.say_duration({name: own for name, (_, own) in chosen.items() if overwrite or not run.is_measured(name, own)})
+    with options.feature_cache() as run.options:
+        for name, (protocol, own) in chosen.items():
+            run.measure(name, protocol, own, overwrite)
     run.save()
     measured = {name: run.results[name] for name in chosen if name in run.results}
     return as_json(redact_values({**measured, ABOUT: about}))
@@ -176,10 +181,19 @@ class _Run:
     results: dict[str, Any]
     failed: dict[str, str] = field(default_factory=dict)
 
+    def is_measured(self, name: str, settings: "DataclassInstance") -> bool:
+        """Whether an earlier call has measured the task with these settings."""
+        return self.results.get(name, {}).get("settings") == as_json(dataclasses.asdict(settings))
+
+    def say_duration(self, settings: Mapping[str, object]) -> None:
+        """Says about how long the tasks will take."""
+        if self.options.progress and (line := duration_line(self.encoder, self.data, self.options, settings)):
+            _say(True, f"{self.encoder.name}: {line}")
+
     def measure(self, name: str, protocol: EvaluationProtocol, settings: "DataclassInstance", overwrite: bool) -> None:
         """Measures a task, unless that has been done, and writes what came out."""
         plain, model = as_json(dataclasses.asdict(settings)), self.encoder.name
-        if not overwrite and self.results.get(name, {}).get("settings") == plain:
+        if not overwrite and self.is_measured(name, settings):
             _say(self.options.progress, f"{model}, {name}: has been measured before")
             return
         start = time.monotonic()

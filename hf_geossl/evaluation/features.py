@@ -32,7 +32,8 @@ class Transform:
     """A transform of images before they are encoded.
 
     Args:
-        key (`str`): Names the transform with all of its numbers and seeds: features are cached by it.
+        key (`str`): Names the transform with all of its numbers and seeds: features are cached by it. Empty where images
+            stay as they are.
         apply (`Callable`): Maps a batch of samples, of which images and indices are sure to be there, to `(images, targets)`: uint8 or float images in [0, 1],
             `(batch, 3, height, width)`, and further targets by name, one row a sample. A function of the samples alone.
     """
@@ -73,6 +74,9 @@ def compute_features(
     root = None if options.cache_dir is None else Path(options.cache_dir) / key
     cached = {} if root is None else {name: _open_column(root / name) for name in columns}
     missing = [name for name in columns if cached.get(name) is None]
+    if root is not None and not (transform and transform.key) and any(map(_is_of_encoder, missing)):
+        # other tasks want these of the same images: one pass of the trunk gives them all
+        missing += [name for name in options.together if name not in columns and not (root / name).is_dir()]
     if not missing:
         return {name: array for name, array in cached.items() if array is not None}
     if root is None:
@@ -231,4 +235,4 @@ def thumbnailed(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Tra
     return Transform(key, apply)
 
 
-THUMBNAILS = thumbnailed(f"thumbnails of {THUMBNAIL_SIDE}", lambda images: images)
+THUMBNAILS = thumbnailed("", lambda images: images)

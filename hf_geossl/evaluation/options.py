@@ -1,8 +1,10 @@
 """How an evaluation computes, and on which data."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import numpy as np
@@ -30,6 +32,8 @@ class EvaluationOptions:
         bootstrap (`int`): Resamples for the 95 % intervals; 0 leaves them out.
         cache_dir (`Path`, *optional*): Where features are cached; nowhere if None.
         progress (`bool`): Whether progress bars are shown.
+        together (`tuple[str, ...]`): Features that further tasks need of the same images: they are computed and cached with
+            the first of them, see `compute_features`.
     """
 
     batch_size: int = 64
@@ -38,11 +42,21 @@ class EvaluationOptions:
     bootstrap: int = 1000
     cache_dir: Path | None = DEFAULT_CACHE
     progress: bool = True
+    together: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("bootstrap", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    @contextmanager
+    def feature_cache(self) -> Iterator["EvaluationOptions"]:
+        """These options with a cache of features: their own, or a temporary one for what tasks share."""
+        if self.cache_dir is not None:
+            yield self
+            return
+        with TemporaryDirectory(prefix="hf_geossl-features-") as folder:
+            yield replace(self, cache_dir=Path(folder))
 
     def progress_bar(self, description: str, total: int | None, unit: str = "img") -> "tqdm[NoReturn]":
         """A progress bar on stderr, a context manager with `update(number)` and `set_postfix(loss=...)`."""

@@ -12,13 +12,25 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_geossl.evaluation.registry import ABOUT, FAILED
 from hf_geossl.evaluation.results import numbers
+from hf_geossl.evaluation.settings import QUICK_MEANING
 from hf_geossl.hub.redaction import escape_markdown, redact_values
 
 _LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _PNG = b"\x89PNG\r\n\x1a\n"
 # models whose numbers may be set against each other have been measured alike in these
 _COMPARABLE = (
-    *("dataset", "config_name", "split", "train_split", "limit", "images", "images_fingerprint", "columns", "seed"),
+    *(
+        "dataset",
+        "config_name",
+        "split",
+        "train_split",
+        "limit",
+        "images",
+        "images_fingerprint",
+        "columns",
+        "seed",
+        "quick",
+    ),
 )
 
 
@@ -166,8 +178,9 @@ def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
         be measured below.
     """
     text: Callable[[object], str] = escape_markdown if escape else str
+    names = [text(model.name) + (" (quick)" if model.about.get("quick") else "") for model in models]
     lines = [
-        f"| task | metric | {' | '.join(text(model.name) for model in models)} |",
+        f"| task | metric | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(models)}",
     ]
     for task in _tasks(models):
@@ -183,6 +196,8 @@ def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
     for model in models:
         for task, reason in model.about.get(FAILED, {}).items():
             lines.append(f"\n{text(task)} of {text(model.name)} was not measured: {text(reason)}")
+    if any(model.about.get("quick") for model in models):
+        lines.append(f"\n{QUICK_MEANING}")
     return "\n".join(lines) + "\n"
 
 
@@ -230,6 +245,7 @@ def html_page(models: Sequence[Measured]) -> str:
             for model in models
         ],
         tasks=tasks,
+        quick=QUICK_MEANING if any(model.about.get("quick") for model in models) else None,
         comparable=are_comparable(models),
     )
 

@@ -1,5 +1,6 @@
-"""Makes a sample of a row of a labelled dataset: image and truth, cut to the same square."""
+"""Makes a sample of a row of a labelled dataset, image and truth cut to the same square, and batches of samples."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
 from hf_geossl.data.notes import collect_notes
@@ -292,3 +293,40 @@ class StreamedRows(IterableDataset):
             yield {**sample, BROKEN: passed} if self.replace else sample
             passed = 0
         yield from [None] * passed if self.replace else ()
+
+
+def batch_loader(
+    dataset: Dataset, batch_size: int, *, sampler: Sequence[int] | None = None, num_workers: int = 0
+) -> DataLoader:
+    """Makes a loader with a generator of its own: by default each pass draws from the caller's."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_collate_readable,
+        generator=torch.Generator(),
+    )
+
+
+def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int, Counter[str]]:
+    """Makes a batch of those that are not broken, with the numbers of all, of broken ones (replaced ones too), of changes."""
+    readable = [sample for sample in samples if sample is not None]
+    changes: Counter[str] = Counter()
+    for sample in readable:
+        changes.update(sample.pop(CHANGED, {}))
+    replaced = sum(sample.pop(BROKEN, 0) for sample in readable)
+    broken = len(samples) - len(readable) + replaced
+    return collate(readable) if readable else None, len(readable) + broken, broken, changes
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Makes a batch of samples: numbers and tensors of one shape stacked, tensors of other shapes in a list."""
+    batch: dict[str, Any] = {}
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        if lacking := [sample["index"] for sample in samples if key not in sample]:
+            raise ValueError(f"image {lacking[0]} has no {key!r} and others have: give it one, or leave the image out")
+        values = [torch.as_tensor(sample[key]) for sample in samples]
+        variable = key in ("boxes", "categories", "masks", "keypoints", "ids", "angles", "mirrors", "centers")
+        batch[key] = values if variable else torch.stack(values)
+    return batch

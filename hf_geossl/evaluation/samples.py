@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from hf_geossl.data import SCENES_VERSION, SEMANTIC_CLASSES, THING_CLASSES, label_names, load_scenes
 from hf_geossl.data.sources.base import number_type
@@ -22,13 +20,13 @@ from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.annotations import is_label
 from hf_geossl.evaluation.sample_reader import (
-    BROKEN,
     CHANGED,
     IndexedRows,
     ReadRow,
     Sample,
     SampleReader,
     StreamedRows,
+    batch_loader,
     read_scene,
 )
 from hf_geossl.evaluation.sample_store import SampleStore, StoredRows
@@ -181,7 +179,7 @@ class Samples:
             return self._readable(stored.batches(places or [], batch_size, columns))
         samples = self._dataset()
         workers = num_workers if isinstance(samples, IndexedRows) else 0  # which would each read the whole stream
-        return self._readable(_loader(samples, batch_size, num_workers=workers))
+        return self._readable(batch_loader(samples, batch_size, num_workers=workers))
 
     def endless_batches(self, batch_size: int, seed: int, *, num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Full batches without end, each pass in another order, a function of `seed` and the pass alone.
@@ -192,7 +190,7 @@ class Samples:
         for epoch in range(2**31):
             if isinstance(self.rows, datasets.IterableDataset):
                 rows = self.rows.shuffle(seed=seed + epoch, buffer_size=SHUFFLE_BUFFER)
-                passed = self._readable(_loader(StreamedRows(rows, self.read, replace=True), batch_size))
+                passed = self._readable(batch_loader(StreamedRows(rows, self.read, replace=True), batch_size))
                 yield from (
                     batch for place, batch in enumerate(passed) if not place or len(batch["index"]) == batch_size
                 )
@@ -204,7 +202,7 @@ class Samples:
             if self.stored is not None and self.stored.fill():
                 samples, workers = IndexedRows(self.stored, indices, _as_read, replace=True), 0
             full = order[: len(order) // batch_size * batch_size]
-            yield from self._readable(_loader(samples, batch_size, sampler=full, num_workers=workers))
+            yield from self._readable(batch_loader(samples, batch_size, sampler=full, num_workers=workers))
 
     def _dataset(self, *, fill: bool = True) -> "IndexedRows | StreamedRows":
         stored = self.stored
@@ -232,43 +230,6 @@ class Samples:
             if number and what not in self._told:
                 logger.warning("%s: %s: %d (%s read)", self.name, what, number, counted(images, "image"))
                 self._told.add(what)
-
-
-def _loader(
-    dataset: Dataset, batch_size: int, *, sampler: Sequence[int] | None = None, num_workers: int = 0
-) -> DataLoader:
-    """Makes a loader with a generator of its own: by default each pass draws from the caller's."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=_collate_readable,
-        generator=torch.Generator(),
-    )
-
-
-def _collate_readable(samples: list[Sample | None]) -> tuple[dict[str, Any] | None, int, int, Counter[str]]:
-    """Makes a batch of those that are not broken, with the numbers of all, of broken ones (replaced ones too), of changes."""
-    readable = [sample for sample in samples if sample is not None]
-    changes: Counter[str] = Counter()
-    for sample in readable:
-        changes.update(sample.pop(CHANGED, {}))
-    replaced = sum(sample.pop(BROKEN, 0) for sample in readable)
-    broken = len(samples) - len(readable) + replaced
-    return collate(readable) if readable else None, len(readable) + broken, broken, changes
-
-
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Makes a batch of samples: numbers and tensors of one shape stacked, tensors of other shapes in a list."""
-    batch: dict[str, Any] = {}
-    for key in dict.fromkeys(key for sample in samples for key in sample):
-        if lacking := [sample["index"] for sample in samples if key not in sample]:
-            raise ValueError(f"image {lacking[0]} has no {key!r} and others have: give it one, or leave the image out")
-        values = [torch.as_tensor(sample[key]) for sample in samples]
-        variable = key in ("boxes", "categories", "masks", "keypoints", "ids", "angles", "mirrors", "centers")
-        batch[key] = values if variable else torch.stack(values)
-    return batch
 
 
 def load_samples(

@@ -13,6 +13,7 @@ from hf_geossl.evaluation.registry import nearest
 Settings = TypeVar("Settings")
 
 MOST_PASSES = 40  # over a limited number of training images: a head gains nothing from more
+TRAINED = 4.5  # times the work of an image without gradients: forward, twice that backward, and a head
 QUICK_IMAGES, QUICK_STEPS = 64, 30  # images of each split, and optimizer steps, of a quick evaluation
 QUICK_MEANING = (
     f"quick: at most {QUICK_IMAGES} images and {QUICK_STEPS} steps of training, which shows that all runs and gross "
@@ -59,12 +60,46 @@ _RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to th
 
 
 @dataclasses.dataclass(frozen=True)
+class Scale:
+    """What the work of a task grows with: training and test images, the trunk's width, patches, and modes of scenes that are seen."""
+
+    train: int
+    test: int
+    width: int
+    tokens: int
+    modes: int = 1
+
+    @property
+    def images(self) -> int:
+        """Of both splits."""
+        return self.train + self.test
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a task has to do.
+
+    Args:
+        images (`Mapping[str, float]`): How many are read, by kinds that tasks share.
+        encoded (`float`): Images through the trunk; one that it is trained on counts three times.
+        steps (`float`): Of training.
+        operations (`float`): Additions and multiplications of heads and regressions.
+    """
+
+    images: Mapping[str, float]
+    encoded: float = 0.0
+    steps: float = 0.0
+    operations: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class ProtocolSettings:
     """A protocol's own numbers. Counts, shares, learning rates and features are checked by their names, in every protocol alike.
 
     None, where a setting may be that, is left alone.
 
     Attributes:
+        PASSES (`int`): Over a limited number of training images at most so many; see `bounded`.
         QUICK (`Mapping[str, object]`): What replaces the defaults in a quick evaluation, beside the number of steps.
 
     Raises:
@@ -72,6 +107,20 @@ class ProtocolSettings:
     """
 
     QUICK: ClassVar[Mapping[str, object]] = {}
+    PASSES: ClassVar[int] = MOST_PASSES
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features of untouched images that the protocol reads, by their names in `compute_features`."""
+        feature = getattr(self, "feature", None)
+        return () if feature is None else (feature,)
+
+    def work(self, scale: Scale) -> Work:
+        """What there is to do; of a protocol that trains trunk and head together for so many steps, where it says nothing else."""
+        steps, batch = getattr(self, "steps", 0), getattr(self, "batch_size", 1)
+        floors = 1 + bool(getattr(self, "random_floor", False))
+        encoded = floors * (TRAINED * steps * batch + scale.test)
+        return Work({"images": scale.images}, encoded, floors * steps)
 
     def for_limit(self, limit: int) -> dict[str, object]:
         """What replaces the defaults where at most so many images are trained on."""
@@ -118,20 +167,21 @@ def bounded(settings: Settings, given: Collection[str], *, limit: int | None, qu
     Args:
         settings (`ProtocolSettings`): Of a protocol.
         given (`Collection[str]`): The names of those that the user has chosen.
-        limit (`int`, *optional*): At most so many training images: `steps` are then at most `MOST_PASSES` over them.
+        limit (`int`, *optional*): At most so many training images: `steps` are then at most `PASSES` over them.
         quick (`bool`): Whether the protocol's `QUICK` settings and at most `QUICK_STEPS` steps are taken.
 
     Returns:
         The same kind of settings.
     """
     values: dict[str, Any] = {}
+    passes = getattr(settings, "PASSES", MOST_PASSES)
     if isinstance(settings, ProtocolSettings):
         values = settings.for_limit(limit) if limit is not None else {}
         values.update(settings.QUICK if quick else {})
     if (steps := values.get("steps", getattr(settings, "steps", None))) is not None:
         bounds = [steps]
         if limit is not None and (batch := values.get("batch_size", getattr(settings, "batch_size", None))):
-            bounds.append(max(1, math.ceil(MOST_PASSES * limit / batch)))
+            bounds.append(max(1, math.ceil(passes * limit / batch)))
         if quick:
             bounds.append(QUICK_STEPS)
         values["steps"] = min(bounds)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import hf_geossl.modeling
+from hf_geossl.data.wording import counted
 from hf_geossl.hub.auto_classes import auto_map_of
 from hf_geossl.hub.card import CARD, keep_written, render_card
 from hf_geossl.hub.export import MAX_SHARD_SIZE, export_model, make_image_processor
@@ -200,6 +201,8 @@ def model_files(
     if content is not None:
         files[RESULTS] = _as_json(content)
     entries = eval_results([*held_out_results(read_json(folder / RECORD)), *measured])
+    if quick := sum(one.quick for one in measured):
+        logger.warning(f"{counted(quick, 'number')} of a quick evaluation: on the card as that, not in its metadata")
     if entries:
         files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
     local_card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None

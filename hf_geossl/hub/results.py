@@ -45,6 +45,7 @@ class Result:
         config (`str` or `None`): Which configuration of the dataset; of the scenes their mode.
         command (`str` or `None`): The command that measured it.
         chance (`float` or `None`): The same number of a model that knows nothing.
+        quick (`bool`): Whether it comes from a quick evaluation: the card says so, and its metadata leave it out.
     """
 
     task: str
@@ -58,6 +59,7 @@ class Result:
     chance: float | None = None
     clips: int | None = None
     config: str | None = None
+    quick: bool = False
 
     @property
     def data(self) -> str | None:
@@ -67,7 +69,8 @@ class Result:
         subject = (
             self.dataset + (f", {self.config}" if self.config else "") + (f" ({self.split})" if self.split else "")
         )
-        return f"{subject}, {self.counted}" if self.counted else subject
+        subject = f"{subject}, {self.counted}" if self.counted else subject
+        return f"{subject}; quick, not comparable" if self.quick else subject
 
     @property
     def counted(self) -> str:
@@ -167,6 +170,8 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
     images = about.get("images")
     if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
         raise ValueError(f"about.images of the results must be a number of images, got {images!r}")
+    if not isinstance(about.get("quick", False), bool):
+        raise ValueError(f"about.quick of the results must be true or false, got {about['quick']!r}")
     dataset = about.get("dataset") or about.get("dataset_id")
     found = []
     for task, metrics in results.items():
@@ -196,6 +201,7 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
                     about.get("command"),
                     clips=clips,
                     config=about.get("config_name"),
+                    quick=about.get("quick", False),
                 )
             )
     return found
@@ -223,7 +229,7 @@ def held_out_results(record: Mapping[str, Any]) -> list[Result]:
 
 
 def model_index(results: list[Result]) -> list[EvalResult]:
-    """The results as `model-index` entries of a card's metadata; those that name no data are left to its text."""
+    """The results as `model-index` entries of a card's metadata; those that name no data, or are quick, are left to its text."""
     return [
         EvalResult(
             task_type=result.hub_task,
@@ -236,7 +242,7 @@ def model_index(results: list[Result]) -> list[EvalResult]:
             metric_value=result.value,
         )
         for result in results
-        if result.dataset is not None
+        if result.dataset is not None and not result.quick
     ]
 
 
@@ -244,7 +250,7 @@ def eval_results(results: list[Result]) -> list[dict[str, Any]]:
     """The results on datasets with a name of the Hub's form, as entries of `.eval_results/*.yaml`."""
     entries = []
     for result in results:
-        if result.dataset_id is None:
+        if result.dataset_id is None or result.quick:
             continue
         notes = [f"{result.metric} on {result.dataset}{f', {result.config}' if result.config else ''}"]
         notes += [result.counted] if result.counted else []

@@ -20,6 +20,7 @@ from hf_geossl.evaluation.report import (
     read_measured,
     write_report,
 )
+from hf_geossl.evaluation.settings import QUICK_MEANING
 
 ABOUT = {"dataset": "scenes", "split": "test", "train_split": "train", "images": 200, "limit": 200, "seed": 0}
 
@@ -180,6 +181,18 @@ def test_a_task_of_many_numbers_shows_all_of_them(tmp_path: Path) -> None:
     page = html_page(read_measured([file]))
     assert re.findall(r"<b>([\d.]+)</b>", page) == [f"{index / 100:.3f}" for index in range(9)]
     assert "3 more numbers" in page
+
+
+def test_a_quick_evaluation_is_marked_and_explained(tmp_path: Path) -> None:
+    quick = write(tmp_path, "gtsa", {"knn": knn(0.5, 0.4, 0.6)}, quick=True)
+    whole = write(tmp_path, "loca", {"knn": knn(0.9, 0.8, 0.95)})
+    table, page = markdown_table(read_measured([quick, whole])), html_page(read_measured([quick, whole]))
+    assert table.startswith("| task | metric | gtsa (quick) | loca |")
+    assert table.endswith(f"\n{QUICK_MEANING}\n")
+    assert "**" not in table  # not set against each other
+    assert page.count(QUICK_MEANING) == 1
+    assert "gtsa (quick)" in page
+    assert "quick" not in markdown_table(read_measured([whole])) + html_page(read_measured([whole]))
 
 
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:

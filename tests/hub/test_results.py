@@ -30,6 +30,15 @@ def test_results_carry_their_data() -> None:
     assert model_index(read_results({"knn": {"accuracy": 1}})) == []  # of no data that is named
 
 
+def test_quick_results_say_so_and_stay_out_of_what_others_compare() -> None:
+    about = {"dataset": "scenes", "split": "test", "images": 64, "quick": True}
+    [knn] = read_results({"about": about, "knn": {"accuracy": 1}})
+    assert knn.data == "scenes (test), 64 images; quick, not comparable"
+    assert model_index([knn]) == eval_results([knn]) == []
+    with pytest.raises(ValueError, match=r"^about.quick of the results must be true or false, got 'yes'$"):
+        read_results({"about": {"quick": "yes"}, "knn": {"accuracy": 1}})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.5", None])
 def test_only_finite_numbers_are_results(value: object) -> None:
     with pytest.raises(ValueError, match="only finite numbers go on a card"):

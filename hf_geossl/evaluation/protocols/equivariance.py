@@ -36,13 +36,14 @@ from hf_geossl.evaluation.protocols.transformations import (
     target_ranges,
     untouched,
 )
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
 MODEL = "model"
 FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
 ANGLE_BINS = 9
 ANGLES = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION  # in the middle of the bins
 MEAN_ANGLE = "mean angle"  # the same prediction for every pair
+MOTIONS = ("rotation", "translation")  # the transformations that bring something in at the border
 FEW, FEW_HIDDEN = 1000, 256  # below so many images 1.8 million weights a perceptron learn nothing more
 BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the data's mode
 
@@ -88,6 +89,22 @@ class EquivarianceSettings(ProtocolSettings):
     padded: bool = True
 
     QUICK = MappingProxyType({"transformations_per_image": 2, "mlp_epochs": 30, "mlp_hidden_size": 128})
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        train, test = min(scale.train, self.train_images), min(scale.test, self.test_images)
+        moving = sum(name in MOTIONS for name in self.transformations)
+        fits = len(self.transformations) + (len(self.transformations) + moving if self.padded else 0)
+        repeats = self.transformations_per_image
+        encoded = 2 * (train + test) * (1 + self.padded + repeats * fits)
+        widths = (4 * scale.width, 2 * scale.width, 4 * scale.width, *(2 * pixels for pixels in (144, 432)))
+        hidden = self.mlp_hidden_size
+        perceptrons = 6.0 * self.mlp_epochs * train * sum(width * hidden + hidden**2 for width in widths)
+        products = self.components**2 + 2 * self.components
+        solving = 24.0 * sum(width**3 + products**3 for width in widths)  # two decompositions each
+        moments = 4.0 * repeats * (train + test) * sum(width**2 + products**2 for width in widths)
+        kinds = {"from above, larger": train + test, **({"images": train + test} if self.padded else {})}
+        return Work(kinds, encoded, fits * self.mlp_epochs, fits * (perceptrons + solving + moments))
 
     def for_limit(self, limit: int) -> dict[str, object]:
         """See `ProtocolSettings`."""
@@ -244,7 +261,7 @@ def measure_equivariance(
     for padding in ("zeros", "reflection") if settings.padded else ():
         padded = _Bench(encoder, data, options, settings, padding=padding)
         for transformation in settings.transformations:
-            if padding == "zeros" or transformation in ("rotation", "translation"):  # others bring nothing in
+            if padding == "zeros" or transformation in MOTIONS:
                 report.add(padded.fit(transformation), transformation, f"_{padding}")
     for kind in fitted:
         pictures[f"r2_{kind}"] = partial(report.draw, kind, settings.transformations, f"{title}, {kind}")

@@ -18,7 +18,7 @@ from hf_geossl.evaluation.metrics.corner_error import CornerError
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
 SHOWN = 8
 PATCH_SHARE = 128 / 240  # DeTone's patch in his image of 320 x 240
@@ -47,6 +47,15 @@ class HomographySettings(ProtocolSettings):
     learning_rate: float = 1e-4
     channels: int = 64
     tuned: bool = False
+
+    PASSES = 200  # each shows other patches, moved otherwise
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        share, pairs = PATCH_SHARE**2, 2 * (self.steps * self.batch_size + scale.test)  # of both models
+        convolutions = 3 * 2 * 9 * self.channels * (2 * scale.width + self.channels) * scale.tokens * share
+        trained = 3 if self.tuned else 1
+        return Work({"images": scale.images}, 2 * pairs * share * trained, 2 * self.steps, pairs * convolutions)
 
 
 def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

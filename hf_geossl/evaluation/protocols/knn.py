@@ -15,7 +15,7 @@ from hf_geossl.evaluation.fitting.classifiers import (
 )
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 from hf_geossl.training.monitors.classifiers import vote
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ class KNNSettings(ProtocolSettings):
     main_neighbours: int = 20
     temperature: float = 0.07
     feature: str = "pooled"
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        return Work({"images": scale.images}, 2 * scale.images, operations=6 * scale.train * scale.test * scale.width)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,8 +26,9 @@ from hf_geossl.evaluation.metrics.multilabel_average_precision import Multilabel
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
+CLASSES = 8  # that a fit has in an estimate of its work
 TURNS = ("0", "90", "180", "270")  # degrees, counter-clockwise
 
 
@@ -50,6 +51,14 @@ class LogisticSettings(ProtocolSettings):
     held_out: float = 0.2
     max_iterations: int = 1000
     feature: str = "both"
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        return Work({"images": scale.images}, 2 * scale.images, operations=self._fitting(scale.train, scale.width))
+
+    def _fitting(self, rows: int, width: int) -> float:
+        """Operations of three sources' fits, of some 100 iterations each."""
+        return 3 * (len(self.c_values) + 1) * 100 * 8.0 * rows * 2 * width * CLASSES
 
 
 def measure_linear(
@@ -143,10 +152,18 @@ class RotationSettings(LogisticSettings):
 
     c_values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        images = {"images": scale.images, **({"from above": scale.images} if scale.modes > 1 else {})}
+        fitting = self._fitting(4 * scale.train, scale.width)
+        return Work(images, scale.modes * 2 * 4 * scale.images, operations=scale.modes * fitting)
+
 
 def turned(turns: int) -> Transform:
     """Turns images counter-clockwise by exact quarter turns; no pixel is changed. Adds `"thumbnail"`."""
-    return thumbnailed(f"{turns} quarter turns", lambda images: torch.rot90(images, turns, dims=(-2, -1)))
+    return thumbnailed(
+        f"{turns} quarter turns" if turns else "", lambda images: torch.rot90(images, turns, dims=(-2, -1))
+    )
 
 
 def _all_turns(encoder: Encoder, samples: Samples, column: str, options: EvaluationOptions) -> np.ndarray:

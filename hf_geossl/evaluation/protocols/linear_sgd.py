@@ -23,7 +23,7 @@ from hf_geossl.evaluation.fitting.classifiers import (
 from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class LinearSGDSettings(ProtocolSettings):
     class_token_layers: int = 4
     average_pool: bool = False
     held_out: float = 0.1
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        steps = 3 * 2 * self.epochs * max(1, scale.train // self.batch_size)
+        heads = (len(self.learning_rates) + 1) * scale.width * self.class_token_layers
+        return Work({"images": scale.images}, 2 * scale.images, steps, 3 * self.epochs * scale.train * 60.0 * heads)
 
 
 def train_heads(

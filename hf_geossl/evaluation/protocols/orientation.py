@@ -18,7 +18,7 @@ from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 6))
 
@@ -39,6 +39,11 @@ class OrientationSettings(ProtocolSettings):
     mode: str | None = None
     smallest_side: float = 1 / 12
     pooled_side: int = 1
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        kind = "images" if self.mode is None else f"images, {self.mode}"
+        return Work({kind: scale.images}, 2 * scale.images)
 
     def __post_init__(self) -> None:
         super().__post_init__()

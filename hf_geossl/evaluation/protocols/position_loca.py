@@ -10,7 +10,7 @@ from PIL import Image
 from hf_geossl.evaluation.encoders import Encoder, full_precision
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.views.loca import LOCAViews
 
@@ -36,6 +36,11 @@ class PositionSettings(ProtocolSettings):
     reference_scale: tuple[float, float] = (0.32, 1.0)
     focal_scale: tuple[float, float] = (0.05, 0.32)
     visible_tokens: float = 39 / 196
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        queries = 1 + self.focal_queries  # of which each is compared with the whole reference, and with a part of it
+        return Work({"images for views": scale.test}, 2 * scale.test * (1.5 * queries))
 
 
 def score_positions(logits: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:

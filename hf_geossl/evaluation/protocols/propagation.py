@@ -23,7 +23,7 @@ from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
 from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,12 @@ class PropagationSettings(ProtocolSettings):
     frames: int = 8
     seconds: float = 1.0
     smallest_object: float = 0.01
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        frames = min(self.clips, scale.test) * self.frames * self.magnification**2
+        affinities = 2.0 * frames * (self.context_frames + 1) * scale.width * (scale.tokens * self.magnification) ** 2
+        return Work({"frames": frames}, 2 * frames, operations=affinities)
 
     def __post_init__(self) -> None:
         super().__post_init__()
