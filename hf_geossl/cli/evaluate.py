@@ -24,7 +24,7 @@ from hf_geossl.evaluation.registry import (
 )
 
 if TYPE_CHECKING:
-    from hf_geossl.evaluation.sample_store import SampleStore
+    from hf_geossl.evaluation.reading.sample_store import SampleStore
 
 COLUMNS = ("image", "label", "semantic", "depth", "objects")
 Setting = bool | int | float | str | None | list["Setting"]
@@ -54,8 +54,8 @@ def evaluate(argv: Sequence[str]) -> int:
     check_tasks(options.tasks)
     _check_local(options)
     settings = parse_settings(options.set)
+    from hf_geossl.evaluation.reading.sample_store import SampleStore
     from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
-    from hf_geossl.evaluation.sample_store import SampleStore
 
     if options.report is not None:
         check_report_path(options.report)

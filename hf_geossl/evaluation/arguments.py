@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import DEFAULT_CACHE, EvaluationData, EvaluationOptions
-from hf_geossl.evaluation.sample_store import SampleStore
+from hf_geossl.evaluation.reading.sample_store import SampleStore
 from hf_geossl.evaluation.samples import Columns
 from hf_geossl.evaluation.settings import QUICK_IMAGES
 

@@ -24,6 +24,7 @@ from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.loading import ModelLike, load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, load_protocol
+from hf_geossl.evaluation.reading.sample_store import SampleStore
 from hf_geossl.evaluation.registry import (
     ABOUT,
     DEFAULT_TASKS,
@@ -37,7 +38,6 @@ from hf_geossl.evaluation.registry import (
     named_tasks,
 )
 from hf_geossl.evaluation.results import as_json, describe, read_earlier, result_entry, write_json
-from hf_geossl.evaluation.sample_store import SampleStore
 from hf_geossl.evaluation.samples import Columns, folder_hash
 from hf_geossl.evaluation.settings import bounded, make_settings
 from hf_geossl.hub.redaction import redact, redact_values

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_geossl.data.sources.opening import holds_clips
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.sample_store import SampleStore
+from hf_geossl.evaluation.reading.sample_store import SampleStore
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
 from hf_geossl.modeling.image_format import ImageFormat

@@ -18,8 +18,8 @@ from hf_geossl.data.sources.base import number_type
 from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
-from hf_geossl.evaluation.annotations import is_label
-from hf_geossl.evaluation.sample_reader import (
+from hf_geossl.evaluation.reading.annotations import is_label
+from hf_geossl.evaluation.reading.sample_reader import (
     CHANGED,
     IndexedRows,
     ReadRow,
@@ -29,7 +29,7 @@ from hf_geossl.evaluation.sample_reader import (
     batch_loader,
     read_scene,
 )
-from hf_geossl.evaluation.sample_store import SampleStore, StoredRows
+from hf_geossl.evaluation.reading.sample_store import SampleStore, StoredRows
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth
 from hf_geossl.modeling.image_format import ImageFormat
 

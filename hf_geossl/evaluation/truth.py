@@ -20,7 +20,7 @@ from hf_geossl.data.sources.base import encoded_image
 from hf_geossl.data.sources.copies import find_copies
 from hf_geossl.data.sources.opening import LabelledRows
 from hf_geossl.data.wording import as_text, counted
-from hf_geossl.evaluation.annotations import (
+from hf_geossl.evaluation.reading.annotations import (
     BOX_FORMATS,
     IGNORED,
     as_lists,

@@ -11,7 +11,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import load_protocol
-from hf_geossl.evaluation.sample_store import SampleStore, StoredRows
+from hf_geossl.evaluation.reading.sample_store import SampleStore, StoredRows
 from hf_geossl.evaluation.settings import Scale, Work
 from tests.helpers.supervised import small_model
 

@@ -27,7 +27,7 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocols import linear_sgd
 from hf_geossl.evaluation.protocols.knn import KNNSettings, measure_knn
 from hf_geossl.evaluation.protocols.linear import LogisticSettings, RotationSettings, measure_linear, measure_rotation
-from hf_geossl.evaluation.sample_reader import collate
+from hf_geossl.evaluation.reading.sample_reader import collate
 from hf_geossl.evaluation.samples import Columns, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
 from tests.helpers.supervised import small_model

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_geossl.data.sources.opening import LabelledRows
 from hf_geossl.evaluation.options import EvaluationData
-from hf_geossl.evaluation.sample_reader import SampleReader
+from hf_geossl.evaluation.reading.sample_reader import SampleReader
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth, decide_truth
 from tests.evaluation.test_annotations import BOX
 

@@ -7,7 +7,7 @@ the size of the images that way, and some hundred times cheaper.
 import torch
 from torch.nn import functional
 
-from hf_geossl.evaluation.sample_reader import IGNORED
+from hf_geossl.evaluation.reading.sample_reader import IGNORED
 
 
 def patch_sums(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
 from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, TaskResult
-from hf_geossl.evaluation.sample_reader import IGNORED
+from hf_geossl.evaluation.reading.sample_reader import IGNORED
 from hf_geossl.evaluation.samples import Samples
 
 SHOWN = 8  # images in a picture

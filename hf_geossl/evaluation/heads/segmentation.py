@@ -13,7 +13,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.sample_reader import IGNORED
+from hf_geossl.evaluation.reading.sample_reader import IGNORED
 
 
 class DenseHead(nn.Module, ABC):

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hf_geossl.evaluation.annotations import as_lists, class_number, corners, is_label, open_map
+from hf_geossl.evaluation.reading.annotations import as_lists, class_number, corners, is_label, open_map
 
 CLASSES = np.arange(48, dtype=np.uint8).reshape(6, 8) % 5
 

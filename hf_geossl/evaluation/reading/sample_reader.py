@@ -15,7 +15,7 @@ from hf_geossl.data.images import BrokenImageError, decode_image, decode_pixels
 from hf_geossl.data.notes import collect_notes
 from hf_geossl.data.sources.base import as_array, encoded_image
 from hf_geossl.data.sources.opened import MapDataset
-from hf_geossl.evaluation.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
+from hf_geossl.evaluation.reading.annotations import IGNORED, as_lists, class_number, corners, is_label, open_map
 from hf_geossl.evaluation.truth import Columns, Truth
 from hf_geossl.modeling.image_format import ImageFormat
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.wording import counted
-from hf_geossl.evaluation.sample_reader import CHANGED, ReadRow, Sample, StreamedRows
+from hf_geossl.evaluation.reading.sample_reader import CHANGED, ReadRow, Sample, StreamedRows
 
 logger = logging.getLogger(__name__)
 

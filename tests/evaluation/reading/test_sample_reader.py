@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_geossl.evaluation.sample_reader import CHANGED, Columns, SampleReader
+from hf_geossl.evaluation.reading.sample_reader import CHANGED, Columns, SampleReader
 
 
 @pytest.mark.parametrize(("value", "reduced"), [(256, False), (300, True), (65535, False)])

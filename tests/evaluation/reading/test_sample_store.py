@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_geossl.evaluation.sample_store import SampleStore
+from hf_geossl.evaluation.reading.sample_store import SampleStore
 from hf_geossl.evaluation.samples import Samples, load_samples
 
 
@@ -115,7 +115,7 @@ def test_a_broken_image_is_left_out_replaced_and_reported_as_without_a_store(
 
 
 def test_several_processes_read_the_same_samples_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_geossl.evaluation.sample_store.IMAGES_A_WORKER", 2)
+    monkeypatch.setattr("hf_geossl.evaluation.reading.sample_store.IMAGES_A_WORKER", 2)
     samples = load_samples(size=16, limit=9)
     read, processes = samples.read, []
 
@@ -131,7 +131,7 @@ def test_several_processes_read_the_same_samples_in_order(monkeypatch: pytest.Mo
 
 
 def test_an_error_in_a_process_is_the_error_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_geossl.evaluation.sample_store.IMAGES_A_WORKER", 1)
+    monkeypatch.setattr("hf_geossl.evaluation.reading.sample_store.IMAGES_A_WORKER", 1)
     samples = load_samples(size=16, limit=4)
 
     def fail(index: int, row: Any) -> Any:

@@ -1,0 +1,1 @@
+"""How rows of a labelled dataset become samples: their truth, the square that is cut, and where they are kept."""
