@@ -14,6 +14,9 @@ class Summary(Protocol):
     def summarize(self, total: Any) -> dict[str, float]:
         """The metric's numbers of contributions taken together."""
 
+    def resampler(self, rows: Any) -> Callable[[np.ndarray], dict[str, float]]:
+        """The metric's numbers of images by the indices of their rows."""
+
 
 def metric_intervals(
     metric: Summary, rows: np.ndarray | Sequence[object], *, repeats: int, seed: int
@@ -21,17 +24,14 @@ def metric_intervals(
     """Confidence intervals of a metric's numbers, see [`interval`]; none without repeats.
 
     Rows are what its `rows_of` gave of all images: an array `(images, k)` adds up, of others the numbers are computed anew in each
-    repeat.
+    repeat, by `Metric.resampler`.
     """
     if not repeats:
         return {}
     if isinstance(rows, np.ndarray):
         return interval(metric.summarize, rows, repeats=repeats, seed=seed)
 
-    def compute(indices: np.ndarray) -> dict[str, float]:
-        return metric.summarize([rows[index] for index in indices])
-
-    return interval_by_rows(compute, len(rows), repeats=repeats, seed=seed)
+    return interval_by_rows(metric.resampler(rows), len(rows), repeats=repeats, seed=seed)
 
 
 def interval(

@@ -93,6 +93,9 @@ def test_rows_that_do_not_add_up_are_drawn_whole() -> None:
         def summarize(self, total: list[float]) -> dict[str, float]:
             return {"median": float(np.median(total))}
 
+        def resampler(self, rows: list[float]) -> Callable[[np.ndarray], dict[str, float]]:
+            return lambda images: self.summarize([rows[index] for index in images])
+
     values = np.random.default_rng(6).normal(size=21)
     expected = interval_by_rows(lambda rows: {"median": float(np.median(values[rows]))}, 21, repeats=30, seed=2)
     assert metric_intervals(Median(), values.tolist(), repeats=30, seed=2) == expected

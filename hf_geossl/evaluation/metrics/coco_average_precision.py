@@ -3,9 +3,11 @@
 That is over classes and IoU thresholds .50 to .95, with 100 detections an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
+import faster_coco_eval.faster_eval_api_cpp as compiled
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as run_lengths
@@ -96,13 +98,16 @@ Returns:
 
     def summarize(self, total: list[Row]) -> dict[str, float]:
         """See `Metric`."""
-        values: dict[str, float] = {}
+        return self.resampler(total)(None)
+
+    def resampler(self, rows: list[Row]) -> Callable[[np.ndarray | None], dict[str, float]]:
+        """See `Metric`; objects are matched once."""
+        matched = {}
         for kind in self.kinds:
             other = {"box": "segmentation", "mask": "bbox"}[kind]
-            images = [(_without(other, predicted), _without(other, true)) for predicted, true in total]
-            precisions = average_precisions(images, _KINDS[kind])
-            values |= dict(zip((f"{kind}_ap", f"{kind}_ap50", f"{kind}_ap75"), precisions, strict=True))
-        return values
+            images = [(_without(other, predicted), _without(other, true)) for predicted, true in rows]
+            matched[kind] = MatchedImages(images, _KINDS[kind])
+        return partial(_average_precisions, matched)
 
     def _objects(self, name: str, image_fields: object) -> list[Annotation]:
         """An image's objects as COCO writes them."""
@@ -142,6 +147,15 @@ Returns:
         return boxes.tolist()
 
 
+def _average_precisions(matched: dict[str, "MatchedImages"], images: np.ndarray | None) -> dict[str, float]:
+    """AP, AP50 and AP75 of each kind."""
+    return {
+        f"{kind}_{name}": value
+        for kind, one in matched.items()
+        for name, value in zip(("ap", "ap50", "ap75"), one.average_precisions(images), strict=True)
+    }
+
+
 def _encoded(name: str, value: object, count: int) -> list[Annotation]:
     """Masks as run lengths."""
     masks = to_array(name, value)
@@ -157,24 +171,56 @@ def _without(field: str, objects: Sequence[Annotation]) -> list[Annotation]:
     return [{key: value for key, value in one.items() if key != field} for one in objects]
 
 
-def average_precisions(images: Sequence[Row], kind: str, **options: object) -> tuple[float, float, float]:
-    """COCO's AP over thresholds .50 to .95, at .50 and at .75, of `"bbox"`, `"segm"` or `"keypoints"`; NaN without objects."""
-    predicted, true = (
-        [{**one, "image_id": image} for image, row in enumerate(images, start=1) for one in row[side]]
-        for side in (0, 1)
-    )
-    sizes: dict[int, Any] = {one["image_id"]: one["segmentation"]["size"] for one in true + predicted if kind == "segm"}
-    dataset = COCO()
-    dataset.dataset = {
-        "images": [
-            {"id": image, **dict(zip(("height", "width"), sizes.get(image, ()), strict=False))}
-            for image in range(1, len(images) + 1)
-        ],
-        "categories": [{"id": label} for label in sorted({one["category_id"] for one in true + predicted})],
-        "annotations": [{**one, "id": index} for index, one in enumerate(true, start=1)],
-    }
-    dataset.createIndex()
-    evaluation = COCOeval_faster(dataset, dataset.loadRes(predicted), iouType=kind, **options)
-    evaluation.run()
-    ap, ap50, ap75 = (float(value) if value >= 0 else float("nan") for value in evaluation.all_stats[:3])  # -1: nothing
-    return ap, ap50, ap75
+class MatchedImages:
+    """Objects of images, the predicted ones matched with the true ones once, so that AP follows for any choice of the images.
+
+    Args:
+        images (`Sequence[Row]`): Predicted and true objects of each image.
+        kind (`"bbox"`, `"segm"` or `"keypoints"`): What they are matched by.
+        options: Of faster-coco-eval's `COCOeval_faster`.
+    """
+
+    def __init__(self, images: Sequence[Row], kind: str, **options: object) -> None:
+        predicted, true = (
+            [{**one, "image_id": image} for image, row in enumerate(images, start=1) for one in row[side]]
+            for side in (0, 1)
+        )
+        sizes: dict[int, Any] = {
+            one["image_id"]: one["segmentation"]["size"] for one in true + predicted if kind == "segm"
+        }
+        dataset = COCO()
+        dataset.dataset = {
+            "images": [
+                {"id": image, **dict(zip(("height", "width"), sizes.get(image, ()), strict=False))}
+                for image in range(1, len(images) + 1)
+            ],
+            "categories": [{"id": label} for label in sorted({one["category_id"] for one in true + predicted})],
+            "annotations": [{**one, "id": index} for index, one in enumerate(true, start=1)],
+        }
+        dataset.createIndex()
+        evaluation = COCOeval_faster(dataset, dataset.loadRes(predicted), iouType=kind, separate_eval=True, **options)
+        params = evaluation.params
+        evaluation.params.maxDets, evaluation.params.areaRng = (
+            params.maxDets[-1:],
+            params.areaRng[:1],
+        )  # what is read below
+        evaluation.evaluate()
+        self._params, matches = evaluation._paramsEval, evaluation._evalImgs_cpp
+        self._matches = np.empty(len(matches), dtype=object)
+        self._matches[:] = matches
+        self._matches = self._matches.reshape(-1, len(images))  # (categories, images)
+
+    def average_precisions(self, images: np.ndarray | None = None) -> tuple[float, float, float]:
+        """COCO's AP over thresholds .50 to .95, at .50 and at .75; NaN without objects.
+
+        Args:
+            images (`np.ndarray`, *optional*): Indices of as many images as there are, some of them perhaps more than once;
+                each once by default.
+        """
+        chosen = self._matches if images is None else self._matches[:, images]
+        # (thresholds, recalls, categories, 1, 1), -1 without objects
+        precision = compiled.COCOevalAccumulate(self._params, chosen.flatten().tolist())["precision"]
+        parts = precision, *(precision[np.isclose(self._params.iouThrs, threshold)] for threshold in (0.5, 0.75))
+        known = [part[part > -1] for part in parts]
+        ap, ap50, ap75 = (float(values.mean()) if len(values) else float("nan") for values in known)
+        return ap, ap50, ap75

@@ -3,11 +3,12 @@
 That is over object keypoint similarity (OKS) thresholds .50 to .95, with 20 detections an image.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .coco_average_precision import Annotation, Row, average_precisions
+from .coco_average_precision import Annotation, MatchedImages, Row
 from .metric import Features, Integer, Metric, Number, check_shape, nested, pairs, to_array, to_floats
 
 COCO_SIGMAS = (
@@ -65,8 +66,13 @@ Returns:
 
     def summarize(self, total: list[Row]) -> dict[str, float]:
         """See `Metric`."""
-        values = average_precisions(total, "keypoints", kpt_oks_sigmas=self.sigmas.tolist())
-        return dict(zip(("keypoint_ap", "keypoint_ap50", "keypoint_ap75"), values, strict=True))
+        return self.resampler(total)(None)
+
+    def resampler(self, rows: list[Row]) -> Callable[[np.ndarray | None], dict[str, float]]:
+        """See `Metric`; people are matched once."""
+        matched = MatchedImages(rows, "keypoints", kpt_oks_sigmas=self.sigmas.tolist())
+        names = "keypoint_ap", "keypoint_ap50", "keypoint_ap75"
+        return lambda images: dict(zip(names, matched.average_precisions(images), strict=True))
 
     def _predicted(self, people: object) -> list[Annotation]:
         prediction = _checked("predictions", people, ("keypoints", "scores"))

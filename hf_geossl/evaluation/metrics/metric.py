@@ -6,7 +6,7 @@ that here, and `hf_geossl.evaluation.bootstrap` resamples the same contributions
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 
@@ -92,6 +92,16 @@ class Metric(evaluate.Metric, ABC, Generic[Rows]):
         """The contributions of images taken together: here all of them."""
         return rows
 
+    def resampler(self, rows: Rows) -> Callable[[np.ndarray | None], dict[str, float]]:
+        """The numbers of as many images as there are rows, by their indices, some perhaps repeated; of all by None.
+
+        Metrics that are not sums override it with one that computes once what does not depend on the choice.
+        """
+        listed = cast(Sequence[object], rows)
+        return lambda images: self.summarize(
+            rows if images is None else cast(Rows, [listed[index] for index in images])
+        )
+
     def join(self, parts: Sequence[Rows]) -> Rows:
         """The rows of several batches as those of one."""
         return cast(Rows, list(chain.from_iterable(cast(Sequence[list[object]], parts))))
@@ -176,6 +186,16 @@ class SummedMetric(Metric[np.ndarray]):
     def total(self, rows: np.ndarray) -> np.ndarray:
         """The sum over images."""
         return rows.sum(axis=0)
+
+    def resampler(self, rows: Rows) -> Callable[[np.ndarray | None], dict[str, float]]:
+        """The numbers of as many images as there are rows, by their indices, some perhaps repeated; of all by None.
+
+        Metrics that are not sums override it with one that computes once what does not depend on the choice.
+        """
+        listed = cast(Sequence[object], rows)
+        return lambda images: self.summarize(
+            rows if images is None else cast(Rows, [listed[index] for index in images])
+        )
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """See `Metric`."""

@@ -107,3 +107,14 @@ def test_average_precision_where_there_is_nothing() -> None:
     for found in ({"keypoints": [], "scores": []}, {"keypoints": [[[1, 1]]], "scores": [0.5]}):
         result = people.compute(predictions=[found], references=[{"keypoints": [], "area": []}])
         assert all(math.isnan(value) for value in result.values())
+
+
+def test_resampled_images_have_the_numbers_of_these_images_matched_anew() -> None:
+    kwargs, inputs = CASES["coco_average_precision"]
+    metric = COCOAveragePrecision(**kwargs)
+    rows = metric.rows_of(**inputs)
+    resample, generator = metric.resampler(rows), np.random.default_rng(0)
+    for _ in range(8):
+        images = generator.integers(len(rows), size=len(rows))
+        assert resample(images) == pytest.approx(metric.summarize([rows[index] for index in images]), nan_ok=True)
+    assert resample(None) == metric.summarize(rows)

@@ -69,3 +69,14 @@ def test_keypoint_similarity_by_hand() -> None:
         "keypoint_ap50": pytest.approx(1.0),
         "keypoint_ap75": pytest.approx(1.0),
     }
+
+
+def test_resampled_images_have_the_numbers_of_these_images_matched_anew() -> None:
+    kwargs, inputs = CASES["keypoint_average_precision"]
+    metric = KeypointAveragePrecision(**kwargs)
+    rows = metric.rows_of(**inputs)
+    resample, generator = metric.resampler(rows), np.random.default_rng(0)
+    for _ in range(8):
+        images = generator.integers(len(rows), size=len(rows))
+        assert resample(images) == pytest.approx(metric.summarize([rows[index] for index in images]), nan_ok=True)
+    assert resample(None) == metric.summarize(rows)
