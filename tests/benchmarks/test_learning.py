@@ -35,7 +35,7 @@ def test_neighbours_vote() -> None:
 def test_accuracy_and_its_interval() -> None:
     right = torch.tensor([1.0] * 80 + [0.0] * 20)
     mean, low, high = accuracy(right)
-    assert mean == pytest.approx(0.8) and high - mean == pytest.approx(1.96 * (0.8 * 0.2 / 99) ** 0.5)
+    assert [mean, high - mean] == pytest.approx([0.8, 1.96 * (0.8 * 0.2 / 99) ** 0.5])
     # turns of an image stand and fall together: their number does not narrow the interval
     assert accuracy(right[:, None].expand(-1, 4)) == pytest.approx([mean, low, high])
 
@@ -56,7 +56,8 @@ def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("sys.argv", ["learning", *words, *sizes, "--no_picture", *ours])
     learning.main()
     result = json.loads((tmp_path / "results" / "tiny.json").read_text())
-    assert result["steps"] == 2 and result["measured"].keys() == {"pixels", "random weights", "teacher", "student"}
+    assert result["steps"] == 2
+    assert result["measured"].keys() == {"pixels", "random weights", "teacher", "student"}
     for numbers in result["measured"].values():
         assert all(0 <= low <= value <= high <= 1 for value, low, high in numbers.values())
     assert capsys.readouterr().out.count("| teacher |") == 1
