@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_geossl import load_scenes
-from hf_geossl.cli.pretrain import make_training_arguments
+from hf_geossl.cli.pretrain import make_training_arguments, open_held_out, resume_from
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.pretrain_model import make_config, make_views
 from hf_geossl.data.scenes.arguments import parse_config_name
@@ -177,6 +177,7 @@ def run(given: Pretraining, work: Path, train_images: int, probe_images: int) ->
     from transformers import set_seed
 
     args = make_training_arguments(given)
+    resume = resume_from(args)
     set_seed(args.seed)
     images = RenderedScenes(work, "train", train_images, given.data.dataset_config)
     model = given.method.load("pretraining")(make_config(given))
@@ -188,21 +189,30 @@ def run(given: Pretraining, work: Path, train_images: int, probe_images: int) ->
     def of_model(trunk: Any) -> dict[str, list[float]]:
         return measure(of_trunk(trunk, mean, std), *probes, size)
 
-    measured = {"pixels": measure(of_pixels(patch), *probes, size), "random weights": of_model(model.base_model)}
-    trainer = given.method.load("trainer")(model=model, args=args, train_dataset=images, views=views)
+    initial = {name: weight.clone() for name, weight in model.base_model.state_dict().items()}
+    trainer = given.method.load("trainer")(
+        model=model, args=args, train_dataset=images, eval_dataset=open_held_out(given.data), views=views
+    )
     began, cpu = time.perf_counter(), time.process_time()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
+    if trainer.parts.preemption.signal is not None:  # a time limit: the same command goes on
+        raise SystemExit(f"stopped at step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
     seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    measured = {"pixels": measure(of_pixels(patch), *probes, size)}
     if model.teacher is not None:
         measured["teacher"] = of_model(getattr(model.teacher, model.base_model_prefix))
     measured["student"] = of_model(model.base_model)
+    evaluated = {} if trainer.eval_dataset is None else trainer.evaluate()
     logged = [line for line in trainer.state.log_history if "loss" in line]
     trainer.save_model()
+    model.base_model.load_state_dict(initial)
+    measured["random weights"] = of_model(model.base_model)
     return {
         "steps": trainer.state.global_step,
         "batch": args.global_batch_size,
         **seconds,
         "measured": measured,
+        "evaluated": evaluated,
         "log": logged,
     }
 
@@ -220,11 +230,12 @@ def main() -> None:
     parser.add_argument("--train_images", type=int, default=12_000)
     parser.add_argument("--probe_images", type=int, default=4000, help="Of each of validation and test.")
     ours, words = parser.parse_known_args()
-    given = parse_pretrain([*words, "--output_dir", str(ours.work / (ours.name or "run")), "--save_strategy", "no"])
+    given = parse_pretrain([*words, "--output_dir", str(ours.work / (ours.name or "run"))])
     result = run(given, ours.work, ours.train_images, ours.probe_images)
     result = {"arguments": words, **result}
     for name, numbers in result["measured"].items():
         print(line(name, numbers))
+    print(result["evaluated"])
     if ours.name:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{ours.name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -57,8 +57,7 @@ def test_one_image_in_batches_of_one(recipe: str, tmp_path: Path, capsys: pytest
     captured = capsys.readouterr()
     assert "nan" not in captured.out
     assert (tmp_path / "run" / "model.safetensors").is_file()
-    if recipe != "quickstart":
-        assert f"so {recipe}'s dataset_config=" in captured.err
+    assert f"so {recipe}'s dataset_config=" in captured.err
 
 
 def test_images_of_one_pixel_and_long_strips(tmp_path: Path) -> None:
@@ -78,7 +77,7 @@ def test_epochs_of_a_counted_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     captured = capsys.readouterr()
     assert " 6 steps of 2 images" in captured.out
-    assert "--num_train_epochs is given, so quickstart's max_steps=180 is left out" in captured.err
+    assert "--num_train_epochs is given, so quickstart's max_steps=300 is left out" in captured.err
 
 
 def test_going_on_from_a_moved_copy_and_not_with_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
