@@ -173,7 +173,7 @@ def of_pixels(patch: int) -> Feature:
 
 
 def run(given: Pretraining, work: Path, train_images: int, probe_images: int) -> dict[str, Any]:
-    """Trains as a recipe says and measures student, teacher and floors."""
+    """Trains as a recipe says and measures the teacher (the student where there is none) and floors."""
     from transformers import set_seed
 
     args = make_training_arguments(given)
@@ -198,10 +198,8 @@ def run(given: Pretraining, work: Path, train_images: int, probe_images: int) ->
     if trainer.parts.preemption.signal is not None:  # a time limit: the same command goes on
         raise SystemExit(f"stopped at step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
     seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
-    measured = {"pixels": measure(of_pixels(patch), *probes, size)}
-    if model.teacher is not None:
-        measured["teacher"] = of_model(getattr(model.teacher, model.base_model_prefix))
-    measured["student"] = of_model(model.base_model)
+    trained = model.base_model if model.teacher is None else getattr(model.teacher, model.base_model_prefix)
+    measured = {"trained": of_model(trained), "pixels": measure(of_pixels(patch), *probes, size)}
     evaluated = {} if trainer.eval_dataset is None else trainer.evaluate()
     logged = [line for line in trainer.state.log_history if "loss" in line]
     trainer.save_model()

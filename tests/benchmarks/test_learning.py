@@ -57,7 +57,7 @@ def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     learning.main()
     result = json.loads((tmp_path / "results" / "tiny.json").read_text())
     assert result["steps"] == 2
-    assert result["measured"].keys() == {"pixels", "random weights", "teacher", "student"}
+    assert result["measured"].keys() == {"trained", "pixels", "random weights"}
     for numbers in result["measured"].values():
         assert all(0 <= low <= value <= high <= 1 for value, low, high in numbers.values())
-    assert capsys.readouterr().out.count("| teacher |") == 1
+    assert capsys.readouterr().out.count("| trained |") == 1
