@@ -234,6 +234,7 @@ def main(folder: Path, layout: str) -> None:
         train(f"{layout}_stream", "gtsa", folder, from_stream=True)
         train(f"{layout}_three", "ibot", folder, gradient_accumulation_steps=3)
         train(f"{layout}_broken", "ibot", folder, broken_at=2)
+        train(f"{layout}_compiled", "ibot", folder, torch_compile_backend="eager")
         if layout == "fsdp":
             recomputed = {"fsdp": True, "fsdp_config": {"activation_checkpointing": True}}
             train("fsdp_recomputed_ibot", "ibot", folder, **recomputed)

@@ -160,6 +160,12 @@ def test_fsdp_with_layers_computed_again_is_the_same(folder: Path) -> None:
     assert names[0] == names[1]
 
 
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_layers_traced_by_the_compiler_are_the_same_to_the_bit(folder: Path, layout: str) -> None:
+    found, expected = _result(folder, f"{layout}_compiled")["weights"], _result(folder, f"{layout}_ibot")["weights"]
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
 def test_a_step_that_one_process_breaks_is_left_out_by_both(folder: Path) -> None:
     found, expected = _result(folder, "fsdp_broken"), _result(folder, "ddp_broken")
     for result in (found, expected):
