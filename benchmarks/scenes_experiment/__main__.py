@@ -11,6 +11,7 @@ import fcntl
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,14 @@ class Experiment:
         jobs = [(arm, seed) for seed in seeds for arm in arms]
         return [job for job in jobs if not (missing and job in self.results.lines)]
 
+    def in_time(self, jobs: list[Job]) -> Iterator[Job]:
+        """The jobs, as long as there are minutes left."""
+        for job in jobs:
+            if self.ends is not None and time.monotonic() >= self.ends:
+                print(f"{self.args.minutes:g} minutes are over: no further arm is started", flush=True)
+                return
+            yield job
+
     def run(self, preset: Preset, jobs: list[Job]) -> bool:
         """Runs arms and adds what they return to the file; whether all are done."""
         if not jobs:
@@ -116,8 +125,7 @@ class Experiment:
         }
         work = ArmWork(preset, scenes, self.args.work / self.args.preset, self.loaders, self.threads)
         left = len(jobs)
-        batches = run_all(work, jobs, self.parallel)
-        for (arm, seed), result in batches:
+        for (arm, seed), result in run_all(work, self.in_time(jobs), min(self.parallel, len(jobs))):
             if isinstance(result, str):
                 print(f"{arm}, seed {seed}, is not finished: {result}", flush=True)
                 continue
@@ -129,9 +137,6 @@ class Experiment:
                 f"{seconds['probes']:.0f}), {left} to go",
                 flush=True,
             )
-            if self.ends is not None and time.monotonic() > self.ends:
-                batches.close()
-                break
         return left == 0
 
     def choose_weight(self) -> bool:

@@ -143,9 +143,9 @@ _PROBES: dict[str, dict[str, Any]] = {
     "rotation": {},
     "equivariance": {},
     "orientation": {},
-    "segmentation": {},
+    "segmentation": {"random_floor": False},  # which is an arm of its own
     "segmentation_few_shot": {"shares": _SHARES},
-    "depth": {},
+    "depth": {"random_floor": False},
     "detection": {},
     "propagation": {},
 }

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.scenes_experiment.presets import Preset
 from benchmarks.scenes_experiment.rendering import RenderedScenes
 from hf_geossl import LOCAForPreTraining, evaluate_model
 from hf_geossl.data.scenes.description import SCENES_VERSION
+from hf_geossl.evaluation.sample_store import SampleStore
 from hf_geossl.modeling.objectives import prediction_diversity
 from hf_geossl.training.progress import ImagesProgressCallback
 
@@ -151,7 +153,13 @@ def _summary(history: list[dict[str, float]], clusters: Sequence[float]) -> dict
 
 
 def run_arm(
-    name: str, seed: int, preset: Preset, images: RenderedScenes | None, work: Path, workers: int = 0
+    name: str,
+    seed: int,
+    preset: Preset,
+    images: RenderedScenes | None,
+    work: Path,
+    workers: int = 0,
+    store: SampleStore | None = None,
 ) -> dict[str, Any]:
     """
     Pretrains an arm and measures it; one that was killed while it was measured goes on from its finished probes.
@@ -161,7 +169,8 @@ def run_arm(
         preset (`Preset`): The settings.
         images (`RenderedScenes`, *optional*): To pretrain on; None for random weights.
         work (`Path`): Folder of weights and features.
-        workers (`int`): Processes that make views and read images.
+        workers (`int`): Processes that make views and render the images of the probes.
+        store (`SampleStore`, *optional*): Where the latter are, for all arms of this process.
 
     Returns:
         `dict`: What is kept of it: the line of the results' file.
@@ -198,6 +207,7 @@ def run_arm(
         pictures=False,
         progress=False,
         num_workers=workers,
+        store=store,
     )
     shutil.rmtree(weights / "features", ignore_errors=True)
     if failed := measured.pop("about")["failed"]:
@@ -236,7 +246,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-@dataclass(frozen=True)
+@dataclass
 class ArmWork:
     """
     What is the same for all arms of a call.
@@ -245,7 +255,7 @@ class ArmWork:
         preset (`Preset`): The settings.
         scenes (`dict[str, Path]`): The rendered images by mode.
         folder (`Path`): Of weights and features.
-        loaders (`int`): Processes of each arm that make views and read images.
+        loaders (`int`): Processes of each arm that make views and render the images of the probes.
         threads (`int`): Of PyTorch, in each process of arms.
     """
 
@@ -261,12 +271,17 @@ class ArmWork:
         logging.getLogger("hf_geossl").setLevel(logging.ERROR)
         disable_progress_bar()
 
+    @cached_property
+    def store(self) -> SampleStore:
+        """Where this process has the images of the probes, which are rendered for the first arm."""
+        return SampleStore(num_workers=self.loaders)
+
     def run(self, job: tuple[str, int]) -> dict[str, Any] | str:
         """What `run_arm` returns, or in a sentence why it failed."""
         name, seed = job
         arm = arm_named(name)
         images = RenderedScenes(self.scenes[arm.mode]) if arm.trained else None
         try:
-            return run_arm(name, seed, self.preset, images, self.folder, self.loaders)
+            return run_arm(name, seed, self.preset, images, self.folder, self.loaders, self.store)
         except (FailedProbesError, ValueError, RuntimeError, OSError) as error:  # the other arms go on
             return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

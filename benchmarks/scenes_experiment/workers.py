@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from signal import SIG_IGN, SIGINT, signal
@@ -22,43 +22,43 @@ class Work(Protocol):
         ...
 
 
-def run_all(work: Work, jobs: Sequence[Job], parallel: int) -> Iterator[tuple[Job, dict[str, Any] | str]]:
+def run_all(work: Work, jobs: Iterable[Job], parallel: int) -> Iterator[tuple[Job, dict[str, Any] | str]]:
     """
-    Runs jobs, `parallel` at a time, in the order given; yields each with its result as it ends.
+    Runs jobs, `parallel` at a time, as they are given; yields each with its result as it ends.
 
     With one at a time they run in this process. A process that is killed costs the job that it was at, whose sentence says so.
     """
-    if parallel == 1 or len(jobs) == 1:
+    if parallel == 1:
         work.prepare()
         for job in jobs:
             yield job, work.run(job)
         return
-    waiting = list(reversed(jobs))
+    waiting = iter(jobs)
     working: dict[Connection, tuple[Any, Job]] = {}
 
     def give(connection: Connection, process: Any) -> None:
-        job = waiting.pop()
+        job = next(waiting, None)
+        if job is None:
+            connection.close()  # which ends the process
+            return
         working[connection] = process, job
         connection.send(job)
 
     try:
-        for _ in range(min(parallel, len(jobs))):
+        for _ in range(parallel):
             give(*_start(work))
         while working:
             for connection in wait(list(working)):
                 assert isinstance(connection, Connection)
                 process, job = working.pop(connection)
                 try:
-                    yield job, connection.recv()
+                    result = connection.recv()
                 except (EOFError, ConnectionResetError):
                     process.join()
-                    yield job, f"its process ended with exit code {process.exitcode}"
-                    if waiting:
-                        connection, process = _start(work)
-                if waiting:
-                    give(connection, process)
-                else:
-                    connection.close()  # which ends the process
+                    result = f"its process ended with exit code {process.exitcode}"
+                    connection, process = _start(work)
+                give(connection, process)
+                yield job, result
     finally:
         for process, _ in working.values():
             process.kill()

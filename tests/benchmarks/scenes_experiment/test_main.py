@@ -102,6 +102,12 @@ def test_the_weight_is_chosen_on_another_seed_and_declared_before_the_arms(
     assert "Reconstruction weight 5, chosen before the run" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_no_arm_is_started_after_the_minutes(arms: FakeArms, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--minutes", "0") == 0
+    assert arms.ran == []
+    assert "0 minutes are over: no further arm is started\n" in capsys.readouterr().out
+
+
 def test_an_arm_that_fails_is_said_and_tried_again(
     arms: FakeArms, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
