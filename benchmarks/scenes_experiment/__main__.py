@@ -23,7 +23,7 @@ from benchmarks.scenes_experiment.presets import PRESETS, Preset, read_settings
 from benchmarks.scenes_experiment.rendering import render_scenes
 from benchmarks.scenes_experiment.results import ResultsFile
 from benchmarks.scenes_experiment.rule import ROTATION_R2
-from benchmarks.scenes_experiment.runs import ArmWork, arm_named, settings_digest
+from benchmarks.scenes_experiment.runs import STREAMS, ArmWork, arm_named, settings_digest
 from benchmarks.scenes_experiment.tables import describe_weight, markdown
 from benchmarks.scenes_experiment.workers import Job, run_all
 from hf_geossl.data.scenes.description import SCENES_VERSION
@@ -75,12 +75,18 @@ class Experiment:
         cuda = torch.cuda.is_available()
         self.parallel = args.parallel or (GPU_PARALLEL if cuda else cores)
         self.threads = max(cores // self.parallel, 1) if cuda else 1  # the same sums on every CPU
-        self.loaders = max(cores // self.parallel - 1, 1) if cuda else 0
+        share = max(cores // self.parallel - 1, 1)
+        self.loaders = max(n for n in range(1, STREAMS + 1) if n <= share and STREAMS % n == 0) if cuda else 0
         self.cores = cores
         self.ends = None if args.minutes is None else time.monotonic() + 60 * args.minutes
 
     def check(self) -> None:
-        """Refuses results of other settings: numbers of two kinds are not compared."""
+        """Refuses results of other settings, whose numbers are not compared, and the seed that chose the weight."""
+        chosen = self.results.about.get("reconstruction_weight")
+        if chosen is not None and chosen["seed"] in self.seeds:
+            raise ValueError(
+                f"seed {chosen['seed']} has chosen the reconstruction weight and is not compared: leave it out of --seeds"
+            )
         jobs = set(self.jobs(self.arms, self.seeds, missing=False))
         stale = [
             f"{arm}-{seed}"

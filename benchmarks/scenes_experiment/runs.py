@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import shutil
 import statistics
 import time
@@ -28,6 +29,7 @@ from hf_geossl.modeling.objectives import prediction_diversity
 from hf_geossl.training.progress import ImagesProgressCallback
 
 LOG_LINES = 40  # of a run
+STREAMS = 12  # that images are read in: their order is the same with any number of processes that divides this
 KEPT_DETAILS = ("floors", "beats_all_floors")  # what the rule reads beside the numbers
 
 
@@ -95,9 +97,10 @@ def pretrain(arm: Arm, seed: int, preset: Preset, images: RenderedScenes | None,
         bf16=cuda,
         use_cpu=not cuda,
         dataloader_num_workers=workers,
+        num_streams=STREAMS,
         logging_steps=every,
-        probe_every_steps=every,
-        probe_time_share=1.0,
+        probe_every_steps=max(preset.steps // 4, 1),
+        probe_time_share=1.0,  # whatever time it takes: the same lines on every machine
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -115,7 +118,7 @@ def pretrain(arm: Arm, seed: int, preset: Preset, images: RenderedScenes | None,
     logged = _summary(trainer.state.log_history, clusters) | {"seconds": round(seconds, 1)}
     logged["images_per_second"] = round(preset.steps * preset.batch_size / seconds, 1)
     if "teacher_entropy" in logged:
-        logged["uniform_entropy"] = trainer.chance_losses()["teacher_entropy"]
+        logged["uniform_entropy"] = math.log(parts.model.config.num_prototypes)
     trainer.end_processes()
     return parts.model, logged
 

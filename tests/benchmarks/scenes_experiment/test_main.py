@@ -88,7 +88,7 @@ def test_an_interrupted_run_goes_on_and_ends_at_the_same_table(
 
 
 def test_the_weight_is_chosen_on_another_seed_and_declared_before_the_arms(
-    arms: FakeArms, run: Run, tmp_path: Path
+    arms: FakeArms, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arms.ends_at = ("random", 0)
     run("--arms", "random,ibot_control,ibot_equicoherent")
@@ -99,6 +99,9 @@ def test_the_weight_is_chosen_on_another_seed_and_declared_before_the_arms(
     arms.ends_at = None
     run("--arms", "random,ibot_control,ibot_equicoherent")
     assert arms.weights["ibot_equicoherent"] == 5
+    with pytest.raises(SystemExit):
+        run("--seeds", "2,3")
+    assert "seed 3 has chosen the reconstruction weight" in capsys.readouterr().err
     assert "Reconstruction weight 5, chosen before the run" in (tmp_path / "out" / "README.md").read_text()
 
 
