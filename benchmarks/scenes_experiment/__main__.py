@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="Other settings than the preset's: steps=100, training.learning_rate=5e-4, "
-        "dino.training.teacher_temperature_start=0.03, ibot.model.centering=sinkhorn; told in the results.",
+        "dino.training.teacher_temperature_start=0.03, ibot.model.centering=sinkhorn; written into the results.",
     )
     made.add_argument("--output", type=Path, help="Folder of the results; benchmarks/results/... by default.")
     made.add_argument("--work", type=Path, default=Path("runs/scenes_experiment"), help="Folder of images and weights.")

@@ -293,9 +293,9 @@ def _further_conditions(claim: Claim, seeds: Sequence[int], results: Results) ->
         ):
             further.append("not above all four floors")
     if claim.arm == "loca" and claim.other == "loca_cluster":
-        found = [tasks["position"] for tasks in ours if "position" in tasks]
-        chances = [position["details"]["floors"]["position_accuracy"]["chance"] for position in found]
-        above = [p["position_accuracy"] >= 5 * chance for p, chance in zip(found, chances, strict=True)]
-        if len(found) < len(ours) or not all(above):
+        positions = [tasks["position"] for tasks in ours if "position" in tasks]
+        chances = [position["details"]["floors"]["position_accuracy"]["chance"] for position in positions]
+        above = [p["position_accuracy"] >= 5 * chance for p, chance in zip(positions, chances, strict=True)]
+        if len(positions) < len(ours) or not all(above):
             further.append("position accuracy below 5 x chance")
     return further

@@ -1,4 +1,4 @@
-"""One arm with one seed: pretrained, measured by the probes, and what is kept of it."""
+"""One arm with one seed: pretrained, measured by the probes, and the line of results that it leaves."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ from hf_geossl.training.progress import ImagesProgressCallback
 
 LOG_LINES = 40  # of a run
 STREAMS = 12  # that images are read in: their order is the same with any number of processes that divides this
-KEPT_DETAILS = ("floors", "beats_all_floors")  # what the rule reads beside the numbers
+DETAILS = ("floors", "beats_all_floors")  # what the rule reads beside the numbers
 
 
 class FailedProbesError(RuntimeError):
@@ -125,17 +125,17 @@ def pretrain(arm: Arm, seed: int, preset: Preset, images: RenderedScenes | None,
 
 def _watch_clusters(model: LOCAForPreTraining, every: int) -> list[float]:
     """Collects, now and then, how much LOCA's cluster predictions tell of their tokens; its trainer does not log it."""
-    found: list[float] = []
+    diversities: list[float] = []
     calls = itertools.count()
 
     @torch.no_grad()
-    def look(module: Any, inputs: Any, outputs: Any) -> None:
+    def observe(module: Any, inputs: Any, outputs: Any) -> None:
         if next(calls) % every == 0:
             logits = outputs.random_query_cluster_logits.float() / module.config.student_temperature
-            found.append(prediction_diversity(logits.flatten(0, 1).softmax(dim=-1)).item())
+            diversities.append(prediction_diversity(logits.flatten(0, 1).softmax(dim=-1)).item())
 
-    model.register_forward_hook(look)
-    return found
+    model.register_forward_hook(observe)
+    return diversities
 
 
 def _summary(history: list[dict[str, float]], clusters: Sequence[float]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def run_arm(
         store (`SampleStore`, *optional*): Where the latter are, for all arms of this process.
 
     Returns:
-        `dict`: What is kept of it: the line of the results' file.
+        `dict`: The line of the results' file.
 
     Raises:
         FailedProbesError: If a probe failed.
@@ -222,7 +222,7 @@ def run_arm(
         "seed": seed,
         "settings": settings_digest(name, seed, preset),
         "training": training,
-        "tasks": {task: _kept(entry) for task, entry in measured.items()},
+        "tasks": {task: _shortened(entry) for task, entry in measured.items()},
         "seconds": {
             "training": training.get("seconds", 0.0),
             "probes": round(seconds, 1),
@@ -233,12 +233,12 @@ def run_arm(
     }
 
 
-def _kept(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _shortened(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Of a probe's results the numbers, their intervals, and what the rule reads."""
-    kept = {key: value for key, value in entry.items() if isinstance(value, int | float | list)}
-    details = {key: entry["details"][key] for key in KEPT_DETAILS if key in entry["details"]}
-    kept |= {"intervals": entry["intervals"]} | ({"details": details} if details else {})
-    return _rounded(kept | {"seconds": entry["measured"]["seconds"]})
+    short = {key: value for key, value in entry.items() if isinstance(value, int | float | list)}
+    details = {key: entry["details"][key] for key in DETAILS if key in entry["details"]}
+    short |= {"intervals": entry["intervals"]} | ({"details": details} if details else {})
+    return _rounded(short | {"seconds": entry["measured"]["seconds"]})
 
 
 def _rounded(value: Any) -> Any:

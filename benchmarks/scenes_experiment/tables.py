@@ -160,12 +160,12 @@ def describe_weight(about: dict[str, Any]) -> str:
 def markdown(about: dict[str, Any], results: Results, command: str) -> str:
     """Everything: the gate on the top, numbers, verdicts, and the times at the end."""
     settings, machines = about["settings"], sorted({one["machine"] for arm in results.values() for one in arm.values()})
-    told = (
+    sizes = (
         f"{settings['steps']} steps of {settings['batch_size']}, {settings['train_images']} images of "
         f"{settings['image_size']} pixels, ViT {settings['hidden_size']} x {settings['num_hidden_layers']}, scenes "
         f"{about['scenes']}"
     )
-    lines = [f"`{command}`, preset `{about['preset']}`: {told}; {'; '.join(machines)}.", ""]
+    lines = [f"`{command}`, preset `{about['preset']}`: {sizes}; {'; '.join(machines)}.", ""]
     if about["preset"] in ("tiny", "smoke"):
         lines += ["A test of the code: nothing is claimed from it.", ""]
     if sentence := describe_weight(about):
