@@ -24,7 +24,7 @@ from benchmarks.scenes_experiment.presets import Preset
 from benchmarks.scenes_experiment.rendering import RenderedScenes
 from hf_geossl import LOCAForPreTraining, evaluate_model
 from hf_geossl.data.scenes.description import SCENES_VERSION
-from hf_geossl.evaluation.sample_store import SampleStore
+from hf_geossl.evaluation.reading.sample_store import SampleStore
 from hf_geossl.modeling.objectives import prediction_diversity
 from hf_geossl.training.progress import ImagesProgressCallback
 
