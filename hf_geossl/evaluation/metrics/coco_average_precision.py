@@ -206,9 +206,9 @@ class MatchedImages:
         )  # what is read below
         evaluation.evaluate()
         self._params, matches = evaluation._paramsEval, evaluation._evalImgs_cpp
-        self._matches = np.empty(len(matches), dtype=object)
-        self._matches[:] = matches
-        self._matches = self._matches.reshape(-1, len(images))  # (categories, images)
+        each = np.empty(len(matches), dtype=object)
+        each[:] = matches
+        self._matches = each.reshape(-1, len(images))  # (categories, images)
 
     def average_precisions(self, images: np.ndarray | None = None) -> tuple[float, float, float]:
         """COCO's AP over thresholds .50 to .95, at .50 and at .75; NaN without objects.

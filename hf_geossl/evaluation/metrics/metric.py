@@ -187,16 +187,6 @@ class SummedMetric(Metric[np.ndarray]):
         """The sum over images."""
         return rows.sum(axis=0)
 
-    def resampler(self, rows: Rows) -> Callable[[np.ndarray | None], dict[str, float]]:
-        """The numbers of as many images as there are rows, by their indices, some perhaps repeated; of all by None.
-
-        Metrics that are not sums override it with one that computes once what does not depend on the choice.
-        """
-        listed = cast(Sequence[object], rows)
-        return lambda images: self.summarize(
-            rows if images is None else cast(Rows, [listed[index] for index in images])
-        )
-
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """See `Metric`."""
         return np.concatenate(parts)
