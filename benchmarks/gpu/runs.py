@@ -65,7 +65,7 @@ def run_of(recipe: str, batch_size: int, *extra: str, steps: int = 80) -> Measur
                 "--num_streams",
                 workers,
             ]
-            command += ["--fp16", "false", "--bf16", "true", "--warmup_steps", "0.1"]
+            command += ["--fp16", "false", "--bf16", "true", "--warmup_steps", "0.1", "--shuffle_block", "64"]
         printed, errors, began = io.StringIO(), io.StringIO(), time.time()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
             code = main(command)
