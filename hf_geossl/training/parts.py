@@ -1,12 +1,14 @@
 """What `TeacherStudentTrainer` is composed of."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, is_dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedConfig, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
@@ -37,7 +39,7 @@ from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.outputs.trackers import TrackerPicturesCallback
 from hf_geossl.training.pictures.base import PictureBook
 from hf_geossl.training.pictures.learning_curve import LearningCurve
-from hf_geossl.training.resources import MatrixRate
+from hf_geossl.training.resources import MatrixRate, fit_memory
 from hf_geossl.views.base import Views
 from hf_geossl.views.photometric import jitter_kernel
 
@@ -170,6 +172,23 @@ class TrainerParts:
         """Ends the step before a checkpoint, during training only."""
         self.feed.opened()
         self.step.finish(self.model)
+
+    def fit_memory(self, training_step: Callable[..., torch.Tensor], model: nn.Module, *inputs: object) -> torch.Tensor:
+        """A micro-batch's loss and gradients by transformers; see `fit_memory` for what happens where memory is short.
+
+        Not where other processes wait for this one's part of an exchange, nor where gradients of the step are there already.
+        """
+        compute = partial(training_step, model, *inputs)
+        if self.args.world_size > 1 or self.feed.micro_batch != 1:
+            return compute()
+        whole = self.accelerator.unwrap_model(model)
+
+        def forget() -> None:
+            self.anchor.forget()
+            self.meter.discard_step()
+            whole.reset_accumulated()
+
+        return fit_memory(compute, whole, self.args, forget)
 
     def state_dict(self) -> dict[str, object]:
         """What this process adds to a checkpoint, in plain values."""

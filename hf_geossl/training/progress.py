@@ -76,6 +76,10 @@ class ImagesProgressCallback(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the bar, where there is one: what is printed next begins a line."""
         if self.training_bar is not None:
             self.training_bar.close()
             self.training_bar = None

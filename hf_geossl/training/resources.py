@@ -1,10 +1,11 @@
 """Threads, messages, memory and matrix rate of a run's process while it trains."""
 
+import gc
 import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -17,6 +18,7 @@ from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training import sharding
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+from hf_geossl.training.progress import ImagesProgressCallback
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +144,56 @@ def explained_out_of_memory(args: TeacherStudentTrainingArguments) -> Iterator[N
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+        if not _is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(describe_out_of_memory(args)) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error)
+
+
+def fit_memory(
+    compute: Callable[[], torch.Tensor],
+    model: TeacherStudentModel,
+    args: TeacherStudentTrainingArguments,
+    forget: Callable[[], None],
+) -> torch.Tensor:
+    """Computes loss and gradients; where they do not fit the memory, again with gradient checkpointing, which stays on.
+
+    It is for the first micro-batch of a step of a single process, where all that a pass leaves behind can be taken back:
+    the result is that of more memory, to the bit.
+
+    Args:
+        compute: Makes the loss `()`, and gradients where there were none.
+        model: The model.
+        args: Its `gradient_checkpointing` becomes True then, which checkpoints' arguments and the card say too.
+        forget: Drops what the pass has counted.
+    """
+    if model.is_gradient_checkpointing:
+        return compute()
+    on_gpu = args.device.type == "cuda"
+    states = torch.get_rng_state(), torch.cuda.get_rng_state(args.device) if on_gpu else None
+    try:
+        return compute()
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+    # what the pass has computed goes with its error, which is gone here
+    model.zero_grad(set_to_none=True)
+    forget()
+    gc.collect()
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_rng_state(states[1], args.device)
+    args.gradient_checkpointing = True
+    model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
+    logger.warning(
+        f"a batch of {args.per_device_train_batch_size} images does not fit the memory of {args.device}: layers are computed "
+        "twice from here on, for the same result in less memory and more time (gradient_checkpointing)"
+    )
+    return compute()
 
 
 def describe_out_of_memory(args: TeacherStudentTrainingArguments) -> str:
@@ -169,9 +218,14 @@ def describe_out_of_memory(args: TeacherStudentTrainingArguments) -> str:
 
 
 @contextmanager
-def training_context(args: TeacherStudentTrainingArguments) -> Iterator[None]:
-    """Threads for a run on a CPU, log messages that do not tear its progress bar, and a sentence where memory runs out."""
+def training_context(args: TeacherStudentTrainingArguments, callbacks: Iterable[object] = ()) -> Iterator[None]:
+    """Threads for a run on a CPU, log messages that do not tear its progress bar, and a sentence where memory runs out.
+
+    The bar among its `callbacks` is closed in the end, however that comes: what is said then has a line of its own.
+    """
     with ExitStack() as stack:
+        bars = [callback for callback in callbacks if isinstance(callback, ImagesProgressCallback)]
+        stack.callback(lambda: [bar.close() for bar in bars])
         stack.enter_context(explained_out_of_memory(args))
         if args.device.type == "cpu":
             stack.enter_context(cpu_threads(args.dataloader_num_workers))

@@ -178,7 +178,7 @@ class TeacherStudentTrainer(Trainer):
         self.parts.probes.collect(inputs)
         prepared, keys = self.feed.make_inputs(inputs, step, self._prepare_inputs)
         self.parts.observe_inputs(self.model, prepared, keys)
-        loss = super().training_step(model, prepared, num_items_in_batch)
+        loss = self.parts.fit_memory(super().training_step, model, prepared, num_items_in_batch)
         self.parts.guard.observe_loss(loss)
         return loss
 
@@ -278,7 +278,7 @@ class TeacherStudentTrainer(Trainer):
             return TrainOutput(self.state.global_step, 0.0, {})
         self.parts.start(resumed)
         try:
-            with training_context(self.args), self.parts.compiled_layers():
+            with training_context(self.args, self.callback_handler.callbacks), self.parts.compiled_layers():
                 result = super().train(str(resumed.folder) if resumed else None, trial, ignore_keys_for_eval)
         finally:
             self.parts.stop()

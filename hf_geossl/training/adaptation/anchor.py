@@ -47,6 +47,10 @@ class Anchor:
         if self._encoded is None and module.training and torch.is_grad_enabled():
             self._encoded = (args, kwargs, outputs)
 
+    def forget(self) -> None:
+        """Drops what the student has encoded in a forward pass that did not come to its end."""
+        self._encoded = None
+
     def digest(self) -> str | None:
         """A hash of the copy's weights, which a resumed run must start from again; None without an anchor."""
         if self.trunk is None:
