@@ -262,6 +262,11 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         args.save_total_limit = None
         return args
 
+    def recompute_layers(self) -> dict[str, Any]:
+        """Turns `gradient_checkpointing` on, for the rest of a run; gives its settings."""
+        self.gradient_checkpointing = True
+        return dict(self.gradient_checkpointing_kwargs or {"use_reentrant": False})
+
     @property
     def scaled_learning_rate(self) -> float:
         """`base_learning_rate` for this run's global batch: linear in it, and meant for 256 images."""

@@ -187,8 +187,7 @@ def fit_memory(
     if states[1] is not None:
         torch.cuda.empty_cache()
         torch.cuda.set_rng_state(states[1], args.device)
-    args.gradient_checkpointing = True
-    model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
+    model.gradient_checkpointing_enable(args.recompute_layers())
     logger.warning(
         f"a batch of {args.per_device_train_batch_size} images does not fit the memory of {args.device}: layers are computed "
         "twice from here on, for the same result in less memory and more time (gradient_checkpointing)"
@@ -224,8 +223,9 @@ def training_context(args: TeacherStudentTrainingArguments, callbacks: Iterable[
     The bar among its `callbacks` is closed in the end, however that comes: what is said then has a line of its own.
     """
     with ExitStack() as stack:
-        bars = [callback for callback in callbacks if isinstance(callback, ImagesProgressCallback)]
-        stack.callback(lambda: [bar.close() for bar in bars])
+        for callback in callbacks:
+            if isinstance(callback, ImagesProgressCallback):
+                stack.callback(callback.close)
         stack.enter_context(explained_out_of_memory(args))
         if args.device.type == "cpu":
             stack.enter_context(cpu_threads(args.dataloader_num_workers))
