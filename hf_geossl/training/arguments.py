@@ -6,7 +6,7 @@ import re
 from collections.abc import Sized
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import TrainingArguments
