@@ -265,7 +265,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     def recompute_layers(self) -> dict[str, Any]:
         """Turns `gradient_checkpointing` on, for the rest of a run; gives its settings."""
         self.gradient_checkpointing = True
-        return dict(self.gradient_checkpointing_kwargs or {"use_reentrant": False})
+        given = self.gradient_checkpointing_kwargs
+        return given if isinstance(given, dict) else {"use_reentrant": False}
 
     @property
     def scaled_learning_rate(self) -> float:
