@@ -4,11 +4,12 @@ import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from hf_geossl.training.monitors.alarms import STUCK_LOGS, AlarmCallback
+from tests.helpers.equicoherent_run import make_trainer as make_equicoherent
 from tests.helpers.gtsa_run import small_arguments
 
 
@@ -76,3 +77,83 @@ def test_targets_that_become_alike_on_images_of_little_contrast(
         callback.on_log(small_arguments(tmp_path, max_steps=1000), State, None, {"target_spread": 0.01})
     assert word in caplog.messages[0]
     assert ("collapse" in caplog.messages[0]) == (word == "collapse")
+
+
+def _log_all(callback: AlarmCallback, lines: list[dict[str, float]], folder: Path, max_steps: int = 200) -> None:
+    class State:
+        log_history: ClassVar[list[dict[str, float]]] = []
+
+    State.max_steps = max_steps
+    for line in lines:
+        State.global_step = line["step"]
+        State.log_history.append(line)
+        callback.on_log(small_arguments(folder, max_steps=max_steps, warmup_steps=0.1), State, None, line)
+
+
+def test_a_probe_that_falls_while_the_loss_falls_is_overfitting(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def lines(accuracies: list[float], slope: float) -> list[dict[str, float]]:
+        return [
+            {"step": 20 * place, "loss": 3 - slope * place, "knn_accuracy": accuracy}
+            for place, accuracy in enumerate(accuracies, 1)
+        ]
+
+    rises = [0.3, 0.5, 0.6, 0.55, 0.5, 0.6, 0.5, 0.55]  # within two errors of .6, which are .17 each of 64 images
+    falls = [0.3, 0.5, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3]
+    with caplog.at_level(logging.WARNING):
+        _log_all(AlarmCallback({}, _instruments()), lines(rises, 0.1), tmp_path)
+        _log_all(AlarmCallback({}, _instruments()), lines(falls, -0.1), tmp_path)  # the loss rises too
+        assert caplog.messages == []
+        _log_all(AlarmCallback({}, _instruments()), lines(falls, 0.1), tmp_path)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(
+        "overfitted: knn_accuracy has fallen from 0.600 at step 60 to 0.300 at step 140 while the loss has fallen from 2.700 to"
+    )
+    assert "metric_for_best_model=knn_accuracy" in caplog.messages[0]
+
+
+def test_lost_directions_are_a_collapse_told_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    callback = AlarmCallback({}, _instruments(floors={"rankme": {"random weights": 12.0}}))
+    ranks = [12.0, 20.0, 11.0, 6.0, 4.0, 3.5, 3.0]
+    lines = [{"step": 20 * n, "rankme": rank, "feature_spread": 0.5} for n, rank in enumerate(ranks, 1)]
+    with caplog.at_level(logging.WARNING):
+        _log_all(callback, lines[:5], tmp_path)
+        assert caplog.messages == []
+        _log_all(callback, [*lines, {"step": 160, "rankme": 1.0, "feature_spread": 0.001}], tmp_path)
+    assert len(caplog.messages) == 1
+    assert "use few directions (RankMe 3.5, 20.0 before, 12.0 with random weights). Lower the learning" in caplog.text
+
+
+def test_a_run_that_does_not_start_is_flagged_within_200_steps(
+    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"host": "dino", "teacher_temperature": 1.0}
+    with caplog.at_level(logging.WARNING):
+        make_equicoherent(
+            tmp_path,
+            images,
+            config=config,
+            max_steps=40,
+            logging_steps=2,
+            probe_every_steps=0,
+            teacher_temperature_warmup=0,
+        ).train()
+    found = [message for message in caplog.messages if message.startswith("not started: at step")]
+    assert len(found) == 1
+    assert "entropy 3.46 of ln K = 3.47" in found[0]
+    assert "Lower teacher_temperature" in found[0]
+    assert not any("class_loss has stayed" in message for message in caplog.messages)
+
+
+def test_a_collapse_is_flagged_within_200_steps(
+    smooth_images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """VICReg without its variance and covariance makes all features the same."""
+    config = {"host": "vicreg", "variance_weight": 0.0, "covariance_weight": 0.0, "reconstruction_weight": 0.0}
+    with caplog.at_level(logging.WARNING):
+        make_equicoherent(
+            tmp_path, smooth_images, config=config, max_steps=100, logging_steps=10, probe_every_steps=10, probe_images=16,
+            per_device_train_batch_size=8, base_learning_rate=0.3,
+        ).train()  # fmt: skip
+    assert sum(message.startswith("collapse: at step") for message in caplog.messages) == 1
