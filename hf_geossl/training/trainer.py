@@ -176,7 +176,7 @@ class TeacherStudentTrainer(Trainer):
         if self.pictures and step == self.feed.micro_batch == 0:
             self.pictures.store(inputs, self.unsharded_model(), self.eval_dataset)
         self.parts.probes.collect(inputs)
-        prepared, keys = self.feed.make_inputs(inputs, step, self._prepare_inputs)
+        prepared, keys = self.feed.make_inputs(inputs, step, self.feed.to_device)
         self.parts.observe_inputs(self.model, prepared, keys)
         loss = self.parts.fit_memory(super().training_step, model, prepared, num_items_in_batch)
         self.parts.guard.observe_loss(loss)
