@@ -100,7 +100,8 @@ class ProtocolSettings:
 
     Attributes:
         PASSES (`int`): Over a limited number of training images at most so many; see `bounded`.
-        QUICK (`Mapping[str, object]`): What replaces the defaults in a quick evaluation, beside the number of steps.
+        QUICK (`Mapping[str, object]`): What replaces the defaults in a quick evaluation; the number of steps is
+            bounded by `QUICK_STEPS` unless it says another.
 
     Raises:
         ValueError: If a setting makes no sense.
@@ -182,7 +183,7 @@ def bounded(settings: Settings, given: Collection[str], *, limit: int | None, qu
         bounds = [steps]
         if limit is not None and (batch := values.get("batch_size", getattr(settings, "batch_size", None))):
             bounds.append(max(1, math.ceil(passes * limit / batch)))
-        if quick:
+        if quick and "steps" not in getattr(settings, "QUICK", {}):
             bounds.append(QUICK_STEPS)
         values["steps"] = min(bounds)
         if min(bounds) < steps and hasattr(settings, "warmup_steps"):

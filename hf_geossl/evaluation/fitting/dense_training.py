@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,8 +16,9 @@ from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_tru
 from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
+FITTED = 200  # operations a step and number of a patch token: forward and backward for some thirty classes
 MOST_STORED, BLOCK = 2**31, 32  # bytes of a column in the device's memory; images that are brought there at a time
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
@@ -42,6 +44,20 @@ class FrozenTraining(ProtocolSettings):
     weight_decay: float = 1e-4
     warmup_steps: int = 50
     random_floor: bool = True
+
+    QUICK = MappingProxyType({"steps": 300})  # of a millisecond or two each
+    PASSES = 80  # fewer leave a linear head half trained
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """See `ProtocolSettings`."""
+        return ("patches",)
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        floors = 1 + self.random_floor
+        operations = FITTED * self.steps * self.batch_size * scale.tokens * scale.width
+        return Work({"images": scale.images}, floors * scale.images, floors * self.steps, floors * operations)
 
 
 class DeviceColumn:

@@ -35,7 +35,7 @@ from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings
+from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,18 @@ class LinearDepthSettings(ProtocolSettings):
     random_floor: bool = True
     cap: float = 80.0
     eval_crop: EvalCrop = None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """See `ProtocolSettings`."""
+        return ("patches",)
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        floors = 1 + self.random_floor
+        products = 2 * scale.train * scale.tokens * scale.width**2
+        # in float64, which takes twice as long
+        return Work({"images": scale.images}, floors * scale.images, operations=2 * floors * products)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,9 +6,10 @@ without `semantic` maps in both splits are refused.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from hf_geossl.evaluation.heads.segmentation import (
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import Scale, Work
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,15 @@ class FewShotSettings(SegmentationTraining):
     layer_decay: float = 0.9
     shares: tuple[float, ...] = (1 / 32, 1 / 8, 1.0)
     subsets: int = 3
+
+    QUICK = MappingProxyType({"subsets": 2})
+    PASSES = 10  # many runs
+
+    def work(self, scale: Scale) -> Work:
+        """See `ProtocolSettings`."""
+        one = super().work(scale)
+        runs = len(self.shares) * self.subsets
+        return replace(one, encoded=runs * one.encoded, steps=runs * one.steps)
 
 
 def measure_few_shot_segmentation(
