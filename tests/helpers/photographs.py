@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from skimage import data as skimage_data
-from sklearn.datasets import load_sample_images
 
 
 def photographs() -> list[Image.Image]:
+    from skimage import data as skimage_data  # here, as benchmarks.gpu runs without them
+    from sklearn.datasets import load_sample_images
+
     arrays = [*load_sample_images().images, skimage_data.astronaut(), skimage_data.chelsea(), skimage_data.coffee()]
     return [Image.fromarray(np.asarray(array)) for array in arrays]
 
