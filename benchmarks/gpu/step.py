@@ -2,11 +2,13 @@
 
 import argparse
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,6 +158,31 @@ def measure_step(method: str, batch_size: int) -> Measurement:
     return rows
 
 
+def synchronizations(setup: Setup) -> Iterator[Row]:
+    """Whether the host waits for the device in a step, or in the augmentation of a batch."""
+    if not setup.cuda:
+        yield {"failed": "not measured: a CPU has nothing to wait for"}
+        return
+    for method in ("gtsa", "loca", "equicoherent"):
+        args = step_arguments(setup, method, 16)
+        step, views = steps.Step("bf16", args, steps.make_batch(args)), steps.METHODS[method].views(args)
+        crops, generator = crops_of(args, views), torch.Generator().manual_seed(0)
+        parts = {"step": partial(step, waits=False), "augmentation": partial(views.augment, crops, generator)}
+        for part, call in parts.items():
+            with compiled(setup, step.model):
+                call()
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    call()
+                    found = "none"
+                except RuntimeError as error:
+                    place = traceback.extract_tb(error.__traceback__)[-1]
+                    found = f"{Path(place.filename).name}, line {place.lineno}: {place.line}"
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            yield {f"{method}, {part}": found}
+
+
 def scaling(setup: Setup) -> Iterator[Row]:
     """GTSA's compiled step by batch size, up to what fits."""
     for size in (2, 4) if setup.tiny else BATCH_SIZES:
@@ -180,5 +207,6 @@ MEASUREMENTS: dict[str, Measurement] = {
     "loca": measure_step("loca", 128),
     "ibot": measure_step("ibot", 64),
     "equicoherent": measure_step("equicoherent", 64),
+    "synchronizations": synchronizations,
     "scaling": scaling,
 }

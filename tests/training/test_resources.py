@@ -159,3 +159,20 @@ def test_counting_changes_nothing_of_a_run(
     for line in counted.state.log_history[:3]:
         share = line["images_per_second"] * counted.parts.matrix_rate.operations / 1e12
         assert line["matrix_rate_share"] == share > 0
+
+
+def test_what_cannot_be_counted_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(model: Any, inputs: Any) -> float:
+        raise RuntimeError("no memory\nand more")
+
+    monkeypatch.setattr("hf_geossl.training.resources.count_operations", fails)
+    rate: Any = MatrixRate(small_arguments(tmp_path))
+    rate.reset()
+    assert not rate.pending  # a CPU
+    rate.pending = True
+    for _ in range(2):
+        rate.observe(torch.nn.Linear(1, 1), {})
+    assert rate.describe(100.0) == {}
+    assert caplog.messages == ["the log has no share of the matrix rate: no memory"]

@@ -389,3 +389,12 @@ def test_the_compiler_can_be_left_out():
     assert called == []
     assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
     assert called == [1]
+
+
+def test_colors_in_kernels_tell_the_host_nothing(monkeypatch):
+    """Tensors on "meta" have no values to wait for."""
+    monkeypatch.setattr(photometric, "jitter_kernel", photometric.jitter_step)
+    parameters = draw_color_parameters(JITTER_ONLY, 5, generator())
+    for tensorflow in (False, True):
+        images = torch.empty(5, 3, 8, 8, device="meta")
+        assert photometric.jitter_in_kernels(images, parameters, tensorflow, True).shape == images.shape
