@@ -69,8 +69,10 @@ class SampledTransform:
         def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             images = unit_images(batch["image"].to(device))
             path = TransformationPath(self.transformation, 0, padding_mode=self.padding, path_blur_sigma=BLUR)
-            drawn = [(cached(index // CHUNK), index % CHUNK) for index in batch["index"].tolist()]
-            uniform = torch.stack([chunk[row] for chunk, row in drawn])
+            chunks, rows = batch["index"] // CHUNK, batch["index"] % CHUNK
+            uniform = torch.empty(len(rows), 4)
+            for chunk in chunks.unique().tolist():
+                uniform[chunks == chunk] = cached(chunk)[rows[chunks == chunk]]
             parameters, targets = self._parameters(uniform, images.shape[-1])
             if self.transformation == "color":  # its contrast is about the mean of what is seen
                 images = path.apply(center_crop(images, self.size), parameters)

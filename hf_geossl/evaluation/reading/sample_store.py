@@ -47,6 +47,10 @@ class SampleStore:
         self.in_memory = 0  # bytes
         self._rows: dict[str, StoredRows] = {}
 
+    def add(self, size: int) -> None:
+        """Counts bytes that now lie in memory."""
+        self.in_memory += size
+
     def rows(
         self, fingerprint: str, name: str, rows: Any, read: ReadRow, indices: Sequence[int] | None
     ) -> "StoredRows":
@@ -116,7 +120,8 @@ class StoredRows(Dataset):
                 bar.update()
         for column in columns.values():
             column.close(count)
-        self._store.in_memory += 0 if spilled else sum(column.size for column in columns.values())
+        if not spilled:
+            self._store.add(sum(column.size for column in columns.values()))
         self.indices = list(range(count)) if self.indices is None else self.indices
         self._places = {index: place for place, index in enumerate(self.indices)}
         self._columns, self.filled = columns, True
