@@ -134,6 +134,28 @@ def test_gradient_checkpointing_computes_layers_again_and_gives_the_same_gradien
         assert before is None or torch.equal(before, after), name
 
 
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [*((name, None) for name in METHODS), *(("equicoherent", h) for h in ("dinov2", "vicreg", "simclr"))],
+)
+def test_a_pretraining_forward_pass_is_one_graph_with_the_same_bits(name: str, host: str | None) -> None:
+    """Losses, drawn tokens and masks too: `fullgraph` refuses whatever would end a graph."""
+    method, fields = METHODS[name], {} if host is None else {"host": host}
+    model, batch = method.model("ForPreTraining", num_hidden_layers=1, **fields).train(), method.batch()
+    if method.name == "EquiCoherent":
+        batch["masked_patches"] = batch["bool_masked_pos"].flatten().nonzero().flatten()
+    if host in ("vicreg", "simclr"):
+        del batch["local_pixel_values"]
+    torch._dynamo.reset()
+    losses = []
+    for forward in (model, torch.compile(model, fullgraph=True, backend="eager")):
+        torch.manual_seed(0)
+        model.reset_accumulated()
+        losses.append(forward(**batch).loss)
+    torch._dynamo.reset()
+    assert torch.equal(*losses)
+
+
 # ---- What the code may not do
 
 
