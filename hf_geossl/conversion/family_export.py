@@ -125,9 +125,8 @@ def to_family(model: nn.Module, family: str) -> nn.Module:
     config = outgoing.config_of(trunk)
     target = find_family(family, config)
     if wrong := _why_not(target, config):
-        raise ValueError(
-            f"{target.name} has no place for {wrong}: choose another family of {', '.join(TARGET_FAMILIES)}"
-        )
+        others = [name for name in TARGET_FAMILIES if name == "timm" or not _why_not(find_family(name, config), config)]
+        raise ValueError(f"{target.name} has no place for {wrong}: choose {' or '.join(others)}")
     _say_differences(target, config)
     config_class = transformers.CONFIG_MAPPING[target.name]
     model_class: Any = getattr(transformers, target.model_class)

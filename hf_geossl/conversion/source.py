@@ -15,6 +15,7 @@ from hf_geossl.conversion.checkpoint_file import State, read_torch_file
 from hf_geossl.conversion.families import FAMILIES, Family
 from hf_geossl.conversion.timm import open_timm
 from hf_geossl.conversion.trunk_weights import TRUNK_FIELDS, SourceTrunk, build_trunk, given_fields, read_trunk
+from hf_geossl.conversion.wrappers import find_trunk
 from hf_geossl.hub.run_folder import find_model, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
@@ -98,6 +99,9 @@ def read_source(
     foreign = _open_config(source, name, trust_remote_code, given)
     if foreign.model_type in METHODS:
         return _read_own(source, name, foreign.to_dict(), weights, given)
+    backbone: Any = getattr(foreign, "backbone_config", None)
+    if getattr(backbone, "model_type", None) in METHODS:
+        return _read_composed(source, name, backbone, given)
     if foreign.model_type == "timm_wrapper":
         place = f"local-dir:{source}" if path.is_dir() else f"hf-hub:{source}{f'@{revision}' if revision else ''}"
         return open_timm(place)
@@ -180,7 +184,7 @@ def _read_own(
             raise ValueError(f"{name} has no teacher: take weights='student'")
         trunk = getattr(loaded.teacher if teacher else loaded, loaded.base_model_prefix)
     state = {key: value.detach() for key, value in trunk.state_dict().items()}
-    fields = {field: getattr(trunk.config, field) for field in TRUNK_FIELDS if hasattr(trunk.config, field)}
+    fields = _fields_of(trunk.config)
     if not fields["use_mask_token"]:  # only pretraining has one then
         state.pop("embeddings.mask_token", None)
     mean, std = _normalization(source, given)
@@ -188,6 +192,18 @@ def _read_own(
     return SourceTrunk(
         name, method.name, fields, state, tuple(dict.fromkeys(left_out)), mean, std, loaded if whole else None
     )
+
+
+def _fields_of(config: PreTrainedConfig) -> dict[str, Any]:
+    return {field: getattr(config, field) for field in TRUNK_FIELDS if hasattr(config, field)}
+
+
+def _read_composed(source: str | Path, name: str, config: PreTrainedConfig, given: Mapping[str, Any]) -> SourceTrunk:
+    """The trunk of this library in a model that is composed over it, such as a fine-tuned UperNet."""
+    state, beside, _ = find_trunk(_read_weights(source, name, given), name)
+    state = {key: value.float() for key, value in state.items()}
+    mean, std = _normalization(source, given)
+    return SourceTrunk(name, config.model_type, _fields_of(config), state, beside, mean, std)
 
 
 def _tower(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Family | None]:

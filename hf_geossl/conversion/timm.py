@@ -188,8 +188,6 @@ def _vision_transformer_arguments(trunk: ViTTrunkModel) -> dict[str, Any]:
             f"patch_bias={config.patch_bias} and embedding_norm={config.embedding_norm}"
         )
     exact = config.position_interpolation == "bicubic_antialias" and not trunk.embeddings.position_interpolation_offset
-    if not exact:
-        logger.warning("the timm model takes images of its own size alone: it resamples positions in another way")
     return {
         "mlp_ratio": _ratio(config, 2 if config.gated_mlp else 1),
         "reg_tokens": config.num_register_tokens,
@@ -270,6 +268,8 @@ def to_timm(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
         if config.gated_mlp:
             arguments["mlp_layer"] = SwiGLUPacked
         timm_model = VisionTransformer(**arguments, num_classes=0)
+    if not arguments["dynamic_img_size"]:
+        logger.warning("the timm model takes images of its own size alone: it resamples positions in another way")
     expected = timm_model.state_dict().keys()
     renamed, _ = from_trunk(state, NAMING.choose_table(config.gated_mlp), expected)
     timm_model.load_state_dict(renamed)

@@ -135,7 +135,15 @@ def _open_folder(
         raise ValueError(f"{name} is no model that AutoModel opens: {' '.join(str(error).split())[:300]}") from None
     pretrains = any(architecture.endswith("ForPreTraining") for architecture in config.architectures or [])
     auto: Any = AutoModelForPreTraining if pretrains and type(config).__module__.startswith("hf_geossl") else AutoModel
-    model, info = auto.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **given)
+    try:
+        model, info = auto.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **given)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):  # whose message goes on with all that there are
+            raise
+        raise ValueError(
+            f"{name} is of type {config.model_type!r}, of which there is no {auto.__name__}: give a trunk, such as `geossl convert` "
+            "takes out of models over one"
+        ) from None
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise ValueError(

@@ -67,7 +67,8 @@ def folder_of(model_or_folder: str | Path | PreTrainedModel) -> Iterator[Path]:
     config = getattr(model_or_folder, "config", None)
     if getattr(config, "model_type", None) not in METHODS:
         raise TypeError(
-            f"publish takes a folder, or a model of {', '.join(METHODS)}, got {type(model_or_folder).__name__}"
+            f"publish takes a folder, or a model of {', '.join(METHODS)}, got {type(model_or_folder).__name__}; models of "
+            "transformers have push_to_hub, which sends the code of composed ones too"
         )
     with TemporaryDirectory() as temporary:
         described = model_or_folder.config.get_image_format()

@@ -111,6 +111,12 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_type(config: dict[str, Any], folder: Path) -> None:
+    backbone = config.get("backbone_config")
+    if isinstance(backbone, dict) and backbone.get("model_type") in METHODS:
+        raise ValueError(
+            f"{folder.name} holds {(config.get('architectures') or ['a model'])[0]} over a trunk of this library: "
+            f"transformers opens it, and `hf upload USER/NAME {folder.name}` publishes it, for its folder is whole"
+        )
     if config.get("model_type") not in METHODS:
         raise ValueError(
             f"{folder.name} holds a model of type {config.get('model_type')!r}, and this library's are {', '.join(METHODS)}"

@@ -55,7 +55,7 @@ def test_loca_becomes_a_model_without_a_class_token(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("family", "fields", "why"),
     [
-        ("vit", {"num_register_tokens": 2}, "vit has no place for 2 register tokens"),
+        ("vit", {"num_register_tokens": 2}, "vit has no place for 2 register tokens: choose dinov2 or timm$"),
         ("deit", {}, "deit has no place for 0 register tokens"),
         ("dinov3", {}, "dinov3_vit has no place for position_embedding_type='learned'"),
         ("dinov2", {"position_embedding_type": "rope"}, "no place for position_embedding_type='rope'"),

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from hf_geossl import GTSAConfig
+from hf_geossl import GTSAConfig, compose_model
 from hf_geossl.conversion.source import convert_source, read_source
 from hf_geossl.conversion.trunk_weights import build_trunk
 from hf_geossl.hub.repository import Repository
@@ -301,3 +301,15 @@ def test_a_folder_of_a_depth_model_gives_its_backbone(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.backbone(pixels).feature_maps[-1]
     assert torch.allclose(features_of(convert_source(tmp_path), pixels), expected, atol=1e-5)
+
+
+def test_the_trunk_comes_out_of_a_model_that_is_composed_over_it(tmp_path: Path) -> None:
+    trunk = METHODS["gtsa"].model("Model", std=0.1)
+    trunk.save_pretrained(tmp_path / "trunk")
+    fields = {"num_labels": 3, "hidden_size": 16, "auxiliary_channels": 8, "pool_scales": [1, 2]}
+    model = compose_model(transformers.UperNetForSemanticSegmentation, str(tmp_path / "trunk"), [1, 2, 3, 4], **fields)
+    model.save_pretrained(tmp_path / "upernet")
+    source = read_source(tmp_path / "upernet")
+    assert source.family == "gtsa"
+    assert {part.split(".")[0] for part in source.left_out} == {"decode_head", "auxiliary_head"}
+    assert_equal_features(build_trunk(source), trunk)

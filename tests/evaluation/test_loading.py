@@ -1,5 +1,6 @@
 """Models are opened for evaluation: timm's by name, normalised as their processor says."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,14 @@ def test_images_are_normalised_as_the_processor_says(fields: dict[str, Any], whi
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match=r"the device 'nix' cannot be used here .*choose cpu, cuda or cuda:0"):
         load_encoder(small_model(), device="nix")
+
+
+def test_a_type_without_a_trunk_of_its_own_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "upernet", "backbone_config": {"model_type": "vit"}})
+    )
+    with pytest.raises(
+        ValueError, match="is of type 'upernet', of which there is no AutoModel: give a trunk"
+    ) as raised:
+        load_encoder(tmp_path)
+    assert len(str(raised.value)) < 200

@@ -47,6 +47,20 @@ def test_a_checkpoint_that_was_never_finished_says_so(tmp_path: Path) -> None:
     assert "config.json has no bytes of" in str(run_folder.why_not_whole(checkpoint))
 
 
+def test_a_composed_model_says_who_publishes_it(tmp_path: Path) -> None:
+    config = {
+        "model_type": "geossl_upernet",
+        "architectures": ["UperNetForX"],
+        "backbone_config": {"model_type": "gtsa"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for read in (run_folder.read_config, run_folder.find_model):
+        with pytest.raises(
+            ValueError, match="holds UperNetForX over a trunk .* and `hf upload USER/NAME .*` publishes it"
+        ):
+            read(tmp_path)
+
+
 def test_a_checkpoint_has_the_processor_of_its_run(tmp_path: Path) -> None:
     run = model(tmp_path / "run", "GTSAModel")
     checkpoint = model(run / "checkpoint-3", "GTSAForPreTraining")
