@@ -17,6 +17,7 @@ _FROM_A_START_THAT_DIFFERS: Recipe = {
 
 # THE table of learning settings: by objective, what differs from `Preset.training` and from the sizes of the preset.
 # Arms of one objective (plain, control, with EquiCoherent, on the object twin) share its row, so that pairs stay pairs.
+# Measured by benchmarks.learning (results/learning/README.md), not by this experiment yet.
 RECIPES: dict[str, Recipe] = {
     "dino": _FROM_A_START_THAT_DIFFERS,
     "ibot": _FROM_A_START_THAT_DIFFERS,
@@ -24,7 +25,11 @@ RECIPES: dict[str, Recipe] = {
     "vicreg": {},
     "simclr": {},
     "gtsa": {},
-    "loca": {},
+    # as its quickstart: few prototypes, all of the reference visible, a teacher that keeps up
+    "loca": {
+        "model": {"num_prototypes": 64, "visible_reference_ratio": 1.0},
+        "training": {"teacher_momentum": 0.95, "adam_beta2": 0.95},
+    },
 }
 
 

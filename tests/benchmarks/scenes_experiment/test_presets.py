@@ -12,7 +12,10 @@ def test_settings_of_one_objective_leave_the_others_and_the_table_alone() -> Non
     assert (changed.steps, changed.training["learning_rate"]) == (7, 5e-4)
     assert changed.of_objective("ibot", "model")["center_momentum"] == 0.99
     assert changed.recipes["dino"] == RECIPES["dino"]
-    assert "center_momentum" not in RECIPES["ibot"].get("model", {})
+    assert "center_momentum" not in RECIPES["ibot"]["model"]
+    assert (
+        changed.of_objective("ibot", "model")["teacher_temperature"] == RECIPES["ibot"]["model"]["teacher_temperature"]
+    )
     assert PRESETS["gpu"].training["learning_rate"] == 1e-3
 
 
