@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks.scenes_experiment import __main__ as command
 from benchmarks.scenes_experiment import runs
-from benchmarks.scenes_experiment.arms import ARMS
 from benchmarks.scenes_experiment.presets import Preset
 
 
@@ -67,21 +66,20 @@ def run(tmp_path: Path) -> Run:
     return call
 
 
-@pytest.mark.parametrize(
-    "ends_at", [("ibot_equicoherent@5", 3), ("random", 0), ("gtsa", 1), ("vicreg_equicoherent", 2)]
-)
+@pytest.mark.parametrize("ends_at", [("ibot_equicoherent@5", 3), ("random", 0), ("gtsa", 1), ("ibot_equicoherent", 2)])
 def test_an_interrupted_run_goes_on_and_ends_at_the_same_table(
     arms: FakeArms, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], ends_at: tuple[str, int]
 ) -> None:
-    assert run() == 0
+    words = ("--arms", "random,gtsa,ibot_equicoherent")
+    assert run(*words) == 0
     undisturbed, jobs = (tmp_path / "out" / "README.md").read_text(), list(arms.ran)
-    assert len(jobs) == 3 * len(ARMS) + 3
+    assert len(jobs) == 3 * 3 + 3
     arms.ran, arms.ends_at = [], ends_at
     capsys.readouterr()
-    assert run(output="cut") == 130
+    assert run(*words, output="cut") == 130
     assert f"interrupted: {jobs.index(ends_at)} arms are done and kept in" in capsys.readouterr().out
     arms.ends_at = None
-    assert run(output="cut") == 0
+    assert run(*words, output="cut") == 0
     assert arms.ran == jobs  # every arm once
     assert (tmp_path / "cut" / "README.md").read_text() == undisturbed
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["README.md", "results.jsonl"]
