@@ -90,8 +90,8 @@ class PlainEquiCoherent(nn.Module):
 
     @staticmethod
     def prepare(batch: dict[str, Any]) -> dict[str, Any]:
-        """What the data loader adds to a batch of views: nothing."""
-        return batch
+        """What the data loader adds to a batch of views: nothing; masked patches are counted in the step."""
+        return {name: value for name, value in batch.items() if name != "masked_patches"}
 
     @torch.no_grad()
     def on_optimizer_step(self, momentum: float) -> None:

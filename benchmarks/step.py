@@ -114,11 +114,14 @@ def make_batch(args: argparse.Namespace, batch_size: int | None = None) -> dict[
         samples.append(views(Image.fromarray(pixels.numpy()), seed=seed))
     batch = views.augment(views.collate(samples), generator)
     copies = -(-batch_size // len(samples))
-    return {
+    counted = batch.pop("masked_patches", None) is not None  # those of the images that are repeated
+    repeated = {
         name: None if value is None else torch.cat([value] * copies)[:batch_size].to(args.device)
         for name, value in batch.items()
-        if name != "masked_patches"  # of the batch that is repeated
     }
+    if counted:
+        repeated["masked_patches"] = repeated["bool_masked_pos"].flatten().nonzero().flatten()
+    return repeated
 
 
 def make_model(args: argparse.Namespace) -> Any:
