@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from hf_geossl.training.monitors import alarms
 from hf_geossl.training.monitors.alarms import STUCK_LOGS, AlarmCallback
 from tests.helpers.equicoherent_run import make_trainer as make_equicoherent
+from tests.helpers.gtsa_run import make_trainer as make_gtsa
 from tests.helpers.gtsa_run import small_arguments
+from tests.helpers.loca_run import make_trainer as make_loca
 
 
 def _instruments(**fields: object) -> SimpleNamespace:
@@ -157,3 +160,31 @@ def test_a_collapse_is_flagged_within_200_steps(
             per_device_train_batch_size=8, base_learning_rate=0.3,
         ).train()  # fmt: skip
     assert sum(message.startswith("collapse: at step") for message in caplog.messages) == 1
+
+
+HEALTHY = {"initializer_range": 0.1, "teacher_temperature": 0.04, "drop_path_rate": 0.0}
+
+
+@pytest.mark.parametrize("method", ["gtsa", "loca", "dino", "ibot", "dinov2", "vicreg", "simclr"])
+def test_healthy_runs_raise_no_alarm(
+    method: str, smooth_images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"max_steps": 14, "logging_steps": 1, "probe_every_steps": 4, "per_device_train_batch_size": 8}
+    make: Any = {"gtsa": make_gtsa, "loca": make_loca}.get(method, make_equicoherent)
+    if make is make_equicoherent:
+        own = HEALTHY if method in ("dino", "ibot", "dinov2") else {}
+        fields |= {"config": {"host": method, **own}, "base_learning_rate": 3e-2}
+    with caplog.at_level(logging.WARNING):
+        trainer = make(tmp_path, smooth_images, **fields)
+        trainer.train()
+    assert [record.getMessage() for record in caplog.records if record.name == alarms.__name__] == []
+    assert sum("rankme" in line for line in trainer.state.log_history) == 4
+
+
+def test_images_of_little_contrast_raise_no_collapse(
+    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grey = [{"image": (128 + (row["image"].astype(float) - 128) / 60).astype("uint8")} for row in images]
+    with caplog.at_level(logging.WARNING):
+        make_loca(tmp_path, grey, max_steps=12, logging_steps=1, probe_every_steps=2).train()
+    assert not any(message.startswith(("collapse", "not started", "overfitted")) for message in caplog.messages)
