@@ -249,10 +249,11 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     # is, 4 + (red - green) / chroma where blue is. Signs and lerp, as a CPU takes several times as long for `torch.where`.
     is_red, is_green = 1 + (red - largest).sign_(), 1 + (green - largest).sign_()
     difference = torch.lerp(torch.lerp(red - green, blue - red, is_green), green - blue, is_red)
-    sixths = difference.div_(chroma.clamp_min(1e-12)) + (4 - 2 * is_green) * (1 - is_red) + 6 * turns[:, None, None]
-    sixths -= 6 * (sixths / 6).floor_()
+    of_largest = torch.rsub(is_green, 4, alpha=2).mul_(1 - is_red)
+    sixths = difference.div_(chroma.clamp_min(1e-12)).add_(of_largest).add_(6 * turns[:, None, None])
+    sixths -= (sixths / 6).floor_().mul_(6)
     turned = torch.empty_like(images)
-    for channel, share in enumerate(((sixths - 3).abs_() - 1, 2 - (sixths - 2).abs_(), 2 - (sixths - 4).abs_())):
+    for channel, share in enumerate(((sixths - 3).abs_().sub_(1), 2 - (sixths - 2).abs_(), 2 - (sixths - 4).abs_())):
         turned[:, channel] = torch.addcmul(lowest, chroma, share.clamp_(0, 1))
     return turned
 
