@@ -97,6 +97,7 @@ def count_operations(model: TeacherStudentModel, inputs: Mapping[str, torch.Tens
     few = {
         name: value[:images] if isinstance(value, torch.Tensor) and value.ndim > 1 else value
         for name, value in inputs.items()
+        if name != "masked_patches"  # places in the whole batch, which are counted again
     }
     rows = len(next(value for value in few.values() if isinstance(value, torch.Tensor) and value.ndim > 1))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from hf_geossl import GTSAForPreTraining
+from hf_geossl.training.execution.compilation import BlockCompilation
 from hf_geossl.training.resources import MatrixRate, count_operations, cpu_threads, training_context
 from tests.helpers import equicoherent_run, gtsa_run, loca_run
 from tests.helpers.exact_resume import different_weights
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
+from tests.helpers.methods import METHODS, equicoherent_batch
 
 
 @pytest.fixture
@@ -113,6 +115,13 @@ def test_operations_are_those_of_the_whole_step() -> None:
     assert counted == pytest.approx(count_operations(model, batch, images=2))
 
 
+def test_masked_patches_of_images_that_are_left_out_are_none_of_the_others() -> None:
+    model, batch = METHODS["equicoherent"].model("ForPreTraining", num_hidden_layers=1).train(), equicoherent_batch(4)
+    few = {name: value[:2] for name, value in batch.items()}
+    batch["masked_patches"] = batch["bool_masked_pos"].flatten().nonzero().flatten()
+    assert count_operations(model, batch, images=2) == count_operations(model, few, images=2)
+
+
 def test_a_layer_has_the_operations_of_its_formula() -> None:
     """Products twice, three times with the backward pass, and once for the teacher, which sees the global views alone."""
     batch, (width, inner) = _gtsa_batch(2), (32, 4 * 32)
@@ -137,9 +146,8 @@ def test_operations_are_counted_once_and_eagerly() -> None:
     assert count_operations(again, batch) == expected
     assert all(layer.training and layer.gradient_checkpointing for layer in again.gtsa.encoder.layer)
     compiled = _gtsa()
-    for layer in compiled.gtsa.encoder.layer:
-        layer.compile(backend="aot_eager")
-    assert count_operations(compiled, batch) == expected
+    with BlockCompilation("aot_eager").compiled(compiled):
+        assert count_operations(compiled, batch) == expected
     torch.manual_seed(0)
     assert count_operations(GTSAForPreTraining(small_config(attn_implementation="sdpa")).train(), batch) == expected
 
