@@ -227,7 +227,7 @@ def _read_foreign(
     given: Mapping[str, Any],
 ) -> SourceTrunk:
     tower, family = _tower(config)
-    if family is None and (why := _REFUSED.get(config.model_type)):
+    if family is None and (why := _REFUSED.get(config.model_type.removesuffix("_vision_model"))):
         raise ValueError(f"{name} does not become a trunk of this library: {why}")
     if family is None and not trust:
         raise ValueError(f"{name} is of type {config.model_type!r}, which does not become a trunk of this library")

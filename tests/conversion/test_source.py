@@ -142,6 +142,7 @@ def test_normalization_is_that_of_the_sources_processor(tmp_path: Path) -> None:
         ("Beit", "BEiT has a relative position bias in each layer"),
         ("Swin", "Swin attends in windows"),
         ("ConvNext", "ConvNeXt has convolutions"),
+        ("Siglip2Vision", "SigLIP 2 with patches of any aspect"),
         ("Bert", "is of type 'bert', which does not become a trunk"),
     ],
 )
