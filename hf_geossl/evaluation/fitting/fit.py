@@ -169,7 +169,7 @@ def fit_with_trunk(
     rates = settings.learning_rate, settings.weight_decay, settings.layer_decay
     groups = layer_decay_groups(trunk, head, *rates, trunk_factor=trunk_factor)
     fit(
-        torch.optim.AdamW(groups),
+        torch.optim.AdamW(groups, fused=trunk.device.type == "cuda"),
         compute_loss,
         batches,
         options,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,17 @@ def scene_keypoints(split: str, index: int, ids: list[int], size: int, mode: str
         `torch.Tensor` of shape `(objects, 5, 3)`: `SCENE_POINTS`, x and y in pixels, and 2, or 0 for a point outside of the
         image or of an object without front.
     """
-    scene = sample_scene(split, index, mode=mode)
-    view = View(scene, size, 0.0)
-    placed = {one.thing.id: one for one in view.things}
-    points = torch.zeros(len(ids), len(SCENE_POINTS), 3)
-    for row, number in zip(points, ids, strict=True):
-        thing, x, y, angle, _, distance = placed[number]
+    points = _points_of_scene(split, index, size, mode)
+    return torch.stack([points[number] for number in ids]) if ids else torch.zeros(0, len(SCENE_POINTS), 3)
+
+
+@lru_cache(maxsize=2**17)  # training comes back to the same scenes, whose sampling takes longer than the crops
+def _points_of_scene(split: str, index: int, size: int, mode: str) -> dict[int, torch.Tensor]:
+    """`scene_keypoints` of all objects by their ids."""
+    view = View(sample_scene(split, index, mode=mode), size, 0.0)
+    points = {}
+    for placed in view.things:
+        thing, x, y, angle, _, distance = placed
         left, bottom, right, top = thing.extent
         middle, height = (left + right) / 2, (bottom + top) / 2
         ends = [[middle, top], [middle, bottom]] if view.plan else [[right, height], [left, height]]
@@ -65,12 +71,14 @@ def scene_keypoints(split: str, index: int, ids: list[int], size: int, mode: str
         px, py = view.project(
             x + cosine * local[:, 0] - sine * local[:, 1], y + sine * local[:, 0] + cosine * local[:, 1], distance
         )
+        row = torch.zeros(len(SCENE_POINTS), 3)
         row[:, :2] = torch.from_numpy(np.stack([px, py], axis=1) * size)
         inside = ((row[:, :2] >= 0) & (row[:, :2] <= size)).all(dim=1)
         if THING_CLASSES[thing.category] not in FACING:
             inside[3:] = False
         row[:, 2] = 2.0 * inside
-    return points * (points[..., 2:] > 0)
+        points[thing.id] = row * (row[:, 2:] > 0)
+    return points
 
 
 def object_crops(

@@ -1,5 +1,6 @@
 """Object detection and instance segmentation: torchvision's Mask R-CNN over any trunk, trained end to end."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, Ta
 from hf_geossl.evaluation.samples import Samples
 
 PRECISION_REPEATS = 100  # resamples for intervals of average precision
+CPU = torch.device("cpu")
 SHOWN = 8
 SURE = 0.3  # the score from which on pictures show predicted objects
 
@@ -152,21 +154,30 @@ def _inputs(
     batch: dict[str, Any], masks: bool, device: torch.device, mirrored: np.ndarray | None = None
 ) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """A batch of samples as torchvision's detectors take it; some images mirrored."""
+    pixels = unit_images(batch["image"].to(device))
+    columns = {"boxes": batch["boxes"], "labels": batch["categories"], **({"masks": batch["masks"]} if masks else {})}
+    columns = {name: _moved(column, device) for name, column in columns.items()}
     images, targets = [], []
-    for index, image in enumerate(batch["image"]):
-        boxes = batch["boxes"][index].float()
-        target = {"boxes": boxes, "labels": batch["categories"][index] + 1}
+    for index, image in enumerate(pixels):
+        target = {name: column[index] for name, column in columns.items()}
+        target["boxes"], target["labels"] = target["boxes"].float(), target["labels"] + 1
         if masks:
-            target["masks"] = batch["masks"][index].to(torch.uint8)
+            target["masks"] = target["masks"].to(torch.uint8)
         if mirrored is not None and mirrored[index]:
             image = image.flip(-1)
+            left, top, right, bottom = target["boxes"].unbind(dim=1)
             width = image.shape[-1]
-            target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+            target["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=1)
             if masks:
                 target["masks"] = target["masks"].flip(-1)
-        images.append(unit_images(image.to(device)))
-        targets.append({key: value.to(device) for key, value in target.items()})
+        images.append(image)
+        targets.append(target)
     return images, targets
+
+
+def _moved(parts: Sequence[torch.Tensor], device: torch.device) -> Sequence[torch.Tensor]:
+    """Tensors of any lengths on another device, in one transfer."""
+    return torch.cat(list(parts)).to(device).split([len(part) for part in parts])
 
 
 @torch.no_grad()
@@ -182,11 +193,13 @@ def _test(
     rows: list[Row] = []
     shown: list[Shown] = []
     for batch in options.batches(samples, f"{encoder.name}: {samples.name}"):
-        pixels, targets = _inputs(batch, masks, encoder.device)
+        pixels, _ = _inputs(batch, masks, encoder.device)
+        _, targets = _inputs(batch, masks, CPU)
         outputs = detector(pixels)
-        for image, output, target in zip(batch["image"], outputs, targets, strict=True):
-            predicted = {key: value.cpu() for key, value in output.items()}
-            truth = {key: value.cpu() for key, value in target.items()}
+        names = ["boxes", "labels", "scores", *(["masks"] if masks else [])]
+        columns = {name: _moved([output[name] for output in outputs], CPU) for name in names}
+        for index, (image, truth) in enumerate(zip(batch["image"], targets, strict=True)):
+            predicted = {name: column[index] for name, column in columns.items()}
             if masks:
                 predicted["masks"] = predicted["masks"][:, 0] > 0.5
                 truth["masks"] = truth["masks"].bool()
