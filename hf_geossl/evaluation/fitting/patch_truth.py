@@ -1,7 +1,7 @@
 """Maps of truth summed over the pixels of each patch: all that the loss of a map with one value a patch depends on.
 
 A pixel belongs to the patch that nearest upsampling shows there, so that these losses are those of maps that were brought to
-the size of the images that way, and some hundred times cheaper.
+the size of the images that way, and cheaper by up to the number of pixels in a patch.
 """
 
 import torch

@@ -47,8 +47,8 @@ class LinearSegmentationSettings(FrozenTraining):
     the same optimizer.
 
     The loss is that of logits which are brought to the size of the images by nearest upsampling, computed from the histogram of
-    classes in each patch. `"bilinear"`, what is measured and what papers train, takes full-size maps, some hundred times as
-    long.
+    classes in each patch. `"bilinear"`, what is measured and what papers train, takes full-size maps and several times as long
+    (the more pixels a patch has); its mean IoU was .006 to .009 higher on scenes, with trunks in the same order.
 
     Args:
         loss_upsampling (`"nearest"` or `"bilinear"`): Of the logits in training; predictions are bilinear.
