@@ -214,3 +214,9 @@ def test_positions_are_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> Non
     use_bfloat16(monkeypatch)
     position.measure_position(encoder, data, OPTIONS, position.PositionSettings(focal_queries=1))
     assert set(kinds) == {torch.float32}
+
+
+def test_the_random_twin_of_a_seed_is_drawn_once() -> None:
+    encoder = load_encoder(small_model(seed=1))
+    assert encoder.random_twin(3) is encoder.random_twin(3)
+    assert encoder.random_twin(3).fingerprint != encoder.random_twin(4).fingerprint

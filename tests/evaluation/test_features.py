@@ -84,6 +84,26 @@ def test_cached_columns_are_read_and_only_missing_ones_computed(
     assert computed[5:] == [["both"]]
 
 
+def test_features_that_tasks_share_come_of_one_pass_and_are_what_each_would_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, samples = load_encoder(small_model()), load_samples(size=32, limit=6)
+    options = replace(QUIET, cache_dir=tmp_path / "together", together=("pooled", "both", "patches"))
+    passes: list[int] = []
+    tokens = type(encoder).tokens
+    monkeypatch.setattr(
+        type(encoder), "tokens", lambda self, images: (passes.append(len(images)), tokens(self, images))[1]
+    )
+    first = compute_features(encoder, samples, ["pooled"], options)
+    assert list(first) == ["pooled"]
+    same = Transform("", lambda batch: (batch["image"], {}))  # images as they are
+    shared = compute_features(encoder, samples, ["both", "patches", "index"], options, transform=same)
+    assert sum(passes) == 6
+    alone = compute_features(encoder, samples, ["both", "patches"], replace(QUIET, cache_dir=None))
+    for name in alone:
+        np.testing.assert_array_equal(shared[name], alone[name])
+
+
 def test_a_target_that_the_data_lack_is_named() -> None:
     with pytest.raises(ValueError, match=r"scenes \(test\) has no 'normals', which this task needs"):
         compute_features(pixel_encoder(8), load_samples(size=16, limit=2), ["normals"], QUIET)

@@ -1,5 +1,6 @@
 """Options of an evaluation: numbers out of range are named, and data know what they are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,19 @@ def test_samples_have_the_size_mode_and_limit_that_are_asked_for() -> None:
     assert (data.train.count, data.test.size, data.test.mode) == (3, 32, "topdown")
     other = data.samples("test", size=16, mode="object")
     assert (other.size, other.mode) == (16, "object")
+
+
+def test_features_of_a_call_without_a_cache_are_shared_and_gone_after_an_interrupt() -> None:
+    cache = EvaluationOptions(cache_dir=None).feature_cache()
+    folder = cache.__enter__().cache_dir
+    assert folder is not None
+    assert folder.is_dir()
+    assert not cache.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # which goes on
+    assert not folder.exists()
+
+
+def test_all_samples_of_the_data_share_what_was_decoded() -> None:
+    data = EvaluationData(size=16, limit=3)
+    assert data.test.stored is data.test.stored
+    assert data.test.stored is not data.train.stored
+    assert replace(data, limit=3).test.stored is data.test.stored  # a part of the data has the same store
