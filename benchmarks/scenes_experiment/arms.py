@@ -24,16 +24,6 @@ from hf_geossl import (
     LOCAViews,
 )
 
-# one recipe of colours for all arms: scenes have fewer than photographs, and what turns them all into each other leaves little
-_COLORS: dict[str, Any] = {
-    "brightness": 0.4,
-    "contrast": 0.4,
-    "saturation": 0.2,
-    "hue": 0.05,
-    "color_jitter_probability": 0.8,
-    "grayscale_probability": 0.1,
-}
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -97,7 +87,7 @@ def _gtsa(preset: Preset) -> Parts:
         GTSAForPreTraining(config),
         GTSATrainer,
         GTSATrainingArguments,
-        GTSAViews(**_COLORS | views | preset.of_objective("gtsa", "views")),
+        GTSAViews(**preset.colors | views | preset.of_objective("gtsa", "views")),
     )
 
 
@@ -124,7 +114,7 @@ def _loca(preset: Preset, location_weight: float | None = None) -> Parts:
         LOCAForPreTraining(LOCAConfig(**_trunk(preset) | settings)),
         LOCATrainer,
         LOCATrainingArguments,
-        LOCAViews(**_COLORS | views | preset.of_objective("loca", "views")),
+        LOCAViews(**preset.colors | views | preset.of_objective("loca", "views")),
     )
 
 
@@ -158,7 +148,7 @@ def _host(preset: Preset, host: str, transformation: str | None, weight: float |
         EquiCoherentForPreTraining(config),
         EquiCoherentTrainer,
         EquiCoherentTrainingArguments,
-        EquiCoherentViews(host, transformation, config.num_intermediate, **_COLORS | views),
+        EquiCoherentViews(host, transformation, config.num_intermediate, **preset.colors | views),
     )
 
 

@@ -35,6 +35,17 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+# scenes have fewer colours than photographs, and what turns them all into each other leaves little to tell them by
+COLORS = {
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.05,
+    "color_jitter_probability": 0.8,
+    "grayscale_probability": 0.1,
+}
+
+
 @dataclass(frozen=True)
 class Preset:
     """
@@ -50,6 +61,7 @@ class Preset:
         global_scale, local_scale (`tuple[float, float]`): Shares of the image's area.
         num_local, num_focal (`int`): Local views; focal queries of LOCA.
         tasks (`dict`): Which probes with which settings.
+        colors (`dict`): The colour jitter of all arms.
         training (`dict`): Training arguments that all objectives share.
         recipes (`dict[str, Recipe]`): By objective, what differs from them; see `RECIPES`.
         reconstruction_weight (`float`, *optional*): EquiCoherent's; None chooses it from 1, 5 and 10 on a seed outside of
@@ -78,6 +90,7 @@ class Preset:
     num_focal: int
     tasks: dict[str, dict[str, Any]]
     training: dict[str, Any]
+    colors: dict[str, float] = field(default_factory=lambda: COLORS)
     recipes: dict[str, Recipe] = field(default_factory=lambda: RECIPES)
     reconstruction_weight: float | None = 1.0
     bootstrap: int = 1000
