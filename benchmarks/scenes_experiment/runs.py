@@ -206,13 +206,12 @@ def run_arm(
         seed=seed,
         bootstrap=preset.bootstrap,
         output=weights / "results.json",
-        cache_dir=weights / "features",
+        cache_dir=None,  # features are shared by the tasks of the call, and gone after it
         pictures=False,
         progress=False,
         num_workers=workers,
         store=store,
     )
-    shutil.rmtree(weights / "features", ignore_errors=True)
     if failed := measured.pop("about")["failed"]:
         raise FailedProbesError("; ".join(f"{task}: {why}" for task, why in failed.items()))
     training = json.loads(notes.read_text())
