@@ -40,7 +40,8 @@ def pretrain(argv: Sequence[str]) -> int:
     check_eval_images(given.data)
     for sentence in given.left_out:
         print(sentence, file=sys.stderr)
-    for path in (given.data.dataset, given.data.eval_dataset, given.model_name_or_path, given.init_from):
+    probes = None if given.data.probe_dataset == "off" else given.data.probe_dataset
+    for path in (given.data.dataset, given.data.eval_dataset, probes, given.model_name_or_path, given.init_from):
         require_if_local(path or "scenes")
     command = f"geossl pretrain {shlex.join(argv)}"
     trainer, resume = make_trainer(given, command)

@@ -30,14 +30,14 @@ HELP = {
 USAGE = "geossl pretrain RECIPE_OR_YAML [--key value ...]"
 # what people set: shown by --help, in this order
 SHOWN = {
-    "data": "dataset dataset_config split image_column channels value_range skip_broken eval_dataset eval_images",
+    "data": "dataset dataset_config split image_column channels value_range skip_broken eval_dataset eval_images probe_dataset",
     "model": "init_from model_name_or_path hidden_size num_hidden_layers num_attention_heads image_size patch_size drop_path_rate host "
     "transformation num_prototypes",
     "views": "global_size local_size num_local global_scale local_scale reference_size focal_size num_focal",
     "training": "max_steps per_device_train_batch_size gradient_accumulation_steps base_learning_rate learning_rate "
     "warmup_steps weight_decay teacher_momentum freeze_trunk_steps lora_rank max_grad_norm bf16 fp16 use_cpu torch_compile "
     "activation_checkpointing gradient_checkpointing dataloader_num_workers seed",
-    "checkpoints and Hub": "output_dir resume_from_checkpoint save_steps save_total_limit logging_steps eval_strategy picture "
+    "checkpoints and Hub": "output_dir resume_from_checkpoint save_steps save_total_limit logging_steps probe_every_steps eval_strategy picture "
     "report_to push_to_hub hub_model_id",
 }
 # what transformers says of these is about text, or about what is not done here
@@ -60,7 +60,8 @@ CLEARER = {
 _IMAGES = "channels channel_names value_range mean std"
 # argument that the user gave -> what a recipe says beside its own value of it, and means nothing for another one
 YIELDING = {
-    "dataset": "dataset_config split image_column revision eval_dataset eval_split " + _IMAGES,
+    "dataset": "dataset_config split image_column revision eval_dataset eval_split probe_dataset probe_label_column "
+    + _IMAGES,
     "channels": _IMAGES.removeprefix("channels "),
     "value_range": "mean std",
     "host": "num_local",  # some take local views and some do not
@@ -197,6 +198,8 @@ def _unused(of_user: Mapping[str, Value], of_recipe: Mapping[str, Value]) -> tup
             for name in ("eval_split", "eval_images")
             if of_user.get(name) not in (None, TAKEN_BACK)
         ]
+    if values.get("probe_dataset") is None and of_user.get("probe_label_column") not in (None, TAKEN_BACK):
+        said.append("--probe_label_column means nothing without --probe_dataset, and is left out")
     if values.get(INIT_FROM.name) is None and of_user.get(INIT_CHANNELS.name) not in (None, TAKEN_BACK):
         said.append(f"--{INIT_CHANNELS.name} means nothing without --{INIT_FROM.name}, and is left out")
     if not values.get("push_to_hub"):

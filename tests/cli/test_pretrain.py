@@ -17,11 +17,13 @@ import torch
 import yaml
 from transformers import AutoModel
 
+from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.main import main
-from hf_geossl.cli.pretrain import make_training_arguments
+from hf_geossl.cli.pretrain import make_training_arguments, open_probes
 from hf_geossl.cli.pretrain_arguments import parse_pretrain
 from hf_geossl.cli.pretrain_model import make_config
 from hf_geossl.cli.usage import UsageError
+from hf_geossl.modeling.image_format import ImageFormat
 from tests.helpers.photographs import pieces, write_folder
 from tests.helpers.small_recipes import SMALL, SMALL_EQUICOHERENT, SMALL_LOCA, error_line
 
@@ -448,3 +450,14 @@ def test_nothing_but_sentences_is_printed(tmp_path: Path, recipe: Path, capsys: 
     captured = capsys.readouterr()
     assert "{'" not in captured.out + captured.err
     assert "step 4, 8 held-out images: loss" in captured.out
+
+
+def test_scenes_have_labelled_probes_by_default_and_others_where_they_are_named(tmp_path: Path) -> None:
+    rgb, photographs = ImageFormat(), str(write_folder(tmp_path / "photographs", 4))
+    assert open_probes(DataArguments(), 32, rgb).load(3, 32).name == "scenes (validation)"
+    topdown = open_probes(DataArguments(dataset_config="topdown-96"), 32, rgb)
+    assert topdown.load(3, 32).name == "scenes, topdown (validation)"
+    assert open_probes(DataArguments(probe_dataset="off"), 32, rgb) is None
+    assert open_probes(DataArguments(dataset=photographs), 32, rgb) is None
+    with pytest.raises(ValueError, match="no 'label'|split"):
+        open_probes(DataArguments(probe_dataset=photographs), 32, rgb)
