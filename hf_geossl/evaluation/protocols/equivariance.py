@@ -88,7 +88,9 @@ class EquivarianceSettings(ProtocolSettings):
     mlp_learning_rate: float = 1e-3
     padded: bool = True
 
-    QUICK = MappingProxyType({"transformations_per_image": 2, "mlp_epochs": 30, "mlp_hidden_size": 128})
+    QUICK = MappingProxyType(
+        {"transformations_per_image": 2, "components": 16, "mlp_epochs": 30, "mlp_hidden_size": 128}
+    )
 
     def work(self, scale: Scale) -> Work:
         """See `ProtocolSettings`."""

@@ -21,6 +21,7 @@ from hf_geossl.evaluation.reading.sample_reader import CHANGED, ReadRow, Sample,
 logger = logging.getLogger(__name__)
 
 MEMORY = 2**32  # bytes of decoded samples in memory; further ones go to a temporary file
+DISK = 2**35  # bytes of a split there at most, and half of what is free
 IMAGES_A_WORKER = 64  # fewer are read sooner than a process has started
 _TOGETHER = 8  # samples that a worker sends at a time
 _GB = 10**9
@@ -148,10 +149,10 @@ class StoredRows(Dataset):
             return True  # of a stream with a limit
         needed = total * sum(value.nbytes for value in first.values() if isinstance(value, np.ndarray))
         left = self._store.memory - self._store.in_memory
-        if needed <= left or needed <= shutil.disk_usage(tempfile.gettempdir()).free / 2:
+        if needed <= left or needed <= min(DISK, shutil.disk_usage(tempfile.gettempdir()).free / 2):
             return True
         logger.warning(
-            "%s: %s take %.0f GB decoded, more than memory and half of the free disk: they are read again in each pass "
+            "%s: %s take %.0f GB decoded, more than is kept of a split (34 GB, half of the free disk): read again in each pass "
             "(limit takes fewer)",
             self._name, counted(total, "image"), needed / _GB,
         )  # fmt: skip

@@ -150,7 +150,7 @@ def test_what_fits_nowhere_is_read_in_each_pass(
     with caplog.at_level(logging.WARNING, "hf_geossl"):
         assert_all_passes_are_the_same(samples, plain)
     [line] = caplog.messages
-    assert "more than memory and half of the free disk" in line
+    assert "more than is kept of a split (34 GB, half of the free disk)" in line
 
 
 def test_no_file_is_left_in_the_folder_of_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
