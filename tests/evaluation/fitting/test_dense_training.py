@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_geossl.evaluation.fitting.dense_training import random_frames, shuffled_rows, slide
+from hf_geossl.evaluation.fitting import dense_training
+from hf_geossl.evaluation.fitting.dense_training import DeviceColumn, random_frames, shuffled_rows, slide
 
 
 def test_frames_at_scale_one_are_cut_out_or_mirrored() -> None:
@@ -77,3 +78,23 @@ def test_rows_come_once_a_pass_and_more_often_where_a_batch_is_larger() -> None:
     assert all(sorted(part) == list(range(10)) for part in passes)
     assert not np.array_equal(passes[0], passes[1])
     assert sorted(next(shuffled_rows(3, 6, 0))) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_column_too_large_for_the_device_is_read_row_by_row_with_the_same_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    column, rows = np.arange(210, dtype=np.float32).reshape(70, 3), np.array([69, 0, 33, 33])
+    calls: list[int] = []
+
+    def change(part: torch.Tensor) -> torch.Tensor:
+        calls.append(len(part))
+        return part * 2
+
+    stored = DeviceColumn(column, torch.device("cpu"), change)
+    before = len(calls)
+    assert torch.equal(stored[rows], torch.from_numpy(column[rows] * 2))
+    assert len(calls) == before  # changed once, when it was stored
+    monkeypatch.setattr(dense_training, "MOST_STORED", column.nbytes - 1)
+    read = DeviceColumn(column, torch.device("cpu"), change)
+    assert torch.equal(read[rows], stored[rows])
+    assert calls[-2:] == [1, 4]  # one row to know the size, and those that were asked for
