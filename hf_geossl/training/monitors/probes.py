@@ -160,7 +160,8 @@ class Probes:
             self.labelled = self.dataset.load(self.count, _image_size(model))
         if not self.floors:
             self.contrast = (in_units(self._images) / _channels(self.views.std)).std(dim=(-2, -1)).mean().item()
-            self.floors = self._agreed(self._read_floors() or self._measure_floors(model))
+            known = self._agreed(self._read_floors())  # all processes measure them, or none
+            self.floors = known or self._agreed(self._measure_floors(model))
         return self._images
 
     def _measure_floors(self, model: TeacherStudentModel) -> dict[str, dict[str, float]]:
