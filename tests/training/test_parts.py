@@ -64,7 +64,7 @@ def test_a_checkpoint_holds_the_state_of_all_parts(images: Any, tmp_path: Path) 
     trainer = gtsa_run.make_trainer(tmp_path, images, save_steps=3, logging_steps=2, gradient_accumulation_steps=2)
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-3" / "run_state_0.json").read_text())
-    assert set(state) == {"format", "settings", "stream", "meter", "guard", "seconds"}
+    assert set(state) == {"format", "settings", "stream", "meter", "guard", "probes", "seconds"}
     assert state["format"] == FORMAT
     assert state["settings"]["batches of a step"] == 2
     assert (state["meter"]["steps"], state["guard"]) == (1, {"skipped": 0, "in_a_row": 0})
