@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 from transformers import TrainingArguments
-from transformers.utils import is_torch_tf32_available
 
 from hf_geossl.training.execution.compilation import BlockCompilation
 from hf_geossl.training.sharding import check_divisible_optimizer, fsdp_plugin_settings
@@ -66,8 +65,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         ignore_data_skip (`bool`): Must stay on: a checkpoint holds the position of the stream.
         ddp_find_unused_parameters (`bool`): Off: every trained parameter gets a gradient in every step.
         torch_compile (`bool` or `None`): Whether the trunk's layers are compiled, one compilation for all of them and for
-            all sizes of views; None does it on a GPU. In bf16 the products left in float32, of heads and losses, are then in
-            TF32, unless `tf32` is False.
+            all sizes of views; None does it on a GPU.
         base_learning_rate (`float` or `None`): Learning rate for a global batch of 256; the peak is this times the
             global batch / 256. None uses `learning_rate` as it is, and so does a `learning_rate` given without this.
         min_learning_rate (`float` or `None`): Learning rate that the cosine ends at; None is 1 % of the peak.
@@ -180,8 +178,6 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         compiles = self.torch_compile or backend is not None or mode is not None
         if self.torch_compile is None and not compiles:
             compiles = torch.cuda.is_available() and not self.use_cpu
-        if compiles and self.bf16 and self.tf32 is None and is_torch_tf32_available():
-            self.tf32 = True
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
         super().__post_init__()
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = bool(compiles), backend, mode
