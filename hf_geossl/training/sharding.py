@@ -33,6 +33,12 @@ def unshard(model: nn.Module) -> None:
         model.unshard()
 
 
+def reshard(model: nn.Module) -> None:
+    """Divides again what `unshard` has gathered, where no backward pass follows."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor; where processes hold parts of it, all of them must call this at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -30,7 +30,7 @@ from hf_geossl.training.monitors.instruments import (
     measure,
 )
 from hf_geossl.training.monitors.schedule import ProbeSchedule
-from hf_geossl.training.sharding import unshard
+from hf_geossl.training.sharding import reshard, unshard
 from hf_geossl.views.base import Views
 
 logger = logging.getLogger(__name__)
@@ -245,6 +245,7 @@ class Probes:
                 yield
         finally:
             network.train(training)
+            reshard(model)
 
     def _agreed(self, value: Value) -> Value:
         """The first process's value."""
