@@ -92,7 +92,13 @@ def read_source(
     if path.is_dir():
         name = path.resolve().name
         own = _model_type(path) in METHODS
-        if not (path / "config.json").is_file() or (own and (whole or weights is not None)):
+        described = (path / "config.json").is_file()
+        files = sorted(entry.name for entry in path.iterdir() if entry.suffix in _FILES)
+        if not described and files and not any(path.glob("checkpoint-*")):
+            raise ValueError(
+                f"{name} has no config.json, which a model's folder has; name the file in it: {', '.join(files[:4])}"
+            )
+        if not described or (own and (whole or weights is not None)):
             folder, found, place = find_model(path)
             return _read_own(folder, f"{name}{place}", found, weights, {})
     given: dict[str, Any] = {"revision": revision, "token": token}

@@ -150,7 +150,8 @@ def compose_model(
     Args:
         model_class (`type`): transformers' class, such as `UperNetForSemanticSegmentation`.
         backbone (`str`): Folder or Hub repository of the trunk.
-        out_indices (`Sequence[int]`, *optional*): Layers whose features the model takes; four evenly spaced ones if absent.
+        out_indices (`Sequence[int]`, *optional*): Layers whose features the model takes; four evenly spaced ones if absent,
+            of three layers the embeddings' too.
         config (`PreTrainedConfig`, *optional*): The model's own settings, without a `backbone_config`.
         **fields: Settings of the model by name, such as `num_labels=150`, which replace those of `config`.
 
@@ -158,7 +159,7 @@ def compose_model(
         `PreTrainedModel`: The model, in eval mode: the trunk with its weights, the rest with random ones.
 
     Raises:
-        ValueError: If the model is none of the three.
+        ValueError: If the model is none of the three, or the trunk has fewer layers than it takes.
     """
     import torch
 
@@ -170,7 +171,12 @@ def compose_model(
         raise ValueError(f"model_class must be a model of {known}, got {model_class.__name__}")
     trunk = load_backbone(backbone, reshape_hidden_states=COMPOSED[name].takes_feature_maps)
     layers = trunk.config.num_hidden_layers
-    chosen = out_indices or sorted({max(1, layers * part // 4) for part in range(1, 5)})
+    chosen = out_indices or (range(layers + 1) if layers < 4 else [layers * part // 4 for part in range(1, 5)])
+    if not out_indices and len(chosen) < 4:
+        raise ValueError(
+            f"{model_class.__name__} takes the features of four layers, and the trunk has {layers}: give out_indices, or a "
+            "trunk of three layers or more"
+        )
     trunk.config.set_output_features_output_indices(out_features=None, out_indices=list(chosen))
     values = {} if config is None else config.to_diff_dict()
     composed = COMPOSED[name](

@@ -247,6 +247,14 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_source(tmp_path)
 
 
+def test_a_folder_with_a_file_alone_names_the_file(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "dino.pth")
+    with pytest.raises(
+        ValueError, match="has no config.json, which a model's folder has; name the file in it: dino.pth"
+    ):
+        read_source(tmp_path)
+
+
 def test_a_hub_id_is_read_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = [make("Dinov2Model", num_hidden_layers=layers) for layers in (1, 2)]
     with HubServer(tmp_path / "hub") as server:

@@ -182,3 +182,15 @@ def test_a_backbone_config_alone_says_that_weights_are_random(root: Path, caplog
     transformers.UperNetForSemanticSegmentation.from_pretrained(root / "plain")
     compose_model(transformers.UperNetForSemanticSegmentation, str(root / "trunk-gtsa"), **UPERNET)
     assert "random weights" not in caplog.text  # theirs are there
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_shallow_trunk_gives_its_embeddings_too_or_is_refused(layers: int, tmp_path: Path) -> None:
+    METHODS["gtsa"].model("Model", num_hidden_layers=layers).save_pretrained(tmp_path)
+    if layers == 2:
+        with pytest.raises(ValueError, match="features of four layers, and the trunk has 2: give out_indices"):
+            compose_model(transformers.UperNetForSemanticSegmentation, str(tmp_path), **UPERNET)
+        return
+    model = compose_model(transformers.UperNetForSemanticSegmentation, str(tmp_path), **UPERNET)
+    assert model.config.backbone_config.out_indices == [0, 1, 2, 3]
+    assert model(images(1, 3, 32, 48)).logits.shape == (1, 3, 32, 48)
