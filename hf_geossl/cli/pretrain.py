@@ -38,11 +38,11 @@ def pretrain(argv: Sequence[str]) -> int:
     """
     given = parse_pretrain(argv)
     check_eval_images(given.data)
-    for sentence in given.left_out:
-        print(sentence, file=sys.stderr)
     probes = None if given.data.probe_dataset == "off" else given.data.probe_dataset
     for path in (given.data.dataset, given.data.eval_dataset, probes, given.model_name_or_path, given.init_from):
         require_if_local(path or "scenes")
+    for sentence in given.left_out:
+        print(sentence, file=sys.stderr)
     command = f"geossl pretrain {shlex.join(argv)}"
     trainer, resume = make_trainer(given, command)
     if trainer.is_world_process_zero():

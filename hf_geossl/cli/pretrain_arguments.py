@@ -35,8 +35,8 @@ SHOWN = {
     "transformation num_prototypes",
     "views": "global_size local_size num_local global_scale local_scale reference_size focal_size num_focal",
     "training": "max_steps per_device_train_batch_size gradient_accumulation_steps base_learning_rate learning_rate "
-    "warmup_steps weight_decay teacher_momentum freeze_trunk_steps lora_rank max_grad_norm bf16 fp16 use_cpu torch_compile "
-    "activation_checkpointing gradient_checkpointing dataloader_num_workers seed",
+    "warmup_steps weight_decay teacher_momentum freeze_trunk_steps lora_rank bf16 fp16 use_cpu torch_compile "
+    "gradient_checkpointing dataloader_num_workers seed",
     "checkpoints and Hub": "output_dir resume_from_checkpoint save_steps save_total_limit logging_steps probe_every_steps eval_strategy picture "
     "report_to push_to_hub hub_model_id",
 }

@@ -171,7 +171,7 @@ def fit_memory(
         args: Its `gradient_checkpointing` becomes True then, which checkpoints' arguments and the card say too.
         forget: Drops what the pass has counted.
     """
-    if model.is_gradient_checkpointing:
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return compute()
     on_gpu = args.device.type == "cuda"
     states = torch.get_rng_state(), torch.cuda.get_rng_state(args.device) if on_gpu else None

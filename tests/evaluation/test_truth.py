@@ -13,7 +13,7 @@ from hf_geossl.data.sources.opening import LabelledRows
 from hf_geossl.evaluation.options import EvaluationData
 from hf_geossl.evaluation.reading.sample_reader import SampleReader
 from hf_geossl.evaluation.truth import Columns, SharedTruth, Truth, decide_truth
-from tests.evaluation.test_annotations import BOX
+from tests.evaluation.reading.test_annotations import BOX
 
 
 def rows_of(**columns: list[Any]) -> datasets.Dataset:

@@ -48,6 +48,7 @@ def small_arguments(output_dir: str | Path, **fields: Any) -> EquiCoherentTraini
         "use_cpu": True,
         "disable_tqdm": True,
         "picture": False,
+        "probe_every_steps": 0,  # when features are measured depends on the time that it takes
         "probe_time_share": 1.0,
     }
     return EquiCoherentTrainingArguments(

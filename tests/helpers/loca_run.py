@@ -38,6 +38,7 @@ def small_arguments(output_dir: str | Path, **fields: Any) -> LOCATrainingArgume
         "use_cpu": True,
         "disable_tqdm": True,
         "picture": False,
+        "probe_every_steps": 0,  # when features are measured depends on the time that it takes
         "probe_time_share": 1.0,
     }
     return LOCATrainingArguments(output_dir=str(output_dir), **{**defaults, "base_learning_rate": 5e-2, **fields})

@@ -865,7 +865,7 @@ def test_the_command_pushes_at_the_end(
         "--max_steps",
         "2",
         "--hidden_size",
-        "32",
+        "48",
         "--num_hidden_layers",
         "1",
         "--per_device_train_batch_size",
@@ -878,7 +878,7 @@ def test_the_command_pushes_at_the_end(
     assert "geossl pretrain quickstart --dataset (local path) --output_dir (local path) --max_steps 2" in card
     assert f"{hub.url}/tester/m" in capsys.readouterr().out
     features = AutoModelForImageClassification.from_pretrained(tmp_path / "my-run")
-    assert features.config.hidden_size == 32
+    assert features.config.hidden_size == 48
 
 
 # ---- A push that is killed

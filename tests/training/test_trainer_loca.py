@@ -211,7 +211,8 @@ def test_ablations_train_and_log_what_they_have(fields: dict[str, Any], images: 
 
 
 def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, images, max_steps=1, logging_steps=1, probe_every_steps=1)
+    still = {"teacher_momentum": 1.0, "teacher_momentum_end": 1.0}
+    trainer = make_trainer(tmp_path, images, max_steps=1, logging_steps=1, probe_every_steps=1, **still)
     with torch.no_grad():
         trainer.model.teacher.loca.layernorm.weight.zero_()
         trainer.model.teacher.loca.layernorm.bias.fill_(1.0)
