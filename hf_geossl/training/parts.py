@@ -167,6 +167,7 @@ class TrainerParts:
         self.step.finish(model, begins=True)
         self.guard.observe_images(images)
         self.matrix_rate.observe(model, inputs)
+        self.anchor.forget()  # what the student has encoded to be counted
 
     def begin_checkpoint(self) -> None:
         """Ends the step before a checkpoint, during training only."""

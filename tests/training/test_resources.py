@@ -156,15 +156,24 @@ def test_operations_are_counted_once_and_eagerly() -> None:
 def test_counting_changes_nothing_of_a_run(
     run: Any, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run.make_trainer(tmp_path / "plain", images, max_steps=3, logging_steps=1)
-    plain.train()
+    """The anchor too, which takes what the student encodes first."""
+
+    def train(name: str) -> Any:
+        made = run.make_trainer(tmp_path / name, images)
+        made.model.config.init_from = "a trunk"  # which an anchor asks for
+        args = run.small_arguments(tmp_path / name, max_steps=3, logging_steps=1, anchor_weight=1.0)
+        trainer = type(made)(made.model, args, images, views=made.views)
+        trainer.train()
+        return trainer
+
+    plain = train("plain")
     assert not [line for line in plain.state.log_history if "matrix_rate_share" in line]  # of a CPU
     monkeypatch.setattr(MatrixRate, "reset", lambda self: setattr(self, "pending", True))
     monkeypatch.setattr("hf_geossl.training.resources.square_product_rate", lambda device, side: 1e12)
-    counted = run.make_trainer(tmp_path / "counted", images, max_steps=3, logging_steps=1)
-    counted.train()
+    counted = train("counted")
     assert different_weights(plain.model, counted.model) == []
-    for line in counted.state.log_history[:3]:
+    for before, line in zip(plain.state.log_history[:3], counted.state.log_history[:3], strict=True):
+        assert line["anchor_loss"] == before["anchor_loss"]
         share = line["images_per_second"] * counted.parts.matrix_rate.operations / 1e12
         assert line["matrix_rate_share"] == share > 0
 

@@ -48,7 +48,7 @@ class Anchor:
             self._encoded = (args, kwargs, outputs)
 
     def forget(self) -> None:
-        """Drops what the student has encoded in a forward pass that did not come to its end."""
+        """Drops what the student has encoded in a forward pass whose loss is not taken."""
         self._encoded = None
 
     def digest(self) -> str | None:
