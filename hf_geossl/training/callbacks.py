@@ -142,7 +142,7 @@ class StepCallback(TrainerCallback):
 
     On a GPU the device tells a fused AdamW, and the host reads the decision later, in `finish`: once the device has the next
     step's images to work on, so that neither waits for the other, or at the end of a step that is logged or saved. Teacher
-    and centers move then; what depends on them before the next forward pass must call `finish` before it.
+    and centers move then, and the step is counted; what depends on that before the next forward pass must call `finish`.
     """
 
     not_waited_for: ClassVar[tuple[str, ...]] = ("cuda",)  # kinds of devices
@@ -163,8 +163,6 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Forgets the step before, unless its decision is still to be read."""
-        if self.is_measured(state.global_step):
-            self.finish(model_of(kwargs))
         if not self.guard.pending:
             self._begin(model_of(kwargs))
 
@@ -200,8 +198,8 @@ class StepCallback(TrainerCallback):
         else:
             self.guard.count_made()
             model.on_optimizer_step(self.plan.teacher_momentum_at(self.guard.step))
+        self.meter.count_step(self.guard.skips)
         if begins:
-            self.meter.count_step(self.guard.skips)
             self._begin(model)
 
     def on_optimizer_step(
@@ -223,12 +221,12 @@ class StepCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Reads the decision where something follows that needs it, and counts the step where it has been read."""
+        """Reads the decision where something follows that needs it; counts the step where it has been read at once."""
         follows = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
-        if follows or self.is_measured(state.global_step) or self.preemption.is_requested(args.world_size):
-            self.finish(model_of(kwargs))
         if not self.guard.pending:
             self.meter.count_step(self.guard.skips)
+        elif follows or self.is_measured(state.global_step) or self.preemption.is_requested(args.world_size):
+            self.finish(model_of(kwargs))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -169,6 +169,11 @@ class TrainerParts:
         self.matrix_rate.observe(model, inputs)
         self.anchor.forget()  # what the student has encoded to be counted
 
+    def extend_log(self, logs: dict[str, float], step: int) -> None:
+        """Ends the step before a line of the log, and makes that; see `LogLine.extend`."""
+        self.step.finish(self.model)
+        self.log_line.extend(logs, step, self.model.teacher is not None, self.feed.skipped_images)
+
     def begin_checkpoint(self) -> None:
         """Ends the step before a checkpoint, during training only."""
         self.feed.opened()

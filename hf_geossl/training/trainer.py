@@ -238,6 +238,7 @@ class TeacherStudentTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The pretraining loss, its parts and the method's metrics; see `HeldOutLosses`."""
         model = self.accelerator.unwrap_model(self.model)
+        self.parts.step.finish(model)  # callbacks behind the step's may ask for this, too
         means = self.parts.held_out.measure(model, dataloader, self._scalars_of, self._prepare_inputs, self._on_batch)
         means |= self.parts.evaluation_probes(model, means, self.state.global_step if self.is_in_train else None)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -252,8 +253,7 @@ class TeacherStudentTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As transformers', with loss parts, schedules and speed; see `LogLine`."""
-        has_teacher = self.model.teacher is not None
-        self.parts.log_line.extend(logs, self.state.global_step, has_teacher, self.feed.skipped_images)
+        self.parts.extend_log(logs, self.state.global_step)
         super().log(logs, start_time)
 
     def train(
@@ -317,8 +317,8 @@ class TeacherStudentTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            whole, folder = self.accelerator.unwrap_model(self.model), Path(checkpoint)
-            read_optimizer(whole, self.optimizer, self.lr_scheduler, folder)
+            whole = self.accelerator.unwrap_model(self.model)
+            read_optimizer(whole, self.optimizer, self.lr_scheduler, Path(checkpoint))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         accelerator = self.accelerator

@@ -134,6 +134,7 @@ class NonFiniteGuard:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int] | None) -> None:
-        """Goes on from a checkpoint's `state_dict()`; from 0 without one."""
+        """Goes on from a checkpoint's `state_dict()`; from 0 without one. What a call of `train` that broke off left goes."""
         state = state or {"skipped": 0, "in_a_row": 0}
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.begin_step()

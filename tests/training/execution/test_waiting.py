@@ -84,9 +84,19 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "can_check_values", lambda tensor: False)
 
 
+class Asking(TrainerCallback):
+    """Asks for a line, a checkpoint and an evaluation after the trainer's own callbacks, where nothing else is due."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step == 2
+        control.should_save |= state.global_step == 4
+        control.should_evaluate |= state.global_step == 5
+
+
 def train(name: str, folder: Path, images: Any, **fields: Any) -> Any:
     """A run of six steps, whose loss is not a number in the second and the fourth."""
     run, config = RUNS[name]
+    fields = {"eval_dataset": images[:4], "probe_every_steps": 0, **fields}
     settings = {"max_steps": 6, "logging_steps": 3, "gradient_accumulation_steps": 2, **fields}
     trainer = run.make_trainer(folder, images, **settings, **({"config": config} if config else {}))
     training_step = trainer.compute_loss
@@ -95,6 +105,7 @@ def train(name: str, folder: Path, images: Any, **fields: Any) -> Any:
         return training_step(*args, **kwargs) * (math.nan if trainer.state.global_step in (1, 3) else 1.0)
 
     trainer.compute_loss = spoiled
+    trainer.add_callback(Asking())
     trainer.train()
     return trainer
 
@@ -136,6 +147,7 @@ def test_a_decision_that_is_read_late_changes_no_bit(
         for log in (at_once.state.log_history, late.state.log_history)
     ]
     assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0] if "loss" in line or "eval_loss" in line] == [2, 3, 5, 6]
     assert late.parts.guard.skipped == at_once.parts.guard.skipped == 2
     names = [sorted(path.name for path in (tmp_path / kind).glob("nonfinite*")) for kind in ("at_once", "late")]
     assert names[0] == names[1] == ["nonfinite_step_1_rank_0.json", "nonfinite_step_3_rank_0.json"]
@@ -148,6 +160,25 @@ def test_late_decisions_end_a_run_before_its_next_step_and_resume_exactly(images
     assert not different_weights(whole.model, resumed.model)
     with pytest.raises(NonFiniteLossError, match="the loss of step 1 or its gradient"):
         train("gtsa", tmp_path / "ended", images, max_nonfinite_steps=1)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_decision_that_an_interrupted_call_left_is_none_of_the_next_one(images: Any, tmp_path: Path) -> None:
+    class Interrupted(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    fields = {"max_steps": 4, "save_steps": 2, "logging_steps": 4, "teacher_momentum": 0.5}
+    whole = gtsa_run.make_trainer(tmp_path / "whole", images, **fields)
+    whole.train()
+    resumed = gtsa_run.make_trainer(tmp_path / "resumed", images, [interrupted := Interrupted()], **fields)
+    with pytest.raises(KeyboardInterrupt):
+        resumed.train()
+    assert resumed.parts.guard.pending
+    resumed.remove_callback(interrupted)
+    resumed.train(resume_from_checkpoint=True)
+    assert not different_weights(whole.model, resumed.model)
 
 
 def test_values_on_a_host_are_read_as_they_are() -> None:
