@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu.rows import Measurement, Row, Setup
-from benchmarks.gpu.scenes import TRUNK
+from benchmarks.scenes_experiment.arms import trunk_of
+from benchmarks.scenes_experiment.presets import PRESETS
 from hf_geossl import GTSAConfig, GTSAModel, evaluate_model
 
 TASKS = ("knn", "linear", "rotation", "segmentation", "depth", "equivariance")
@@ -20,7 +21,7 @@ QUICKSTART = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 
 def six_tasks(setup: Setup) -> Iterator[Row]:
     """All of them in one call, data rendered in it; where everything is tiny the three that take seconds."""
     torch.manual_seed(0)
-    model = GTSAModel(GTSAConfig(**(TRUNK if setup.cuda else QUICKSTART)))
+    model = GTSAModel(GTSAConfig(**(trunk_of(PRESETS["gpu"]) if setup.cuda else QUICKSTART)))
     tasks, began = TASKS[:3] if setup.tiny else TASKS, time.time()
     images = IMAGES if setup.cuda else IMAGES_ON_CPU
     results = evaluate_model(

@@ -6,23 +6,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.scenes_experiment.presets import Preset
-from hf_geossl import (
-    EquiCoherentConfig,
-    EquiCoherentForPreTraining,
-    EquiCoherentTrainer,
-    EquiCoherentTrainingArguments,
-    EquiCoherentViews,
-    GTSAConfig,
-    GTSAForPreTraining,
-    GTSATrainer,
-    GTSATrainingArguments,
-    GTSAViews,
-    LOCAConfig,
-    LOCAForPreTraining,
-    LOCATrainer,
-    LOCATrainingArguments,
-    LOCAViews,
-)
+from hf_geossl.cli.describe import shared_settings
+from hf_geossl.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,8 @@ class Arm:
     mode: str = "scene"
 
 
-def _trunk(preset: Preset) -> dict[str, Any]:
+def trunk_of(preset: Preset) -> dict[str, Any]:
+    """The sizes of the trunk."""
     return {
         "hidden_size": preset.hidden_size,
         "num_hidden_layers": preset.num_hidden_layers,
@@ -62,6 +48,17 @@ def _trunk(preset: Preset) -> dict[str, Any]:
         "patch_size": preset.patch_size,
         "drop_path_rate": 0.0,
     }
+
+
+def _parts(
+    method: str, objective: str, preset: Preset, model: dict[str, Any], views: dict[str, Any], **own: Any
+) -> Parts:
+    """Of a method's classes: what the objective's recipe says goes above model and views, `own` (the arm's) above that."""
+    row = METHODS[method]
+    config = row.load("config")(**trunk_of(preset) | model | preset.of_objective(objective, "model") | own)
+    shared = {name: getattr(config, name) for name in shared_settings(row)}
+    made = row.load("views")(**preset.colors | views | preset.of_objective(objective, "views") | shared)
+    return Parts(row.load("pretraining")(config), row.load("trainer"), row.load("arguments"), made)
 
 
 def _gtsa(preset: Preset) -> Parts:
@@ -82,40 +79,26 @@ def _gtsa(preset: Preset) -> Parts:
         "local_scale": preset.local_scale,
         "blur_probability": 0.0,
     }
-    config = GTSAConfig(**_trunk(preset) | settings | preset.of_objective("gtsa", "model"))
-    return Parts(
-        GTSAForPreTraining(config),
-        GTSATrainer,
-        GTSATrainingArguments,
-        GTSAViews(**preset.colors | views | preset.of_objective("gtsa", "views")),
-    )
+    return _parts("gtsa", "gtsa", preset, settings, views)
 
 
-def _loca(preset: Preset, location_weight: float | None = None) -> Parts:
+def _loca(preset: Preset, **own: Any) -> Parts:
     tokens = (preset.image_size // preset.patch_size) ** 2
     settings = {
         "head_hidden_size": preset.head_size,
         "head_bottleneck_size": preset.bottleneck,
         "num_prototypes": preset.prototypes,
         "num_kept_query_tokens": round(tokens * 70 / 196),
-    } | preset.of_objective("loca", "model")
+    }
     views = {
         "reference_size": preset.image_size,
         "focal_size": preset.local_size,
         "num_focal": preset.num_focal,
-        "patch_size": preset.patch_size,
         "reference_scale": preset.global_scale,
         "focal_scale": preset.local_scale,
         "solarize_probability": 0.0,
     }
-    if location_weight is not None:
-        settings["location_weight"] = location_weight
-    return Parts(
-        LOCAForPreTraining(LOCAConfig(**_trunk(preset) | settings)),
-        LOCATrainer,
-        LOCATrainingArguments,
-        LOCAViews(**preset.colors | views | preset.of_objective("loca", "views")),
-    )
+    return _parts("loca", "loca", preset, settings, views, **own)
 
 
 def _host(preset: Preset, host: str, transformation: str | None, weight: float | None) -> Parts:
@@ -127,14 +110,10 @@ def _host(preset: Preset, host: str, transformation: str | None, weight: float |
         "head_bottleneck_size": preset.bottleneck,
         "num_prototypes": preset.prototypes if with_locals else None,
         "projector_sizes": (preset.head_size,) * 3,
-    } | preset.of_objective(host, "model")
+    }
     if weight is None:
         weight = preset.reconstruction_weight or 1.0  # where none is chosen yet, of arms that have none
-    config = EquiCoherentConfig(
-        **_trunk(preset) | settings, host=host, transformation=transformation, reconstruction_weight=weight
-    )
     views = {
-        "patch_size": preset.patch_size,
         "global_size": preset.image_size,
         "local_size": preset.local_size,
         "num_local": preset.num_local if with_locals else 0,
@@ -143,13 +122,8 @@ def _host(preset: Preset, host: str, transformation: str | None, weight: float |
         "blur_probability": (0.0, 0.0, 0.0),
         "solarize_probability": 0.0,
     }
-    views |= preset.of_objective(host, "views")
-    return Parts(
-        EquiCoherentForPreTraining(config),
-        EquiCoherentTrainer,
-        EquiCoherentTrainingArguments,
-        EquiCoherentViews(host, transformation, config.num_intermediate, **preset.colors | views),
-    )
+    own = {"host": host, "transformation": transformation, "reconstruction_weight": weight}
+    return _parts("equicoherent", host, preset, settings, views, **own)
 
 
 def _arm(host: str, transformation: str | None = None, weight: float | None = None) -> Arm:
