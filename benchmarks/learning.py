@@ -23,6 +23,7 @@ from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.pretrain_model import make_config, make_views
 from hf_geossl.data.scenes.arguments import parse_config_name
 from hf_geossl.data.scenes.description import SEMANTIC_CLASSES
+from hf_geossl.training.monitors.classifiers import vote
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 SCENE_CLASSES, PATCH_CLASSES, TURNS = 8, len(SEMANTIC_CLASSES), 4
@@ -70,10 +71,9 @@ class RenderedScenes:
 
 
 def nearest_neighbours(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
-    """The class that 20 neighbours by cosine vote for, weighted by exp(cosine / 0.07), of each row of `test`."""
-    cosines, neighbours = (F.normalize(test, dim=1) @ F.normalize(train, dim=1).T).topk(20, dim=1)
-    votes = torch.zeros(len(test), SCENE_CLASSES)
-    return votes.scatter_add_(1, labels[neighbours], (cosines / 0.07).exp()).argmax(dim=1)
+    """The class that 20 neighbours vote for, as in `geossl evaluate`, of each row of `test`."""
+    votes = vote(test.numpy(), train.numpy(), labels.numpy(), [20], SCENE_CLASSES, 0.07)[20]
+    return torch.from_numpy(votes.argmax(axis=1))
 
 
 def ridge(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int) -> torch.Tensor:

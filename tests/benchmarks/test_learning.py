@@ -26,10 +26,11 @@ def test_ridge_picks_the_class_that_scikit_learn_does() -> None:
     assert (found == labels[300:]).mean() > 0.5
 
 
-def test_neighbours_vote() -> None:
-    directions = torch.eye(8)
-    train, labels = directions.repeat(30, 1) * 3, torch.arange(8).repeat(30)
-    assert nearest_neighbours(train, labels, directions + 0.1).tolist() == list(range(8))
+def test_near_neighbours_outvote_many_far_ones() -> None:
+    rows = torch.tensor([[1.0, 0.0]] * 3 + [[0.6, 0.8]] * 17 + [[-1.0, 0.0]] * 20)
+    labels = torch.tensor([5] * 3 + [2] * 17 + [7] * 20)
+    # cosines 1 and .6 of the first: 3 against 17 exp(-.4 / .07) = .06; of the second 1 and .6 the other way round
+    assert nearest_neighbours(rows * 9, labels, torch.tensor([[2.0, 0.0], [0.6, 0.8]])).tolist() == [5, 2]
 
 
 def test_accuracy_and_its_interval() -> None:
