@@ -116,7 +116,7 @@ class TrainerParts:
         Raises:
             ValueError: If it is chosen by what is not measured.
         """
-        wanted = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        wanted = self.probes.chosen_by
         if step is None or not wanted or wanted in losses:
             return {}
         numbers = self.probes.read(model, step) if wanted in INSTRUMENTS else {}

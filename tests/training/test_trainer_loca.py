@@ -217,8 +217,8 @@ def test_collapsed_teacher_has_no_spread(images: Any, tmp_path: Path) -> None:
         trainer.model.teacher.loca.layernorm.weight.zero_()
         trainer.model.teacher.loca.layernorm.bias.fill_(1.0)
     trainer.train()
-    assert trainer.state.log_history[0]["feature_spread"] == pytest.approx(0.0, abs=5e-3)
-    assert trainer.state.log_history[0]["target_spread"] == pytest.approx(0.0, abs=5e-3)
+    assert trainer.state.log_history[0]["feature_spread"] == pytest.approx(0.0, abs=1e-6)
+    assert trainer.state.log_history[0]["target_spread"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_views_that_do_not_fit_the_model_are_refused(images: Any, tmp_path: Path) -> None:

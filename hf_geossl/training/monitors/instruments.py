@@ -1,5 +1,7 @@
 """What the features of a fixed set of images are good for, in numbers: without labels, with a few, and of geometry."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 from hf_geossl.modeling.objectives import prediction_diversity
 from hf_geossl.training.monitors.classifiers import Ridge, accuracy, vote
 from hf_geossl.training.monitors.spectrum import alpha_req, lidar, mean_entropy, rankme, spread
+
+logger = logging.getLogger(__name__)
 
 BATCH = 64  # images, as in an evaluation, so that its numbers are the same to the bit
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the evaluation's k-NN
@@ -157,6 +161,8 @@ def measure(
 ) -> dict[str, float]:
     """All numbers of an encoder, by their names in `INSTRUMENTS`; those that cannot be measured are left out.
 
+    Of features that are not finite there are none, which a line says.
+
     Args:
         encode (`Encode`): The encoder, with frozen weights.
         images (`torch.Tensor` of shape `(images, channels, size, size)`): The fixed set; the labelled images that are
@@ -187,6 +193,9 @@ def measure(
             corners.append(of_view)
             hits.append(matching_patches(quarter.patches, encoded.patches, same))
     pooled = torch.cat(whole)
+    if not torch.cat([pooled, *turned, *quarters]).isfinite().all():
+        logger.warning("features are not measured: they are not finite")
+        return {}
     numbers: dict[str, float | None] = {}
     if labelled is not None:
         numbers |= _with_labels(encode, pooled, labelled, device)
@@ -202,7 +211,7 @@ def measure(
     if "predictions" in targets:
         numbers["teacher_entropy"] = mean_entropy(targets["predictions"])
         numbers["prediction_diversity"] = prediction_diversity(targets["predictions"]).item()
-    return {name: number for name in INSTRUMENTS if (number := numbers.get(name)) is not None and abs(number) < 1e30}
+    return {name: number for name in INSTRUMENTS if (number := numbers.get(name)) is not None and math.isfinite(number)}
 
 
 def chance_levels(image_size: int, patch_size: int, labelled: LabelledImages | None) -> dict[str, float]:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +65,7 @@ class Probes:
     Attributes:
         floors (`dict[str, dict[str, float]]`): By instrument what random weights of the same architecture, a thumbnail and
             chance reach; empty before the first measurement.
+        chosen_by (`str`): What the best checkpoint is chosen by, as `measure` calls it; empty for nothing.
         contrast (`float` or `None`): Deviation of the normalised values inside an image of the set.
     """
 
@@ -77,6 +80,7 @@ class Probes:
         self.args, self.views, self.parts, self.targets = args, views, run_dir / PARTS, targets
         self.dataset = dataset
         self.schedule = ProbeSchedule(args.probe_every_steps, args.probe_time_share, args.max_steps)
+        self.chosen_by = (args.metric_for_best_model or "").removeprefix("eval_")
         self.floors: dict[str, dict[str, float]] = {}
         self.contrast: float | None = None
         self.labelled: LabelledImages | None = None
@@ -109,7 +113,7 @@ class Probes:
     def collect(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Takes crops of a batch of the run, where the set has no other images and is not full."""
         missing = self.count - sum(map(len, self._collected))
-        wanted = self.schedule.every or self.args.metric_for_best_model in INSTRUMENTS
+        wanted = self.schedule.every or self.chosen_by in INSTRUMENTS
         if wanted and self.dataset is None and self._images is None and missing > 0:
             self._collected.append(self.views.main_crops(dict(batch))[:missing].cpu().clone())
 
@@ -135,7 +139,11 @@ class Probes:
         return numbers
 
     def read(self, model: TeacherStudentModel, step: int) -> dict[str, float]:
-        """The numbers of the weights after a step; all processes must call this."""
+        """The numbers of the weights after a step; all processes must call this.
+
+        Raises:
+            ValueError: If there are neither labelled images nor, before the first step, such of the run.
+        """
         if self._last is None or self._last[0] != step:
             images = self._prepare(model)
             trunk = trunk_of(model)
@@ -151,13 +159,15 @@ class Probes:
             self.labelled = self.dataset.load(self.count, _image_size(model))
             self._images = self.labelled.images
         elif self._images is None:
+            if not self._collected:
+                raise ValueError(
+                    "features are measured on images of the run, and before its first step there are none: give a "
+                    "probe_dataset, or leave eval_on_start out"
+                )
             self._images = torch.cat(self._collected)
             self._collected = []
             if self.args.process_index == 0:
-                self.parts.mkdir(parents=True, exist_ok=True)
-                save_file({"images": self._images.contiguous()}, self.parts / IMAGES)
-        if self.dataset is not None and self.labelled is None:
-            self.labelled = self.dataset.load(self.count, _image_size(model))
+                self._write(IMAGES, partial(save_file, {"images": self._images.contiguous()}))
         if not self.floors:
             self.contrast = (in_units(self._images) / _channels(self.views.std)).std(dim=(-2, -1)).mean().item()
             known = self._agreed(self._read_floors())  # all processes measure them, or none
@@ -181,9 +191,16 @@ class Probes:
             for name in INSTRUMENTS
         }
         if self.args.process_index == 0:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            (self.parts / FLOORS).write_text(json.dumps({"images": self._digest(), "floors": floors}, indent=1))
+            text = json.dumps({"images": self._digest(), "floors": floors}, indent=1)
+            self._write(FLOORS, lambda staged: staged.write_text(text))
         return floors
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Writes a file that a resume reads, whole or not at all."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        staged = self.parts / f"{name}.tmp"
+        write(staged)
+        os.replace(staged, self.parts / name)
 
     def _read_floors(self) -> dict[str, dict[str, float]] | None:
         """The floors that an earlier part of the run has measured on the same images."""

@@ -127,6 +127,18 @@ def test_what_cannot_choose_a_checkpoint_is_refused_with_the_names(images: Any, 
         make_trainer(tmp_path / "unlabelled", images, metric_for_best_model="knn_accuracy", **fields).train()
 
 
+def test_images_of_the_run_choose_a_checkpoint_once_there_are_any(images: Any, tmp_path: Path) -> None:
+    fields = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": images[:4], "load_best_model_at_end": True}
+    fields |= {"save_steps": 1, "max_steps": 1, "probe_images": 8, "metric_for_best_model": "eval_rankme"}
+    trainer = make_trainer(tmp_path / "run", images, **fields)
+    trainer.train()
+    assert trainer.state.best_metric > 1
+    with pytest.raises(
+        ValueError, match="before its first step there are none: give a probe_dataset, or leave eval_on_"
+    ):
+        make_trainer(tmp_path / "start", images, eval_on_start=True, **fields).train()
+
+
 @pytest.mark.parametrize("share", [1, 1 / 30])
 def test_probes_measure_the_contrast_inside_views(share: float, images: Any, tmp_path: Path) -> None:
     """In deviations of the normalisation, ImageNet's here, which is that of no single image."""
