@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -300,5 +300,6 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """float32 inside of `mixed_precision`: for coordinates and scores, which bfloat16 would round."""
-    with torch.autocast(device.type, enabled=False):
+    known = torch.amp.is_autocast_available(device.type)  # not "meta", where operations are counted
+    with torch.autocast(device.type, enabled=False) if known else nullcontext():
         yield

@@ -13,7 +13,11 @@ from hf_geossl.evaluation.registry import nearest
 Settings = TypeVar("Settings")
 
 MOST_PASSES = 40  # over a limited number of training images: a head gains nothing from more
-TRAINED = 4.5  # times the work of an image without gradients: forward, twice that backward, and a head
+TRAINED = 4.5  # times the work of an image without gradients: forward, twice that backward, and the optimizer
+BACKWARD = 2  # times the operations of a head forward
+PASS = 100  # operations of matrix products that take as long as to read and write one number of a map
+INTERVAL = 40  # steps that a confidence interval takes as long as
+BATCHES = ("batch_size", "images_per_step")  # what settings call the images of a step
 QUICK_IMAGES, QUICK_STEPS = 64, 30  # images of each split, and optimizer steps, of a quick evaluation
 QUICK_MEANING = (
     f"quick: at most {QUICK_IMAGES} images and {QUICK_STEPS} steps of training, which shows that all runs and gross "
@@ -61,12 +65,13 @@ _RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to th
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What the work of a task grows with: training and test images, the trunk's width, patches, and modes of scenes that are seen."""
+    """What the work of a task grows with: training and test images, the trunk's width, patches and pixels, modes of scenes that are seen."""
 
     train: int
     test: int
     width: int
     tokens: int
+    pixels: int
     modes: int = 1
 
     @property
@@ -81,9 +86,9 @@ class Work:
 
     Args:
         images (`Mapping[str, float]`): How many are read, by kinds that tasks share.
-        encoded (`float`): Images through the trunk; one that it is trained on counts three times.
-        steps (`float`): Of training.
-        operations (`float`): Additions and multiplications of heads and regressions.
+        encoded (`float`): Images through the trunk; one that it is trained on counts `TRAINED` times.
+        steps (`float`): Of training; a confidence interval counts as `INTERVAL`.
+        operations (`float`): Additions and multiplications of heads and regressions; a pass over numbers counts `PASS` each.
     """
 
     images: Mapping[str, float]
@@ -100,6 +105,7 @@ class ProtocolSettings:
 
     Attributes:
         PASSES (`int`): Over a limited number of training images at most so many; see `bounded`.
+        PER_IMAGE (`int`): About so many parts of an image go through trunk and head, each as large as an image.
         QUICK (`Mapping[str, object]`): What replaces the defaults in a quick evaluation; the number of steps is
             bounded by `QUICK_STEPS` unless it says another.
 
@@ -109,6 +115,7 @@ class ProtocolSettings:
 
     QUICK: ClassVar[Mapping[str, object]] = {}
     PASSES: ClassVar[int] = MOST_PASSES
+    PER_IMAGE: ClassVar[int] = 1
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -118,10 +125,19 @@ class ProtocolSettings:
 
     def work(self, scale: Scale) -> Work:
         """What there is to do; of a protocol that trains trunk and head together for so many steps, where it says nothing else."""
-        steps, batch = getattr(self, "steps", 0), getattr(self, "batch_size", 1)
-        floors = 1 + bool(getattr(self, "random_floor", False))
-        encoded = floors * (TRAINED * steps * batch + scale.test)
-        return Work({"images": scale.images}, encoded, floors * steps)
+        steps, batch = (
+            getattr(self, "steps", 0),
+            next((getattr(self, name) for name in BATCHES if hasattr(self, name)), 1),
+        )
+        runs = 1 + bool(getattr(self, "random_floor", False))
+        trained, tested = (runs * self.PER_IMAGE * images for images in (steps * batch, scale.test))
+        in_training, in_test = self.head_operations(scale)
+        operations = (1 + BACKWARD) * trained * in_training + tested * in_test
+        return Work({"images": scale.images}, TRAINED * trained + tested, runs * steps, operations)
+
+    def head_operations(self, scale: Scale) -> tuple[float, float]:
+        """Multiplications and additions of the head forward, for an image in training and for one in the test."""
+        return 0.0, 0.0
 
     def for_limit(self, limit: int) -> dict[str, object]:
         """What replaces the defaults where at most so many images are trained on."""
@@ -181,7 +197,8 @@ def bounded(settings: Settings, given: Collection[str], *, limit: int | None, qu
         values.update(settings.QUICK if quick else {})
     if (steps := values.get("steps", getattr(settings, "steps", None))) is not None:
         bounds = [steps]
-        if limit is not None and (batch := values.get("batch_size", getattr(settings, "batch_size", None))):
+        batch = next((values.get(name, getattr(settings, name)) for name in BATCHES if hasattr(settings, name)), None)
+        if limit is not None and batch:
             bounds.append(max(1, math.ceil(passes * limit / batch)))
         if quick and "steps" not in getattr(settings, "QUICK", {}):
             bounds.append(QUICK_STEPS)

@@ -56,7 +56,7 @@ def test_the_images_that_are_encoded_and_read_are_those_that_were_foreseen(
     protocol.measure(
         encoder, data, EvaluationOptions(progress=False, cache_dir=tmp_path, bootstrap=0, batch_size=8), settings
     )
-    work = settings.work(Scale(12, 12, encoder.width, 16, modes=2))
+    work = settings.work(Scale(12, 12, encoder.width, 16, 32**2, modes=2))
     assert counts["encoded"] == pytest.approx(work.encoded, rel=0.2)
     assert counts["images"] == sum(work.images.values())
 

@@ -124,6 +124,8 @@ def test_a_limit_bounds_the_steps_of_heads_and_quick_shortens_them_further_but_f
     assert few.steps == MOST_PASSES * 10 / 16
     assert few.warmup_steps == few.steps // 10
     assert bounded(upernet, ("steps", "warmup_steps"), limit=10, quick=True).steps == upernet.steps
+    keypoints = bounded(SETTINGS["keypoints"](), (), limit=10, quick=False)
+    assert keypoints.steps == MOST_PASSES * 10 / keypoints.images_per_step
     quick = bounded(upernet, (), limit=None, quick=True)
     assert (quick.steps, quick.warmup_steps) == (QUICK_STEPS, QUICK_STEPS // 10)
 

@@ -1,9 +1,11 @@
 """Trunk and dense head trained together: batches with maps of truth, random frames, windows over larger images."""
 
+import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,12 +15,15 @@ from torch.nn import functional
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_trunk, seeded
+from hf_geossl.evaluation.heads.operations import PatchGrid, count_operations
 from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
+from hf_geossl.evaluation.settings import PASS, ProtocolSettings, Scale, Work
 
-FITTED = 200  # operations a step and number of a patch token: forward and backward for some thirty classes
+CLASSES = 30  # where heads are counted before the data have been read
+FITTED = 200  # operations a step and number of a patch token: forward and backward for so many classes
+LOSS_PASSES = 5  # forward, over maps of logits as large as the images: to resize them, their softmax, its logarithm
 MOST_STORED, BLOCK = 2**31, 32  # bytes of a column in the device's memory; images that are brought there at a time
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images (uint8), truth, prediction
@@ -164,6 +169,26 @@ class DenseTraining(EndToEndTraining):
     weight_decay: float = 0.01
     crop_size: int | None = None
     scales: tuple[float, float] = (0.5, 2.0)
+
+    @abstractmethod
+    def make_head(self, encoder: Encoder, num_classes: int) -> DenseHead:
+        """A fresh head over an encoder, for so many classes where it predicts such."""
+
+    def head_operations(self, scale: Scale) -> tuple[float, float]:
+        """See `ProtocolSettings`."""
+        side = math.isqrt(scale.tokens)
+        encoder = cast(Encoder, PatchGrid(scale.width, side))
+        classes = getattr(self, "num_classes", None) or CLASSES
+
+        # patches of any size: the count does not depend on it
+        def predict() -> None:
+            head = self.make_head(encoder, classes).eval()
+            predicted = head.predict(encoder, torch.empty(1, 3, 4 * side, 4 * side))
+            numbers.append(predicted.shape[1] * len(getattr(head, "loss_weights", [1])) * scale.pixels)
+
+        numbers: list[int] = []
+        count = count_operations(predict)
+        return count + LOSS_PASSES * PASS * numbers[0], count + PASS * numbers[0]
 
 
 def training_batches(

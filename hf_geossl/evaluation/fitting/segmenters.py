@@ -14,7 +14,7 @@ from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.dense_training import Batch, DenseTraining, predicted_batches, train_dense
-from hf_geossl.evaluation.heads.segmentation import SegmentationHead
+from hf_geossl.evaluation.heads.segmentation import LinearHead, SegmentationHead
 from hf_geossl.evaluation.metrics.mean_iou import MeanIoU
 from hf_geossl.evaluation.metrics.metric import Metric
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
@@ -23,8 +23,6 @@ from hf_geossl.evaluation.reading.sample_reader import IGNORED
 from hf_geossl.evaluation.samples import Samples
 
 SHOWN = 8  # images in a picture
-
-MakeHead = Callable[[int], SegmentationHead]  # of a number of classes
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def class_names(
 
 @dataclass(frozen=True)
 class SegmentationTraining(DenseTraining):
-    """Trunk and segmentation head trained together.
+    """Trunk and segmentation head trained together: a linear one where nothing else is said.
 
     Args:
         window_stride (`int`, *optional*): From a window to the next where `crop_size` is below the image size; the
@@ -143,6 +141,10 @@ class SegmentationTraining(DenseTraining):
     window_stride: int | None = None
     num_classes: int | None = None
 
+    def make_head(self, encoder: Encoder, num_classes: int) -> SegmentationHead:
+        """See `DenseTraining`."""
+        return LinearHead(encoder.width, num_classes)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.crop_size is not None and self.window_stride is not None and self.window_stride > self.crop_size:
@@ -151,7 +153,6 @@ class SegmentationTraining(DenseTraining):
 
 def train_and_score(
     encoder: Encoder,
-    make_head: MakeHead,
     splits: tuple[Samples, Samples],
     names: tuple[str, ...],
     settings: SegmentationTraining,
@@ -162,7 +163,7 @@ def train_and_score(
 ) -> Scored:
     """Trains a copy of a trunk with a fresh head for so many classes on one split, and measures it on another."""
     train, test = splits
-    head, stride = partial(make_head, len(names)), settings.window_stride
+    head, stride = partial(settings.make_head, encoder, len(names)), settings.window_stride
     logits = train_dense(
         encoder, head, train, settings, options, seed=seed, description=description, window_stride=stride
     )
@@ -175,7 +176,6 @@ def measure_segmenter(
     data: EvaluationData,
     options: EvaluationOptions,
     settings: SegmentationTraining,
-    make_head: MakeHead,
     what: str,
 ) -> TaskResult:
     """Mean IoU of a head that was trained together with the trunk on all training images; `what` it is called in titles."""
@@ -184,7 +184,7 @@ def measure_segmenter(
     splits[1].require("semantic")
 
     def measure(model: Encoder, title: str) -> Scored:
-        return train_and_score(model, make_head, splits, names, settings, options, seed=options.seed, description=title)
+        return train_and_score(model, splits, names, settings, options, seed=options.seed, description=title)
 
     return measure_end_to_end(encoder, splits[0].count, options, settings, measure, what)
 

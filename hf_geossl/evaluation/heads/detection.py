@@ -11,13 +11,16 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
+from hf_geossl.evaluation.heads.operations import count_operations
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
 SCALES = (4.0, 2.0, 1.0, 0.5)  # their positions a patch, along an axis
+BOX_SIDE, MASK_SIDE = 7, 14  # positions along an axis that regions are pooled to
 ANCHOR_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the image's side: 32 to 512 at 1024 pixels, as on COCO
 
 
@@ -160,19 +163,57 @@ def build_detector(
         "rpn_post_nms_top_n_train": proposals,
         "rpn_post_nms_top_n_test": proposals,
         "box_batch_size_per_image": regions,
-        "box_roi_pool": PatchPool(7, encoder.patch_size),
-        "box_head": TwoMLPHead(channels * 7**2, head_width),
-        "box_predictor": FastRCNNPredictor(head_width, num_categories + 1),
+        "box_roi_pool": PatchPool(BOX_SIDE, encoder.patch_size),
+        **box_heads(channels, head_width, num_categories),
     }
     if not masks:
         return FasterRCNN(backbone, **given)
     return MaskRCNN(
         backbone,
-        mask_roi_pool=PatchPool(14, encoder.patch_size),
-        mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
-        mask_predictor=MaskRCNNPredictor(channels, channels, num_categories + 1),
+        mask_roi_pool=PatchPool(MASK_SIDE, encoder.patch_size),
+        **mask_heads(channels, num_categories),
         **given,
     )
+
+
+def box_heads(channels: int, head_width: int, num_categories: int) -> dict[str, nn.Module]:
+    """What classifies regions `(regions, channels, 7, 7)` and moves their boxes, by the names of torchvision's detectors."""
+    return {
+        "box_head": TwoMLPHead(channels * BOX_SIDE**2, head_width),
+        "box_predictor": FastRCNNPredictor(head_width, num_categories + 1),
+    }
+
+
+def mask_heads(channels: int, num_categories: int) -> dict[str, nn.Module]:
+    """What segments regions `(regions, channels, 14, 14)`, by the names of torchvision's detectors."""
+    return {
+        "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(channels, channels, num_categories + 1),
+    }
+
+
+def detector_operations(
+    width: int, side: int, num_categories: int, *, channels: int, head_width: int, regions: int, masks: int
+) -> float:
+    """Multiplications and additions of `build_detector` without its trunk, forward, for one image.
+
+    Args:
+        width (`int`): Of a token.
+        side (`int`): Rows and columns of patches.
+        channels, head_width: See `DetectionSettings`.
+        regions, masks (`int`): How many regions are classified, and how many are segmented.
+    """
+
+    def run() -> None:
+        levels = SimplePyramid(width, channels)(torch.empty(1, width, side, side))
+        RPNHead(channels, 3)(list(levels.values()))
+        for heads, count, pooled in (
+            (box_heads(channels, head_width, num_categories), regions, BOX_SIDE),
+            (mask_heads(channels, num_categories), masks, MASK_SIDE),
+        ):
+            nn.Sequential(*heads.values())(torch.empty(count, channels, pooled, pooled))
+
+    return count_operations(run)
 
 
 class PatchPool(MultiScaleRoIAlign):

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -334,6 +335,11 @@ class DPTSettings(DenseTraining):
     cap: float = 80.0
     eval_crop: EvalCrop = None
 
+    def make_head(self, encoder: Encoder, num_classes: int) -> DPTHead:
+        """See `DenseTraining`; depth has no classes."""
+        sizes = self.neck_hidden_sizes, self.fusion_hidden_size
+        return DPTHead(encoder.width, neck_hidden_sizes=sizes[0], fusion_hidden_size=sizes[1], cap=self.cap)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_depth_settings(self.cap, self.eval_crop)
@@ -358,15 +364,7 @@ def train_dpt(
     encoder: Encoder, samples: Samples, settings: DPTSettings, options: EvaluationOptions, *, description: str
 ) -> Predict:
     """Trains a copy of a trunk with a fresh DPT head, which gives metres `(batch, height, width)`."""
-
-    def make_head() -> DPTHead:
-        return DPTHead(
-            encoder.width,
-            neck_hidden_sizes=settings.neck_hidden_sizes,
-            fusion_hidden_size=settings.fusion_hidden_size,
-            cap=settings.cap,
-        )
-
+    make_head = partial(settings.make_head, encoder, 0)
     predict = train_dense(encoder, make_head, samples, settings, options, seed=options.seed, description=description)
     return lambda images: predict(images)[:, 0].exp()  # windows are averaged as logarithms
 

@@ -1,7 +1,9 @@
 """Object detection and instance segmentation: torchvision's Mask R-CNN over any trunk, trained end to end."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,17 @@ from torchvision.models.detection import FasterRCNN
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder, full_precision, unit_images
+from hf_geossl.evaluation.fitting.dense_training import CLASSES
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
-from hf_geossl.evaluation.heads.detection import build_detector
+from hf_geossl.evaluation.heads.detection import build_detector, detector_operations
 from hf_geossl.evaluation.metrics.coco_average_precision import COCOAveragePrecision, Row
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
+from hf_geossl.evaluation.settings import Scale
 
 PRECISION_REPEATS = 100  # resamples for intervals of average precision
+MOST_DETECTIONS = 100  # of an image, as torchvision's detectors and COCO have it
 CPU = torch.device("cpu")
 SHOWN = 8
 SURE = 0.3  # the score from which on pictures show predicted objects
@@ -55,6 +60,19 @@ class DetectionSettings(EndToEndTraining):
     proposals: int = 300
     masks: bool = True
     num_categories: int | None = None
+
+    def head_operations(self, scale: Scale) -> tuple[float, float]:
+        """See `ProtocolSettings`; masks are of the quarter of regions that show objects, and of all detections of a test image."""
+        count = partial(
+            detector_operations,
+            scale.width,
+            math.isqrt(scale.tokens),
+            self.num_categories or CLASSES,
+            channels=self.channels,
+            head_width=self.head_width,
+        )
+        training = count(regions=self.regions, masks=self.masks * self.regions // 4)
+        return training, count(regions=self.proposals, masks=self.masks * min(self.proposals, MOST_DETECTIONS))
 
 
 def train_detector(

@@ -10,6 +10,7 @@ by side, whatever these contain: its prediction is a sum of a function of each i
 ridge regression on products of the two images' features ("bilinear") stands beside it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -36,7 +37,7 @@ from hf_geossl.evaluation.protocols.transformations import (
     target_ranges,
     untouched,
 )
-from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
+from hf_geossl.evaluation.settings import INTERVAL, PASS, ProtocolSettings, Scale, Work
 
 MODEL = "model"
 FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
@@ -44,6 +45,7 @@ ANGLE_BINS = 9
 ANGLES = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION  # in the middle of the bins
 MEAN_ANGLE = "mean angle"  # the same prediction for every pair
 MOTIONS = ("rotation", "translation")  # the transformations that bring something in at the border
+MOVED = 15  # passes over the numbers of an image, to transform it
 FEW, FEW_HIDDEN = 1000, 256  # below so many images 1.8 million weights a perceptron learn nothing more
 BORDERLESS_MODE, PADDED_MODE = "topdown", "scene"  # of the scenes, whatever the data's mode
 
@@ -103,10 +105,14 @@ class EquivarianceSettings(ProtocolSettings):
         hidden = self.mlp_hidden_size
         perceptrons = 6.0 * self.mlp_epochs * train * sum(width * hidden + hidden**2 for width in widths)
         products = self.components**2 + 2 * self.components
-        solving = 24.0 * sum(width**3 + products**3 for width in widths)  # two decompositions each
+        factors = 2 / 3 * (len(self.penalties) + 1)  # in float64, which takes twice as long, one by one
+        solving = factors * sum(width**3 + products**3 for width in widths)
         moments = 4.0 * repeats * (train + test) * sum(width**2 + products**2 for width in widths)
+        moved = MOVED * PASS * 3 * larger_size(math.isqrt(scale.pixels)) ** 2 * encoded
+        steps = fits * self.mlp_epochs * max(1, train // self.mlp_batch_size)
+        steps += INTERVAL * (2 + bool(self.components)) * (fits + len(FLOORS) * len(self.transformations))
         kinds = {"from above, larger": train + test, **({"images": train + test} if self.padded else {})}
-        return Work(kinds, encoded, fits * self.mlp_epochs, fits * (perceptrons + solving + moments))
+        return Work(kinds, encoded, steps, moved + fits * (perceptrons + solving + moments))
 
     def for_limit(self, limit: int) -> dict[str, object]:
         """See `ProtocolSettings`."""

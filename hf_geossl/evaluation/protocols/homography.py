@@ -14,15 +14,17 @@ from torch.nn import functional
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision, unit_images
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import fit, seeded
+from hf_geossl.evaluation.heads.operations import count_operations
 from hf_geossl.evaluation.metrics.corner_error import CornerError
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
-from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
+from hf_geossl.evaluation.settings import BACKWARD, PASS, ProtocolSettings, Scale, Work
 
 SHOWN = 8
 PATCH_SHARE = 128 / 240  # DeTone's patch in his image of 320 x 240
 SHIFT_SHARE = 32 / 128  # largest shift of a corner, of the patch's side
+CUT = 75  # passes over the pixels of an image, to cut two patches out of it with float64 positions
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -53,9 +55,13 @@ class HomographySettings(ProtocolSettings):
     def work(self, scale: Scale) -> Work:
         """See `ProtocolSettings`."""
         share, pairs = PATCH_SHARE**2, 2 * (self.steps * self.batch_size + scale.test)  # of both models
-        convolutions = 3 * 2 * 9 * self.channels * (2 * scale.width + self.channels) * scale.tokens * share
-        trained = 3 if self.tuned else 1
-        return Work({"images": scale.images}, 2 * pairs * share * trained, 2 * self.steps, pairs * convolutions)
+        shape = 1, 1, scale.tokens, scale.width
+        one = share * count_operations(
+            lambda: HomographyHead(scale.width, self.channels)(torch.empty(shape), torch.empty(shape))
+        )
+        operations = pairs * ((1 + BACKWARD) * one + CUT * PASS * scale.pixels)
+        trained = 1 + BACKWARD * self.tuned
+        return Work({"images": scale.images}, 2 * pairs * share * trained, 2 * self.steps, operations)
 
 
 def solve_homography(sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

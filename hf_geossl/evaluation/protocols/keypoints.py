@@ -20,12 +20,14 @@ from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
+from hf_geossl.evaluation.heads.operations import count_operations
 from hf_geossl.evaluation.metrics.coco_average_precision import Row
 from hf_geossl.evaluation.metrics.keypoint_average_precision import COCO_SIGMAS, KeypointAveragePrecision
 from hf_geossl.evaluation.metrics.pckh import PCKh
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.protocols.detection import PRECISION_REPEATS
+from hf_geossl.evaluation.settings import Scale
 
 COCO_POINTS = (
     *("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow"),
@@ -67,6 +69,15 @@ class KeypointsSettings(EndToEndTraining):
     sigma: float = 2.0
     smallest_side: float = 1 / 8
     score_sigma: float = 0.1
+
+    PER_IMAGE = 5  # objects, of the scenes
+
+    def head_operations(self, scale: Scale) -> tuple[float, float]:
+        """See `ProtocolSettings`."""
+        side = math.isqrt(scale.tokens)
+        shape, points = (1, side, side, scale.width), len(COCO_POINTS)
+        count = count_operations(lambda: KeypointHead(scale.width, self.channels, points).eval()(torch.empty(shape)))
+        return count, count
 
     def __post_init__(self) -> None:
         super().__post_init__()

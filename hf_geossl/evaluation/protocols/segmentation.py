@@ -28,6 +28,7 @@ from hf_geossl.evaluation.fitting.segmenters import (
 )
 from hf_geossl.evaluation.heads.segmentation import (
     LinearHead,
+    SegmentationHead,
     SemanticFPNHead,
     UPerNetHead,
     pixel_cross_entropy,
@@ -113,8 +114,7 @@ def measure_fine_tuned_segmentation(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: FineTuningSettings
 ) -> TaskResult:
     """Measures a linear map of patch tokens that was trained with the whole trunk, at one scale."""
-    make_head = partial(LinearHead, encoder.width)
-    return measure_segmenter(encoder, data, options, settings, make_head, "fine-tuned linear segmentation")
+    return measure_segmenter(encoder, data, options, settings, "fine-tuned linear segmentation")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class FewShotSettings(SegmentationTraining):
         """See `ProtocolSettings`."""
         one = super().work(scale)
         runs = len(self.shares) * self.subsets
-        return replace(one, encoded=runs * one.encoded, steps=runs * one.steps)
+        return replace(one, encoded=runs * one.encoded, steps=runs * one.steps, operations=runs * one.operations)
 
 
 def measure_few_shot_segmentation(
@@ -156,7 +156,6 @@ def measure_few_shot_segmentation(
     train, test = data.train, data.test
     names = class_names(train, settings.num_classes, options, encoder)
     test.require("semantic")
-    make_head = partial(LinearHead, encoder.width)
     models = {"": encoder, **({"random weights, ": encoder.random_twin(options.seed)} if settings.random_floor else {})}
 
     metrics: dict[str, float] = {}
@@ -176,7 +175,6 @@ def measure_few_shot_segmentation(
                 scores[name].append(
                     train_and_score(
                         model,
-                        make_head,
                         (part, test),
                         names,
                         settings,
@@ -238,13 +236,16 @@ class SemanticFPNSettings(SegmentationTraining):
     head_channels: int = 128
     dropout: float = 0.1
 
+    def make_head(self, encoder: Encoder, num_classes: int) -> SegmentationHead:
+        """See `DenseTraining`."""
+        return SemanticFPNHead(encoder, num_classes, **_head_settings(self))
+
 
 def measure_semantic_fpn(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: SemanticFPNSettings
 ) -> TaskResult:
     """Measures Semantic FPN, trained with the whole trunk on all training images."""
-    make_head = partial(SemanticFPNHead, encoder, **_head_settings(settings))
-    return measure_segmenter(encoder, data, options, settings, make_head, "Semantic FPN")
+    return measure_segmenter(encoder, data, options, settings, "Semantic FPN")
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,10 @@ class UPerNetSettings(SegmentationTraining):
     auxiliary_weight: float = 0.4
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
 
+    def make_head(self, encoder: Encoder, num_classes: int) -> SegmentationHead:
+        """See `DenseTraining`."""
+        return UPerNetHead(encoder, num_classes, **_head_settings(self))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size < 2:
@@ -284,8 +289,7 @@ def measure_upernet(
     encoder: Encoder, data: EvaluationData, options: EvaluationOptions, settings: UPerNetSettings
 ) -> TaskResult:
     """Measures UPerNet, trained with the whole trunk on all training images."""
-    make_head = partial(UPerNetHead, encoder, **_head_settings(settings))
-    return measure_segmenter(encoder, data, options, settings, make_head, "UPerNet")
+    return measure_segmenter(encoder, data, options, settings, "UPerNet")
 
 
 PROTOCOLS = {

@@ -129,7 +129,6 @@ def test_settings_reach_the_head_and_numbers_are_the_segmenters(
     names = data.train.names["semantic"]
     scored = train_and_score(
         encoder,
-        lambda count: kind(encoder, count, **sizes),
         (data.train, data.test),
         names,
         settings,
