@@ -252,6 +252,13 @@ class TeacherStudentTrainingArguments(TrainingArguments):
             args.max_steps = max(steps, 1)
         return args
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', with the compiler that `for_run` hides from accelerate."""
+        values, compilation = super().to_dict(), self.block_compilation
+        if compilation is not None:
+            values |= {"torch_compile_backend": compilation.backend, "torch_compile_mode": compilation.mode}
+        return values
+
     def without_limit(self) -> Self:
         """A copy that does not limit how many checkpoints there are."""
         args = copy.copy(self)

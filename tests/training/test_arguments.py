@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_geossl import GTSAForPreTraining, GTSATrainer, load_scenes, load_stream
+from hf_geossl.hub.run_record import shared_arguments
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
 
 
@@ -84,3 +85,10 @@ def test_given_learning_rate_is_taken_as_it_is(images: Any, tmp_path: Path) -> N
 def test_arguments_out_of_range_are_named(field: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         small_arguments(tmp_path, **{field: value})
+
+
+def test_the_compiler_of_a_run_is_recorded_and_kept_from_accelerate(tmp_path: Path) -> None:
+    args = small_arguments(tmp_path, torch_compile_backend="aot_eager").for_run(None)
+    assert (args.torch_compile, args.torch_compile_backend) == (True, None)  # which accelerate reads
+    assert shared_arguments(args)["torch_compile_backend"] == "aot_eager"
+    assert "torch_compile_backend" not in shared_arguments(small_arguments(tmp_path, torch_compile=False))

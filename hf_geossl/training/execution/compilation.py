@@ -82,7 +82,8 @@ def compiler_settings() -> Iterator[None]:
     """Settings of the compiler for blocks: backward passes are compiled with the forward ones, so that both can fail there."""
     with ExitStack() as stack:
         # blocks are small beside DDP's buckets, whose bounds need not cut them
-        stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False, recompile_limit=MAX_GRAPHS))
+        limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False, recompile_limit=limit))
         if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
             stack.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
         yield
