@@ -56,7 +56,13 @@ def test_teacher_moves_once_per_optimizer_step_under_accumulation(images: Any, t
 
 def test_logged_parts_add_up_to_the_logged_loss(images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path, images, max_steps=6, logging_steps=2, gradient_accumulation_steps=2, correspondence_start=3
+        tmp_path,
+        images,
+        max_steps=6,
+        logging_steps=2,
+        gradient_accumulation_steps=2,
+        correspondence_start=3,
+        probe_every_steps=1,
     )
     trainer.train()
     lines = [entry for entry in trainer.state.log_history if "crop_loss" in entry]
