@@ -56,13 +56,7 @@ def test_teacher_moves_once_per_optimizer_step_under_accumulation(images: Any, t
 
 def test_logged_parts_add_up_to_the_logged_loss(images: Any, tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path,
-        images,
-        max_steps=6,
-        logging_steps=2,
-        gradient_accumulation_steps=2,
-        correspondence_start=3,
-        probe_every_steps=1,
+        tmp_path, images, max_steps=6, logging_steps=2, gradient_accumulation_steps=2, correspondence_start=3
     )
     trainer.train()
     lines = [entry for entry in trainer.state.log_history if "crop_loss" in entry]
@@ -75,7 +69,6 @@ def test_logged_parts_add_up_to_the_logged_loss(images: Any, tmp_path: Path) -> 
         assert line["images_per_second"] > 0
         assert 0 <= line["data_wait"] < 1
     assert lines[0]["learning_rate"] == 5e-2 * 8 / 256  # warm-up of one step: 0, then the peak; global batch 8
-    assert 0 < lines[-1]["feature_spread"] <= 1  # measured after the last step
 
 
 def test_losses_fall_and_features_keep_their_spread(images: Any, tmp_path: Path) -> None:
