@@ -81,33 +81,19 @@ def show(row: Row) -> str:
     return f"{row['section']:12} {row['row']:22} {', '.join(words)}"
 
 
-@dataclass(frozen=True)
-class Target:
-    """A line of the table at the end: its words, and how the measured number is read from the rows."""
-
-    name: str
-    earlier: str  # at commit 6d263b4, on one H100
-    target: str
-    read: Callable[[Callable[[str, str, str], Any]], str | None]
-
-    def line(self, rows: list[Row]) -> str:
-        """The line as one of a Markdown table."""
-
-        def value(section: str, row: str, field: str) -> Any:
-            found = [
-                each[field] for each in rows if each["section"] == section and each["row"] == row and field in each
-            ]
-            return found[-1] if found else None
-
-        try:
-            measured = self.read(value)
-        except TypeError:  # a number is missing
-            measured = None
-        return f"| {self.name} | {self.earlier} | {self.target} | {measured or 'not measured'} |"
+Value = Callable[[str, str, str], Any]  # of a section, a row and a field; None where it was not measured
 
 
-def _peer(kind: str) -> Callable[[Callable[[str, str, str], Any]], str]:
-    def read(value: Callable[[str, str, str], Any]) -> str:
+def _steps(method: str) -> Callable[[Value], str]:
+    def read(value: Value) -> str:
+        speed, share = (value("step", method, f"compiled_{name}") for name in ("images_per_second", "share_of_rate"))
+        return f"{speed:.0f} images/s; {100 * share:.0f} % of the square bf16 rate"
+
+    return read
+
+
+def _whole_runs(kind: str) -> Callable[[Value], str]:
+    def read(value: Value) -> str:
         ours, theirs = (
             value("runs", row, "images_per_second") for row in (f"dino, {kind} views", f"lightly-train, {kind} views")
         )
@@ -116,38 +102,39 @@ def _peer(kind: str) -> Callable[[Callable[[str, str, str], Any]], str]:
     return read
 
 
-TARGETS = (
-    Target(
-        "GTSA step, 2 x 224 + 8 x 96, batch 128, bf16", "865 images/s; 132 TFLOP/s", ">= 1,800; >= 40 % of the square bf16 rate",
-        lambda value: f"{value('step', 'gtsa', 'compiled_images_per_second'):.0f} images/s; "
-        f"{100 * value('step', 'gtsa', 'compiled_share_of_rate'):.0f} %",
+# by the beginning of a line of the table in benchmarks/README.md, how its last cell is read from the rows
+READERS: Mapping[str, Callable[[Value], str]] = {
+    "GTSA step": _steps("gtsa"),
+    "LOCA step": _steps("loca"),
+    "iBOT + EquiCoherent step": lambda value: (
+        f"{value('step', 'equicoherent', 'compiled_ms') / value('step', 'ibot', 'compiled_ms'):.3f}"
     ),
-    Target(
-        "LOCA step", "967 images/s", ">= 2,000",
-        lambda value: f"{value('step', 'loca', 'compiled_images_per_second'):.0f} images/s",
+    "augmentation": lambda value: "; ".join(
+        f"{100 * value('step', method, 'augmentation_share'):.1f} %" for method in ("gtsa", "loca")
     ),
-    Target(
-        "iBOT + EquiCoherent step against its host's", "not measured", "<= 1.09",
-        lambda value: f"{value('step', 'equicoherent', 'compiled_ms') / value('step', 'ibot', 'compiled_ms'):.3f}",
-    ),
-    Target(
-        "augmentation on the device against the step: GTSA, LOCA", "6 %, 17 %", "<= 10 %",
-        lambda value: ", ".join(f"{100 * value('step', method, 'augmentation_share'):.1f} %" for method in ("gtsa", "loca")),
-    ),
-    Target("whole runs from files, two views (DINO)", "831 (start included) beside 608", ">= 3 x lightly-train", _peer("two")),
-    Target("the same, ten views", "566 (start included) beside 368", ">= 4 x lightly-train", _peer("ten")),
-    Target(
-        "scenes, 64 px, ViT 192 x 12, batch 512", "4,300 images/s", ">= 10,000",
-        lambda value: f"{value('scenes', 'dino', 'images_per_second'):.0f} images/s",
-    ),
-    Target(
-        "evaluation, six tasks, 4,000 images", "over 160 s for three of 3,000", "<= 90 s",
-        lambda value: f"{value('evaluation', 'six tasks', 'seconds_of_tasks'):.0f} s",
-    ),
-)  # fmt: skip
+    "whole runs from files": _whole_runs("two"),
+    "ten views": _whole_runs("ten"),
+    "scenes, 64 px": lambda value: f"{value('scenes', 'dino', 'images_per_second'):.0f} images/s",
+    "evaluation": lambda value: f"{value('evaluation', 'six tasks', 'seconds_of_tasks'):.0f} s",
+}
 
 
 def table(rows: list[Row]) -> str:
-    """The targets and what was measured, as a Markdown table."""
-    head = "| | at 6d263b4, one H100 | target | measured |\n|---|---|---|---|"
-    return "\n".join([head, *(target.line(rows) for target in TARGETS)])
+    """The table of benchmarks/README.md, targets and all, with what was measured in the last cell of lines that have a reader."""
+
+    def value(section: str, row: str, field: str) -> Any:
+        measured = [each[field] for each in rows if (each["section"], each["row"]) == (section, row) and field in each]
+        return measured[-1] if measured else None
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    head, rule, *lines = readme[readme.index("| H100, ") :].partition("\n\n")[0].splitlines()
+    filled = [head, rule]
+    for line in lines:
+        reader = next((reader for start, reader in READERS.items() if line.startswith(f"| {start}")), None)
+        if reader:
+            try:
+                line = f"{line.rstrip(' |').rpartition('|')[0]}| {reader(value)} |"
+            except TypeError:  # a number is missing
+                line = f"{line.rstrip(' |').rpartition('|')[0]}| not measured |"
+            filled.append(line)
+    return "\n".join(filled)

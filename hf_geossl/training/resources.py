@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -72,7 +73,8 @@ class MatrixRate:
             with torch.autocast(self.args.device.type, torch.bfloat16):
                 operations = count_operations(model, inputs)
             self.operations, self.rate = operations, square_product_rate(self.args.device, self.SIDE)
-        except RuntimeError as error:  # too little memory, or an operation that nobody has a formula for
+        # too little memory, an operation that nobody has a formula for, or images that are too few without other processes'
+        except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             logger.warning(f"the log has no share of the matrix rate: {reason}")
 
@@ -87,20 +89,21 @@ def count_operations(model: TeacherStudentModel, inputs: Mapping[str, torch.Tens
     """Counts the floating-point operations of products in a forward and backward pass, by image of a batch.
 
     A multiplication and an addition are two. Counted once is what has to be computed: layers without the second pass of
-    gradient checkpointing, attention as its four products. The first `images` of the batch are computed eagerly for it;
-    random numbers, gradients and what the model accumulates stay as they are.
+    gradient checkpointing, attention as its four products. The first `images` of the batch are computed eagerly for it,
+    each process alone; random numbers, gradients and what the model accumulates stay as they are.
 
     Args:
         model: The model, at the beginning of an optimizer step.
-        inputs: Its inputs; tensors of two dimensions or more have an image a row.
+        inputs: Its inputs. Tensors of two dimensions or more have an image a row; those of one are of the whole batch and
+            left out, for the model makes them itself where they are missing.
         images: How many images to compute.
     """
     few = {
-        name: value[:images] if isinstance(value, torch.Tensor) and value.ndim > 1 else value
+        name: value[:images] if isinstance(value, torch.Tensor) else value
         for name, value in inputs.items()
-        if name != "masked_patches"  # places in the whole batch, which are counted again
+        if not isinstance(value, torch.Tensor) or value.ndim > 1
     }
-    rows = len(next(value for value in few.values() if isinstance(value, torch.Tensor) and value.ndim > 1))
+    rows = len(next(value for value in few.values() if isinstance(value, torch.Tensor)))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trained[0].device
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -109,6 +112,8 @@ def count_operations(model: TeacherStudentModel, inputs: Mapping[str, torch.Tens
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled products are not seen by the counter
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # a process whose memory ends here would leave the others waiting for its part of an exchange
+        stack.enter_context(patch.object(torch.distributed, "is_initialized", lambda: False))
         counter = stack.enter_context(FlopCounterMode(display=False))
         try:
             for layer in layers:

@@ -3,24 +3,20 @@
 Colours follow the float operations of torchvision or TensorFlow one by one, each clamped, as the papers' programs do.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 from hf_geossl.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorParameters, ColorRecipe
+from hf_geossl.views.compiled import CompiledFunction
 from hf_geossl.views.settings import Settings, setting
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`
 Operation = Callable[..., torch.Tensor]  # of images and a number for each
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,47 +150,7 @@ def jitter_step(
     return torch.where(_by_view(codes == HUE), adjust_hue(images, amounts), changed)
 
 
-class Compiled:
-    """A function that is compiled when it is first called, for all shapes; as it is where that fails, which is said once.
-
-    Args:
-        function (`Callable`): The function.
-        options: Those of `torch.compile`.
-
-    Attributes:
-        is_plain (`bool`): Whether the function is called as it is.
-    """
-
-    def __init__(self, function: Operation, **options: Any) -> None:
-        self.function, self.options, self.is_plain = function, options, False
-        self._compiled: Operation | None = None  # to begin with: it takes a second to import the compiler
-
-    def __call__(self, *args: Any) -> torch.Tensor:
-        """The function's value."""
-        if not self.is_plain:
-            try:
-                if self._compiled is None:
-                    self._compiled = torch.compile(self.function, dynamic=True, **self.options)
-                return self._compiled(*args)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of whichever compiler is installed
-                self.is_plain = True
-                reason = " ".join(str(error).strip().splitlines()[:2])
-                logger.warning(f"colours are not compiled, and slower: {type(error).__name__}: {reason}")
-        return self.function(*args)
-
-    @contextmanager
-    def left_out(self) -> Iterator[None]:
-        """Leaves the compiler out inside of it."""
-        before, self.is_plain = self.is_plain, True
-        try:
-            yield
-        finally:
-            self.is_plain = before
-
-
-jitter_kernel = Compiled(jitter_step)
+jitter_kernel = CompiledFunction(jitter_step, "colours")
 
 
 def _finish_colors(images: torch.Tensor, parameters: ColorParameters, recipe: ColorRecipe) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import equality, files, runs
-from benchmarks.gpu.rows import Row, Setup, measure, table
+from benchmarks.gpu.rows import READERS, Row, Setup, measure, table
 
 
 @pytest.fixture
@@ -39,6 +39,8 @@ def test_what_fails_or_has_no_time_is_a_row_and_the_others_stay(setup: Setup, tm
 def test_the_table_has_ratios_and_says_what_was_not_measured() -> None:
     rows: list[Row] = [
         {"section": "step", "row": "gtsa", "compiled_images_per_second": 1900.4, "compiled_share_of_rate": 0.412},
+        {"section": "step", "row": "gtsa", "augmentation_share": 0.06},
+        {"section": "step", "row": "loca", "augmentation_share": 0.112},
         {"section": "step", "row": "ibot", "compiled_ms": 50.0},
         {"section": "step", "row": "equicoherent", "compiled_ms": 54.0},
         {"section": "runs", "row": "dino, two views", "images_per_second": 1500.0},
@@ -46,12 +48,14 @@ def test_the_table_has_ratios_and_says_what_was_not_measured() -> None:
         {"section": "runs", "row": "dino, ten views", "images_per_second": 1200.0},
         {"section": "runs", "row": "lightly-train, ten views", "failed": "not installed"},
     ]
-    measured = [line.rsplit("| ", 1)[1].removesuffix(" |") for line in table(rows).splitlines()[2:]]
-    assert measured == [
-        "1900 images/s; 41 %",
+    lines = [line.removesuffix(" |").split(" | ") for line in table(rows).splitlines()[2:]]
+    assert len(lines) == len(READERS)  # each finds its line of README
+    assert {cells[2] for cells in lines} >= {">= 2,000", "<= 1.09", "<= 90 s"}
+    assert [cells[3] for cells in lines] == [
+        "1900 images/s; 41 % of the square bf16 rate",
         "not measured",
         "1.080",
-        "not measured",
+        "6.0 %; 11.2 %",
         "1500 images/s, 3.00 x 500",
         "1200 images/s, no peer installed",
         "not measured",

@@ -122,6 +122,21 @@ def test_masked_patches_of_images_that_are_left_out_are_none_of_the_others() -> 
     assert count_operations(model, batch, images=2) == count_operations(model, few, images=2)
 
 
+def test_counting_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose memory may have ended there: an exchange would wait for it, or take its next one for this one."""
+    method = METHODS["loca"]  # exchanges in its forward and backward passes
+    model, batch = method.model("ForPreTraining", num_hidden_layers=1).train(), method.batch()
+    expected = count_operations(model, batch)
+    exchanged: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", exchanged.append)
+    assert count_operations(model, batch) == expected
+    assert exchanged == []
+    model(**batch)
+    assert exchanged
+
+
 def test_a_layer_has_the_operations_of_its_formula() -> None:
     """Products twice, three times with the backward pass, and once for the teacher, which sees the global views alone."""
     batch, (width, inner) = _gtsa_batch(2), (32, 4 * 32)

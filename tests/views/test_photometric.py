@@ -354,7 +354,7 @@ def test_colors_in_units_are_not_clipped(operations):
 def test_colors_in_kernels_are_those_of_chosen_views(operations, clip, monkeypatch):
     """What a GPU computes, in every order; as one graph, for all sizes, and without a compiler."""
     recipe = ColorRecipe(operations=operations, brightness=0.4)
-    compiled = photometric.Compiled(photometric.jitter_step, backend="eager", fullgraph=True)
+    compiled = photometric.CompiledFunction(photometric.jitter_step, "colours", backend="eager", fullgraph=True)
     for kernel, sizes in ((photometric.jitter_step, (16,)), (compiled, (12, 16) if clip else ())):
         monkeypatch.setattr(photometric, "jitter_kernel", kernel)
         for size in sizes:
@@ -366,29 +366,6 @@ def test_colors_in_kernels_are_those_of_chosen_views(operations, clip, monkeypat
             assert not torch.equal(changed, images)
             torch.testing.assert_close(changed, expected, atol=2e-6, rtol=0)
     assert not compiled.is_plain
-
-
-def test_a_failing_compiler_is_said_once_and_leaves_the_result(caplog):
-    def broken(graph, inputs):
-        raise OSError("no compiler")
-
-    compiled = photometric.Compiled(lambda images: 2 * images, backend=broken)
-    for _ in range(2):
-        assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("hf_geossl")]
-    assert compiled.is_plain
-    assert line.startswith("colours are not compiled, and slower: BackendCompilerFailed: ")
-    assert line.endswith("OSError: no compiler")
-
-
-def test_the_compiler_can_be_left_out():
-    called = []
-    compiled = photometric.Compiled(lambda images: 2 * images, backend=lambda graph, inputs: called.append(1) or graph)
-    with compiled.left_out():
-        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
-    assert called == []
-    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
-    assert called == [1]
 
 
 def test_colors_in_kernels_tell_the_host_nothing(monkeypatch):

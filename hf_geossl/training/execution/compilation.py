@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_geossl.modeling.modeling_vit import ViTLayer, compute_layer
+from hf_geossl.views.compiled import CompiledFunction
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,12 @@ class BlockCompilation:
     backend: str | Callable[..., Any] = "inductor"
     mode: str | None = None
 
-    def compile(self, function: Callable[..., torch.Tensor]) -> "CompiledFunction":
-        """Compiles a function once for all sizes of its tensors, so that a resumed run gets the same kernels."""
-        settings: dict[str, Any] = {"backend": self.backend, "mode": self.mode, "dynamic": True}
+    def compile(self, function: Callable[..., torch.Tensor]) -> CompiledFunction:
+        """Compiles a function of layers, so that a resumed run gets the same kernels."""
+        settings: dict[str, Any] = {"backend": self.backend, "mode": self.mode}
         if self.backend == "inductor" and self.mode is None:  # kernels are not chosen by how long they took
             settings["options"] = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else {}
-        return CompiledFunction(function, torch.compile(function, **settings))
+        return CompiledFunction(function, "layers", **settings)
 
     @contextmanager
     def compiled(self, *models: nn.Module | None) -> Iterator[None]:
@@ -49,32 +50,6 @@ class BlockCompilation:
                     stack.callback(layer.compute_with, compute_layer)
             logger.info(f"layers are compiled by {self.backend}, which takes seconds of the first step")
             yield
-
-
-class CompiledFunction:
-    """A compiled function; where the compiler fails the plain one is called from then on, after one line of warning."""
-
-    def __init__(self, plain: Callable[..., torch.Tensor], compiled: Callable[..., torch.Tensor]) -> None:
-        self.plain, self.compiled = plain, compiled
-        self.failed = False
-
-    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
-        """Calls the compiled function, or the plain one."""
-        if self.failed:
-            return self.plain(*args, **kwargs)
-        try:
-            return self.compiled(*args, **kwargs)
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            result = self.plain(*args, **kwargs)  # which raises itself what is no fault of the compiler
-            self.failed = True
-            reason = " ".join(str(error).split())[:200]
-            logger.warning(
-                f"layers are not compiled, the compiler failed ({type(error).__name__}: {reason}): the run goes on without, "
-                "with the same result and slower; --torch_compile false leaves the compiler out"
-            )
-            return result
 
 
 @contextmanager
