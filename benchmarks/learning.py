@@ -27,7 +27,7 @@ from hf_geossl.training.monitors.classifiers import vote
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 SCENE_CLASSES, PATCH_CLASSES, TURNS = 8, len(SEMANTIC_CLASSES), 4
-DENSE_IMAGES = 1200  # of each split, for patches and for turns
+DENSE_IMAGES = 1200  # of each split, for patches
 THUMBNAIL = 8  # pixels a side
 Feature = Callable[
     [torch.Tensor], tuple[torch.Tensor, torch.Tensor]
@@ -127,7 +127,7 @@ def measure(feature: Feature, train: RenderedScenes, test: RenderedScenes, size:
     dense = [tokens[:DENSE_IMAGES].flatten(0, 1) for tokens in (patches, patches_test)]
     segmented = ridge(dense[0], classes.flatten(), dense[1], PATCH_CLASSES).view_as(truth)
     turned = [
-        torch.stack([feature(torch.rot90(split[:DENSE_IMAGES], turns, (2, 3)))[0] for turns in range(TURNS)], dim=1)
+        torch.stack([feature(torch.rot90(split, turns, (2, 3)))[0] for turns in range(TURNS)], dim=1)
         for split in images
     ]
     turns = torch.arange(TURNS).repeat(len(turned[0]))

@@ -194,6 +194,21 @@ _CPU_PROBES = {
     "detection": {"steps": 40, "masks": False},
     "propagation": {"clips": 20},
 }
+# for one core: what the gate and the claims read, and of fine-tuning and detection no more than that core can carry
+_DESK_PROBES: dict[str, dict[str, Any]] = {
+    "knn": {},
+    "linear": {"c_values": [0.01, 0.1, 1.0]},
+    "rotation": {"c_values": [0.01], "max_iterations": 100},
+    "equivariance": {
+        "transformations": ["rotation"],
+        "padded": False,
+        "mlp_epochs": 0,
+        "train_images": 300,
+        "test_images": 300,
+    },
+    "segmentation": {"random_floor": False},
+    "segmentation_few_shot": {"shares": [1 / 32, 1.0], "subsets": 1, "steps": 40},
+}
 _TINY_PROBES: dict[str, dict[str, Any]] = {
     "knn": {},
     "equivariance": {
@@ -292,6 +307,23 @@ PRESETS = {
     ),
     # two CPU cores, a smoke test of all probes: nothing is claimed from it
     "smoke": _SMOKE,
+    # one CPU core, an hour or two for all arms and seeds: the sizes and learning settings of the quickstarts
+    "desk": replace(
+        _SMOKE,
+        image_size=48,
+        local_size=24,
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        train_images=6000,
+        probe_images=1000,
+        batch_size=64,
+        steps=100,
+        tasks=_DESK_PROBES,
+        training=_TRAINING
+        | {"learning_rate": 2e-3, "weight_decay_end": 0.04, "teacher_momentum": 0.98, "adam_beta2": 0.95},
+        bootstrap=200,
+    ),
     # two CPU cores, over night: as many steps as the objectives need to start
     "cpu": replace(
         _SMOKE,
