@@ -54,7 +54,7 @@ class Thumbnails:
             name (`str`): of the image; its hash decides.
             raster ([`Raster`]): its stored values.
         """
-        rank = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+        rank = rank_of(name)
         if len(self.found) == MOST and rank >= self.found[-1].rank:
             return
         places = color_places(raster)
@@ -79,6 +79,11 @@ class Thumbnails:
                 Thumbnail(**{**{name: entry[name] for name in ("rank", "name", "dtype", "places")}, "pixels": pixels})
             )
         return cls(found)
+
+
+def rank_of(name: str) -> str:
+    """The hash of an image's name by which it is chosen or not."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def _reduced(pixels: np.ndarray) -> np.ndarray:

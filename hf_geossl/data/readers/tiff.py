@@ -90,27 +90,27 @@ def read_tiff(file: BinaryIO, max_pixels: int, pages_as_channels: bool = False) 
     size = file.seek(0, 2)
     file.seek(0)
     with quiet("tifffile"), decoding("its header cannot be read"), tifffile.TiffFile(file) as tiff:
-        first = _page(tiff, 0)
+        first = page_of(tiff, 0)
         rows = _rows_as_pages(tiff, first, max_pixels, size)
         if rows is not None:
             with decoding():
-                return _raster(first, rows.asarray(maxworkers=1), _Stack(), stacked=True)
-        stack = _stack(tiff, first, pages_as_channels)
-        pages = [first, *(_page(tiff, index) for index in stack.pages[1:])]
+                return raster_of(first, rows.asarray(maxworkers=1), Stack(), stacked=True)
+        stack = stack_of(tiff, first, pages_as_channels)
+        pages = [first, *(page_of(tiff, index) for index in stack.pages[1:])]
         values = []
         for page in pages:
-            _check_page(page, max_pixels, size, len(pages))
+            check_page(page, max_pixels, size, len(pages))
             with decoding():
                 values.append(_decode(page))
         if stack.frames > 1:
             note("frames", count=f"{stack.frames} images")
         with decoding():
             joined = values[0] if len(values) == 1 else np.concatenate(values, axis=2)
-            return _raster(first, joined, stack, len(pages) > 1)
+            return raster_of(first, joined, stack, len(pages) > 1)
 
 
 @dataclass(frozen=True)
-class _Stack:
+class Stack:
     """Which pages make the image, how many images there are, and the channels' names."""
 
     pages: tuple[int, ...] = (0,)
@@ -118,19 +118,21 @@ class _Stack:
     names: tuple[str, ...] = ()
 
 
-def _page(tiff: "TiffFile", index: int) -> "TiffPage":
+def page_of(tiff: "TiffFile", index: int) -> "TiffPage":
+    """A page of a file, counted from 0."""
     return tiff.pages.get(index, aspage=True) if index else tiff.pages.first  # type: ignore[return-value]
 
 
-def _stack(tiff: "TiffFile", first: "TiffPage", pages_as_channels: bool) -> _Stack:
+def stack_of(tiff: "TiffFile", first: "TiffPage", pages_as_channels: bool) -> Stack:
+    """Decides which pages of a file make its first image."""
     alike = _alike(tiff, first)
     names, count, stride = _described_channels(tiff, first, len(alike))
     if pages_as_channels and first.samplesperpixel == 1:
         count, stride = len(alike), 1
     if count > 1 and first.samplesperpixel == 1 and count * stride <= len(alike):
         pages = tuple(alike[: count * stride : stride])
-        return _Stack(pages, len(alike) // count, names)
-    return _Stack((0,), len(alike), names)
+        return Stack(pages, len(alike) // count, names)
+    return Stack((0,), len(alike), names)
 
 
 def _rows_as_pages(tiff: "TiffFile", first: "TiffPage", max_pixels: int, size: int) -> "TiffPageSeries | None":
@@ -138,7 +140,7 @@ def _rows_as_pages(tiff: "TiffFile", first: "TiffPage", max_pixels: int, size: i
     shape, axes = _shaped(first)
     if len(shape) != 3 or axes or tuple(shape[1:]) != first.shape or not shape[2] <= MAX_CHANNELS < shape[1]:
         return None
-    _check_page(first, max_pixels, size, 1)
+    check_page(first, max_pixels, size, 1)
     check_size(shape[1], shape[0], max_pixels, shape[2], first.dtype.itemsize)  # type: ignore[union-attr]
     series = tiff.series[0]
     return series if list(series.shape) == shape else None
@@ -159,7 +161,7 @@ def _alike(tiff: "TiffFile", first: "TiffPage") -> list[int]:
     indices = [0]
     for index in range(1, _PAGES_LOOKED_AT):
         try:
-            page = _page(tiff, index)
+            page = page_of(tiff, index)
         except IndexError:
             break
         except Exception:  # what is damaged behind the first image is not used
@@ -198,16 +200,52 @@ def _described_channels(tiff: "TiffFile", first: "TiffPage", pages: int) -> tupl
     return tuple(described.get(band, f"channel {band + 1}") for band in range(max(described, default=-1) + 1)), 1, 1
 
 
-def _check_page(page: "TiffPage", max_pixels: int, size: int, pages: int) -> None:
-    if page.dtype is None or page.imagedepth != 1:
-        raise BrokenImageError("its values are of a type or depth that is not read")
-    values, itemsize = page.samplesperpixel * pages, page.dtype.itemsize
+def check_page(page: "TiffPage", max_pixels: int, size: int, pages: int) -> None:
+    """Raises a `BrokenImageError` for a page that cannot be read whole: too large, truncated, damaged, of a kind that is not read.
+
+    Args:
+        page (`tifffile.TiffPage`): the page.
+        max_pixels (`int`): the largest width x height.
+        size (`int`): of the file in bytes.
+        pages (`int`): that make one image together.
+    """
+    check_layout(page, size)
+    values, itemsize = page.samplesperpixel * pages, page.dtype.itemsize  # type: ignore[union-attr]
     check_size(page.imagewidth, page.imagelength, max_pixels, values, itemsize)
-    rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-    columns = page.tilewidth if page.is_tiled else page.imagewidth
-    if not 0 < rows * columns <= max(max_pixels, 2**16):
+    rows, columns = segment_shape(page)
+    if rows * columns > max(max_pixels, 2**16):
         raise BrokenImageError(f"its tiles of {columns} x {rows} make no sense")
     check_size(columns, rows, max(max_pixels, 2**16), page.samplesperpixel, itemsize)
+    if page.compression in _WITH_HEADER:
+        for index in range(len(page.dataoffsets)):
+            read_segment(page, index)
+
+
+def segment_shape(page: "TiffPage") -> tuple[int, int]:
+    """Rows and columns of a page's tiles, or of its strips."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def read_segment(page: "TiffPage", index: int) -> bytes:
+    """Reads an encoded tile or strip, and refuses one that would decode to more pixels than it should hold."""
+    file = page.parent.filehandle
+    file.seek(page.dataoffsets[index])
+    content: bytes = file.read(page.databytecounts[index])
+    if page.compression in _WITH_HEADER:
+        rows, columns = segment_shape(page)
+        refuse_large_segment(content, columns, rows)
+    return content
+
+
+def check_layout(page: "TiffPage", size: int) -> None:
+    """Raises a `BrokenImageError` for a page of a kind that is not read, or whose pixels are not all in the file of `size` bytes."""
+    if page.dtype is None or page.imagedepth != 1:
+        raise BrokenImageError("its values are of a type or depth that is not read")
+    rows, columns = segment_shape(page)
+    if rows * columns <= 0:
+        raise BrokenImageError(f"its tiles of {columns} x {rows} make no sense")
     expected = math.ceil(page.imagewidth / columns) * math.ceil(page.imagelength / rows)
     expected *= page.samplesperpixel if page.planarconfig == 2 else 1
     if len(page.dataoffsets) != len(page.databytecounts) or len(page.dataoffsets) < expected:
@@ -221,11 +259,6 @@ def _check_page(page: "TiffPage", max_pixels: int, size: int, pages: int) -> Non
         raise BrokenImageError("it is truncated: it holds fewer pixels than it says")
     if page.compression not in _BOUNDED | _WITH_HEADER:
         raise BrokenImageError(f"its compression {page.compression} is not read; write it with DEFLATE, LZW or ZSTD")
-    if page.compression in _WITH_HEADER:
-        file = page.parent.filehandle
-        for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-            file.seek(start)
-            refuse_large_segment(file.read(length), columns, rows)
 
 
 def _decode(page: "TiffPage") -> np.ndarray:
@@ -241,23 +274,26 @@ def _decode(page: "TiffPage") -> np.ndarray:
     return values[:, 0, ..., 0].transpose(1, 2, 0) if page.planarconfig == 2 else values[0, 0]
 
 
-def _raster(page: "TiffPage", values: np.ndarray, stack: _Stack, stacked: bool) -> Raster:
-    photometric, bits = int(page.photometric), _bits(page)
-    if photometric == _MINISWHITE:
-        values = _invert(values, bits)
-    elif photometric == _PALETTE and page.colormap is not None:
-        table = (page.colormap.astype(np.uint32) + 128) // 257
-        values, bits = table.astype(np.uint8)[:, values[..., 0]].transpose(1, 2, 0), None
-    elif photometric == _CMYK and values.dtype.kind == "u" and values.shape[2] >= 4:
-        note("cmyk")
-        top = np.float64(2**bits - 1 if bits else np.iinfo(values.dtype).max)
-        rgb = (top - values[..., :3]) * (top - values[..., 3:4]) / top
-        values = np.concatenate([np.round(rgb).astype(values.dtype), values[..., 4:]], axis=2)
-    elif photometric not in (_MINISBLACK, _RGB, _YCBCR, _LINEAR_RAW):
-        raise BrokenImageError(f"its colour space {page.photometric!r} is not read; convert it to RGB")
-    color = photometric in (_RGB, _PALETTE, _CMYK, _YCBCR)
-    opaque = 1.0 if values.dtype.kind == "f" else float(2**bits - 1 if bits else np.iinfo(usable(values[:1]).dtype).max)
-    at, multiplied = (None, False) if stacked else _transparency(page, values, 3 if color else 1, opaque)
+def raster_of(
+    page: "TiffPage",
+    values: np.ndarray,
+    stack: Stack,
+    stacked: bool,
+    transparency: tuple[int | None, bool] | None = None,
+) -> Raster:
+    """Makes the raster of decoded values.
+
+    Args:
+        page (`tifffile.TiffPage`): the first one of the image.
+        values (`numpy.ndarray` of shape `(height, width, samples)`): as stored.
+        stack ([`Stack`]): the pages.
+        stacked (`bool`): whether the samples are those of several pages.
+        transparency (`tuple`, *optional*): as `transparency_of` gives it; decided by these values by default.
+    """
+    values, bits, color, opaque = _as_colors(page, values)
+    if transparency is None:
+        transparency = (None, False) if stacked else _transparency(page, values, 3 if color else 1, opaque)
+    at, multiplied = transparency
     names, nodata = stack.names, page.tags.valueof(42113)
     alpha = None
     if at is not None:
@@ -279,6 +315,32 @@ def _raster(page: "TiffPage", values: np.ndarray, stack: _Stack, stacked: bool) 
         nodata=_number(nodata),
         frames=stack.frames,
     )
+
+
+def transparency_of(page: "TiffPage", values: np.ndarray) -> tuple[int | None, bool]:
+    """Decides by stored values which sample is transparency (None where none is), and whether colours were multiplied by it."""
+    values, _, color, opaque = _as_colors(page, values)
+    return _transparency(page, values, 3 if color else 1, opaque)
+
+
+def _as_colors(page: "TiffPage", values: np.ndarray) -> tuple[np.ndarray, int | None, bool, float]:
+    """Values with black at the small end, the bits in use, whether they are colours, and what is opaque."""
+    photometric, bits = int(page.photometric), _bits(page)
+    if photometric == _MINISWHITE:
+        values = _invert(values, bits)
+    elif photometric == _PALETTE and page.colormap is not None:
+        table = (page.colormap.astype(np.uint32) + 128) // 257
+        values, bits = table.astype(np.uint8)[:, values[..., 0]].transpose(1, 2, 0), None
+    elif photometric == _CMYK and values.dtype.kind == "u" and values.shape[2] >= 4:
+        note("cmyk")
+        top = np.float64(2**bits - 1 if bits else np.iinfo(values.dtype).max)
+        rgb = (top - values[..., :3]) * (top - values[..., 3:4]) / top
+        values = np.concatenate([np.round(rgb).astype(values.dtype), values[..., 4:]], axis=2)
+    elif photometric not in (_MINISBLACK, _RGB, _YCBCR, _LINEAR_RAW):
+        raise BrokenImageError(f"its colour space {page.photometric!r} is not read; convert it to RGB")
+    color = photometric in (_RGB, _PALETTE, _CMYK, _YCBCR)
+    opaque = 1.0 if values.dtype.kind == "f" else float(2**bits - 1 if bits else np.iinfo(usable(values[:1]).dtype).max)
+    return values, bits, color, opaque
 
 
 def _bits(page: "TiffPage") -> int | None:

@@ -127,7 +127,7 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     place = Place(path)
     if os.path.isfile(path) and path.lower().endswith(_LISTS):
         return _of_list(place, split, image_column)
-    root, names, links = _list_files(place)
+    root, names, links = list_files(place)
     by_kind: dict[str, list[str]] = {}
     for entry in names:
         by_kind.setdefault(kind_of(entry), []).append(entry)
@@ -258,7 +258,7 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
     return replace(files, names=[item.name for item in items], items=items, classes=classes)
 
 
-def _list_files(place: Place) -> tuple[str, list[str], dict[str, str]]:
+def list_files(place: Place) -> tuple[str, list[str], dict[str, str]]:
     """Lists all files that a path or glob means: the folder that they lie in, their names below it, sorted, and links.
 
     Links are names that are reached by a link, with what they lead to: a name below the folder too, or a path.

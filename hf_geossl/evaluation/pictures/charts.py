@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from hf_geossl.evaluation.pictures.drawing import (
-    BLUE,
     INK,
     LINES,
     MARKERS,
@@ -18,6 +17,7 @@ from hf_geossl.evaluation.pictures.drawing import (
     remove_frame,
     to_image,
 )
+from hf_geossl.training.pictures.colors import BLUE
 
 
 def confusion_matrix(counts: ArrayLike, names: Sequence[str] | None, title: str) -> Image.Image:

@@ -1,6 +1,5 @@
 """Parts of pictures: figures, grids of images, colours, legends."""
 
-import colorsys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -9,33 +8,19 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 from PIL import Image
 
-# Okabe and Ito's colours (Color Universal Design, 2008), which people with any colour vision can distinguish
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
-BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
+from hf_geossl.training.pictures.colors import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
 LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-AREAS = (SKY, ORANGE, GREEN, PURPLE, YELLOW, BLUE, VERMILION)
 UNKNOWN = (0.55, 0.55, 0.55)  # colour of a pixel without truth
 INK, FAINT = "#222222", "#BBBBBB"
 DPI, CELL, IMAGES = 110, 1.65, 8  # inches a cell, and at most so many images in a picture
-
-
-def area_colours(count: int) -> np.ndarray:
-    """Colours `(count, 3)` of classes and instances, in [0, 1], no two alike.
-
-    The first seven can be distinguished with any colour vision, the next fourteen are darker and lighter kinds of them.
-    """
-    base = np.array([to_rgb(colour) for colour in AREAS])
-    colours = [*base, *(base * 0.55), *(base * 0.45 + 0.55)]
-    for index in range(len(colours), count):  # golden-ratio hues, at three lightnesses
-        colours.append(np.array(colorsys.hls_to_rgb(index * 0.618 % 1, (0.35, 0.5, 0.65)[index % 3], 0.75)))
-    return np.array(colours[:count]).reshape(-1, 3)
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

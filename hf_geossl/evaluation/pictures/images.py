@@ -18,13 +18,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from hf_geossl.evaluation.pictures.drawing import (
-    BLUE,
     CELL,
     IMAGES,
     INK,
     UNKNOWN,
-    VERMILION,
-    area_colours,
     class_name,
     first_images,
     in_colours,
@@ -33,7 +30,7 @@ from hf_geossl.evaluation.pictures.drawing import (
     show_row,
     to_image,
 )
-from hf_geossl.training.pictures.colors import principal_components
+from hf_geossl.training.pictures.colors import BLUE, VERMILION, area_colours, principal_components
 
 Objects = Mapping[str, ArrayLike]  # boxes, labels, scores and masks of an image
 

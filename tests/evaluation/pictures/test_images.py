@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_geossl.evaluation.pictures import drawing, images
+from hf_geossl.training.pictures.colors import area_colours
 
 NAMES = ("sky", "grass", "sand", "water")
 
@@ -28,7 +29,7 @@ def _share(picture: Image.Image, colour: Any) -> float:
 def test_segmentation_shows_truth_and_prediction_in_the_colours_of_their_classes() -> None:
     truths = np.zeros((3, 32, 32), dtype=np.uint8)
     predictions = np.ones_like(truths)
-    sky, grass, sand, _ = drawing.area_colours(4)
+    sky, grass, sand, _ = area_colours(4)
     picture = images.segmentation_samples(_images(), truths, predictions, NAMES, "three")
     assert _share(picture, sky) == pytest.approx(_share(picture, grass), rel=0.02)  # as many pixels, and a legend each
     assert _share(picture, sky) > 0.2
@@ -60,7 +61,7 @@ def test_a_strip_keeps_the_colour_of_an_instance() -> None:
     for frame in range(12):
         masks[frame, 4:14, frame : frame + 10] = 7
     picture = images.strip(_images(12), masks, "a clip")
-    colour = drawing.area_colours(1)[0]
+    colour = area_colours(1)[0]
     inside = 0.45 * 90 / 255 + 0.55 * colour
     assert _share(picture, inside) > 0.02
     assert _share(images.strip(_images(12), 0 * masks, "nothing"), inside) == 0
@@ -84,7 +85,7 @@ def test_principal_components_colour_like_features_alike() -> None:
 def test_objects_and_points_lie_where_they_are() -> None:
     truths = [{"boxes": np.array([[8.0, 8, 24, 24]]), "labels": np.array([2])}] * 2
     found = [{**truths[0], "scores": np.array([0.9])}, {"boxes": np.zeros((0, 4)), "labels": [], "scores": []}]
-    colour = drawing.area_colours(1)[0]  # the first class that occurs
+    colour = area_colours(1)[0]  # the first class that occurs
     picture = images.detections(_images(2), found, truths, NAMES, "objects")
     without = images.detections(_images(2), [found[1]] * 2, truths, NAMES, "objects")
     assert 1.2 < _share(picture, colour) / _share(without, colour) < 1.7  # three boxes and a legend, two and a legend

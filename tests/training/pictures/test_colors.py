@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from hf_geossl.training.pictures.colors import color_code, principal_components
+from hf_geossl.training.pictures.colors import area_colours, color_code, principal_components
 
 
 def test_colors_are_the_principal_components_between_two_percentiles() -> None:
@@ -44,3 +44,13 @@ def test_equal_features_have_one_colour() -> None:
     colours = principal_components(torch.ones(1, 2, 2, 4))
     assert torch.isfinite(colours).all()
     assert len(colours.reshape(4, 3).unique(dim=0)) == 1
+
+
+def test_colours_of_classes_are_all_different() -> None:
+    colours = area_colours(150)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + np.eye(150)
+    assert colours.shape == (150, 3)
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+    assert distances[:21, :21].min() > 0.1
+    assert distances.min() > 0.001

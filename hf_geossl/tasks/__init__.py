@@ -1,0 +1,21 @@
+"""What people do with a trunk: fine-tune it, embed with it, predict with what came of it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_geossl.tasks.prediction.predict import predict_images as predict_images
+    from hf_geossl.tasks.prediction.settings import PredictionSettings as PredictionSettings
+
+_HOMES = {
+    "PredictionSettings": "hf_geossl.tasks.prediction.settings",
+    "predict_images": "hf_geossl.tasks.prediction.predict",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_geossl.tasks' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,183 @@
+"""Pictures that people look at: predictions over their images, with a legend of the classes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hf_geossl.tasks.prediction.map_files import class_colors
+from hf_geossl.tasks.prediction.predictors import Objects
+
+# from near (bright) to far (dark): anchors of matplotlib's viridis, in its reverse order
+_DEPTHS = np.array(
+    [(253, 231, 37), (144, 215, 67), (53, 183, 121), (33, 145, 140), (49, 104, 142), (68, 57, 131), (68, 1, 84)],
+    np.float32,
+)
+_SMALLEST = 448  # pixels of the longer side, to which smaller images are enlarged
+_GAP, _SWATCH, _TEXT = 8, 16, 14
+_INK, _PAPER, _NO_VALUE = (34, 34, 34), (255, 255, 255), (140, 140, 140)
+_MOST_ENTRIES = 40  # of a legend
+
+Entry = tuple[str, tuple[int, ...] | None]  # of a legend: a text, and a colour
+
+
+def shown_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height at which an image is shown: small ones are enlarged by a whole number."""
+    scale = max(1, round(_SMALLEST / max(picture.size)))
+    return picture.width * scale, picture.height * scale
+
+
+def mask_overlay(picture: Image.Image, classes: np.ndarray, count: int, no_value: int) -> Image.Image:
+    """Lays classes over an image, their borders opaque; grey where there is no value.
+
+    Args:
+        picture (`PIL.Image.Image`): RGB.
+        classes (`numpy.ndarray` of the picture's `(height, width)`): numbers of classes.
+        count (`int`): of classes.
+        no_value (`int`): the number that is none.
+    """
+    colors = np.concatenate([class_colors(count), [_NO_VALUE]]).astype(np.float32)
+    size = shown_size(picture)
+    numbers = np.where(classes == no_value, count, np.minimum(classes, count)).astype(np.int32)
+    enlarged = np.asarray(Image.fromarray(numbers).resize(size, Image.Resampling.NEAREST))
+    image = np.asarray(picture.resize(size, Image.Resampling.BILINEAR), np.float32)
+    border = np.zeros(enlarged.shape, bool)
+    border[1:] |= enlarged[1:] != enlarged[:-1]
+    border[:, 1:] |= enlarged[:, 1:] != enlarged[:, :-1]
+    share = np.where(border, 1.0, 0.5)[..., None].astype(np.float32)
+    painted = image * (1 - share) + colors[enlarged] * share
+    return Image.fromarray(np.round(painted).astype(np.uint8))
+
+
+def mask_legend(shares: Sequence[float], names: Sequence[str]) -> list[Entry]:
+    """The classes that occur with their shares of the pixels, largest first."""
+    colors = class_colors(len(names)).tolist()
+    order = sorted(range(len(names)), key=lambda index: -shares[index])
+    return [(f"{names[index]} {_percent(shares[index])}", tuple(colors[index])) for index in order if shares[index] > 0]
+
+
+def depth_overlay(picture: Image.Image, depth: np.ndarray) -> tuple[Image.Image, tuple[float, float]]:
+    """Puts an image and its depth side by side, near bright and far dark; grey where there is no value.
+
+    Args:
+        picture (`PIL.Image.Image`): RGB.
+        depth (`numpy.ndarray` of the picture's `(height, width)`): float32.
+
+    Returns:
+        `tuple`: the picture, and the depths of its two ends, the 1st and 99th percentile.
+    """
+    known = depth[np.isfinite(depth)]
+    near, far = (float(value) for value in np.percentile(known, (1, 99))) if known.size else (0.0, 1.0)
+    place = np.clip((np.nan_to_num(depth) - near) / max(far - near, 1e-12), 0, 1)
+    colored = _depth_colors(place)
+    colored[~np.isfinite(depth)] = _NO_VALUE
+    size = shown_size(picture)
+    both = Image.new("RGB", (2 * size[0] + _GAP, size[1]), _PAPER)
+    both.paste(picture.resize(size, Image.Resampling.BILINEAR), (0, 0))
+    both.paste(Image.fromarray(colored).resize(size, Image.Resampling.NEAREST), (size[0] + _GAP, 0))
+    return both, (near, far)
+
+
+def depth_legend(ends: tuple[float, float]) -> list[Entry]:
+    """Five depths from one end of the scale to the other with their colours."""
+    places = np.linspace(0, 1, 5)
+    colors = _depth_colors(places).tolist()
+    return [
+        (f"{ends[0] + place * (ends[1] - ends[0]):.3g}", tuple(color))
+        for place, color in zip(places, colors, strict=True)
+    ]
+
+
+def _depth_colors(places: np.ndarray) -> np.ndarray:
+    """Colours of places from 0 (near) to 1 (far): `(...)` -> uint8 `(..., 3)`."""
+    anchors = np.linspace(0, 1, len(_DEPTHS))
+    channels = [np.interp(places, anchors, _DEPTHS[:, channel]) for channel in range(3)]
+    colors: np.ndarray = np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colors
+
+
+def boxes_overlay(picture: Image.Image, objects: Objects, names: Sequence[str], size: tuple[int, int]) -> Image.Image:
+    """Draws boxes with classes and scores over an image, the surest on top.
+
+    Args:
+        picture (`PIL.Image.Image`): RGB.
+        objects ([`Objects`]): of the image.
+        names (`Sequence[str]`): of the classes.
+        size (`(int, int)`): width and height of the image, in whose pixels the boxes are.
+    """
+    shown = picture.resize(shown_size(picture), Image.Resampling.BILINEAR)
+    pen, font = ImageDraw.Draw(shown), ImageFont.load_default(_TEXT)
+    colors = class_colors(len(names)).tolist()
+    scale = np.array([shown.width / size[0], shown.height / size[1]] * 2)
+    for box, label, score in list(zip(objects.boxes, objects.labels, objects.scores, strict=True))[::-1]:
+        x1, y1, x2, y2 = (float(value) for value in box * scale)
+        color = tuple(colors[int(label)])
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_PAPER, width=4)
+        pen.rectangle((x1, y1, x2, y2), outline=color, width=2)
+        text = f"{names[int(label)]} {score:.2f}"
+        left, top = x1, y1 - _TEXT - 4 if y1 > _TEXT + 4 else y1
+        pen.rectangle((left, top, left + pen.textlength(text, font) + 6, top + _TEXT + 4), fill=color)
+        pen.text((left + 3, top + 1), text, _ink_on(color), font)
+    return shown
+
+
+def boxes_legend(objects: Objects, names: Sequence[str]) -> list[Entry]:
+    """The classes that occur and how often, most frequent first."""
+    colors = class_colors(len(names)).tolist()
+    counts = np.bincount(objects.labels, minlength=len(names))
+    order = sorted(range(len(names)), key=lambda index: -counts[index])
+    found: list[Entry] = [
+        (f"{names[index]}: {counts[index]}", tuple(colors[index])) for index in order if counts[index]
+    ]
+    return found or [("nothing found", None)]
+
+
+def label_legend(probabilities: np.ndarray, names: Sequence[str], most: int = 5) -> list[Entry]:
+    """The surest classes with their probabilities."""
+    order = np.argsort(-probabilities, kind="stable")[:most]
+    return [(f"{names[index]} {_percent(float(probabilities[index]))}", None) for index in order]
+
+
+def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
+    """Puts a legend below a picture; where there is too little room its entries are cut, and those beyond 40 counted."""
+    left_out = len(entries) - _MOST_ENTRIES
+    entries = [*entries[:_MOST_ENTRIES], *([(f"and {left_out} more", None)] if left_out > 0 else [])]
+    font = ImageFont.load_default(_TEXT)
+    width = max(picture.width, 240)
+    rows: list[list[Entry]] = [[]]
+    used = _GAP
+    for entry in entries:
+        needed = _width(entry, font)
+        if rows[-1] and used + needed > width:
+            rows.append([])
+            used = _GAP
+        rows[-1].append(entry)
+        used += needed
+    height = (_SWATCH + _GAP) * len(rows) + _GAP
+    sheet = Image.new("RGB", (width, picture.height + height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        left, top = _GAP, picture.height + _GAP + number * (_SWATCH + _GAP)
+        for entry in row:
+            text, color = entry
+            at = left
+            if color is not None:
+                pen.rectangle((at, top, at + _SWATCH, top + _SWATCH), fill=color, outline=_INK)
+                at += _SWATCH + 5
+            pen.text((at, top), text, _INK, font)
+            left += _width(entry, font)
+    return sheet
+
+
+def _width(entry: Entry, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
+    return int(font.getlength(entry[0])) + (_SWATCH + 5 if entry[1] is not None else 0) + 2 * _GAP
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
+
+
+def _ink_on(color: tuple[int, ...]) -> tuple[int, int, int]:
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    return (0, 0, 0) if bright else (255, 255, 255)

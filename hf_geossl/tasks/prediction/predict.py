@@ -1,0 +1,148 @@
+"""Predicts the images of a folder with a model that has a head, and writes files and pictures of what it predicts."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from hf_geossl.data.images import BrokenImageError
+from hf_geossl.data.notes import collect_notes, describe_counts
+from hf_geossl.data.wording import counted
+from hf_geossl.tasks.prediction.image_results import predict_image
+from hf_geossl.tasks.prediction.opened_images import open_image
+from hf_geossl.tasks.prediction.records import Records, find_images, state_of
+from hf_geossl.tasks.prediction.settings import PredictionSettings
+from hf_geossl.tasks.prediction.summaries import write_summaries
+from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model
+
+_STRONGLY = 4  # times that an image is scaled down, from which a line says so
+_LOGGED = 10  # broken images that are named one by one
+
+
+def predict_images(
+    model: str | Path | TaskModel,
+    images: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    settings: PredictionSettings | None = None,
+    *,
+    overlays: bool = True,
+    overwrite: bool = False,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> dict[str, Any]:
+    """Predicts images with a model that has a head, and writes what it predicts.
+
+    By the kind of the model there are in the folder: `masks/` (class numbers, PNG with a palette, or TIFF of TIFF images),
+    `depth/` (float32 TIFF), `boxes.json` (COCO) and `boxes.csv`, or `labels.csv` with probabilities; `overlays/` for people;
+    `contact_sheet.png`; `predict.json` with classes and counts. All maps have the size of their images. Of TIFF files parts
+    are read and written, so that their size is not bounded by memory, and where they lie on the Earth is copied.
+
+    Args:
+        model (`str`, `Path` or [`TaskModel`]): a folder or an id on the Hub of an image classifier, a semantic segmenter, a depth
+            estimator or an object detector, with its image processor.
+        images (`str`, `Path` or a sequence of such): files, folders or globs.
+        output_dir (`str` or `Path`): where files are written; a second call goes on with what is missing.
+        settings ([`PredictionSettings`], *optional*): how.
+        overlays (`bool`, *optional*): whether pictures are made.
+        overwrite (`bool`, *optional*): whether what is there is predicted again.
+        device (`str`, *optional*): where to; a GPU if there is one.
+        trust_remote_code (`bool`, *optional*): whether code of the model's repository may run.
+        say (`Callable`): takes lines for people.
+
+    Returns:
+        `dict`: what `predict.json` holds: the model, its classes, how many images were predicted before and now, and which could
+        not be used and why.
+
+    Raises:
+        ValueError: if there is no such model, or the folder holds predictions made otherwise.
+        FileNotFoundError: if there is no image.
+    """
+    settings = settings or PredictionSettings()
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder: choose another output_dir")
+    given = [images] if isinstance(images, str | Path) else images
+    found = find_images([str(path) for path in given], folder)
+    opened = (
+        model
+        if isinstance(model, TaskModel)
+        else open_task_model(model, device=device, trust_remote_code=trust_remote_code)
+    )
+    # the number of tiles at a time changes what is predicted by rounding errors, and so the run as a whole
+    described = {"model": opened.name, "weights": opened.fingerprint(), **asdict(settings), "overlays": overlays}
+    records = Records(folder, described, overwrite)
+    before = [name for name, path in found.items() if records.is_done(name, path)]
+    if before:
+        say(f"{counted(len(before), 'image')} of {len(found)} predicted before, left as they are")
+    run = _Run(opened, records, settings, overlays, say)
+    with tqdm(total=len(found), initial=len(before), unit="img", disable=None) as bar:
+        for name, path in found.items():
+            if name not in before:
+                run.predict(name, path)
+                bar.update()
+    run.say_counts()
+    summary = write_summaries(opened, records, list(found), described, run.broken)
+    if not any(name in records.by_image for name in found):
+        name, reason = next(iter(run.broken.items()))
+        raise ValueError(f"none of {counted(len(found), 'image')} could be predicted, such as {name}: {reason}")
+    return summary
+
+
+class _Run:
+    """Predicts images one after the other, and counts what happened to them."""
+
+    def __init__(
+        self,
+        model: TaskModel,
+        records: Records,
+        settings: PredictionSettings,
+        overlays: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.records, self.settings, self.overlays, self.say = model, records, settings, overlays, say
+        self.broken: dict[str, str] = {}
+        self.notes: Counter[str] = Counter()
+        self.scaled: list[tuple[int, int]] = []
+        self.tiled = self.predicted = 0
+
+    def predict(self, name: str, path: Path) -> None:
+        """Predicts an image and writes its files, and its record last; one that cannot be used is counted."""
+        state = state_of(path)
+        try:
+            with collect_notes() as notes, open_image(path, self.model.image_format, self.settings.max_pixels) as image:
+                tiling = self.settings.tiling(self.model, image)
+                record = predict_image(self.model, image, tiling, self.settings, name, self.records, self.overlays)
+        except BrokenImageError as error:
+            self.broken[name] = error.reason
+            if len(self.broken) <= _LOGGED:
+                more = "; the next ones are in predict.json" if len(self.broken) == _LOGGED else ""
+                self.say(f"left out {name}: {error.reason}{more}")
+            return
+        self.records.add({"image": name, "state": state, "size": [image.height, image.width], **record})
+        self.predicted += 1
+        self.notes.update({one.kind for one in notes})
+        if tiling is not None:
+            self.tiled += 1
+        elif min(image.height / self.model.sides[0], image.width / self.model.sides[1]) >= _STRONGLY:
+            self.scaled.append((image.width, image.height))
+
+    def say_counts(self) -> None:
+        """Says what was done to the images."""
+        for line in describe_counts(self.notes, self.predicted):
+            self.say(line)
+        if self.tiled:
+            self.say(f"{counted(self.tiled, 'image')} predicted in tiles")
+        if self.scaled and self.model.kind != "classification":
+            width, height = max(self.scaled, key=lambda size: size[0] * size[1])
+            self.say(
+                f"{counted(len(self.scaled), 'image')} of up to {width} x {height} pixels scaled to {self.model.sides[1]} x "
+                f"{self.model.sides[0]}, as the model's processor does: --tile_size predicts in tiles at a scale of your choice"
+            )
+        if self.broken:
+            total = self.predicted + len(self.broken)
+            self.say(f"{len(self.broken)} of {counted(total, 'image')} could not be used")

@@ -1,0 +1,235 @@
+"""What a model predicts of an image, whole or in tiles: maps in parts, objects, classes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.ops import batched_nms
+
+from hf_geossl.data.readers.tiff_windows import Box
+from hf_geossl.tasks.prediction.opened_images import OpenedImage
+from hf_geossl.tasks.prediction.task_models import TaskModel
+from hf_geossl.tasks.prediction.tiling import Tiling, blend
+
+Part = tuple[Box, np.ndarray]  # a box, and the values of its pixels (channels, height, width), float32
+
+_BAND = 2**24  # values of a map that are made at a time
+_AT_EDGE = 2  # pixels from the edge of a tile within which a box counts as cut
+_COVERED = 0.6  # share of a cut box which, covered by a whole one of its class, makes it a part of that
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of an image, surest first.
+
+    Args:
+        boxes (`numpy.ndarray` of shape `(objects, 4)`): x1, y1, x2, y2 in pixels of the image, float32.
+        labels (`numpy.ndarray` of shape `(objects,)`): numbers of their classes.
+        scores (`numpy.ndarray` of shape `(objects,)`): 0 to 1, float32.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def whole_box(image: OpenedImage) -> Box:
+    """The box of a whole image."""
+    return 0, 0, image.height, image.width
+
+
+def predict_classes(model: TaskModel, image: OpenedImage) -> np.ndarray:
+    """Classifies an image.
+
+    Args:
+        model ([`TaskModel`]): of classification.
+        image ([`OpenedImage`]): read whole.
+
+    Returns:
+        `numpy.ndarray` of shape `(classes,)`: probabilities, float32; of a model of several labels each by itself, of one that
+        regresses its values.
+    """
+    logits = model.predict([model.prepare(image.read(whole_box(image)))]).logits[0].float()
+    problem = getattr(model.module.config, "problem_type", None)
+    if problem == "regression":
+        return logits.cpu().numpy()
+    return (logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(dim=0)).cpu().numpy()
+
+
+def predict_map(model: TaskModel, image: OpenedImage, tiling: Tiling | None, batch_size: int) -> Iterator[Part]:
+    """Predicts a value of each pixel: probabilities of classes, or depth.
+
+    What a model gives is resized bilinearly to the size of what it was given, an image or a tile, as transformers does it;
+    probabilities are taken after that.
+
+    Args:
+        model ([`TaskModel`]): of segmentation or depth.
+        image ([`OpenedImage`]): the image.
+        tiling ([`Tiling`], *optional*): its tiles; the image is predicted whole by default.
+        batch_size (`int`): tiles that are predicted at a time.
+
+    Yields:
+        `tuple`: parts that cover the image once; those of one height from left to right, and then those below.
+    """
+    if tiling is not None:
+        yield from blend(tiling, _tiles(model, image, tiling, batch_size))
+        return
+    raw = _raw_map(model, model.predict([model.prepare(image.read(whole_box(image)))]))
+    rows = max(1, _BAND // (raw.shape[1] * image.width))
+    for top in range(0, image.height, rows):
+        height = min(rows, image.height - top)
+        band = _final(model, resized_rows(raw, image.height, image.width, top, height))
+        yield (top, 0, height, image.width), band[0].cpu().numpy()
+
+
+def _tiles(model: TaskModel, image: OpenedImage, tiling: Tiling, batch_size: int) -> Iterator[np.ndarray]:
+    channels = max(1, len(model.names))
+    size = (tiling.rows.size, tiling.columns.size)
+    for boxes in _batches(tiling.boxes, batch_size):
+        read = [_tile_input(model, image, box) for box in boxes]
+        inputs = [one for one in read if one is not None]
+        values: Iterator[np.ndarray] = iter(())
+        if inputs:
+            raw = _raw_map(model, model.predict(inputs))
+            resized = F.interpolate(raw, size, mode="bilinear", align_corners=False)
+            values = iter(_final(model, resized).cpu().numpy())
+        for one in read:
+            yield np.zeros((channels, *size), np.float32) if one is None else next(values)
+
+
+def _batches(boxes: Sequence[Box], size: int) -> Iterator[Sequence[Box]]:
+    for start in range(0, len(boxes), size):
+        yield boxes[start : start + size]
+
+
+def _tile_input(model: TaskModel, image: OpenedImage, box: Box) -> dict[str, torch.Tensor] | None:
+    """The input of a tile; None where no pixel of it has a value, so that nothing is predicted there."""
+    pixels, missing = image.read(box), image.missing(box)
+    return None if missing is not None and missing.all() else model.prepare(pixels)
+
+
+def _raw_map(model: TaskModel, outputs: Any) -> torch.Tensor:
+    """Logits `(batch, classes, height, width)`, or depths of one channel, at the model's own resolution, float32."""
+    values: torch.Tensor = outputs.predicted_depth if model.kind == "depth" else outputs.logits
+    return (values[:, None] if values.ndim == 3 else values).float()
+
+
+def _final(model: TaskModel, values: torch.Tensor) -> torch.Tensor:
+    return values if model.kind == "depth" else values.softmax(dim=1)
+
+
+def resized_rows(values: torch.Tensor, height: int, width: int, top: int, rows: int) -> torch.Tensor:
+    """Some rows of a map that is resized bilinearly, without making the others.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch, channels, h, w)`): float32.
+        height, width (`int`): that it is resized to.
+        top, rows (`int`): the first row, and how many.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, rows, width)`: those rows of `interpolate(..., align_corners=False)`.
+    """
+    places = torch.arange(top, top + rows, device=values.device, dtype=torch.float64)
+    places = ((places + 0.5) * (values.shape[2] / height) - 0.5).clamp(0, values.shape[2] - 1)
+    above = places.floor().long()
+    share = (places - above).float()[:, None]
+    below = (above + 1).clamp_max(values.shape[2] - 1)
+    mixed = values[:, :, above] * (1 - share) + values[:, :, below] * share
+    return F.interpolate(mixed, (rows, width), mode="bilinear", align_corners=False)
+
+
+def predict_objects(
+    model: TaskModel,
+    image: OpenedImage,
+    tiling: Tiling | None,
+    batch_size: int,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+) -> Objects:
+    """Finds objects.
+
+    Of tiles those are joined that are one object: a box that ends at the edge of its tile is left out where another of its class,
+    of a neighbour that sees more of it, covers most of it; of others that overlap the surest one stays.
+
+    Args:
+        model ([`TaskModel`]): of detection.
+        image ([`OpenedImage`]): the image.
+        tiling ([`Tiling`], *optional*): its tiles; the image is taken whole by default.
+        batch_size (`int`): tiles that are predicted at a time.
+        score_threshold (`float`): objects of smaller scores are left out.
+        iou_threshold (`float`): overlap, as intersection over union, from which boxes of one class in tiles are one object.
+
+    Returns:
+        [`Objects`]: of the image.
+    """
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for boxes in _batches(tiling.boxes if tiling is not None else [whole_box(image)], batch_size):
+        read = [(box, _tile_input(model, image, box)) for box in boxes]
+        with_values = [(box, one) for box, one in read if one is not None]
+        if not with_values:
+            continue
+        outputs = model.predict([one for _, one in with_values])
+        sizes = [(height, width) for (_, _, height, width), _ in with_values]
+        for (box, _), objects in zip(with_values, _detected(model, outputs, score_threshold, sizes), strict=True):
+            found.append(_placed(objects, box, image))
+    if not found:
+        return Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    placed, labels, scores, cut = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if tiling is not None:
+        kept = _whole_ones(placed, labels, cut)
+        placed, labels, scores = placed[kept], labels[kept], scores[kept]
+        kept = batched_nms(placed, scores, labels, iou_threshold)
+        placed, labels, scores = placed[kept], labels[kept], scores[kept]
+    order = scores.argsort(descending=True, stable=True)
+    return Objects(placed[order].numpy(), labels[order].numpy(), scores[order].numpy())
+
+
+def _detected(
+    model: TaskModel, outputs: Any, threshold: float, sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, torch.Tensor]]:
+    """Scores, labels and boxes (x1, y1, x2, y2 in pixels) of each image of a batch, by the processor where it can."""
+    own = getattr(model.processor, "post_process_object_detection", None)
+    if own is not None:
+        made: list[dict[str, torch.Tensor]] = own(outputs, threshold=threshold, target_sizes=list(sizes))
+        return made
+    result = []
+    for logits, boxes, (height, width) in zip(outputs.logits, outputs.pred_boxes, sizes, strict=True):
+        scores, labels = logits.softmax(dim=-1)[:, :-1].max(dim=-1)  # the last class is "no object"
+        x, y, wide, high = boxes.unbind(-1)
+        corners = torch.stack([x - wide / 2, y - high / 2, x + wide / 2, y + high / 2], dim=-1)
+        corners = corners * corners.new_tensor([width, height, width, height])
+        sure = scores > threshold
+        result.append({"scores": scores[sure], "labels": labels[sure], "boxes": corners[sure]})
+    return result
+
+
+def _placed(
+    objects: dict[str, torch.Tensor], box: Box, image: OpenedImage
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes of a tile in the image, inside of the tile; their labels and scores; and which end at an edge inside the image."""
+    top, left, height, width = box
+    boxes = objects["boxes"].detach().cpu().float().reshape(-1, 4)
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    cut = ((x1 < _AT_EDGE) & (left > 0)) | ((x2 > width - _AT_EDGE) & (left + width < image.width))
+    cut |= ((y1 < _AT_EDGE) & (top > 0)) | ((y2 > height - _AT_EDGE) & (top + height < image.height))
+    filled = (x2 > x1) & (y2 > y1)
+    placed = boxes + boxes.new_tensor([left, top, left, top])
+    labels, scores = objects["labels"].detach().cpu().long(), objects["scores"].detach().cpu().float()
+    return placed[filled], labels[filled], scores[filled], cut[filled]
+
+
+def _whole_ones(boxes: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+    """Which boxes stay: all that are not cut, and those cut ones that no other larger one of their class covers."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    stay = torch.ones(len(boxes), dtype=torch.bool)
+    for index in cut.nonzero().flatten().tolist():
+        others = (labels == labels[index]) & (areas > areas[index])
+        shared = torch.minimum(boxes[others, 2:], boxes[index, 2:]) - torch.maximum(boxes[others, :2], boxes[index, :2])
+        covered = shared.clamp(min=0).prod(dim=1) / areas[index]
+        stay[index] = not bool((covered > _COVERED).any())
+    return stay
