@@ -80,12 +80,11 @@ class TaskModel:
         """
         if self.image_format is not None:
             return {"pixel_values": self._of_format(torch.from_numpy(pixels).permute(2, 0, 1), self.image_format)[None]}
-        cropped = (
-            {}
-            if self.kind == "classification" or not hasattr(self.processor, "do_center_crop")
-            else {"do_center_crop": False}
-        )
-        made = self.processor(Image.fromarray(pixels), return_tensors="pt", **cropped)
+        processor: Any = self.processor
+        # a map must be that of the image, without what would be cut off or put around it
+        unused = {} if self.kind in ("classification", "detection") else {"do_center_crop": False, "do_pad": False}
+        given = {name: value for name, value in unused.items() if getattr(processor, name, None)}
+        made = processor(Image.fromarray(pixels), return_tensors="pt", **given)
         return {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
 
     def _of_format(self, pixels: torch.Tensor, image_format: ImageFormat) -> torch.Tensor:
