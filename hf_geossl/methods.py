@@ -48,6 +48,21 @@ LEARNING_CURVE = Picture(
 )
 
 
+# what a fine-tuning ends with
+FINE_TUNING_CURVE = Picture(
+    "fine_tuning_curve.png",
+    "Fine-tuning",
+    "hf_geossl.tasks.finetuning.curve:draw_curve",
+    "Loss and metric over the optimizer steps of the fine-tuning. Dashed: what trivial predictions reach.",
+)
+FINE_TUNING_SAMPLES = Picture(
+    "fine_tuning_samples.png",
+    "Predictions",
+    "hf_geossl.tasks.finetuning.measuring:picture_of",
+    "Some of the images that were measured, with their truth and what the model predicts.",
+)
+
+
 @dataclass(frozen=True)
 class OwnTask:
     """A task of evaluation that only one method's models can do.
@@ -311,4 +326,4 @@ TARGET_FAMILIES = ("dinov2", "dinov3", "vit", "deit", "ijepa", "clip", "siglip",
 def run_pictures() -> dict[str, Picture]:
     """The pictures that runs end with, of all methods, by file."""
     own = [picture for method in METHODS.values() for picture in method.pictures]
-    return {picture.file: picture for picture in (LEARNING_CURVE, *own)}
+    return {picture.file: picture for picture in (LEARNING_CURVE, FINE_TUNING_CURVE, FINE_TUNING_SAMPLES, *own)}

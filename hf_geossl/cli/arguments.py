@@ -3,16 +3,18 @@
 The latter are read from the text of the file of the installed version, for importing it takes seconds.
 """
 
+import argparse
 import ast
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
-from typing import get_args
+from typing import Any, get_args
 
-from hf_geossl.cli.usage import UsageError, nearest
+from hf_geossl.cli.usage import Parser, UsageError, nearest
 
 SECTIONS = ("data", "model", "views", "training")
 BOOLEANS = {
@@ -152,6 +154,32 @@ INIT_CHANNELS = Argument(
     help="How its filters become those of other channels: mean, or repeat for its bands in turn; scaled by 3 / channels.",
     choices=("mean", "repeat"),
 )
+
+
+def add_arguments(parser: Parser, arguments: Sequence[Argument], *, shown: bool = False) -> None:
+    """Adds arguments to a parser, whose result has those that are given.
+
+    Args:
+        parser (`Parser`): Of a command.
+        arguments (`Sequence[Argument]`): What can be given: `--key value`, `--key` and `--no_key` for switches, and several
+            values where there may be several.
+        shown (`bool`): Whether the parser's own help lists them.
+    """
+    for argument in arguments:
+        default = "" if argument.default in ("", None) else f" Default: {argument.default}."
+        options: dict[str, Any] = {
+            "type": argument.read,
+            "default": argparse.SUPPRESS,
+            "help": f"{argument.help}{default}".replace("%", "%%") if shown else argparse.SUPPRESS,
+        }
+        if argument.many:
+            options["nargs"] = "+"
+        elif argument.kind == "bool":
+            options |= {"nargs": "?", "const": True}
+        parser.add_argument(f"--{argument.name}", **options)
+        if argument.default is True:
+            options = {"dest": argument.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            parser.add_argument(f"--no_{argument.name}", action="store_false", **options)
 
 
 def kind_of(annotation: object, default: object = MISSING) -> tuple[str, bool, bool]:

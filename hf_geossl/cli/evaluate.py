@@ -194,11 +194,12 @@ def _parser() -> Parser:
     add("--test_split", default="test", help="What is measured. Default: test.")
     add("--dataset_config", help="Configuration of a dataset on the Hub; of the scenes their mode, topdown or object.")
     add("--dataset_revision", help="Branch, tag or commit of a dataset on the Hub.")
-    _add_columns(parser)
+    add_columns(parser)
     return parser
 
 
-def _add_columns(parser: Parser) -> None:
+def add_columns(parser: Parser) -> None:
+    """Adds what the columns of a labelled dataset are called and mean."""
     add = parser.add_argument
     add("--image_column", default="image", help="Default: %(default)s.")
     add("--label_column", default="label", help="Class of an image. Default: %(default)s.")

@@ -14,6 +14,8 @@ from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
 from hf_geossl.methods import run_pictures
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from hf_geossl.data.evaluation_batches import FirstImages
     from hf_geossl.data.streams import ImageStream
     from hf_geossl.evaluation.online import OnlineDataset
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
     from hf_geossl.training.trainer import TeacherStudentTrainer
 
 # what a run leaves that was killed before its first checkpoint was whole
-_TRACES = (
-    r"\.staging.*|\.features|\.export-.*|\.push-.*|checkpoint-\d+|nonfinite_step_.*\.json|learning_curve\.png|runs"
-)
+_TRACES = r"\.staging.*|\.features|\.export-.*|\.push-.*|\.trained|checkpoint-\d+|nonfinite_step_.*\.json|learning_curve\.png|runs"
 
 
 def pretrain(argv: Sequence[str]) -> int:
@@ -189,7 +189,7 @@ def open_probes(data: DataArguments, size: int, image_format: "ImageFormat") -> 
     return probes
 
 
-def resume_from(args: "TeacherStudentTrainingArguments") -> str | bool | None:
+def resume_from(args: "TrainingArguments") -> str | bool | None:
     """Decides what to resume from.
 
     Raises:

@@ -1,6 +1,5 @@
 """What `geossl pretrain` was given: a recipe and a command line, read and shown without importing torch."""
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from hf_geossl.cli.arguments import (
     Argument,
     DataArguments,
     Value,
+    add_arguments,
 )
 from hf_geossl.cli.describe import method_arguments
 from hf_geossl.cli.recipes import Recipe, read_recipe, recipes
@@ -234,16 +234,7 @@ def make_parser(arguments: Sequence[Argument]) -> Parser:
         `Parser`: `--key value`, `--key` and `--no_key` for switches, and several values where there may be several.
     """
     parser = Parser("pretrain", "", usage=USAGE)
-    for argument in arguments:
-        flag, absent = f"--{argument.name}", argparse.SUPPRESS
-        if argument.many:
-            parser.add_argument(flag, nargs="+", type=argument.read, default=absent)
-        elif argument.kind == "bool":
-            parser.add_argument(flag, nargs="?", const=True, type=argument.read, default=absent)
-        else:
-            parser.add_argument(flag, type=argument.read, default=absent)
-        if argument.default is True:
-            parser.add_argument(f"--no_{argument.name}", dest=argument.name, action="store_false", default=absent)
+    add_arguments(parser, arguments)
     return parser
 
 

@@ -123,6 +123,13 @@ class Samples:
         part.stored = None if isinstance(rows, datasets.IterableDataset) else self.stored
         return part
 
+    def stretched(self) -> "Samples":
+        """The same images, each stretched to the square as a whole, as a model's image processor does, not cut to its center."""
+        if not isinstance(self.read, SampleReader):
+            return self  # scenes are squares of the size already
+        description = {**self.description, "whole": True}
+        return Samples(self.rows, description, self.names, self.read.of_whole_images(), self.indices)
+
     def store_in(self, store: SampleStore) -> "Samples":
         """Decodes each sample once: what the first whole pass has read is kept there, for all samples of this fingerprint.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import BaseImageProcessor, SegformerImageProcessor
+from transformers import BaseImageProcessor, DPTImageProcessor, SegformerImageProcessor, YolosImageProcessor
 
 from hf_geossl.hub.run_record import write_arguments, write_record
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
@@ -23,6 +23,8 @@ def make_image_processor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     image_format: ImageFormat | None = None,
+    *,
+    task: str | None = None,
 ) -> BaseImageProcessor:
     """The image processor that fits a model.
 
@@ -31,23 +33,31 @@ def make_image_processor(
         mean, std (three `float`): Normalisation of images in [0, 1]; ImageNet's by default.
         image_format (`ImageFormat`, *optional*): What the images are; with its own mean and deviation, where it is not RGB
             of 8 bits.
+        task (`str`, *optional*): What the model does: "classification", "segmentation", "depth" or "detection". By default
+            nothing yet.
 
     Returns:
         `BaseImageProcessor`: Resizes bilinearly to `size`, and normalises. For RGB of 8 bits, to which it converts grey,
         palette and transparent images, transformers' own `SegformerImageProcessor`, which does to pixels what its
-        `ViTImageProcessor` does, and turns logits into masks, as pipelines ask for; `GeometricImageProcessor` for others.
+        `ViTImageProcessor` does, and turns logits into masks, as pipelines ask for, and for depth and detection those
+        whose results pipelines read; `GeometricImageProcessor` for others. Of a model that does something already it
+        resizes bicubically, as images are read in its training.
     """
     height, width = size
     if image_format is not None and not image_format.is_rgb8:
         return GeometricImageProcessor(image_format.to_dict(), size={"height": height, "width": width})
-    return SegformerImageProcessor(
-        size={"height": height, "width": width},
-        image_mean=list(mean),
-        image_std=list(std),
-        resample=2,
-        do_convert_rgb=True,
-        do_reduce_labels=False,
-    )
+    shared: dict[str, Any] = {
+        "size": {"height": height, "width": width},
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "resample": 2 if task is None else 3,
+        "do_convert_rgb": True,
+    }
+    if task == "depth":
+        return DPTImageProcessor(**shared, do_pad=False, keep_aspect_ratio=False, ensure_multiple_of=1)
+    if task == "detection":
+        return YolosImageProcessor(**shared, do_pad=False)
+    return SegformerImageProcessor(**shared, do_reduce_labels=False)
 
 
 def export_model(

@@ -27,6 +27,7 @@ _HUB_TASKS = {
     "keypoints": "keypoint-detection",
     "knn": "image-classification",
     "linear": "image-classification",
+    "classification": "image-classification",
 }
 
 

@@ -4,10 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_geossl.tasks.finetuning.arguments import FineTuningArguments as FineTuningArguments
+    from hf_geossl.tasks.finetuning.finetune import measure_folder as measure_folder
+    from hf_geossl.tasks.finetuning.finetune import prepare_finetuning as prepare_finetuning
+    from hf_geossl.tasks.finetuning.splits import LabelledDataset as LabelledDataset
     from hf_geossl.tasks.prediction.predict import predict_images as predict_images
     from hf_geossl.tasks.prediction.settings import PredictionSettings as PredictionSettings
 
 _HOMES = {
+    "FineTuningArguments": "hf_geossl.tasks.finetuning.arguments",
+    "LabelledDataset": "hf_geossl.tasks.finetuning.splits",
+    "measure_folder": "hf_geossl.tasks.finetuning.finetune",
+    "prepare_finetuning": "hf_geossl.tasks.finetuning.finetune",
     "PredictionSettings": "hf_geossl.tasks.prediction.settings",
     "predict_images": "hf_geossl.tasks.prediction.predict",
 }

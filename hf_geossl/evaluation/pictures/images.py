@@ -35,6 +35,19 @@ from hf_geossl.training.pictures.colors import BLUE, VERMILION, area_colours, pr
 Objects = Mapping[str, ArrayLike]  # boxes, labels, scores and masks of an image
 
 
+def labelled_images(images: ArrayLike, pairs: Sequence[tuple[str, str]], title: str) -> Image.Image:
+    """A row of images, each under its true class and the predicted one, which is red where it is another."""
+    images = np.asarray(first_images(images)[0])
+    figure, grid = new_grid(1, len(images), title)
+    show_row(grid[0], "image", images)
+    for axes, (truth, predicted) in zip(grid[0], pairs, strict=False):
+        right = truth == predicted
+        axes.set_title(
+            truth if right else f"{truth}\ntaken for {predicted}", fontsize=7, color=INK if right else VERMILION
+        )
+    return to_image(figure)
+
+
 def segmentation_samples(
     images: ArrayLike, truths: ArrayLike, predictions: ArrayLike, names: Sequence[str] | None, title: str
 ) -> Image.Image:

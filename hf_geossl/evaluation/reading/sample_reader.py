@@ -56,7 +56,7 @@ def read_scene(index: int, row: Mapping[str, Any]) -> Sample:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The square cut out of an image: the shorter side scaled to 8 / 7 of `size`, the center taken.
+    """The square made of an image: the shorter side scaled to 8 / 7 of `size`, the center taken; or the whole, stretched.
 
     Attributes:
         size (`int`): Side of the square in pixels.
@@ -71,7 +71,9 @@ class _Frame:
     top: int
 
     @classmethod
-    def of(cls, image: Image.Image, size: int) -> "_Frame":
+    def of(cls, image: Image.Image, size: int, whole: bool) -> "_Frame":
+        if whole:
+            return cls(size, size, size, 0, 0)
         scale = round(size * 8 / 7) / min(image.size)
         width, height = (max(size, round(length * scale)) for length in image.size)
         return cls(size, width, height, (width - size) // 2, (height - size) // 2)
@@ -95,6 +97,8 @@ class SampleReader:
         truth (`Truth`, *optional*): What the values of the columns mean.
         image_format (`ImageFormat`, *optional*): What the model's images are; RGB of 8 bits by default.
         dtype (`str`, *optional*): Type of the numbers in a column of arrays.
+        whole (`bool`): Whether images are stretched to the square as a whole, as a model's image processor does; otherwise
+            the center is taken.
     """
 
     def __init__(
@@ -105,8 +109,9 @@ class SampleReader:
         truth: Truth | None = None,
         image_format: ImageFormat | None = None,
         dtype: str | None = None,
+        whole: bool = False,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.whole = dtype, whole
         self.size, self.columns, self.token, self.image_format = size, columns, token, image_format
         self.truth = truth or Truth(bbox_format=columns.bbox_format or "coco", depth_scale=columns.depth_scale or 1.0)
 
@@ -128,7 +133,7 @@ class SampleReader:
         with collect_notes() as notes:
             image, channels = self._channels(encoded_image(as_array(row[columns.image], self.dtype), self.token))
         changed |= {f"images with {entry.summary}": 1 for entry in notes}
-        frame = _Frame.of(image, self.size)
+        frame = _Frame.of(image, self.size, self.whole)
         pixels = [frame.cut(channel, Image.Resampling.BICUBIC) for channel in channels]
         sample: Sample = {
             "index": index,
@@ -151,6 +156,11 @@ class SampleReader:
         if row.get(columns.objects) is not None:
             sample.update(self._objects(as_lists(row[columns.objects], columns.objects), image, frame, changed))
         return sample | ({CHANGED: changed} if changed else {})
+
+    def of_whole_images(self) -> "SampleReader":
+        """A reader that stretches images to the square as a whole, where this one takes their center."""
+        parts = (self.columns, self.token, self.truth, self.image_format, self.dtype)
+        return SampleReader(self.size, *parts, whole=True)
 
     def _channels(self, encoded: Any) -> tuple[Image.Image, list[Image.Image]]:
         """A picture of the image's size, and what is cut: itself, or each channel of the model's format."""

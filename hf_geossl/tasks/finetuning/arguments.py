@@ -1,0 +1,86 @@
+"""`FineTuningArguments`: transformers' training arguments, and what of a trunk is trained."""
+
+import copy
+import math
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from transformers import TrainingArguments
+
+from hf_geossl.tasks.finetuning.settings import DEFAULTS, EPOCHS, MIN_STEPS, AdaptationSettings
+
+_EPOCHS = TrainingArguments.__dataclass_fields__["num_train_epochs"].default
+
+
+@dataclass
+class FineTuningArguments(AdaptationSettings, TrainingArguments):
+    """`TrainingArguments` for fine-tuning, with the defaults of `settings.DEFAULTS` and the fields of `AdaptationSettings`.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    per_device_train_batch_size: int = DEFAULTS["per_device_train_batch_size"]
+    per_device_eval_batch_size: int = DEFAULTS["per_device_eval_batch_size"]
+    learning_rate: float = DEFAULTS["learning_rate"]
+    weight_decay: float = DEFAULTS["weight_decay"]
+    warmup_steps: float = DEFAULTS["warmup_steps"]
+    lr_scheduler_type: str = DEFAULTS["lr_scheduler_type"]
+    logging_steps: float = DEFAULTS["logging_steps"]
+    save_steps: float = DEFAULTS["save_steps"]
+    save_total_limit: int | None = DEFAULTS["save_total_limit"]
+    eval_strategy: str = DEFAULTS["eval_strategy"]
+    eval_steps: float | None = DEFAULTS["eval_steps"]
+    remove_unused_columns: bool = DEFAULTS["remove_unused_columns"]
+    train_sampling_strategy: str = DEFAULTS["train_sampling_strategy"]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"all|none|norms|last:[1-9]\d*", self.train_layers):
+            raise ValueError(
+                f"train_layers must be 'all', 'none', 'norms' or such as 'last:4', got {self.train_layers!r}"
+            )
+        if self.lora_rank < 0 or (self.lora_rank and self.train_layers in ("none", "norms")):
+            raise ValueError(
+                f"lora_rank must be 0 or more, and 0 with train_layers {self.train_layers!r}, got {self.lora_rank}"
+            )
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha must be above 0, got {self.lora_alpha}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.min_crop is not None and not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop must be above 0 and at most 1, got {self.min_crop}")
+        if self.curve_images < 1:
+            raise ValueError(f"curve_images must be at least 1, got {self.curve_images}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps must be above 0, or -1 for num_train_epochs, got {self.max_steps}")
+        if self.remove_unused_columns or self.train_sampling_strategy != "sequential":
+            raise ValueError(
+                "remove_unused_columns must stay off and train_sampling_strategy 'sequential': images are read in an order of "
+                "their own, by which a run resumes"
+            )
+        if self.ignore_data_skip:
+            raise ValueError("ignore_data_skip must stay off: a resumed run goes on with the images that come next")
+        for name in ("logging_strategy", "save_strategy", "eval_strategy"):
+            if getattr(getattr(self, name), "value", getattr(self, name)) == "epoch":
+                raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': runs are counted in steps")
+        super().__post_init__()
+
+    def for_run(self, images: int) -> Self:
+        """A copy with `max_steps`, which says how long a run on so many training images is, and without a token.
+
+        Without `max_steps` and `num_train_epochs` it is the longer of `EPOCHS` passes and `MIN_STEPS` steps.
+        """
+        args = copy.copy(self)
+        args.hub_token = None  # checkpoints hold the arguments
+        if args.max_steps <= 0:
+            given = self.num_train_epochs != _EPOCHS
+            epochs = self.num_train_epochs if given else EPOCHS
+            steps = math.ceil(epochs * images / self.global_batch_size)
+            args.max_steps = max(steps, 1 if given else MIN_STEPS)
+        return args
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one optimizer step, over all processes and accumulation."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size

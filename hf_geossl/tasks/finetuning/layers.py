@@ -1,0 +1,50 @@
+"""What of a model is trained beside its head: all of the trunk, some layers, adapters, or nothing."""
+
+from transformers import PreTrainedModel
+
+from hf_geossl.training.adaptation.trunk import freeze_layers, layers_of, name_in_trunk
+
+
+def choose_layers(model: PreTrainedModel, train_layers: str, lora_rank: int, lora_alpha: float) -> str:
+    """Freezes what is not trained of a model's trunk, or gives it adapters.
+
+    Args:
+        model (`PreTrainedModel`): With a head; it is changed.
+        train_layers, lora_rank, lora_alpha: See `AdaptationSettings`.
+
+    Returns:
+        `str`: How much is trained, in a line.
+
+    Raises:
+        ImportError: If adapters are asked for without peft.
+        ValueError: If the trunk has fewer layers.
+    """
+    if lora_rank:
+        _add_adapters(model, lora_rank, lora_alpha, train_layers)
+    elif train_layers == "none":
+        model.base_model.requires_grad_(False)
+    else:
+        freeze_layers(model, train_layers)
+    mask_token = model.base_model.embeddings.mask_token
+    if mask_token is not None:
+        mask_token.requires_grad_(False)  # no feature of a whole image depends on it
+    sizes = [(p.numel(), p.requires_grad, name_in_trunk(n, model) is not None) for n, p in model.named_parameters()]
+    trained = sum(size for size, trains, of_trunk in sizes if trains and of_trunk)
+    total = sum(size for size, _, of_trunk in sizes if of_trunk)
+    head = sum(size for size, _, of_trunk in sizes if not of_trunk)
+    how = f"LoRA of rank {lora_rank}: " if lora_rank else ""
+    return f"{how}{trained:,} of the trunk's {total:,} parameters are trained ({100 * trained / total:.1f} %), and the head's {head:,}"
+
+
+def _add_adapters(model: PreTrainedModel, rank: int, alpha: float, train_layers: str) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora_rank needs peft: pip install peft") from error
+    layers = "|".join(map(str, layers_of(train_layers, model.config.num_hidden_layers)))
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=rf"encoder\.layer\.(?:{layers})\.(?:attention\.(?:qkv|projection)|mlp\.(?:fc1|fc2))",
+    )
+    inject_adapter_in_model(settings, model.base_model)  # freezes all but the adapters of the trunk

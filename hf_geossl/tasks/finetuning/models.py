@@ -1,0 +1,143 @@
+"""A model with a head over any trunk, fresh or from a folder, and its image processor."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
+
+from hf_geossl.conversion.adaptation import adapt_source
+from hf_geossl.conversion.checkpoint_file import load_strictly
+from hf_geossl.conversion.source import read_source
+from hf_geossl.conversion.trunk_weights import SourceTrunk, describe_left_out, make_config
+from hf_geossl.hub.export import make_image_processor
+from hf_geossl.methods import METHODS, PLAIN_VIT
+from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
+from hf_geossl.tasks.finetuning.kinds import FineTuningTask
+from hf_geossl.tasks.finetuning.settings import DECODERS, HeadSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning starts from.
+
+    Args:
+        trunk (`SourceTrunk`): For the size of images that is asked for.
+        lines (`tuple[str, ...]`): What was changed of the source, a line each.
+    """
+
+    trunk: SourceTrunk
+    lines: tuple[str, ...] = ()
+
+    @classmethod
+    def open(
+        cls, model: str | Path, image_size: int | None = None, *, revision: str | None = None, trust: bool = False
+    ) -> "Start":
+        """Reads the trunk of a model, of any family that `conversion.source.read_source` reads.
+
+        Raises:
+            ValueError: If there is no such model, it is no such ViT, or its patches do not divide the size.
+        """
+        source = read_source(model, revision=revision, trust_remote_code=trust, whole=False)
+        side = image_size or max(_sides(source.fields["image_size"]))
+        patch = source.fields["patch_size"]
+        if side < patch or side % patch:
+            below = max(side // patch, 1) * patch
+            raise ValueError(
+                f"image_size must be a multiple of {source.name}'s patch size {patch}, got {side}: choose {below} or "
+                f"{below + patch}"
+            )
+        trunk, lines = adapt_source(source, image_size=side)
+        if left_out := describe_left_out(source):
+            lines.append(left_out)
+        return cls(trunk, tuple(lines))
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return _sides(self.trunk.fields["image_size"])[0]
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """What the images are, with the mean and deviation that the trunk was trained with."""
+        described = self.trunk.fields.get("image_format")
+        if described is not None:
+            return ImageFormat.from_dict(described)
+        if self.trunk.fields["num_channels"] != 3:
+            raise ValueError(
+                f"{self.trunk.name} takes {self.trunk.fields['num_channels']} channels and does not say which: give it an "
+                "image_format (geossl convert writes one)"
+            )
+        mean, std = self.trunk.image_mean or IMAGENET_MEAN, self.trunk.image_std or IMAGENET_STD
+        return ImageFormat(mean=tuple(mean), std=tuple(std))
+
+    def build(self, task: FineTuningTask, names: Sequence[str], settings: HeadSettings) -> PreTrainedModel:
+        """Makes the model; its head is drawn by torch's global generator.
+
+        Raises:
+            ValueError: If the task has no such decoder, or a setting of it is out of its range.
+        """
+        decoders = DECODERS[task.name]
+        decoder = settings.decoder or decoders[0]
+        if decoder not in decoders:
+            raise ValueError(f"the decoder of {task.name} must be one of {', '.join(decoders)}, got {decoder!r}")
+        fields = task.config_fields(names, replace(settings, decoder=decoder))
+        images, own = self.image_format, METHODS.get(self.trunk.family, METHODS[PLAIN_VIT])
+        if not images.is_rgb8 or (images.mean, images.std) != (IMAGENET_MEAN, IMAGENET_STD):
+            fields["image_format"] = images.to_dict()
+        trunk = replace(self.trunk, fields={**self.trunk.fields, **fields})
+        try:
+            config = make_config(own.load("config"), trunk, None, init_from=self.trunk.name)
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+        model: PreTrainedModel = head_class(own.name, task.suffix)(config)
+        load_strictly(model.base_model, self.trunk.state, self.trunk.name)
+        return model
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def head_class(method: str, suffix: str) -> Any:
+    """The class of a method's models with a head, such as `head_class("gtsa", "ForImageClassification")`."""
+    name = f"{METHODS[method].title}{suffix}"
+    return getattr(import_module(METHODS[method].public_names()[name]), name)
+
+
+def open_model(folder: str | Path) -> PreTrainedModel:
+    """Opens a fine-tuned model of this library in eval mode and float32, with all of its weights.
+
+    Raises:
+        ValueError: If there is none, or it lacks weights.
+    """
+    name = Path(folder).name
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is no model's folder: {' '.join(str(error).split())[:200]}") from None
+    architecture = (config.architectures or [""])[0]
+    if config.model_type not in METHODS or "For" not in architecture or architecture.endswith("ForPreTraining"):
+        raise ValueError(
+            f"{name} holds {architecture or config.model_type}, and no fine-tuned model of this library: `geossl finetune` "
+            "makes one"
+        )
+    kind = head_class(config.model_type, architecture[architecture.index("For") :])
+    model, info = kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    if info["missing_keys"]:
+        raise ValueError(f"{name} lacks weights of {architecture}, such as {sorted(info['missing_keys'])[0]}")
+    return model.eval()
+
+
+def image_processor_of(model: PreTrainedModel, task: FineTuningTask) -> BaseImageProcessor:
+    """The image processor that goes with a model: it makes of a whole image what the model was trained on."""
+    images = model.config.get_image_format()
+    sides = model.config.image_height_width
+    return make_image_processor(sides, images.mean, images.std, images, task=task.name)

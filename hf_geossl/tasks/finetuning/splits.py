@@ -1,0 +1,193 @@
+"""The labelled images of a fine-tuning: which are trained on and which are measured, decoded once."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from hf_geossl.data.images import BrokenImageError
+from hf_geossl.data.sources.opening import SCENES, open_rows
+from hf_geossl.data.wording import counted
+from hf_geossl.evaluation.fitting.classifiers import hold_out
+from hf_geossl.evaluation.reading.sample_reader import CHANGED, Sample
+from hf_geossl.evaluation.reading.sample_store import SampleStore
+from hf_geossl.evaluation.samples import Columns, Samples, load_samples
+from hf_geossl.evaluation.truth import SharedTruth
+from hf_geossl.modeling.image_format import ImageFormat
+
+logger = logging.getLogger(__name__)
+
+TEST_SPLITS = ("test", "validation")  # by default the first that there is
+HELD_OUT = 0.2  # share of the training images that is measured where there is none
+
+
+@dataclass(frozen=True)
+class LabelledDataset:
+    """A labelled dataset, as `evaluate` reads it.
+
+    Args:
+        dataset (`str`): As in `load_samples`: `"scenes"`, a folder, or the id of a dataset on the Hub.
+        train_split (`str`): What is trained on.
+        test_split (`str`, *optional*): What is measured. By default `TEST_SPLITS`, whichever is there first, or else a fifth
+            of the training images, chosen by their places alone, that is not trained on.
+        limit (`int`, *optional*): At most so many images of each split.
+        columns (`Columns`): Names of the columns.
+        config_name, revision, token (`str`, *optional*): Of a dataset on the Hub; of scenes their mode.
+    """
+
+    dataset: str = SCENES
+    train_split: str = "train"
+    test_split: str | None = None
+    limit: int | None = None
+    columns: Columns = field(default_factory=Columns)
+    config_name: str | None = None
+    revision: str | None = None
+    token: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What records and cards call it."""
+        return Path(self.dataset).resolve().name if Path(self.dataset).exists() else self.dataset
+
+    def find_test_split(self) -> str | None:
+        """The split that is measured; None where it is held out of the training images."""
+        if self.test_split is not None or self.dataset == SCENES:
+            return self.test_split or TEST_SPLITS[0]
+        for split in TEST_SPLITS:
+            try:
+                open_rows(
+                    self.dataset,
+                    split,
+                    config_name=self.config_name,
+                    revision=self.revision,
+                    token=self.token,
+                    image_column=self.columns.image,
+                )
+            except ValueError:
+                continue
+            return None if split == self.train_split else split
+        return None
+
+    def open(self, target: str, sizes: tuple[int, int], image_format: ImageFormat | None) -> "tuple[Split, Split]":
+        """Decodes the images that are trained on and those that are measured.
+
+        Args:
+            target (`str`): The truth that is needed, a key of `Samples`.
+            sizes (two `int`): Side in pixels of both.
+            image_format (`ImageFormat`, *optional*): What the model's images are.
+
+        Raises:
+            ValueError: If there is no such dataset, no image with this truth, or too few.
+        """
+        test_split = self.find_test_split()
+        shared = SharedTruth((self.train_split, test_split or self.train_split))
+        store = SampleStore(progress=True)
+
+        def read(split: str, size: int) -> Split:
+            samples = load_samples(
+                self.dataset,
+                split,
+                size=size,
+                limit=self.limit,
+                mode=(self.config_name if self.dataset == SCENES else None) or "scene",
+                columns=self.columns,
+                config_name=None if self.dataset == SCENES else self.config_name,
+                revision=self.revision,
+                token=self.token,
+                shared=shared,
+                image_format=image_format,
+            )
+            return Split.read(samples.stretched(), store, target)
+
+        train = read(self.train_split, sizes[0])
+        if test_split is not None:
+            return train, read(test_split, sizes[1])
+        held_out = hold_out(len(train), HELD_OUT, seed=0)
+        test = train if sizes[0] == sizes[1] else read(self.train_split, sizes[1])
+        logger.warning(
+            f"{train.samples.name}: there is no split {' or '.join(TEST_SPLITS)}, so {counted(int(held_out.sum()), 'image')} of "
+            f"{len(train)}, chosen by their places, are not trained on and measured (--test_split names a split)"
+        )
+        return train.choose(np.flatnonzero(~held_out)), test.choose(np.flatnonzero(held_out), held_out=True)
+
+    def open_test(self, target: str, size: int, image_format: ImageFormat | None) -> "Split":
+        """Decodes the images that are measured, the same as `open`."""
+        if self.find_test_split() is None:
+            return self.open(target, (size, size), image_format)[1]
+        whole = replace(self, train_split=self.find_test_split() or "", test_split=self.find_test_split())
+        return whole.open(target, (size, size), image_format)[1]
+
+
+class Split(Dataset):
+    """Decoded images that have the truth of a task.
+
+    Args:
+        samples (`Samples`): What they are.
+        rows: What gives a sample by its index.
+        indices (`Sequence[int]`): Those that have the truth, in order.
+        held_out (`bool`): Whether they are a part of the training split.
+    """
+
+    def __init__(self, samples: Samples, rows: Any, indices: Sequence[int], *, held_out: bool = False) -> None:
+        self.samples, self.rows, self.indices, self.held_out = samples, rows, list(indices), held_out
+
+    @classmethod
+    def read(cls, samples: Samples, store: SampleStore, target: str) -> "Split":
+        """Decodes the samples; says how many are broken or lack the truth, and were changed.
+
+        Raises:
+            ValueError: If none has the truth.
+        """
+        stored = store.rows(samples.fingerprint, samples.name, samples.rows, samples.read, samples.indices)
+        if not stored.fill():
+            samples.require(target)
+            return cls(samples, _Reading(samples), samples.indices or [])
+        having, lacking, broken, changed = [], 0, 0, dict[str, int]()
+        for index in stored.indices or []:
+            try:
+                sample = stored[index]
+            except BrokenImageError:
+                broken += 1
+                continue
+            for what, number in sample.get(CHANGED, {}).items():
+                changed[what] = changed.get(what, 0) + number
+            if target in sample:
+                having.append(index)
+            else:
+                lacking += 1
+        if not having:
+            samples.refuse_lack(target)
+        changed |= {"images that are broken and were left out": broken, f"images without {target!r}, left out": lacking}
+        for what, number in changed.items():
+            if number:
+                logger.warning("%s: %s: %d (%s read)", samples.name, what, number, counted(len(stored), "image"))
+        return cls(samples, stored, having)
+
+    def choose(self, places: Sequence[int] | np.ndarray, *, held_out: bool = False) -> "Split":
+        """Those at some places."""
+        return Split(self.samples, self.rows, [self.indices[int(place)] for place in places], held_out=held_out)
+
+    @property
+    def name(self) -> str:
+        """Which images they are, in words."""
+        return f"{self.samples.name}, held out" if self.held_out else self.samples.name
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Sample:
+        return self.rows[self.indices[place]]
+
+
+class _Reading:
+    """Samples that are read each time they are asked for, by their indices."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples.read(index, self.samples.rows[index])  # type: ignore[index]
