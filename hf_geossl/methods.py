@@ -35,7 +35,8 @@ FEATURES = Picture(
     "features.png",
     "Features before and after",
     "hf_geossl.training.pictures.base:FeaturePicture",
-    "Crops of training images, and the first three principal components of their patch features before and after training.",
+    "Crops of training images; their patch features before training, turned towards those after, and after it, in the same "
+    "colours: the first three principal components of the latter.",
 )
 
 LEARNING_CURVE = Picture(

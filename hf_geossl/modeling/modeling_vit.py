@@ -231,8 +231,11 @@ class ViTDropPath(nn.Module):
 
 
 def drop_samples(branch: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    """Multiplies a residual branch `(batch, tokens, hidden_size)` by what `ViTDropPath.draw` gives."""
-    return branch if keep is None else branch * keep.to(branch.dtype)
+    """Multiplies a residual branch `(batch, tokens, hidden_size)` by what `ViTDropPath.draw` gives, in that's dtype.
+
+    Which is the one of what the branch is added to: compiled layers round nothing in between, and eager ones need not.
+    """
+    return branch if keep is None else branch * keep
 
 
 class ViTLayerScale(nn.Module):

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import datasets
 import pyarrow as pa
 
+from hf_geossl.data.photographs import PHOTOGRAPHS, Photographs
 from hf_geossl.data.sources.base import FILE, Source, undecoded
 from hf_geossl.data.sources.coco import objects_beside
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
@@ -40,6 +41,14 @@ def open_source(
     if path_or_id == SCENES:
         _refuse_unused("scenes", image_column=(image_column, "image"), revision=(revision, None))
         return scenes_source(split, config_name)
+    if path_or_id == PHOTOGRAPHS:
+        _refuse_unused(
+            PHOTOGRAPHS,
+            config_name=(config_name, None),
+            image_column=(image_column, "image"),
+            revision=(revision, None),
+        )
+        return indexed_source(Photographs(split), image_column, shuffle_block, name=f"{PHOTOGRAPHS}/{split}")
     path = as_path(str(path_or_id))
     if path is None:
         return hub_source(str(path_or_id), split, config_name, image_column, shuffle_block, revision, token)
@@ -97,6 +106,8 @@ def open_rows(
         ValueError: if there is no such dataset or split; it names both.
         ConnectionError: if the Hub cannot be reached.
     """
+    if path_or_id == PHOTOGRAPHS:
+        raise ValueError(f"{PHOTOGRAPHS} are a few crops without labels: name a labelled dataset, such as scenes")
     try:
         path = as_path(path_or_id)
         if path is None:

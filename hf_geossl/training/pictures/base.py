@@ -17,7 +17,7 @@ from hf_geossl.data.evaluation_batches import FirstImages, samples_for
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.outputs.attempts import attempt
-from hf_geossl.training.pictures.colors import principal_components
+from hf_geossl.training.pictures.colors import FeatureColors, turned_towards
 from hf_geossl.views.base import Views
 from hf_geossl.views.display import to_display
 from hf_geossl.views.photometric import normalize_
@@ -124,10 +124,10 @@ IMAGES, SIDE, GAP = 6, 168, 6
 
 
 @torch.no_grad()
-def feature_row(trunk: PreTrainedModel, crops: torch.Tensor, views: Views) -> list[Image.Image]:
-    """Principal components of a trunk's patch features on some crops, at twice their size.
+def patch_features(trunk: PreTrainedModel, crops: torch.Tensor, views: Views) -> torch.Tensor:
+    """A trunk's patch features on some crops at twice their size, `(images, rows, columns, channels)`, float32 on the CPU.
 
-    `crops` are those of `views.main_crops`; the pictures are `SIDE` pixels square.
+    `crops` are those of `views.main_crops`.
     """
     parameter = next(trunk.parameters())
     pixels = crops.to(parameter.device).float()
@@ -137,45 +137,47 @@ def feature_row(trunk: PreTrainedModel, crops: torch.Tensor, views: Views) -> li
     tokens = trunk.eval()(pixels.to(parameter.dtype)).last_hidden_state
     trunk.train(training)
     rows = pixels.shape[-1] // trunk.config.patch_size
-    colours = principal_components(tokens[:, -rows * rows :].unflatten(1, (rows, rows)).cpu())
-    pictures = [Image.fromarray((colour * 255).round().byte().numpy()) for colour in colours]
-    return [picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in pictures]
+    return tokens[:, -rows * rows :].unflatten(1, (rows, rows)).float().cpu().contiguous()
 
 
 class FeaturePicture(RunPicture):
-    """Some crops, and the principal components of their patch features before and after training."""
+    """Some crops, and their patch features before and after training in the same colours.
+
+    The colours are the principal components of the features after training. Those before are turned towards them, which
+    shows as much of the same in them as there is; see `turned_towards`.
+    """
 
     file: ClassVar[str] = "features.png"
 
     def store(self, batch: Batch, model: TeacherStudentModel, held_out: ImageStream | FirstImages | None) -> None:
         """Stores some crops of the run's first batch and what the untrained teacher sees in them."""
         self.parts.mkdir(parents=True, exist_ok=True)
-        crops = self.views.main_crops(batch)[:IMAGES].cpu()
-        before = feature_row(_trunk(model), crops, self.views)
-        save_file({"crops": crops.contiguous()}, self.parts / "input.safetensors")
-        for index, features in enumerate(before):
-            features.save(self.parts / f"before_{index}.png")
+        crops = self.views.main_crops(batch)[:IMAGES].cpu().contiguous()
+        before = patch_features(_trunk(model), crops, self.views)
+        save_file({"crops": crops, "before": before}, self.parts / "input.safetensors")
 
     def draw(self, model: TeacherStudentModel, step: int) -> Image.Image | None:
         """Puts inputs, features before and features after under one another."""
         path = self.parts / "input.safetensors"
         if not path.is_file():
             return None
-        crops = load_file(path)["crops"]
-        shown = to_display(crops, self.views.image_format).permute(0, 2, 3, 1).contiguous()
-        inputs = [Image.fromarray(crop.numpy()) for crop in shown]
-        before = [Image.open(path).convert("RGB") for path in sorted(self.parts.glob("before_*.png"))]
-        after = feature_row(_trunk(model), crops, self.views)
-        large = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in inputs]
-        titles = ("input", "features before training", f"features after {step} steps")
+        stored = load_file(path)
+        shown = to_display(stored["crops"], self.views.image_format).permute(0, 2, 3, 1).contiguous()
+        after = patch_features(_trunk(model), stored["crops"], self.views)
+        colors = FeatureColors.fit(after)
+        before = turned_towards(stored["before"], after)
+        painted = [(colors.paint(features) * 255).round().byte() for features in (before, after)]
+        sampling = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.BILINEAR
+        titles = ("input", "features before training, in the colours of those after", f"features after {step} steps")
         width, head = SIDE + GAP, 20
-        sheet = Image.new("RGB", (width * len(inputs) + GAP, (width + head) * 3 + GAP), "white")
+        sheet = Image.new("RGB", (width * len(shown) + GAP, (width + head) * 3 + GAP), "white")
         draw = ImageDraw.Draw(sheet)
-        for row, (title, pictures) in enumerate(zip(titles, (large, before, after), strict=True)):
+        for row, (title, pictures, method) in enumerate(zip(titles, (shown, *painted), sampling, strict=True)):
             top = GAP + row * (width + head)
             draw.text((GAP, top + 3), title, fill="black")
             for column, picture in enumerate(pictures):
-                sheet.paste(picture, (GAP + column * width, top + head))
+                large = Image.fromarray(picture.numpy()).resize((SIDE, SIDE), method)
+                sheet.paste(large, (GAP + column * width, top + head))
         return sheet
 
 

@@ -1,6 +1,7 @@
 """Colours of patches, by their features or by their places, and of classes; the demo's Space imports it without the data's libraries."""
 
 import colorsys
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,25 +16,65 @@ AREAS = (SKY, ORANGE, GREEN, PURPLE, YELLOW, BLUE, VERMILION)
 _CORNERS = torch.tensor([[[235, 64, 52], [250, 204, 40]], [[52, 84, 224], [40, 190, 120]]], dtype=torch.float32)
 
 
-def principal_components(tokens: torch.Tensor) -> torch.Tensor:
-    """Colours patch tokens by their first three principal components, over all images together.
+@dataclass(frozen=True)
+class FeatureColors:
+    """Colours of patch features by three of their directions, each from its 2nd to its 98th percentile.
 
     Args:
-        tokens (`torch.Tensor` of shape `(images, rows, columns, channels)`): Patch features, at least 3 channels.
+        center (`torch.Tensor` of shape `(channels,)`): The mean of the features that they are fitted to.
+        directions (`torch.Tensor` of shape `(channels, 3)`): The first three principal components of those. The sign of each
+            is arbitrary and fixed so that most of its weights are positive.
+        low, high (`torch.Tensor` of shape `(3,)`): What is painted black, and what in full, along each.
+    """
+
+    center: torch.Tensor
+    directions: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def fit(cls, tokens: torch.Tensor) -> "FeatureColors":
+        """Fits colours to patch features `(images, rows, columns, channels)`, at least 3 channels, of all images together."""
+        flat = tokens.double().flatten(0, -2)
+        center = flat.mean(dim=0)
+        flat = flat - center
+        _, vectors = torch.linalg.eigh(flat.T @ flat)
+        vectors = vectors[:, -3:].flip(-1)
+        vectors = vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)
+        components = flat @ vectors
+        return cls(center, vectors, components.quantile(0.02, dim=0), components.quantile(0.98, dim=0))
+
+    def paint(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Colours of features `(images, rows, columns, channels)`: float32 `(images, rows, columns, 3)` in [0, 1]."""
+        components = (tokens.double() - self.center) @ self.directions
+        return ((components - self.low) / (self.high - self.low).clamp_min(1e-12)).clamp(0, 1).float()
+
+
+def principal_components(tokens: torch.Tensor) -> torch.Tensor:
+    """Colours patch tokens by their own first three principal components, over all images together; see `FeatureColors`."""
+    return FeatureColors.fit(tokens).paint(tokens)
+
+
+def turned_towards(tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Moves features to where they lie nearest those that another network has of the same patches.
+
+    What tells nothing of how good features are is made alike: their mean, their overall size, and the directions of their
+    channels, by the rotation (or reflection) of least squared distance. How far patches lie apart stays as it was.
+
+    Args:
+        tokens, others (`torch.Tensor` of shape `(..., channels)`): The features, patch by patch the same.
 
     Returns:
-        `torch.Tensor` of shape `(images, rows, columns, 3)`: In [0, 1]; each component from its 2nd to its 98th
-        percentile. The sign of a component is arbitrary and fixed so that most of its weights are positive.
+        `torch.Tensor` of the same shape, float64.
+
+    Source: the orthogonal Procrustes problem (Schönemann 1966).
     """
-    flat = tokens.double().flatten(0, 2)
-    flat = flat - flat.mean(dim=0)
-    _, vectors = torch.linalg.eigh(flat.T @ flat)
-    vectors = vectors[:, -3:].flip(-1)
-    vectors = vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)
-    components = flat @ vectors
-    low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
-    colours = ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return colours.view(*tokens.shape[:3], 3).float()
+    moved, fixed = (features.double().flatten(0, -2) for features in (tokens, others))
+    center = fixed.mean(dim=0)
+    moved, fixed = moved - moved.mean(dim=0), fixed - center
+    left, _, right = torch.linalg.svd(moved.T @ fixed)
+    moved = moved @ (left @ right) * (fixed.norm() / moved.norm().clamp_min(1e-12))
+    return (moved + center).view(tokens.shape)
 
 
 def color_code(side: int) -> torch.Tensor:

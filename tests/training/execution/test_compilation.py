@@ -56,16 +56,31 @@ def test_one_graph_for_layers_with_gradient_and_one_without_serve_all_sizes_of_v
     assert all(layer.compute is compute_layer for layer in model.modules() if isinstance(layer, ViTLayer))
 
 
+def difference(method: Method, backend: str, bf16: bool) -> tuple[float, float]:
+    """Of a compiled step from an eager one, in the loss, and in the gradients as a share of their norm."""
+    model, batch = method.model("ForPreTraining", 0.1, **SIZES).train(), method.batch()
+    loss, gradients = gradients_of(model, batch, bf16)
+    with BlockCompilation(backend).compiled(model):
+        compiled_loss, compiled_gradients = gradients_of(model, batch, bf16)
+    return abs(compiled_loss - loss), ((compiled_gradients - gradients).norm() / gradients.norm()).item()
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
-def test_layers_of_inductor_give_the_loss_and_gradients_of_eager_ones(bf16: bool) -> None:
-    for method in [METHODS["loca"]] if bf16 else METHODS.values():  # each takes a C compiler many seconds
-        model, batch = method.model("ForPreTraining", 0.1, **SIZES).train(), method.batch()
-        loss, gradients = gradients_of(model, batch, bf16)
-        with BlockCompilation().compiled(model):
-            found, of_compiled = gradients_of(model, batch, bf16)
-        tolerance = 1e-3 if bf16 else 1e-5
-        assert found == pytest.approx(loss, abs=tolerance)
-        assert (of_compiled - gradients).norm() < tolerance * gradients.norm()
+def test_compiled_layers_give_the_loss_and_gradients_of_eager_ones(method: Method, bf16: bool) -> None:
+    """By all that inductor does before it writes kernels; rounded nowhere else: drop path did, 9e-4 of GTSA's gradients."""
+    of_loss, of_gradients = difference(method, "aot_eager_decomp_partition", bf16)
+    assert of_loss < (1e-3 if bf16 else 1e-5)
+    assert of_gradients < (2e-4 if bf16 else 1e-5)
+
+
+def test_kernels_of_inductor_give_them_in_bf16_too() -> None:
+    """Of GTSA, whose gradients differ most where something is rounded on one side alone: 6e-3 when drop path was.
+
+    Those of float32 are compared in a whole run of LOCA, below: a C compiler takes many seconds for each.
+    """
+    of_loss, of_gradients = difference(METHODS["gtsa"], "inductor", bf16=True)
+    assert of_loss < 1e-3
+    assert of_gradients < 2e-4
 
 
 def failing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -103,14 +118,17 @@ def test_an_error_of_the_layers_is_not_taken_for_the_compilers(caplog: pytest.Lo
     assert not [record for record in caplog.records if record.name.startswith("hf_geossl")]
 
 
-def test_a_resumed_compiled_run_is_the_undisturbed_one_and_its_files_have_plain_names(
-    images: Any, tmp_path: Path
-) -> None:
+def test_a_resumed_compiled_run_is_the_undisturbed_one_and_nearly_the_plain_one(images: Any, tmp_path: Path) -> None:
+    """With inductor's kernels, in float32; the files have plain names."""
     run = RUNS["LOCA"]
     whole, resumed = whole_and_resumed(run.make_trainer, tmp_path, images, torch_compile=True)
     assert not different_weights(whole.model, resumed.model)
-    plain = run.make_trainer(tmp_path / "plain", images, max_steps=6)
-    assert plain.model.state_dict().keys() == whole.model.state_dict().keys()
+    plain = run.make_trainer(tmp_path / "plain", images, max_steps=6, probe_every_steps=0)
+    plain.train()
+    trained = whole.model.state_dict()
+    assert plain.model.state_dict().keys() == trained.keys()
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
     whole.save_model(str(tmp_path / "model"))
     text = "".join(path.read_text() for path in (tmp_path / "model").glob("*.json"))
     assert "_orig_mod" not in text

@@ -1,15 +1,18 @@
-"""What pictures have in common, and the colours of features and places."""
+"""What pictures have in common, and that of features before and after."""
 
 import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hf_geossl.training.pictures.base import CropsPicture, PictureBook, save_picture
+from hf_geossl.training.pictures.base import GAP, SIDE, CropsPicture, FeaturePicture, PictureBook, save_picture
+from tests.helpers.gtsa_run import small_views
+from tests.helpers.methods import METHODS
 
 
 class Named(CropsPicture):
@@ -76,3 +79,28 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         save_picture(torn, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_features_that_training_did_not_change_keep_their_colours(tmp_path: Path) -> None:
+    """And those of a network whose channels are only turned; else both rows differ."""
+    model, views = METHODS["gtsa"].model("ForPreTraining", num_hidden_layers=1), small_views()
+    pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = views.collate([views(image.permute(1, 2, 0).numpy(), seed=0) for image in pixels])
+    picture = FeaturePicture(views, tmp_path)
+    assert picture.draw(model, 1) is None
+    picture.store(batch, model, None)
+
+    def rows() -> tuple[np.ndarray, np.ndarray]:
+        sheet = picture.draw(model, 1)
+        assert sheet is not None
+        height = SIDE + GAP + 20
+        below = [np.asarray(sheet)[GAP + row * height + 20 :][:SIDE].astype(int) for row in (1, 2)]
+        return below[0], below[1]
+
+    before, after = rows()
+    assert len(np.unique(after.reshape(-1, 3), axis=0)) > 100
+    assert abs(before - after).max() <= 1
+    with torch.no_grad():
+        model.teacher.gtsa.layernorm.weight.mul_(torch.linspace(-2, 2, 32))
+    before, after = rows()
+    assert abs(before - after).mean() > 5

@@ -2,8 +2,15 @@
 
 import numpy as np
 import torch
+from scipy.linalg import orthogonal_procrustes
 
-from hf_geossl.training.pictures.colors import area_colours, color_code, principal_components
+from hf_geossl.training.pictures.colors import (
+    FeatureColors,
+    area_colours,
+    color_code,
+    principal_components,
+    turned_towards,
+)
 
 
 def test_colors_are_the_principal_components_between_two_percentiles() -> None:
@@ -26,18 +33,22 @@ def test_places_are_coloured_from_corner_to_corner() -> None:
     assert (code[1, 1].float() - code[::2, ::2].float().mean((0, 1))).abs().max() <= 0.5
 
 
-def test_colours_are_the_first_three_components_between_their_percentiles() -> None:
-    """By numpy's singular value decomposition; the sign of a component is arbitrary, so each is compared with both."""
+def test_features_that_are_turned_and_scaled_come_back_and_others_lie_nearest() -> None:
+    """By scipy's solution of the orthogonal Procrustes problem."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(2, 4, 5, 7, generator=generator) * torch.tensor([5.0, 4, 3, 0.1, 0.1, 0.1, 0.1])
-    colours = principal_components(tokens).reshape(40, 3).numpy()
-    flat = tokens.reshape(40, 7).double().numpy()
-    flat = flat - flat.mean(axis=0)
-    _, _, directions = np.linalg.svd(flat, full_matrices=False)
-    for channel, direction in enumerate(directions[:3]):
-        values = flat @ (direction if direction.sum() >= 0 else -direction)
-        low, high = np.quantile(values, 0.02), np.quantile(values, 0.98)
-        np.testing.assert_allclose(colours[:, channel], np.clip((values - low) / (high - low), 0, 1), atol=1e-5)
+    others = torch.randn(2, 3, 4, 6, generator=generator).double()
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator).double()).Q
+    same = turned_towards(3 * others @ rotation + 1, others)
+    torch.testing.assert_close(same, others)
+    colors = FeatureColors.fit(others)
+    torch.testing.assert_close(colors.paint(same), principal_components(others))
+
+    tokens = torch.randn(2, 3, 4, 6, generator=generator)
+    first, second = (features.double().flatten(0, 2).numpy() for features in (tokens, others))
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    turn, _ = orthogonal_procrustes(first, second)
+    expected = first @ turn * np.linalg.norm(second) / np.linalg.norm(first) + others.flatten(0, 2).mean(dim=0).numpy()
+    np.testing.assert_allclose(turned_towards(tokens, others).flatten(0, 2), expected, atol=1e-9)
 
 
 def test_equal_features_have_one_colour() -> None:
