@@ -67,6 +67,8 @@ class Preset:
         recipes (`dict[str, Recipe]`): By objective, what differs from them; see `RECIPES`.
         reconstruction_weight (`float`, *optional*): EquiCoherent's; None chooses it from 1, 5 and 10 on a seed outside of
             those that are compared, before these are run.
+        not_read (`dict[str, tuple[str, ...]]`): By objective, probes that are left out since neither the gate nor a claim reads
+            them of its arms.
         bootstrap (`int`): Resamples for the intervals, and for "above all floors".
     """
 
@@ -94,6 +96,7 @@ class Preset:
     colors: dict[str, float] = field(default_factory=lambda: COLORS)
     recipes: dict[str, Recipe] = field(default_factory=lambda: RECIPES)
     reconstruction_weight: float | None = 1.0
+    not_read: dict[str, tuple[str, ...]] = field(default_factory=dict)
     bootstrap: int = 1000
 
     def of_objective(self, objective: str, section: str) -> dict[str, Any]:
@@ -132,7 +135,7 @@ class Preset:
     def of_pretraining(self, objective: str) -> dict[str, Any]:
         """All settings that the weights of an objective depend on, in plain values."""
         values = asdict(self)
-        for name in ("tasks", "bootstrap", "probe_images", "recipes"):
+        for name in ("tasks", "not_read", "bootstrap", "probe_images", "recipes"):
             del values[name]
         return values | {"recipe": self.recipes.get(objective, {})}
 
@@ -210,6 +213,10 @@ _DESK_PROBES: dict[str, dict[str, Any]] = {
     "segmentation": {"random_floor": False},
     "segmentation_few_shot": {"shares": [1 / 32, 1.0], "subsets": 1, "steps": 40},
 }
+_RELATIVE: tuple[str, ...] = ("equivariance",)
+_ABSOLUTE: tuple[str, ...] = ("rotation", "segmentation_few_shot")
+_NOT_READ = dict.fromkeys(("dino", "gtsa", "loca"), _RELATIVE)
+_NOT_READ |= dict.fromkeys(("ibot", "dinov2", "vicreg", "simclr"), _ABSOLUTE)
 _TINY_PROBES: dict[str, dict[str, Any]] = {
     "knn": {},
     "equivariance": {
@@ -319,8 +326,9 @@ PRESETS = {
         train_images=6000,
         probe_images=1000,
         batch_size=64,
-        steps=100,
+        steps=60,
         tasks=_DESK_PROBES,
+        not_read=_NOT_READ,
         training=_TRAINING
         | {"learning_rate": 2e-3, "weight_decay_end": 0.04, "teacher_momentum": 0.98, "adam_beta2": 0.95},
         bootstrap=200,

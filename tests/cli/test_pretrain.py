@@ -302,10 +302,10 @@ def test_wrong_equicoherent_arguments_give_one_line(
 )
 def test_errors_of_the_configuration_are_in_the_words_of_the_command_line(arguments: list[str], message: str) -> None:
     """`--split` is the data's; what the message advises is right."""
+    on_ibot = ["equicoherent_quickstart", "--host", "ibot", "--num_prototypes", "128"]
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        make_config(parse_pretrain(["equicoherent_quickstart", *arguments]))
-    mended = ["--model_split", "logits", "--num_prototypes", "none"]
-    config = make_config(parse_pretrain(["equicoherent_quickstart", *mended]))
+        make_config(parse_pretrain([*on_ibot, *arguments]))
+    config = make_config(parse_pretrain([*on_ibot, "--model_split", "logits", "--num_prototypes", "none"]))
     assert (config.split, config.num_prototypes) == ("logits", 192)
 
 
