@@ -123,7 +123,7 @@ def test_own_images_need_one_argument(recipe: str) -> None:
         ("quickstart", "num_train_epochs=2", "max_steps"),
         ("quickstart", "learning_rate=0.1", "base_learning_rate"),
         ("loca_quickstart", "eval_dataset=none", "eval_split"),
-        ("equicoherent_quickstart", "host=vicreg", "num_local"),
+        ("dino_small_coco", "host=vicreg", "num_local"),
     ],
 )
 def test_a_recipes_value_yields_to_what_excludes_it(recipe: str, given: str, yields: str) -> None:
