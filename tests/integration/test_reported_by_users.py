@@ -31,6 +31,21 @@ TINY = [
     "--picture",
     "false",
 ]
+# of EquiCoherent: its quickstart's host compares the images of a batch
+BATCHES_OF_ONE = [
+    "--host",
+    "ibot",
+    "--num_prototypes",
+    "128",
+    "--num_local",
+    "2",
+    "--local_size",
+    "24",
+    "--patch_features",
+    "none",
+    "--equivariant_features",
+    "none",
+]
 QUICKSTARTS = ("quickstart", "loca_quickstart", "equicoherent_quickstart")
 
 
@@ -44,7 +59,7 @@ def write(folder: Path, count: int, size: tuple[int, int] = (70, 60), ending: st
 
 
 def pretrain(recipe: str, data: Path, run: Path, *words: object) -> int:
-    more = ["--patch_features", "none", "--equivariant_features", "none"] if recipe.startswith("equi") else []
+    more = BATCHES_OF_ONE if recipe.startswith("equi") else []
     argv = ["pretrain", recipe, "--dataset", str(data), "--output_dir", str(run), *TINY, *more, *map(str, words)]
     return int(main(argv) or 0)
 
