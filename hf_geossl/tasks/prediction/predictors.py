@@ -91,13 +91,13 @@ def _tiles(model: TaskModel, image: OpenedImage, tiling: Tiling, batch_size: int
     for boxes in _batches(tiling.boxes, batch_size):
         read = [_tile_input(model, image, box) for box in boxes]
         inputs = [one for one in read if one is not None]
-        values: Iterator[np.ndarray] = iter(())
-        if inputs:
-            raw = _raw_map(model, model.predict(inputs))
-            resized = F.interpolate(raw, size, mode="bilinear", align_corners=False)
-            values = iter(_final(model, resized).cpu().numpy())
-        for one in read:
-            yield np.zeros((channels, *size), np.float32) if one is None else next(values)
+        raw = iter(_raw_map(model, model.predict(inputs)).split(1) if inputs else ())
+        for one in read:  # resized one by one: a tile of many classes takes much memory
+            if one is None:
+                yield np.zeros((channels, *size), np.float32)
+                continue
+            resized = F.interpolate(next(raw), size, mode="bilinear", align_corners=False)
+            yield _final(model, resized)[0].cpu().numpy()
 
 
 def _batches(boxes: Sequence[Box], size: int) -> Iterator[Sequence[Box]]:
