@@ -146,7 +146,9 @@ class ViTAttentionBase(nn.Module):
 
     def split_heads(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """Maps `(batch, tokens, parts * hidden_size)` to `parts` tensors `(batch, heads, tokens, head_dim)`."""
-        split = projected.unflatten(2, (parts, self.num_attention_heads, self.head_dim))
+        # view, not unflatten, of which the TorchScript exporter of ONNX takes the sizes of the example for fixed
+        batch_size, num_tokens, _ = projected.shape
+        split = projected.view(batch_size, num_tokens, parts, self.num_attention_heads, self.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(

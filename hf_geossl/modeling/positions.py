@@ -122,7 +122,8 @@ class ViTRotaryPositions(nn.Module):
 def rotate(tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotates the patch tokens, which are the last, of `(batch, heads, tokens, head_dim)` in pairs of channels half a head apart."""
     cosines, sines = (part.to(tokens.dtype) for part in rotation)
-    prefix, patches = tokens.tensor_split([tokens.shape[2] - cosines.shape[0]], dim=2)
+    num_prefix = tokens.shape[2] - cosines.shape[0]
+    prefix, patches = tokens[:, :, :num_prefix], tokens[:, :, num_prefix:]
     first, second = patches.chunk(2, dim=3)
     turned = torch.cat([-second, first], dim=3)
     return torch.cat([prefix, patches * cosines + turned * sines], dim=2)
