@@ -17,6 +17,7 @@ COMMANDS = {
     "pretrain": "trains as a recipe says and leaves a folder that `AutoModel` opens.",
     "inspect": "looks at every image of a dataset: what it holds, what is broken, and how to pretrain on it.",
     "evaluate": "measures what a model's features are worth: numbers with intervals, pictures, a comparison of models.",
+    "embed": "writes features of all images of a dataset as a table.",
     "finetune": "trains a head, or all of a model, on labelled images, and measures it.",
     "predict": "predicts images with a fine-tuned model: masks, depths, boxes or classes, as files and pictures.",
     "publish": "sends a trained folder to a repository of the Hub, in one commit.",

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_geossl.tasks.embedding.arguments import EmbeddingArguments as EmbeddingArguments
+    from hf_geossl.tasks.embedding.embed import embed as embed
     from hf_geossl.tasks.finetuning.arguments import FineTuningArguments as FineTuningArguments
     from hf_geossl.tasks.finetuning.finetune import measure_folder as measure_folder
     from hf_geossl.tasks.finetuning.finetune import prepare_finetuning as prepare_finetuning
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from hf_geossl.tasks.prediction.settings import PredictionSettings as PredictionSettings
 
 _HOMES = {
+    "EmbeddingArguments": "hf_geossl.tasks.embedding.arguments",
+    "embed": "hf_geossl.tasks.embedding.embed",
     "FineTuningArguments": "hf_geossl.tasks.finetuning.arguments",
     "LabelledDataset": "hf_geossl.tasks.finetuning.splits",
     "measure_folder": "hf_geossl.tasks.finetuning.finetune",

@@ -1,7 +1,7 @@
 """Opens a dataset from anywhere by one name: the images of a stream, or labelled rows with all their columns."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,7 @@ class LabelledRows:
     folder: Path | None = None  # on this machine
     revision: str | None = None  # the commit, on the Hub
     read_columns: ReadColumns | None = None  # of a stream: some columns of all rows, without reading the others
+    names: Sequence[str] = ()  # of files on this machine: the image of each row, or the file of each shard of a stream
 
     def columns(self, names: Collection[str]) -> datasets.Dataset | None:
         """Some columns of all rows, where that costs no reading of the others; None of another stream."""
@@ -117,8 +118,8 @@ def open_rows(
             texts = partial(hub_texts, path_or_id, split, features=rows.features, **where)
             return LabelledRows(rows, revision=revision, read_columns=texts)
         folder = Path(path if os.path.exists(path) else divide_glob(path)[0])
-        rows, read_columns = _local_rows(Path(path), split, image_column)
-        return LabelledRows(undecoded(rows), folder=folder, read_columns=read_columns)
+        rows, read_columns, names = _local_rows(Path(path), split, image_column)
+        return LabelledRows(undecoded(rows), folder=folder, read_columns=read_columns, names=names)
     except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = " ".join(str(error).split())[:600]
         raise ValueError(f"the split {split!r} of {Path(path_or_id).name} cannot be read: {reason}") from None
@@ -134,12 +135,12 @@ def holds_clips(folder: Path) -> bool:
 
 def _local_rows(
     path: Path, split: str, image_column: str
-) -> tuple[datasets.Dataset | datasets.IterableDataset, ReadColumns | None]:
-    """The rows, and what reads some columns of those that are streamed."""
+) -> tuple[datasets.Dataset | datasets.IterableDataset, ReadColumns | None, Sequence[str]]:
+    """The rows, what reads some columns of those that are streamed, and the names of images or shards."""
     if holds_clips(path) and not (path / "train").is_dir():
         raise ValueError("it holds clips, which only the task propagation reads")
     if saved := _saved(path, split):
-        return saved, None
+        return saved, None, ()
     if path.is_file() and kind_of(path.name) == "folder":
         raise ValueError(f"{path.name} is a single image: name the folder that its split and class lie in, or a list")
     files = find_files(str(path), split, image_column)
@@ -148,10 +149,9 @@ def _local_rows(
         items = [replace(item, columns={**item.columns, "objects": objects.get(item.name)}) for item in files.items]
         files = replace(files, items=items) if objects else files
     if files.kind in ("folder", "zip"):
-        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), None
-    if files.kind == "webdataset":
-        return webdataset_rows(files, path.name), partial(_read_all, partial(webdataset_rows, files, path.name))
-    return parquet_rows(files, path.name), partial(_read_all, partial(parquet_rows, files, path.name))
+        return _rows_of(files, "image" if path.is_dir() or kind_of(path.name) else image_column), None, files.names
+    opening = partial(webdataset_rows if files.kind == "webdataset" else parquet_rows, files, path.name)
+    return opening(), partial(_read_all, opening), files.names
 
 
 def _read_all(
