@@ -191,7 +191,6 @@ def test_another_number_of_processes_goes_on_with_the_same_images_of_each_step(
         data,
         before,
         max_steps=12,
-        dataloader_num_workers=2,
         gradient_accumulation_steps=2 // before,
     )
     assert _launch(settings(before, 6), before) == [0] * before, _output(tmp_path / "changed")

@@ -15,88 +15,105 @@ from tests.helpers.photographs import write_folder
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
-import json, os, signal, sys
+import importlib, json, os, signal, sys
 import torch
-from tests.helpers.METHOD_run import make_trainer
 torch.set_num_threads(1)
-settings = json.loads(sys.argv[1])
-resume, report, stop_at = settings.pop("resume"), settings.pop("report"), settings.pop("stop_at")
-trainer = make_trainer(**settings)
-seen, own, tokens = [], [], []
-compute = trainer.compute_loss
 
-def compute_loss(*args, **kwargs):
-    loss = compute(*args, **kwargs)
-    own.append(loss.item())
-    return loss
 
-guard = trainer.parts.guard
+def run(method, stop_at, resume, report, **settings):
+    trainer = importlib.import_module(f"tests.helpers.{method}_run").make_trainer(**settings)
+    seen, own, tokens = [], [], []
+    compute = trainer.compute_loss
 
-def begin_step(begin=guard.begin_step):
+    def compute_loss(*args, **kwargs):
+        loss = compute(*args, **kwargs)
+        own.append(loss.item())
+        return loss
+
+    guard = trainer.parts.guard
+
+    def begin_step(begin=guard.begin_step):
+        seen.extend(guard.keys)
+        begin()
+        if trainer.state.global_step == stop_at and trainer.args.process_index == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if hasattr(trainer.model, "draw_kept_query_tokens"):
+        draw = trainer.model.draw_kept_query_tokens
+
+        def draw_and_note(count):
+            tokens.append(draw(count).tolist())
+            return torch.tensor(tokens[-1])
+
+        trainer.model.draw_kept_query_tokens = draw_and_note
+
+    trainer.compute_loss, guard.begin_step = compute_loss, begin_step
+    trainer.train(resume_from_checkpoint=resume)
     seen.extend(guard.keys)
-    begin()
-    if trainer.state.global_step == stop_at and trainer.args.process_index == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
+    drawn = list(tokens)
+    weights = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
+    steps = trainer.state.global_step
+    images = [{"image": torch.full((40, 40, 3), 50 * i, dtype=torch.uint8)} for i in range(5)]
+    evaluated = [] if resume else [trainer.evaluate(images) for _ in range(2)]
+    history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    found = {"keys": seen, "losses": own, "weights": weights, "history": history, "evaluated": evaluated, "steps": steps}
+    with open(f"{report}_{trainer.args.process_index}.json", "w") as file:
+        json.dump({**found, "tokens": drawn}, file)
+    return trainer
 
-if hasattr(trainer.model, "draw_kept_query_tokens"):
-    draw = trainer.model.draw_kept_query_tokens
 
-    def draw_and_note(count):
-        tokens.append(draw(count).tolist())
-        return torch.tensor(tokens[-1])
-
-    trainer.model.draw_kept_query_tokens = draw_and_note
-
-trainer.compute_loss, guard.begin_step = compute_loss, begin_step
-trainer.train(resume_from_checkpoint=resume)
-seen.extend(guard.keys)
-drawn = list(tokens)
-weights = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
-steps = trainer.state.global_step
-images = [{"image": torch.full((40, 40, 3), 50 * i, dtype=torch.uint8)} for i in range(5)]
-evaluated = [trainer.evaluate(images) for _ in range(2)]
-history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
-with open(f"{report}_{trainer.args.process_index}.json", "w") as file:
-    json.dump({"keys": seen, "losses": own, "weights": weights, "history": history, "evaluated": evaluated, "steps": steps, "tokens": drawn}, file)
+for settings in json.loads(sys.argv[1]):
+    trainer = run(**settings)
 trainer.end_processes()
 assert not [t for t in os.listdir("/proc/self/task") if "gloo" in open(f"/proc/self/task/{t}/comm").read()]
 """
+METHODS = ["gtsa", "loca", "equicoherent"]
 
 
-def _run(
-    method: str, folder: Path, name: str, resume: str | None, output: Path, data: Path, stop_at: int = -1
-) -> list[dict[str, Any]]:
-    script = folder / "script.py"
-    script.write_text(SCRIPT.replace("METHOD", method))
-    settings = {
-        "output_dir": str(output),
-        "data": str(data),
-        "resume": resume,
-        "stop_at": stop_at,
-        "per_device_eval_batch_size": 1,
-        "report": str(folder / name),
-        "max_steps": 6,
-        "save_steps": 3,
-        "logging_steps": 1,
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all runs leave, one after the other in the same two processes, which take longer to start than to train."""
+    folder = tmp_path_factory.mktemp("two")
+    data, runs = write_folder(folder / "images", 48), []
+    for method in METHODS:
+        settings = {
+            "method": method,
+            "output_dir": str(folder / method),
+            "data": str(data),
+            "resume": None,
+            "stop_at": -1,
+            "per_device_eval_batch_size": 1,
+            "report": str(folder / f"{method}_whole"),
+            "max_steps": 6,
+            "save_steps": 3,
+            "logging_steps": 1,
+        }
+        resumed = {"resume": str(folder / method / "checkpoint-3"), "report": str(folder / f"{method}_resumed")}
+        runs += [settings, {**settings, **resumed}]
+    stopped = {"output_dir": str(folder / "stopped"), "report": str(folder / "gtsa_stopped"), "stop_at": 2}
+    runs.append({**runs[0], **stopped})
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
-        [*command, json.dumps(settings)], env=environment, capture_output=True, text=True, check=False, timeout=300
+        [*command, str(folder / "script.py"), json.dumps(runs)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr[-3000:]
+    return folder
+
+
+def _reports(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.fixture(scope="module", params=["gtsa", "loca", "equicoherent"])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    method, folder = request.param, tmp_path_factory.mktemp("two")
-    data = write_folder(folder / "images", 48)
-    whole = _run(method, folder, "whole", None, folder / "run", data)
-    return {
-        "whole": whole,
-        "resumed": _run(method, folder, "resumed", str(folder / "run" / "checkpoint-3"), folder / "run", data),
-    }
+@pytest.fixture(params=METHODS)
+def runs(request: pytest.FixtureRequest, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: _reports(folder, f"{request.param}_{name}") for name in ("whole", "resumed")}
 
 
 def test_no_image_reaches_both_and_an_epoch_reaches_all(runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -152,9 +169,8 @@ def test_evaluation_of_a_count_that_two_do_not_share_evenly_ends(runs: dict[str,
     assert abs(first[0]["eval_loss"]) < 10
 
 
-def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path: Path) -> None:
-    data = write_folder(tmp_path / "images", 48)
-    stopped = _run("gtsa", tmp_path, "stopped", None, tmp_path / "run", data, stop_at=2)
+def test_a_signal_to_one_stops_both_at_the_same_step(folder: Path) -> None:
+    stopped = _reports(folder, "gtsa_stopped")
     assert [rank["steps"] for rank in stopped] == [3, 3]
     first, second = (rank["weights"] for rank in stopped)
     assert first == second
