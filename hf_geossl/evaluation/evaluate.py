@@ -39,7 +39,7 @@ from hf_geossl.evaluation.registry import (
 )
 from hf_geossl.evaluation.results import as_json, describe, read_earlier, result_entry, write_json
 from hf_geossl.evaluation.samples import Columns, folder_hash
-from hf_geossl.evaluation.settings import bounded, make_settings
+from hf_geossl.evaluation.settings import bounded, differences, make_settings
 from hf_geossl.hub.redaction import redact, redact_values
 from hf_geossl.hub.run_record import is_hub_id, weights_digest
 from hf_geossl.training.pictures.base import save_picture
@@ -92,7 +92,7 @@ def evaluate_model(
         ValueError: If there is no such model, dataset, task or setting, or the file holds other results.
     """
     arguments, names = EvaluationArguments(**keywords), named_tasks(tasks)
-    chosen, failed = _choose(names, settings or {}, arguments)
+    chosen, failed, shorter = _choose(names, settings or {}, arguments)
     file = _checked_output(default_output(model) if output is None else Path(output))
     options = arguments.options
     encoder = load_encoder(
@@ -119,6 +119,9 @@ def evaluate_model(
     for name, reason in failed.items():
         logger.warning(f"{encoder.name}, {name} was not measured: {reason}")
     run.draw_features()
+    if words := [f"{name} by {shorter[name]}" for name in chosen if name in shorter]:
+        asked = "--quick" if arguments.quick else f"--limit {arguments.most_images}"
+        _say(options.progress, f"{encoder.name}: shortened for {asked}: {'; '.join(words)}")
     run.say_duration({name: own for name, (_, own) in chosen.items() if overwrite or not run.is_measured(name, own)})
     with options.feature_cache() as run.options:
         for name, (protocol, own) in chosen.items():
@@ -135,13 +138,13 @@ def default_output(model: ModelLike) -> Path | None:
 
 def _choose(
     tasks: Sequence[str], settings: Mapping[str, Mapping[str, object]], arguments: EvaluationArguments
-) -> tuple[dict[str, tuple[EvaluationProtocol, Any]], dict[str, str]]:
-    """Protocols and their settings by task, and in a sentence each which cannot be imported."""
+) -> tuple[dict[str, tuple[EvaluationProtocol, Any]], dict[str, str], dict[str, str]]:
+    """Protocols and their settings by task; in a sentence each which cannot be imported, and in words what is shortened."""
     names = check_tasks(tasks)
     if unknown := set(settings) - set(names):
         raise ValueError(f"settings are given for {', '.join(sorted(unknown))}, which is not among the tasks")
     chosen: dict[str, tuple[EvaluationProtocol, Any]] = {}
-    failed: dict[str, str] = {}
+    failed, shorter = dict[str, str](), dict[str, str]()
     for name in names:
         try:
             protocol = load_protocol(name)
@@ -149,9 +152,12 @@ def _choose(
             failed[name] = str(error)
         else:
             given = settings.get(name, {})
-            own: Any = make_settings(name, protocol.settings, given)
-            chosen[name] = protocol, bounded(own, given, limit=arguments.most_images, quick=arguments.quick)
-    return chosen, failed
+            whole: Any = make_settings(name, protocol.settings, given)
+            own = bounded(whole, given, limit=arguments.most_images, quick=arguments.quick)
+            chosen[name] = protocol, own
+            if own != whole:
+                shorter[name] = differences(own, whole)
+    return chosen, failed, shorter
 
 
 def _checked_output(file: Path | None) -> Path | None:

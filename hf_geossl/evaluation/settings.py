@@ -209,6 +209,15 @@ def bounded(settings: Settings, given: Collection[str], *, limit: int | None, qu
     return dataclasses.replace(settings, **values) if values else settings  # type: ignore[type-var]
 
 
+def differences(settings: ProtocolSettings, others: ProtocolSettings) -> str:
+    """In words what settings have other values of than others of their kind, such as `steps 30 instead of 1000`."""
+    pairs = [
+        (field.name, getattr(settings, field.name), getattr(others, field.name))
+        for field in dataclasses.fields(settings)
+    ]
+    return ", ".join(f"{name} {own!r} instead of {other!r}" for name, own, other in pairs if own != other)
+
+
 def _converted(kind: object, value: object) -> object:
     """A value as one of the annotated kind; `TypeError` where it is none."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -9,7 +9,7 @@ import pytest
 
 from hf_geossl.evaluation.protocol import load_protocol
 from hf_geossl.evaluation.registry import TASKS
-from hf_geossl.evaluation.settings import MOST_PASSES, QUICK_STEPS, bounded, make_settings
+from hf_geossl.evaluation.settings import MOST_PASSES, QUICK_STEPS, bounded, differences, make_settings
 
 SETTINGS = {name: load_protocol(name).settings for name in TASKS}
 NAN = float("nan")
@@ -128,6 +128,10 @@ def test_a_limit_bounds_the_steps_of_heads_and_quick_shortens_them_further_but_f
     assert keypoints.steps == MOST_PASSES * 10 / keypoints.images_per_step
     quick = bounded(upernet, (), limit=None, quick=True)
     assert (quick.steps, quick.warmup_steps) == (QUICK_STEPS, QUICK_STEPS // 10)
+    equivariance = SETTINGS["equivariance"]()
+    smaller = bounded(equivariance, (), limit=999, quick=False)
+    assert differences(smaller, equivariance) == "mlp_hidden_size 256 instead of 1024"
+    assert bounded(equivariance, (), limit=1000, quick=False) == equivariance
 
 
 @pytest.mark.parametrize("task", TASKS)
