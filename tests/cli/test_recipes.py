@@ -92,7 +92,7 @@ def _views(given: Pretraining) -> object:
 
 
 def test_gtsa_recipes_are_the_papers_settings_and_the_command_line_wins() -> None:
-    loca = {"loca_quickstart", "loca_base_imnet1k", "loca_small_imnet1k"}
+    loca = {"loca_quickstart", "loca_base_imnet1k", "loca_small_imnet1k", "photos_quickstart"}
     equicoherent = {f"equicoherent_{name}" for name in ("quickstart", "ibot_small", "dinov2_large", "vicreg_small")}
     gtsa = {"quickstart", "gtsa_small_coco", "gtsa_small_ade20k"}
     posttraining = {f"{name}_posttrain" for name in METHODS}
