@@ -29,6 +29,7 @@ TEST = [
     "torchdata>=0.11",
     "torchmetrics>=1.9",
 ]
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"]  # the site: mkdocs build --strict
 SPACE = ["gradio>=6.31,<7"]  # wants Pillow < 13, which rounds otherwise than the golden pixels: not among the tests
 
 setup(
@@ -73,6 +74,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2,<3", "types-PyYAML"],
         "eval": EVAL,
+        "docs": DOCS,
         "images": IMAGES,
         "space": SPACE,
         "demo-test": [*SPACE, "playwright>=1.50"],
