@@ -151,12 +151,16 @@ def open_task_model(model: str | Path, *, device: str | None = None, trust_remot
             f"{', '.join(KINDS)}, such as geossl finetune makes of a trunk"
         )
     auto: Any = getattr(transformers, f"AutoModel{ending}")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what is missing is said below, in one sentence
     try:
         module, info = auto.from_pretrained(
             path, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers, safetensors and huggingface_hub raise a dozen kinds
         raise ValueError(f"the model in {name} cannot be opened: {_line(error)}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     wrong = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
     if wrong:
         raise ValueError(
