@@ -3,12 +3,14 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_geossl.cli.usage import Parser, hide_loading_bars, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, require_if_local
 
 if TYPE_CHECKING:
     from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
+    from hf_geossl.tasks.embedding.embed import Embedding
 
 _SAME = (
     *("split", "dtype", "batch_size", "image_size", "tile", "tile_overlap", "shard_rows", "limit", "image_column"),
@@ -28,6 +30,13 @@ def embed(argv: Sequence[str]) -> int:
     options = _parser().read(argv)
     require_if_local(options.model)
     require_if_local(options.dataset)
+    for query in options.neighbours:
+        if not Path(query).is_file():
+            raise UsageError(f"--neighbours takes files of images, and there is no file {query}")
+    if options.count < 1:
+        raise UsageError(f"--count must be at least 1, got {options.count}")
+    if options.neighbours and options.features == ["patches"]:
+        raise UsageError("--neighbours compares pooled or class_token: name one by --features, beside patches")
     from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
 
     arguments = EmbeddingArguments(
@@ -53,7 +62,28 @@ def _embed(options: Namespace, arguments: "EmbeddingArguments") -> int:
         return 130
     for line in made.lines():
         print(line)
+    if not made.rank and (options.neighbours or options.duplicates):
+        _search(options, made)
     return 0
+
+
+def _search(options: Namespace, made: "Embedding") -> None:
+    """Writes tables and sheets of neighbours and duplicates beside the features."""
+    from hf_geossl.tasks.embedding.duplicates import draw_duplicates, find_duplicates
+    from hf_geossl.tasks.embedding.neighbours import draw_neighbours, find_neighbours
+
+    stem = str(made.path).removesuffix(".parquet")
+    if options.neighbours:
+        table = find_neighbours(made, options.neighbours, options.count)
+        table.to_csv(f"{stem}.neighbours.csv", index=False)
+        draw_neighbours(made, table).save(f"{stem}.neighbours.png")
+        print(f"Neighbours: {stem}.neighbours.csv; pictures: {stem}.neighbours.png")
+    if options.duplicates:
+        table = find_duplicates(made)
+        table.to_csv(f"{stem}.duplicates.csv", index=False)
+        draw_duplicates(made, table).save(f"{stem}.duplicates.png")
+        found = f"{len(table):,} near-duplicates of {made.rows:,} rows" if len(table) else "no near-duplicates"
+        print(f"{found}: {stem}.duplicates.csv; pictures: {stem}.duplicates.png")
 
 
 def _tell(line: str) -> None:
@@ -93,6 +123,19 @@ def _parser() -> Parser:
     add("--num_workers", type=int, help="Processes that decode images. Default: half of the cores, all with a GPU.")
     add("--device", help="cpu, cuda, ...; a GPU if there is one.")
     add("--bf16", action="store_true", help="Compute in bfloat16 autocast: faster on a GPU, other last digits.")
+    add(
+        "--neighbours",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="Then find the images nearest to these files, as a table and a sheet beside the output.",
+    )
+    add("--count", type=int, default=7, help="Neighbours of each. Default: %(default)s.")
+    add(
+        "--duplicates",
+        action="store_true",
+        help="Then find near-duplicates (resized, recompressed), as a table and a sheet.",
+    )
     add("--overwrite", action="store_true", help="Make an output anew that is there.")
     add("--image_column", default="image", help="The column with the images. Default: %(default)s.")
     add("--dataset_config", help="Configuration of a Hub dataset; mode and size of the scenes, such as topdown-96.")

@@ -114,23 +114,36 @@ def draw_sheet(thumbnails: Thumbnails, values: dict[str, list[ChannelStatistics]
     Returns:
         `PIL.Image.Image`: RGB.
     """
-    columns = max(1, min(COLUMNS, len(thumbnails.found)))
-    rows = -(-max(1, len(thumbnails.found)) // columns)
+    ordered = sorted(thumbnails.found, key=lambda entry: entry.name)
+    pictures = [(one.name, Image.fromarray(_shown(one, values.get(one.dtype, [])))) for one in ordered]
+    return draw_rows([pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)], title)
+
+
+def draw_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str) -> Image.Image:
+    """Draws rows of small pictures.
+
+    Args:
+        rows (`Sequence[Sequence[(str, PIL.Image.Image)]]`): caption and picture, scaled to 128 pixels a side at most.
+        title (`str`): a line above them.
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+    """
+    columns = max([4, *map(len, rows)])
     cell_width, cell_height = SIDE + _GAP, SIDE + _CAPTION + _GAP
     sheet = Image.new(
-        "RGB", (max(columns, 4) * cell_width + _GAP, rows * cell_height + _CAPTION + 2 * _GAP), _BACKGROUND
+        "RGB", (columns * cell_width + _GAP, max(1, len(rows)) * cell_height + _CAPTION + 2 * _GAP), _BACKGROUND
     )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     pen.text((_GAP, _GAP), _fitting(title, sheet.width - 2 * _GAP, font), _INK, font)
-    for index, one in enumerate(sorted(thumbnails.found, key=lambda entry: entry.name)):
-        left = _GAP + index % columns * cell_width
-        top = 2 * _GAP + _CAPTION + index // columns * cell_height
-        picture = Image.fromarray(_shown(one, values.get(one.dtype, [])))
-        scale = SIDE / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
-        sheet.paste(picture, (left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2))
-        pen.text((left, top + SIDE + 1), _fitting(one.name, SIDE, font), _INK, font)
+    for number, row in enumerate(rows):
+        for column, (caption, picture) in enumerate(row):
+            left, top = _GAP + column * cell_width, 2 * _GAP + _CAPTION + number * cell_height
+            scale = SIDE / max(picture.size)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            small = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
+            sheet.paste(small, (left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2))
+            pen.text((left, top + SIDE + 1), _fitting(caption, SIDE, font), _INK, font)
     return sheet
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ from hf_geossl.tasks.embedding.images import DatasetImages, open_images
 from hf_geossl.tasks.embedding.inputs import ImageInputs, inputs_of
 from hf_geossl.tasks.embedding.loader import Decoded, Decoder, Shard, decoded_ahead, plan
 from hf_geossl.tasks.embedding.processes import Processes
+from hf_geossl.tasks.embedding.search import read_rows
 from hf_geossl.tasks.embedding.shards import Output, ShardFacts, ShardWriter, broken_file_of, is_complete
+from hf_geossl.tasks.embedding.tiles import Place
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Embedding:
         facts ([`ShardFacts`]): How many images were read, and what was broken.
         made (`bool`): Whether this call has made it; False where it was complete.
         rank (`int`): Of the process; the first of several speaks for them.
+        images, encoder, inputs, arguments: The dataset, the model, its input, and how the table was made.
     """
 
     path: Path
@@ -62,7 +65,20 @@ class Embedding:
     rows: int
     facts: ShardFacts
     made: bool
-    rank: int = 0
+    rank: int
+    images: DatasetImages
+    encoder: Encoder
+    inputs: ImageInputs
+    arguments: EmbeddingArguments
+
+    def places(self, numbers: Collection[int]) -> dict[int, Place]:
+        """Key and tile of some rows, by their numbers."""
+        columns = ["key", "box"] if self.arguments.tile else ["key"]
+        places: dict[int, Place] = {}
+        for number, row in read_rows(self.files, columns, numbers):
+            x1, y1, x2, y2 = row["box"].tolist() if "box" in row else (0, 0, 0, 0)
+            places[number] = row["key"], (x1, y1, x2, y2) if "box" in row else None
+        return places
 
     def lines(self) -> list[str]:
         """What a user should know of it."""
@@ -137,7 +153,7 @@ def embed(
     facts = run.make(target) if to_do else target.facts()
     files = target.files()
     rows = sum(pq.read_metadata(file).num_rows for file in files) if files else 0
-    return Embedding(path, files, rows, facts, to_do, processes.rank)
+    return Embedding(path, files, rows, facts, to_do, processes.rank, images, encoder, inputs, arguments)
 
 
 def _check_place(dataset: str, path: Path) -> None:

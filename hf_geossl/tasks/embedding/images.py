@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -163,6 +163,23 @@ class DatasetImages:
         if isinstance(path, str) and path.startswith("hf://") and "@" in path:  # a file of a repository
             return path.partition("@")[2].partition("/")[2], row.values
         return (f"{shard}:{row.number}" if self.names else f"{shard} row {row.number}"), row.values
+
+    def find(self, keys: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The rows of some keys, in order; of a stream all rows are read until they have come."""
+        if self.count is not None:
+            numbers = [number for number, name in enumerate(self.names) if as_text(name) in keys]
+            numbers = numbers if self.names else sorted(int(key.removeprefix("row ")) for key in keys)
+            yield from (self.read(Row(0, number)) for number in numbers)
+            return
+        left = set(keys)
+        for unit in range(self.units):
+            for row in self.from_place(unit, 0):
+                key, values = self.read(row)
+                if key in left:
+                    yield key, values
+                    left.remove(key)
+                if not left:
+                    return
 
     def image_of(self, values: Mapping[str, Any]) -> Any:
         """What `decode_image` takes, of a row's values.

@@ -1,6 +1,7 @@
 """Large images cut into tiles."""
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the image
+Place = tuple[str, Box | None]  # key of an image, and the tile of it
 
 
 def tile_boxes(width: int, height: int, tile: int | None, overlap: int = 0) -> list[Box]:

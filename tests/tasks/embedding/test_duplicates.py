@@ -1,0 +1,79 @@
+"""Planted copies are found whatever the trunk has learnt, and hardly anything else."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from hf_geossl.data import scene_image
+from hf_geossl.tasks import embed
+from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
+from hf_geossl.tasks.embedding.duplicates import draw_duplicates, find_duplicates
+from tests.helpers.embedding_models import own_folder
+from tests.helpers.images import write_parquet
+
+SCENES, PLANTED = 200, 100
+
+
+def plant(root):
+    """Scenes, and of some of them copies that were resized, recompressed or both, and mirrored ones, which are none."""
+    root.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(SCENES):
+        scene_image("train", number, "scene-64" if number % 2 else "topdown-64").save(root / f"{number:03d}.png")
+    for turn in range(PLANTED):
+        image = Image.open(root / f"{2 * turn:03d}.png")
+        ImageOps.mirror(image).save(root / f"{2 * turn:03d}_mirrored.png")
+        if turn % 3:
+            scale = draw.uniform(0.5, 2)
+            image = image.resize((round(64 * scale), round(64 * scale)), Image.Resampling.BICUBIC)
+        ending, options = ("png", {}) if turn % 3 == 1 else ("jpg", {"quality": int(draw.integers(30, 95))})
+        image.save(root / f"{2 * turn:03d}_copy.{ending}", **options)
+    return root
+
+
+def test_planted_copies_are_found_by_a_random_trunk(tmp_path):
+    model = own_folder(tmp_path / "model")
+    made = embed(model, plant(tmp_path / "data"), tmp_path / "out.parquet", EmbeddingArguments(num_workers=0))
+    table = find_duplicates(made)
+    planted = [
+        (a[:3] == b[:3]) and "mirrored" not in a + b for a, b in zip(table["key"], table["copy_of"], strict=True)
+    ]
+    assert sum(planted) >= 0.99 * PLANTED
+    assert len(planted) - sum(planted) <= 0.01 * len(planted)
+    assert table["group"].tolist() == sorted(table["group"])
+    assert (table["similarity"] > 0.9).all()
+    sheet = draw_duplicates(made, table)
+    assert sheet.width > 4 * 128
+    assert sheet.height > 12 * 128
+
+
+def test_equal_images_are_one_group_and_none_is_a_table_too(tmp_path):
+    model = own_folder(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for number, side in enumerate((40, 40, 90)):
+        scene_image("train", 0, "scene-64").resize((side, side)).save(tmp_path / f"data/{number}.png")
+    arguments = EmbeddingArguments(num_workers=0, features=("patches",))
+    table = find_duplicates(embed(model, tmp_path / "data", tmp_path / "out.parquet", arguments))
+    assert table[["group", "key"]].values.tolist() == [[1, "1.png"], [1, "2.png"]]
+    assert table["difference"][0] == 0
+    assert "similarity" not in table
+    made = embed(model, write_parquet(tmp_path / "noise", rows=8), tmp_path / "noise.parquet", arguments)
+    none = find_duplicates(made)
+    assert len(none) == 0
+    draw_duplicates(made, none)
+
+
+def test_tiles_of_a_stream_are_compared_too(tmp_path):
+    model = own_folder(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    scene = scene_image("train", 0, "scene-64")
+    twice = Image.new("RGB", (128, 64))
+    twice.paste(scene, (0, 0))
+    twice.paste(scene, (64, 0))
+    twice.save(tmp_path / "data/twice.png")
+    made = embed(model, tmp_path / "data", tmp_path / "out.parquet", EmbeddingArguments(num_workers=0, tile=64))
+    table = find_duplicates(made)
+    assert table.drop(columns=["difference", "similarity"]).values.tolist() == [
+        [1, "twice.png", 64, 0, 128, 64, "twice.png", 0, 0, 64, 64]
+    ]
+    assert table["similarity"][0] == pytest.approx(1)
