@@ -10,19 +10,25 @@ from hf_geossl.modeling.configuration_gtsa import GTSAConfig
 from hf_geossl.modeling.configuration_loca import LOCAConfig
 from hf_geossl.modeling.modeling_equicoherent import (
     EquiCoherentBackbone,
+    EquiCoherentForDepthEstimation,
     EquiCoherentForImageClassification,
+    EquiCoherentForObjectDetection,
     EquiCoherentForSemanticSegmentation,
     EquiCoherentModel,
 )
 from hf_geossl.modeling.modeling_gtsa import (
     GTSABackbone,
+    GTSAForDepthEstimation,
     GTSAForImageClassification,
+    GTSAForObjectDetection,
     GTSAForSemanticSegmentation,
     GTSAModel,
 )
 from hf_geossl.modeling.modeling_loca import (
     LOCABackbone,
+    LOCAForDepthEstimation,
     LOCAForImageClassification,
+    LOCAForObjectDetection,
     LOCAForSemanticSegmentation,
     LOCAModel,
 )
@@ -48,7 +54,9 @@ __version__: str
 __all__ = [
     "EquiCoherentBackbone",
     "EquiCoherentConfig",
+    "EquiCoherentForDepthEstimation",
     "EquiCoherentForImageClassification",
+    "EquiCoherentForObjectDetection",
     "EquiCoherentForPreTraining",
     "EquiCoherentForPreTrainingOutput",
     "EquiCoherentForSemanticSegmentation",
@@ -58,7 +66,9 @@ __all__ = [
     "EquiCoherentViews",
     "GTSABackbone",
     "GTSAConfig",
+    "GTSAForDepthEstimation",
     "GTSAForImageClassification",
+    "GTSAForObjectDetection",
     "GTSAForPreTraining",
     "GTSAForPreTrainingOutput",
     "GTSAForSemanticSegmentation",
@@ -69,7 +79,9 @@ __all__ = [
     "ImageStream",
     "LOCABackbone",
     "LOCAConfig",
+    "LOCAForDepthEstimation",
     "LOCAForImageClassification",
+    "LOCAForObjectDetection",
     "LOCAForPreTraining",
     "LOCAForPreTrainingOutput",
     "LOCAForSemanticSegmentation",

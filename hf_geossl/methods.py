@@ -171,6 +171,8 @@ class Method:
             "Backbone": model,
             "ForImageClassification": model,
             "ForSemanticSegmentation": model,
+            "ForDepthEstimation": model,
+            "ForObjectDetection": model,
             "ForPreTraining": pretraining,
             "ForPreTrainingOutput": pretraining,
         }

@@ -33,6 +33,9 @@ NOT_FOR_PRETRAINING = {
     "apply_layernorm",
     "reshape_hidden_states",
     "semantic_loss_ignore_index",
+    "decoder_type",
+    "decoder_channels",
+    "max_depth",
     "init_from",  # an argument that more follows from
     "image_format",  # resolved from --channels, --value_range and the images
 }

@@ -59,6 +59,8 @@ def finetune(argv: Sequence[str]) -> int:
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )
+    again = shlex.join([str(tuning.folder), options.dataset, *_data_words(options), "--evaluate_only"])
+    tuning.measured_by = f"geossl finetune {again}"
     if args.process_index == 0:
         print(describe_start(tuning))
     results = tuning.run(resume)
@@ -68,7 +70,7 @@ def finetune(argv: Sequence[str]) -> int:
             print(f"  {command} --resume_from_checkpoint true")
         return 128 + signal
     if results is not None:
-        _print_end(tuning, results, options)
+        _print_end(tuning, results)
     return 0
 
 
@@ -84,7 +86,7 @@ def describe_start(tuning: "FineTuning") -> str:
     )
 
 
-def _print_end(tuning: "FineTuning", results: dict[str, Any], options: Namespace) -> None:
+def _print_end(tuning: "FineTuning", results: dict[str, Any]) -> None:
     from hf_geossl.evaluation.registry import ABOUT
 
     folder = tuning.folder
@@ -92,8 +94,7 @@ def _print_end(tuning: "FineTuning", results: dict[str, Any], options: Namespace
     print(f"  from transformers import AutoModel{tuning.task.suffix}")
     print(f'  model = AutoModel{tuning.task.suffix}.from_pretrained("{folder}", trust_remote_code=True)\n')
     print_result(next(entry for name, entry in results.items() if name != ABOUT))
-    data = [options.dataset, *_data_words(options)]
-    print(f"Measure it again:\n  geossl finetune {shlex.join([str(folder), *data, '--evaluate_only'])}")
+    print(f"Measure it again:\n  {tuning.measured_by}")
 
 
 def print_result(entry: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -294,12 +294,4 @@ class Encoder:
 def mixed_precision(device: torch.device) -> Iterator[None]:
     """bfloat16 autocast on a GPU, float32 elsewhere."""
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        yield
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 inside of `mixed_precision`: for coordinates and scores, which bfloat16 would round."""
-    known = torch.amp.is_autocast_available(device.type)  # not "meta", where operations are counted
-    with torch.autocast(device.type, enabled=False) if known else nullcontext():
         yield

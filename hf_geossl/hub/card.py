@@ -36,6 +36,8 @@ _TRUNK_FIELDS = (
 _HEADS = {
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification", "classification"),
     "ForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation", "segmentation"),
+    "ForDepthEstimation": ("AutoModelForDepthEstimation", "depth-estimation", "depth"),
+    "ForObjectDetection": ("AutoModelForObjectDetection", "object-detection", "detection"),
 }
 _TRUNK = ("AutoModel", "image-feature-extraction", None)
 

@@ -47,6 +47,8 @@ class Result:
         command (`str` or `None`): The command that measured it.
         chance (`float` or `None`): The same number of a model that knows nothing.
         quick (`bool`): Whether it comes from a quick evaluation: the card says so, and its metadata leave it out.
+        interval (`(float, float)` or `None`): The 95 % interval over images.
+        floors (`tuple[tuple[str, float], ...]`): What trivial models reach, by their names.
     """
 
     task: str
@@ -61,6 +63,15 @@ class Result:
     clips: int | None = None
     config: str | None = None
     quick: bool = False
+    interval: tuple[float, float] | None = None
+    floors: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def measured(self) -> str:
+        """The number, its interval, and what trivial models reach, for people."""
+        said = [f"95 %: {self.interval[0]:.4g} to {self.interval[1]:.4g}"] if self.interval else []
+        said += [f"{name.replace('_', ' ')}: {value:.4g}" for name, value in self.floors]
+        return f"{self.value:.4g}" + (f" ({'; '.join(said)})" if said else "")
 
     @property
     def data(self) -> str | None:
@@ -203,9 +214,23 @@ def read_results(results: Mapping[str, Any]) -> list[Result]:
                     clips=clips,
                     config=about.get("config_name"),
                     quick=about.get("quick", False),
+                    interval=_interval(metrics.get("intervals"), metric),
+                    floors=_floors(details, metric),
                 )
             )
     return found
+
+
+def _interval(intervals: object, metric: str) -> tuple[float, float] | None:
+    found = intervals.get(metric) if isinstance(intervals, Mapping) else None
+    return (float(found[0]), float(found[1])) if isinstance(found, list | tuple) and len(found) == 2 else None
+
+
+def _floors(details: object, metric: str) -> tuple[tuple[str, float], ...]:
+    floors = details.get("floors") if isinstance(details, Mapping) else None
+    found = floors.get(metric) if isinstance(floors, Mapping) else None
+    known = found.items() if isinstance(found, Mapping) else ()
+    return tuple((redact(name), float(value)) for name, value in known if isinstance(value, int | float))
 
 
 def held_out_results(record: Mapping[str, Any]) -> list[Result]:

@@ -56,6 +56,10 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             width)`; otherwise tokens `(batch, 1 + patches, channels)`, as `DPTForDepthEstimation` wants them, without
             registers; where there is no class token, their mean stands in its place.
         semantic_loss_ignore_index (`int`, defaults to 255): Label that the segmentation loss leaves out.
+        decoder_type (`str`, *optional*): Decoder of a model with a dense head: `"linear"` or `"upernet"` for classes,
+            `"dpt"` or `"linear"` for depths; the first of these when not given.
+        decoder_channels (`int`, *optional*): Channels of its maps; 64 for classes and boxes, 32 for depths when not given.
+        max_depth (`float`, defaults to 80.0): Metres, the largest depth that is predicted.
         init_from (`str`, *optional*): Name of the ViT whose trunk pretraining has started from, for cards.
         out_features, out_indices (*optional*): Stages that a backbone returns, `"stem"`, `"stage1"`, ...
 
@@ -95,6 +99,9 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     semantic_loss_ignore_index: int = 255
+    decoder_type: str | None = None
+    decoder_channels: int | None = None
+    max_depth: float | int = 80.0
     init_from: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -163,6 +170,10 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "a number, or None for no scale", lambda value: value is None or math.isfinite(value), "layerscale_value"
         )
         self.require("in [0, 1)", lambda rate: 0 <= rate < 1, "drop_path_rate")
+        self.require_one_of("decoder_type", (None, "linear", "upernet", "dpt", "rcnn"))
+        words = "a multiple of 4, or None for its default"
+        self.require(words, lambda size: size is None or (size >= 4 and size % 4 == 0), "decoder_channels")
+        self.require("above 0", lambda depth: 0 < depth < math.inf, "max_depth")
         self.require("above 0", lambda size: size >= 1, "intermediate_size")  # None has become a number
         self.require("above 0", lambda value: 0 < value < math.inf, "layer_norm_eps", "initializer_range")
         if self.image_format is not None:

@@ -1,4 +1,4 @@
-"""GTSA models: trunk, backbone, image classification and semantic segmentation (arXiv 2304.08014)."""
+"""GTSA models: trunk, backbone, classification, segmentation, depth and detection (arXiv 2304.08014)."""
 
 from typing import ClassVar
 
@@ -6,7 +6,9 @@ from .configuration_gtsa import GTSAConfig
 from .modeling_vit import GeometricViTPreTrainedModel
 from .modeling_vit_heads import (
     ViTTrunkBackbone,
+    ViTTrunkForDepthEstimation,
     ViTTrunkForImageClassification,
+    ViTTrunkForObjectDetection,
     ViTTrunkForSemanticSegmentation,
     ViTTrunkModel,
 )
@@ -23,6 +25,8 @@ class GTSAPreTrainedModel(GeometricViTPreTrainedModel):
         "AutoBackbone": "modeling_gtsa.GTSABackbone",
         "AutoModelForImageClassification": "modeling_gtsa.GTSAForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_gtsa.GTSAForSemanticSegmentation",
+        "AutoModelForDepthEstimation": "modeling_gtsa.GTSAForDepthEstimation",
+        "AutoModelForObjectDetection": "modeling_gtsa.GTSAForObjectDetection",
     }
 
 
@@ -42,5 +46,17 @@ class GTSAForImageClassification(GTSAPreTrainedModel, ViTTrunkForImageClassifica
 
 class GTSAForSemanticSegmentation(GTSAPreTrainedModel, ViTTrunkForSemanticSegmentation):
     """A linear decoder on the patch tokens, resized bilinearly to the input."""
+
+    trunk_class = GTSAModel
+
+
+class GTSAForDepthEstimation(GTSAPreTrainedModel, ViTTrunkForDepthEstimation):
+    """DPT on four layers of the trunk, or a linear map of the patch tokens; metres of each pixel."""
+
+    trunk_class = GTSAModel
+
+
+class GTSAForObjectDetection(GTSAPreTrainedModel, ViTTrunkForObjectDetection):
+    """torchvision's Faster R-CNN on a simple pyramid of the trunk's patch tokens."""
 
     trunk_class = GTSAModel

@@ -1,4 +1,4 @@
-"""LOCA models: trunk, backbone, image classification and semantic segmentation; heads of pretraining (arXiv 2212.02400)."""
+"""LOCA models: trunk, backbone, classification, segmentation, depth and detection; heads of pretraining (arXiv 2212.02400)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -21,7 +21,9 @@ from .modeling_vit import (
 )
 from .modeling_vit_heads import (
     ViTTrunkBackbone,
+    ViTTrunkForDepthEstimation,
     ViTTrunkForImageClassification,
+    ViTTrunkForObjectDetection,
     ViTTrunkForSemanticSegmentation,
     ViTTrunkModel,
 )
@@ -52,6 +54,8 @@ class LOCAPreTrainedModel(GeometricViTPreTrainedModel):
         "AutoBackbone": "modeling_loca.LOCABackbone",
         "AutoModelForImageClassification": "modeling_loca.LOCAForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_loca.LOCAForSemanticSegmentation",
+        "AutoModelForDepthEstimation": "modeling_loca.LOCAForDepthEstimation",
+        "AutoModelForObjectDetection": "modeling_loca.LOCAForObjectDetection",
     }
 
     @torch.no_grad()
@@ -109,6 +113,18 @@ class LOCAForImageClassification(LOCAPreTrainedModel, ViTTrunkForImageClassifica
 
 class LOCAForSemanticSegmentation(LOCAPreTrainedModel, ViTTrunkForSemanticSegmentation):
     """A linear decoder on the patch tokens, resized bilinearly to the input: Segmenter's, which the authors evaluate with."""
+
+    trunk_class = LOCAModel
+
+
+class LOCAForDepthEstimation(LOCAPreTrainedModel, ViTTrunkForDepthEstimation):
+    """DPT on four layers of the trunk, or a linear map of the patch tokens; metres of each pixel."""
+
+    trunk_class = LOCAModel
+
+
+class LOCAForObjectDetection(LOCAPreTrainedModel, ViTTrunkForObjectDetection):
+    """torchvision's Faster R-CNN on a simple pyramid of the trunk's patch tokens."""
 
     trunk_class = LOCAModel
 

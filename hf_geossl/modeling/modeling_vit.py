@@ -319,9 +319,14 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for linear layers, class token and positions; PyTorch's own for convolutions."""
-        if isinstance(module, nn.Conv2d):
+        """Truncated normal for linear layers, class token and positions; PyTorch's own for convolutions and batch norms."""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             init_like_torch(module)
+        elif isinstance(module, nn.BatchNorm2d):
+            for ones, zeros in ((module.weight, module.bias), (module.running_var, module.running_mean)):
+                init.ones_(ones)
+                init.zeros_(zeros)
+            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, ViTLayerScale):
             init.constant_(module.weight, self.config.layerscale_value)
         elif isinstance(module, ViTEmbeddings):
@@ -358,7 +363,7 @@ def is_part_of(model: nn.Module, module: nn.Module, kind: type[nn.Module]) -> bo
     return any(part is module for owner in model.modules() if isinstance(owner, kind) for part in owner.modules())
 
 
-def init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
+def init_like_torch(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
     """Gives a layer PyTorch's default initialisation, through transformers' functions that respect loaded weights."""
     bound = module.weight[0].numel() ** -0.5  # kaiming uniform with a = sqrt(5)
     init.uniform_(module.weight, -bound, bound)

@@ -4,6 +4,8 @@ A method's classes inherit from these and from its own base, which gives configu
 """
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -13,12 +15,24 @@ from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    DepthEstimatorOutput,
     ImageClassifierOutput,
+    ModelOutput,
     SemanticSegmenterOutput,
 )
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_vit import GeometricViTConfig
+from .dense_heads import (
+    BoxDetector,
+    DPTDecoder,
+    UPerNetDecoder,
+    layers_of_maps,
+    log_metres,
+    pixel_cross_entropy,
+    silog_loss,
+    upsample,
+)
 from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEmbeddings, ViTEncoder
 
 logger = logging.getLogger(__name__)
@@ -96,6 +110,23 @@ class ViTTrunkModel(ViTTrunk):
     def patch_tokens(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
         """Picks the patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
         return cast(torch.Tensor, outputs.last_hidden_state)[:, self.embeddings.num_prefix_tokens :]
+
+    def to_maps(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Patch tokens `(batch, patches, channels)` of images as maps `(batch, channels, rows, columns)`."""
+        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def layer_maps(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Any, list[torch.Tensor]]:
+        """What `forward` gives, and the patch tokens of four layers as maps, before the final norm; see `layers_of_maps`."""
+        asked = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
+        outputs: Any = self(pixel_values, output_hidden_states=True, **kwargs)
+        chosen = [outputs.hidden_states[layer + 1] for layer in layers_of_maps(self.config.num_hidden_layers)]
+        maps = [self.to_maps(states[:, self.embeddings.num_prefix_tokens :], pixel_values) for states in chosen]
+        if not asked:
+            outputs.hidden_states = None
+        return outputs, maps
 
     def disable_drop_path(self) -> None:
         """Turns stochastic depth off for good, as teachers have none."""
@@ -210,11 +241,17 @@ class ViTTrunkForImageClassification(ViTTrunkForLabels):
 
 
 class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
-    """A linear decoder on the patch tokens, resized bilinearly to the input."""
+    """A linear decoder on the patch tokens, or UPerNet on four layers where `config.decoder_type` says so."""
+
+    auxiliary_weight: ClassVar[float] = 0.4  # of the cross-entropy of UPerNet's auxiliary head
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        if config.decoder_type == "upernet":
+            channels = config.decoder_channels or 64
+            self.decoder = UPerNetDecoder(config.hidden_size, self.num_labels, channels, (1, 2, 3, 6), channels)
+        else:
+            self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -229,28 +266,116 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
                 `config.semantic_loss_ignore_index` marks pixels to leave out.
 
         Returns:
-            `SemanticSegmenterOutput`: `loss` where labels are given, `logits (batch, num_labels, height, width)`.
+            `SemanticSegmenterOutput`: `loss` where labels are given, `logits (batch, num_labels, height, width)`, which
+            were resized bilinearly to the input.
 
         Raises:
             ValueError: If the labels have another size than the images.
         """
-        size = pixel_values.shape[-2:]
-        if labels is not None and labels.shape != (len(pixel_values), *size):
-            raise ValueError(
-                f"labels must have shape {(len(pixel_values), *size)}, the size of the images, got {tuple(labels.shape)}"
-            )
+        check_map(labels, pixel_values)
         trunk: Any = self.base_model
-        outputs = trunk(pixel_values, **kwargs)
-        patches = trunk.patch_tokens(outputs)
-        logits = self.classifier(patches)  # (B, N, num_labels)
-        rows, columns = (side // self.config.patch_size for side in size)
-        logits = logits.transpose(1, 2).unflatten(2, (rows, columns))
-        logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if self.config.decoder_type == "upernet":
+            outputs, maps = trunk.layer_maps(pixel_values, **kwargs)
+            coarse, auxiliary = self.decoder(maps)
+        else:
+            outputs = trunk(pixel_values, **kwargs)
+            coarse, auxiliary = trunk.to_maps(self.classifier(trunk.patch_tokens(outputs)), pixel_values), None
+        logits = upsample(coarse, pixel_values.shape[-2:]).to(coarse.dtype)
         loss = None
         if labels is not None:
             ignored = self.config.semantic_loss_ignore_index
-            loss = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
-            loss = loss / (labels != ignored).sum().clamp(min=1)  # 0, not NaN, where no pixel has truth
+            loss = pixel_cross_entropy(logits, labels, ignored)
+            if auxiliary is not None:
+                loss = loss + self.auxiliary_weight * pixel_cross_entropy(auxiliary, labels, ignored)
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+class ViTTrunkForDepthEstimation(ViTTrunkForLabels):
+    """DPT on four layers, or a linear map of the patch tokens where `config.decoder_type` says so; metres of each pixel."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        if config.decoder_type == "linear":
+            self.regressor = nn.Linear(config.hidden_size, 1)
+        else:
+            channels = config.decoder_channels or 32
+            sizes = [3 * channels * scale // 4 for scale in (1, 2, 4, 8)]
+            self.decoder = DPTDecoder(config.hidden_size, sizes, channels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> DepthEstimatorOutput:
+        """Estimates depths.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
+            labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Metres, 0 where unknown; depths from
+                `config.max_depth` on do not count.
+
+        Returns:
+            `DepthEstimatorOutput`: `loss`, the scale-invariant logarithmic error, where labels are given;
+            `predicted_depth (batch, height, width)`, metres below `config.max_depth`.
+
+        Raises:
+            ValueError: If the labels have another size than the images.
+        """
+        check_map(labels, pixel_values)
+        trunk: Any = self.base_model
+        size = pixel_values.shape[-2:]
+        if self.config.decoder_type == "linear":
+            outputs = trunk(pixel_values, **kwargs)
+            numbers = upsample(trunk.to_maps(self.regressor(trunk.patch_tokens(outputs)), pixel_values), size)[:, 0]
+        else:
+            outputs, maps = trunk.layer_maps(pixel_values, **kwargs)
+            numbers = self.decoder(maps, size)
+        logs = log_metres(numbers, self.config.max_depth)
+        loss = None if labels is None else silog_loss(logs, labels.float(), self.config.max_depth)
+        return DepthEstimatorOutput(
+            loss=loss, predicted_depth=logs.exp(), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@dataclass
+class ViTTrunkObjectDetectionOutput(ModelOutput):
+    """What `BoxDetector` finds, as transformers' YOLOS has it: `post_process_object_detection` of its processor reads it."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class ViTTrunkForObjectDetection(ViTTrunkForLabels):
+    """torchvision's Faster R-CNN on a simple pyramid of the last layer's patch tokens."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__(config)
+        channels = config.decoder_channels or 64
+        self.decoder = BoxDetector(config.hidden_size, config.patch_size, self.num_labels, channels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ViTTrunkObjectDetectionOutput:
+        """Finds objects in normalised images `(batch, channels, height, width)`; labels and results as of `BoxDetector`."""
+        trunk: Any = self.base_model
+        outputs = trunk(pixel_values, **kwargs)
+        last = trunk.to_maps(trunk.patch_tokens(outputs), pixel_values)
+        loss, logits, boxes = self.decoder(last, pixel_values, labels)
+        return ViTTrunkObjectDetectionOutput(loss, logits, boxes, outputs.hidden_states, outputs.attentions)
+
+
+def check_map(labels: torch.Tensor | None, pixel_values: torch.Tensor) -> None:
+    """Raises a `ValueError` for maps of labels of another size than their images."""
+    expected = (len(pixel_values), *pixel_values.shape[-2:])
+    if labels is not None and labels.shape != expected:
+        raise ValueError(f"labels must have shape {expected}, the size of the images, got {tuple(labels.shape)}")

@@ -12,17 +12,15 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_equicoherent import EquiCoherentConfig
-from .heads_equicoherent import (
-    GlobalBatchNorm,
-    Projector,
+from .modeling_equicoherent import (
+    EquiCoherentModel,
+    EquiCoherentPreTrainedModel,
     PrototypeHead,
     PrototypeLinear,
     SplitHead,
     check_views,
     indices_of,
-    make_heads,
 )
-from .modeling_equicoherent import EquiCoherentModel, EquiCoherentPreTrainedModel
 from .objectives import (
     center_and_sharpen,
     dino_loss,
@@ -36,7 +34,15 @@ from .objectives import (
     sum_over_processes,
     vicreg_loss,
 )
-from .teacher_student import ReconstructionTask, Teacher, TeacherStudentModel, intermediate_targets, mean_image_loss
+from .teacher_student import (
+    GlobalBatchNorm,
+    Projector,
+    ReconstructionTask,
+    Teacher,
+    TeacherStudentModel,
+    intermediate_targets,
+    mean_image_loss,
+)
 
 
 @dataclass
@@ -369,3 +375,20 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def make_heads(config: EquiCoherentConfig) -> dict[str, nn.Module]:
+    """Makes the split and the host's heads, by the names that student and teacher have them under."""
+    inputs, patch_features = config.hidden_size, cast(int, config.patch_features)
+    heads: dict[str, nn.Module] = {}
+    if config.split == "feature":
+        equivariant_features = cast(int, config.equivariant_features)
+        heads["split_head"] = SplitHead(inputs, patch_features, equivariant_features)
+        inputs = patch_features - equivariant_features
+    if not config.has_teacher:
+        return {**heads, "head": Projector(inputs, config.projector_sizes)}
+    outputs = patch_features if config.split == "logits" else cast(int, config.num_prototypes)
+    heads["head"] = PrototypeHead(inputs, outputs, config)
+    if config.masks and not config.shared_head:
+        heads["patch_head"] = PrototypeHead(inputs, outputs, config)
+    return heads

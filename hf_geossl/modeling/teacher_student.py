@@ -3,6 +3,7 @@
 The reconstruction of a transformation's intermediate images is a task that any method with two global views can carry.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -15,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_vit import ReconstructingViTConfig
 from .modeling_vit import GeometricViTPreTrainedModel
 from .modeling_vit_heads import ViTTrunkModel
-from .objectives import reconstruction_loss
+from .objectives import mean_over_processes, reconstruction_loss
 
 STAGES = 4  # of a decoder
 
@@ -273,3 +274,42 @@ def check_reconstruction_views(config: ReconstructingViTConfig, views: object) -
         transformed_for_nothing = name == "reconstruction" and ours is not None
         if ours != theirs and (config.num_decoders or transformed_for_nothing):
             raise ValueError(f"{name} of the views must be the model's, {theirs!r}, got {ours!r}")
+
+
+class GlobalBatchNorm(nn.Module):
+    """Batch normalisation by the batch of all processes, always; without running statistics."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch, features)` to the same shape, in float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            centered = features - mean_over_processes(features.mean(dim=0))
+            variance = mean_over_processes(centered.square().mean(dim=0))
+            return centered * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+class Projector(nn.Module):
+    """The projector of VICReg and SimCLR: linear layers, batch norm and ReLU between them, the last without bias."""
+
+    def __init__(self, in_features: int, sizes: list[int] | tuple[int, ...]) -> None:
+        super().__init__()
+        widths = [in_features, *sizes]
+        last = len(sizes) - 1
+        self.linears = nn.ModuleList(
+            nn.Linear(before, after, bias=index < last)
+            for index, (before, after) in enumerate(itertools.pairwise(widths))
+        )
+        self.norms = nn.ModuleList(GlobalBatchNorm(width) for width in sizes[:-1])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch, in_features)` to `(batch, sizes[-1])`."""
+        *hidden, last = self.linears
+        for layer, norm in zip(hidden, self.norms, strict=True):
+            projected = layer(features)
+            features = F.relu(norm(projected)).to(projected.dtype)  # the norm gives float32
+        return last(features)

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_geossl.methods import METHODS
-from hf_geossl.modeling.heads_equicoherent import PrototypeLinear
+from hf_geossl.modeling.modeling_equicoherent import PrototypeLinear
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.arguments_equicoherent import EquiCoherentTrainingArguments
 from hf_geossl.training.callbacks import model_of

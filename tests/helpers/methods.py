@@ -143,7 +143,7 @@ METHODS = {
         "EquiCoherent",
         equicoherent_batch,
         EQUICOHERENT_HEADS,
-        frozenset({"heads_equicoherent"}),
+        frozenset(),
         pools_class_token=True,
         centers=("class_center", "patch_center"),
     ),

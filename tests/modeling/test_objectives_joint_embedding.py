@@ -16,7 +16,7 @@ from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss, NTXentLoss, VICRegL
 from safetensors.torch import load_file, save_file
 
 from hf_geossl.modeling import objectives as hosts
-from hf_geossl.modeling.heads_equicoherent import indices_of
+from hf_geossl.modeling.modeling_equicoherent import indices_of
 from hf_geossl.modeling.objectives import sinkhorn
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1

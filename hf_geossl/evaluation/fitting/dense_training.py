@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.operations import PatchGrid, count_operations
@@ -20,6 +20,7 @@ from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import PASS, ProtocolSettings, Scale, Work
+from hf_geossl.modeling.dense_heads import full_precision
 
 CLASSES = 30  # where heads are counted before the data have been read
 FITTED = 200  # operations a step and number of a patch token: forward and backward for so many classes

@@ -7,13 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
-from transformers import UperNetConfig
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.reading.sample_reader import IGNORED
+from hf_geossl.modeling.dense_heads import UPerNetDecoder, layers_of_maps, pixel_cross_entropy, upsample
 
 
 class DenseHead(nn.Module, ABC):
@@ -56,7 +54,7 @@ class SegmentationHead(DenseHead):
 
     def compute_loss(self, encoder: Encoder, pixel_values: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the cross-entropies of all maps of logits."""
-        losses = [pixel_cross_entropy(logits, truth) for logits in self(encoder, pixel_values)]
+        losses = [pixel_cross_entropy(logits, truth, IGNORED) for logits in self(encoder, pixel_values)]
         return torch.stack([weight * loss for weight, loss in zip(self.loss_weights, losses, strict=True)]).sum()
 
 
@@ -84,40 +82,6 @@ class LinearHead(SegmentationHead):
     def classify(self, patches: torch.Tensor) -> torch.Tensor:
         """Logits `(batch, classes, rows, columns)` of patch tokens `(batch, rows, columns, width)`."""
         return self.classifier(self.norm(patches.permute(0, 3, 1, 2)))
-
-
-def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
-    """The four layers, from 0, that dense heads read: 2, 5, 8 and 11 of 12, as evenly spaced at other depths.
-
-    The last layer is one of them; of trunks with fewer than 4 some come more than once.
-    """
-    first, second, third, last = (max(num_layers * part // 4, 1) - 1 for part in (1, 2, 3, 4))
-    return first, second, third, last
-
-
-class RescaleNeck(nn.Module):
-    """Gives four maps of one stride the strides of a convolutional network: a quarter, a half, once and twice the patch size.
-
-    Two transposed convolutions with BatchNorm and GELU between them, one, none, and max-pooling, as iBOT and the GTSA
-    authors put before UPerNet and Mask R-CNN (`Feature2Pyramid` in mmsegmentation).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        up = nn.Sequential(
-            nn.ConvTranspose2d(width, width, 2, stride=2),
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-            nn.ConvTranspose2d(width, width, 2, stride=2),
-        )
-        down = nn.MaxPool2d(2, ceil_mode=True)
-        self.scales = nn.ModuleList([up, nn.ConvTranspose2d(width, width, 2, stride=2), nn.Identity(), down])
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Four maps `(batch, width, rows, columns)`, from the shallowest layer to the deepest, at 4, 2, 1 and 1/2 times the size."""
-        if len(maps) != len(self.scales):
-            raise ValueError(f"maps must be {len(self.scales)}, got {len(maps)}; see layers_of_maps")
-        return [scale(part) for scale, part in zip(self.scales, maps, strict=True)]
 
 
 class SemanticFPNHead(SegmentationHead):
@@ -162,10 +126,7 @@ class SemanticFPNHead(SegmentationHead):
 class UPerNetHead(SegmentationHead):
     """transformers' UPerNet over the maps of layers 2, 5, 8 and 11 of 12 before the final norm.
 
-    A `RescaleNeck` gives them a quarter, a half, once and twice the stride of the patches. The arguments are those of
-    `UPerNetSettings`.
-
-    Source: UPerNet (arXiv 1807.10221), section 3; neck and auxiliary head as in iBOT (arXiv 2111.07832), appendix.
+    See `UPerNetDecoder`; the arguments are those of `UPerNetSettings`.
     """
 
     def __init__(
@@ -179,29 +140,9 @@ class UPerNetHead(SegmentationHead):
         auxiliary_weight: float,
     ) -> None:
         super().__init__()
-        config = UperNetConfig(
-            hidden_size=hidden_size, pool_scales=list(pool_scales), auxiliary_channels=auxiliary_channels
-        )
-        config.num_labels = num_classes
         self.loss_weights = (1.0, auxiliary_weight)
-        self.neck = RescaleNeck(encoder.width)
-        self.decoder = UperNetHead(config, [encoder.width] * 4)
-        self.auxiliary = UperNetFCNHead(config, [encoder.width] * 4)
+        self.decoder = UPerNetDecoder(encoder.width, num_classes, hidden_size, pool_scales, auxiliary_channels)
 
     def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """See `SegmentationHead`."""
-        maps = self.neck(encoder.maps(pixel_values, layers_of_maps(encoder.num_layers)))
-        return [self.decoder(maps), self.auxiliary(maps)]
-
-
-def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Maps at another size `(height, width)`: bilinear, float32, the corners' pixels as large as others."""
-    return functional.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
-
-
-def pixel_cross_entropy(logits: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits, resized to the truth's size, over the pixels that have a truth; 0 where none has."""
-    semantic = semantic.long()
-    logits = upsample(logits, semantic.shape[-2:])
-    total = functional.cross_entropy(logits, semantic, ignore_index=IGNORED, reduction="sum")
-    return total / (semantic != IGNORED).sum().clamp(min=1)
+        return self.decoder(encoder.maps(pixel_values, layers_of_maps(encoder.num_layers)))

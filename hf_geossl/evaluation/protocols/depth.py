@@ -13,11 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from transformers import DPTConfig
-from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
-from hf_geossl.evaluation.encoders import Encoder, full_precision
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.fitting.classifiers import hold_out
 from hf_geossl.evaluation.fitting.dense_training import (
     BLOCK,
@@ -31,16 +28,23 @@ from hf_geossl.evaluation.fitting.dense_training import (
 from hf_geossl.evaluation.fitting.patch_truth import patch_sums
 from hf_geossl.evaluation.fitting.regression import fit_ridge
 from hf_geossl.evaluation.fitting.segmenters import DenseScore, measure_end_to_end, score_batches
-from hf_geossl.evaluation.heads.segmentation import DenseHead, layers_of_maps, upsample
+from hf_geossl.evaluation.heads.segmentation import DenseHead
 from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
+from hf_geossl.modeling.dense_heads import (
+    MINIMUM_DEPTH,
+    DPTDecoder,
+    layers_of_maps,
+    log_metres,
+    silog_loss,
+    upsample,
+)
 
 logger = logging.getLogger(__name__)
 
-MINIMUM = 1e-3  # metres; nearer pixels have no truth
 EvalCrop = Literal[None, "eigen", "garg"]
 # first and last row, first and last column (exclusive), in parts of the map's height and width
 EVAL_CROPS = {
@@ -51,29 +55,10 @@ EVAL_CROPS = {
 
 def check_depth_settings(cap: float, eval_crop: str | None) -> None:
     """Refuses a crop that there is not, and a cap below the smallest depth."""
-    if not cap > MINIMUM:
-        raise ValueError(f"cap must be above {MINIMUM} metres, got {cap}")
+    if not cap > MINIMUM_DEPTH:
+        raise ValueError(f"cap must be above {MINIMUM_DEPTH} metres, got {cap}")
     if eval_crop is not None and eval_crop not in EVAL_CROPS:
         raise ValueError(f"eval_crop must be one of {', '.join(EVAL_CROPS)}, or None, got {eval_crop!r}")
-
-
-def silog_loss(log_depth: torch.Tensor, depth: torch.Tensor, cap: float, mean_weight: float = 0.5) -> torch.Tensor:
-    """Scale-invariant logarithmic error.
-
-    With g = log prediction - log truth it is sqrt(mean(g^2) - mean_weight * mean(g)^2) over all pixels of the batch whose truth
-    lies between 1 mm and the cap; 0 where there is none. A `mean_weight` of 1 forgives any common factor, 0 none.
-
-    Args:
-        log_depth (`torch.Tensor` of shape `(batch, height, width)`): Logarithm of the predicted metres.
-        depth (`torch.Tensor` of shape `(batch, height, width)`): True metres, 0 where unknown.
-
-    Source: Eigen et al., NIPS 2014, equation 4; its root as in Depth Anything V2 (arXiv 2406.09414).
-    """
-    known = (depth > MINIMUM) & (depth < cap)
-    count = known.sum().clamp(min=1)
-    error = torch.where(known, log_depth.float() - depth.clamp(min=MINIMUM).log(), 0.0)
-    variance = error.square().sum() / count - mean_weight * (error.sum() / count).square()
-    return variance.clamp(min=1e-12).sqrt()  # the root's slope is infinite at 0
 
 
 class DPTHead(DenseHead):
@@ -89,28 +74,13 @@ class DPTHead(DenseHead):
 
     def __init__(self, width: int, *, neck_hidden_sizes: Sequence[int], fusion_hidden_size: int, cap: float) -> None:
         super().__init__()
-        config = DPTConfig(
-            hidden_size=width,
-            neck_hidden_sizes=list(neck_hidden_sizes),
-            fusion_hidden_size=fusion_hidden_size,
-            readout_type="ignore",
-        )
         self.cap = cap
-        self.neck = DPTNeck(config)
-        self.head = DPTDepthEstimationHead(config)
-        self.head.head[-1] = nn.Identity()
+        self.decoder = DPTDecoder(width, neck_hidden_sizes, fusion_hidden_size)
 
     def forward(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
         """Log metres `(batch, height, width)` of normalised images."""
         maps = encoder.maps(pixel_values, layers_of_maps(encoder.num_layers))
-        rows, columns = maps[0].shape[-2:]
-        tokens = [part.flatten(2).transpose(1, 2) for part in maps]
-        tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
-        features = self.neck(tokens, rows, columns)
-        with full_precision(pixel_values.device):  # bfloat16 would round depths to a percent
-            logits = self.head([part.float() for part in features])
-        logits = upsample(logits[:, None], pixel_values.shape[-2:])[:, 0]
-        return nn.functional.logsigmoid(logits) + math.log(self.cap)
+        return log_metres(self.decoder(maps, pixel_values.shape[-2:]), self.cap)
 
     def predict(self, encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
         """Log metres `(batch, 1, height, width)` of normalised images."""
@@ -164,7 +134,7 @@ class ScoredDepth(DenseScore):
 
 def score_depth(batches: Iterator[Batch], cap: float, eval_crop: EvalCrop) -> ScoredDepth:
     """Measures predicted metres `(batch, height, width)`, see `LinearDepthSettings`."""
-    metric = DepthErrors(MINIMUM, cap)
+    metric = DepthErrors(MINIMUM_DEPTH, cap)
 
     def rows_of(predicted: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
         valid = np.broadcast_to(crop_mask(eval_crop, *truth.shape[-2:]), truth.shape)
@@ -258,7 +228,7 @@ def fit_linear_depth(
         rows = slice(start, start + BLOCK)
         tokens, metres = (torch.from_numpy(np.array(part[rows])).to(device).double() for part in (patches, depth))
         shift = tokens.mean(dim=(0, 1, 2)) if shift is None else shift
-        known = (metres > MINIMUM) & (metres < settings.cap)
+        known = (metres > MINIMUM_DEPTH) & (metres < settings.cap)
         counts = patch_sums(known.double(), grid)
         means = patch_sums(torch.where(known, metres, 1).log(), grid) / counts.clamp(min=1)
         table = torch.cat([torch.ones_like(means)[..., None], tokens - shift, means[..., None]], dim=-1)
@@ -269,7 +239,7 @@ def fit_linear_depth(
     total = moments.sum(dim=0)
     if shift is None or not total[0, 0]:
         raise ValueError(
-            f"no training pixel has a depth between {MINIMUM} and {settings.cap} metres: check depth_scale and cap"
+            f"no training pixel has a depth between {MINIMUM_DEPTH} and {settings.cap} metres: check depth_scale and cap"
         )
     if not moments[:, 0, 0].all():  # one of the parts has no pixel that counts: nothing to choose by
         moments[:] = total / 2

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.encoders import Encoder, full_precision, unit_images
+from hf_geossl.evaluation.encoders import Encoder, unit_images
 from hf_geossl.evaluation.fitting.dense_training import CLASSES
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.heads.detection import build_detector, detector_operations
@@ -22,6 +22,7 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import Scale
+from hf_geossl.modeling.dense_heads import full_precision
 
 PRECISION_REPEATS = 100  # resamples for intervals of average precision
 MOST_DETECTIONS = 100  # of an image, as torchvision's detectors and COCO have it
@@ -83,7 +84,7 @@ def train_detector(
     num_categories: int,
     *,
     masks: bool,
-) -> FasterRCNN:
+) -> GeneralizedRCNN:
     """Trains `build_detector` on a copy of a trunk; returns it in eval mode."""
     trunk = encoder.trainable_copy()
     with seeded(options.seed, encoder.device):
@@ -200,7 +201,7 @@ def _moved(parts: Sequence[torch.Tensor], device: torch.device) -> Sequence[torc
 
 @torch.no_grad()
 def _test(
-    detector: FasterRCNN,
+    detector: GeneralizedRCNN,
     samples: Samples,
     metric: COCOAveragePrecision,
     masks: bool,

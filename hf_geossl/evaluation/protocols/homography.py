@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision, unit_images
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision, unit_images
 from hf_geossl.evaluation.features import compute_features
 from hf_geossl.evaluation.fitting.fit import fit, seeded
 from hf_geossl.evaluation.heads.operations import count_operations
@@ -20,6 +20,7 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import BACKWARD, PASS, ProtocolSettings, Scale, Work
+from hf_geossl.modeling.dense_heads import full_precision
 
 SHOWN = 8
 PATCH_SHARE = 128 / 240  # DeTone's patch in his image of 320 x 240

@@ -17,7 +17,7 @@ from transformers.models.vitpose.image_processing_vitpose import (
 )
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
-from hf_geossl.evaluation.encoders import Encoder, full_precision, mixed_precision
+from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.fitting.fit import EndToEndTraining, fit_with_trunk, seeded
 from hf_geossl.evaluation.fitting.object_crops import SCENE_POINTS, Crops, object_crops
 from hf_geossl.evaluation.heads.operations import count_operations
@@ -28,6 +28,7 @@ from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.protocols.detection import PRECISION_REPEATS
 from hf_geossl.evaluation.settings import Scale
+from hf_geossl.modeling.dense_heads import full_precision
 
 COCO_POINTS = (
     *("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow"),

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_geossl.evaluation.encoders import Encoder, full_precision
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.settings import ProtocolSettings, Scale, Work
+from hf_geossl.modeling.dense_heads import full_precision
 from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
 from hf_geossl.views.loca import LOCAViews
 

@@ -26,18 +26,12 @@ from hf_geossl.evaluation.fitting.segmenters import (
     score,
     train_and_score,
 )
-from hf_geossl.evaluation.heads.segmentation import (
-    LinearHead,
-    SegmentationHead,
-    SemanticFPNHead,
-    UPerNetHead,
-    pixel_cross_entropy,
-    upsample,
-)
+from hf_geossl.evaluation.heads.segmentation import LinearHead, SegmentationHead, SemanticFPNHead, UPerNetHead
 from hf_geossl.evaluation.options import EvaluationData, EvaluationOptions
 from hf_geossl.evaluation.protocol import RANDOM_WEIGHTS, EvaluationProtocol, TaskResult
 from hf_geossl.evaluation.samples import Samples
 from hf_geossl.evaluation.settings import Scale, Work
+from hf_geossl.modeling.dense_heads import pixel_cross_entropy, upsample
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@ RANDOM = "random_weights"  # in the folder of the run, while the floor is traine
 
 @dataclass
 class FineTuning:
-    """A fine-tuning that is ready to run. Make it with `prepare_finetuning`."""
+    """A fine-tuning that is ready to run. Make it with `prepare_finetuning`.
+
+    `measured_by` is the command that measures the folder again, for the card.
+    """
 
     task: FineTuningTask
     start: Start
@@ -44,6 +47,7 @@ class FineTuning:
     names: tuple[str, ...]
     args: FineTuningArguments
     command: str | None = None
+    measured_by: str | None = None
     trainer: FineTuningTrainer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,6 +145,7 @@ class FineTuning:
             "precision": str(trainer.accelerator.mixed_precision).replace("no", "fp32"),
             "seed": args.seed,
             "command": self.command,
+            "measured_by": self.measured_by,
             "losses": measured_losses(trainer.state.log_history, ()),
             "versions": installed_versions(),
             "labels": list(self.names),

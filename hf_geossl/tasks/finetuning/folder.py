@@ -48,7 +48,13 @@ def save_folder(model: PreTrainedModel, task: FineTuningTask, folder: Path) -> N
 
 
 def write_results(
-    folder: Path, task: FineTuningTask, result: Mapping[str, Any], data: LabelledDataset, split: Split, batch_size: int
+    folder: Path,
+    task: FineTuningTask,
+    result: Mapping[str, Any],
+    data: LabelledDataset,
+    split: Split,
+    batch_size: int,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Writes `results.json`, by which a card knows what was measured, where, and of which weights."""
     about = {
@@ -63,6 +69,7 @@ def write_results(
         "data_fingerprint": split.samples.fingerprint[:16],
         "weights_digest": weights_digest(folder),
         "precision": "float32",
+        "command": command,
     }
     content = {
         ABOUT: {key: value for key, value in about.items() if value is not None},
@@ -88,14 +95,14 @@ def describe_folder(
     names = record["labels"]
     device = torch.device(record["device"])
     result = as_result(task, measured, split, names, floors, device)
-    content = write_results(folder, task, result, data, split, batch_size)
+    content = write_results(folder, task, result, data, split, batch_size, record.get("measured_by"))
 
     def draw() -> None:
         save_picture(draw_curve(history, task, result), folder / FINE_TUNING_CURVE.file)
         save_picture(picture_of(task, measured, split, names, folder.name)(), folder / FINE_TUNING_SAMPLES.file)
 
     def describe() -> None:
-        shared = {key: value for key, value in record.items() if key not in ("labels", "device")}
+        shared = {key: value for key, value in record.items() if key not in ("labels", "device", "measured_by")}
         write_record(shared, folder)
         write_arguments(arguments, folder)
 

@@ -38,7 +38,7 @@ class HeadSettings:
 
     Args:
         decoder (`str`, *optional*): One of `DECODERS` of the task; the first by default.
-        decoder_channels (`int`): Channels of the decoder's maps, of those that have maps.
+        decoder_channels (`int`, *optional*): Channels of the decoder's maps; 64 for masks and boxes, 32 for depths by default.
         image_size (`int`, *optional*): Side of the images in pixels; the model's own by default.
         max_depth (`float`): Metres from which on depths do not count, and the largest that is predicted.
         class_names (`list[str]`, *optional*): Names of the classes in the order of their numbers, where the data have none.
@@ -48,7 +48,10 @@ class HeadSettings:
         default=None,
         metadata={"help": "linear or upernet (segmentation), dpt or linear (depth); linear, dpt by default."},
     )
-    decoder_channels: int = field(default=64, metadata={"help": "Channels of the decoder's maps."})
+    decoder_channels: int | None = field(
+        default=None,
+        metadata={"help": "Channels of the decoder's maps; 64 for masks and boxes, 32 for depths by default."},
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the images in pixels; the model's own by default."}
     )

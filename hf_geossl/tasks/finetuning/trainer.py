@@ -129,7 +129,8 @@ class FineTuningTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         measured = measure(model, self.task, split, self.collate, self.args.eval_batch_size, with_loss=True)
         numbers = {**measured.numbers, "loss": measured.loss, "images": float(len(split))}
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in numbers.items()}
+        known = {name: float(value) for name, value in numbers.items() if value == value}  # not NaN
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
-from hf_geossl.evaluation.heads.detection import ChannelNorm, PatchAnchors, SimplePyramid, build_detector
+from hf_geossl.evaluation.heads.detection import build_detector
+from hf_geossl.modeling.dense_heads import ChannelNorm, PatchAnchors, SimplePyramid
 from tests.helpers.tiny_models import timm_encoder
 
 

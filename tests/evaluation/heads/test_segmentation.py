@@ -9,16 +9,9 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_geossl import GTSAConfig
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.heads.segmentation import (
-    LinearHead,
-    RescaleNeck,
-    SegmentationHead,
-    SemanticFPNHead,
-    UPerNetHead,
-    layers_of_maps,
-    pixel_cross_entropy,
-)
+from hf_geossl.evaluation.heads.segmentation import LinearHead, SegmentationHead, SemanticFPNHead, UPerNetHead
 from hf_geossl.evaluation.loading import load_encoder
+from hf_geossl.modeling.dense_heads import RescaleNeck, layers_of_maps, pixel_cross_entropy
 from tests.helpers.supervised import small_model
 
 SMALL: dict[str, Any] = {
@@ -112,12 +105,12 @@ def test_upernet_has_the_loss_of_transformers_own_model(encoder: Encoder) -> Non
         num_labels=17,
     )
     theirs = UperNetForSemanticSegmentation(config).eval()
-    theirs.decode_head.load_state_dict(head.decoder.state_dict())
-    theirs.auxiliary_head.load_state_dict(head.auxiliary.state_dict())
+    theirs.decode_head.load_state_dict(head.decoder.head.state_dict())
+    theirs.auxiliary_head.load_state_dict(head.decoder.auxiliary.state_dict())
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(6))
     truth = torch.randint(0, 17, (2, 64, 64), generator=torch.Generator().manual_seed(7))
     truth[:, :9] = 255
-    maps = head.neck(encoder.maps(pixels, (0, 0, 1, 2)))
+    maps = head.decoder.neck(encoder.maps(pixels, (0, 0, 1, 2)))
     theirs.backbone.forward_with_filtered_kwargs = lambda *_, **__: type(
         "Maps", (), {"feature_maps": maps, "hidden_states": None, "attentions": None}
     )

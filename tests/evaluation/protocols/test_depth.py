@@ -30,10 +30,10 @@ from hf_geossl.evaluation.protocols.depth import (
     crop_mask,
     fit_linear_depth,
     score_depth,
-    silog_loss,
     train_dpt,
 )
 from hf_geossl.evaluation.samples import load_samples
+from hf_geossl.modeling.dense_heads import silog_loss
 from tests.helpers.supervised import small_model
 from tests.helpers.tiny_models import foreign_model
 
@@ -260,8 +260,8 @@ def test_dpt_is_transformers_own_up_to_the_last_activation() -> None:
     )
     theirs = DPTForDepthEstimation(config).eval()
     theirs.backbone.load_state_dict(trunk.state_dict())
-    theirs.neck.load_state_dict(head.neck.state_dict())
-    theirs.head.load_state_dict(head.head.state_dict())
+    theirs.neck.load_state_dict(head.decoder.neck.state_dict())
+    theirs.head.load_state_dict(head.decoder.head.state_dict())
     theirs.head.head[-1] = torch.nn.Identity()
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

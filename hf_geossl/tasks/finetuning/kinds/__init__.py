@@ -2,9 +2,13 @@
 
 from hf_geossl.tasks.finetuning.kinds.base import FineTuningTask
 from hf_geossl.tasks.finetuning.kinds.classification import ImageClassification
+from hf_geossl.tasks.finetuning.kinds.depth import DepthEstimation
+from hf_geossl.tasks.finetuning.kinds.detection import ObjectDetection
 from hf_geossl.tasks.finetuning.kinds.segmentation import SemanticSegmentation
 
-KINDS: dict[str, type[FineTuningTask]] = {kind.name: kind for kind in (ImageClassification, SemanticSegmentation)}
+KINDS: dict[str, type[FineTuningTask]] = {
+    kind.name: kind for kind in (ImageClassification, SemanticSegmentation, DepthEstimation, ObjectDetection)
+}
 
 
 def find_task(name: str) -> FineTuningTask:

@@ -45,7 +45,8 @@ class SemanticSegmentation(FineTuningTask):
 
     def config_fields(self, names: Sequence[str], settings: HeadSettings) -> dict[str, Any]:
         """See `FineTuningTask`."""
-        return {**super().config_fields(names, settings), "semantic_loss_ignore_index": IGNORED}
+        decoder = {"decoder_type": settings.decoder, "decoder_channels": settings.decoder_channels}
+        return {**super().config_fields(names, settings), **decoder, "semantic_loss_ignore_index": IGNORED}
 
     def make_metric(self, config: PreTrainedConfig) -> MeanIoU:
         """See `FineTuningTask`."""

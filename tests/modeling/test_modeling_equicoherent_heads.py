@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from hf_geossl import EquiCoherentForPreTraining
-from hf_geossl.modeling.heads_equicoherent import GlobalBatchNorm, PrototypeHead, SplitHead
+from hf_geossl.modeling.modeling_equicoherent import PrototypeHead, SplitHead
+from hf_geossl.modeling.teacher_student import GlobalBatchNorm
 from tests.helpers.equicoherent_model import make_batch as _batch
 from tests.helpers.equicoherent_model import make_config as _config
 from tests.helpers.equicoherent_model import make_model as _model

@@ -1,0 +1,49 @@
+"""How long a run is, and values that make no sense."""
+
+import pytest
+from transformers import TrainingArguments
+
+from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
+from hf_geossl.tasks.finetuning.settings import DEFAULTS
+
+
+def test_a_run_is_as_long_as_was_said_and_otherwise_500_steps_or_5_passes() -> None:
+    given = {"use_cpu": True, "per_device_train_batch_size": 10}
+    assert FineTuningArguments("out", max_steps=7, **given).for_run(1000).max_steps == 7
+    assert FineTuningArguments("out", **given).for_run(60).max_steps == 500
+    assert FineTuningArguments("out", **given).for_run(2001).max_steps == 1001
+    assert FineTuningArguments("out", num_train_epochs=2, **given).for_run(25).max_steps == 5
+    twice = FineTuningArguments("out", num_train_epochs=2, gradient_accumulation_steps=2, **given)
+    assert (twice.global_batch_size, twice.for_run(25).max_steps) == (20, 3)
+    assert twice.max_steps == -1
+
+
+def test_defaults_are_those_that_the_command_line_shows() -> None:
+    args = FineTuningArguments("out", use_cpu=True)
+    for name, value in DEFAULTS.items():
+        shown = getattr(args, name)
+        assert getattr(shown, "value", shown) == value, name
+        assert name in TrainingArguments.__dataclass_fields__
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train_layers": "last:0"}, "train_layers must be 'all', 'none', 'norms' or such as 'last:4', got 'last:0'"),
+        (
+            {"lora_rank": 4, "train_layers": "none"},
+            "lora_rank must be 0 or more, and 0 with train_layers 'none', got 4",
+        ),
+        ({"lora_alpha": 0}, "lora_alpha must be above 0, got 0"),
+        ({"layer_decay": 1.5}, "layer_decay must be above 0 and at most 1, got 1.5"),
+        ({"min_crop": 0.0}, "min_crop must be above 0 and at most 1, got 0.0"),
+        ({"curve_images": 0}, "curve_images must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be above 0"),
+        ({"eval_strategy": "epoch"}, "eval_strategy must be 'steps' or 'no', got 'epoch'"),
+        ({"ignore_data_skip": True}, "ignore_data_skip must stay off"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must stay off"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FineTuningArguments("out", use_cpu=True, **given)

@@ -1,0 +1,61 @@
+"""Which images are trained on and which are measured, and what is left out."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_geossl.tasks.finetuning.splits import LabelledDataset
+
+
+def _lines(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+def test_images_are_stretched_as_a_whole(photographs: Path) -> None:
+    train, test = LabelledDataset(str(photographs)).open("boxes", (48, 24), None)
+    assert (len(train), len(test)) == (12, 6)
+    assert test[0]["image"].shape == (3, 24, 24)
+    rows = (photographs / "test" / "metadata.jsonl").read_text().splitlines()
+    x, y, width, height = json.loads(rows[0])["objects"]["bbox"][0]
+    assert test[0]["boxes"].tolist() == [[x / 2, y / 2, (x + width) / 2, (y + height) / 2]]
+
+
+def test_a_fifth_is_held_out_where_there_is_no_other_split(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(photographs / "train", tmp_path / "alone" / "train")
+    data = LabelledDataset(str(tmp_path / "alone"))
+    with caplog.at_level(logging.WARNING, "hf_geossl"):
+        train, test = data.open("label", (16, 16), None)
+    assert (len(train), len(test)) == (10, 2)
+    assert not set(train.indices) & set(test.indices)
+    assert "there is no split test or validation, so 2 images of 12" in _lines(caplog)
+    again = data.open_test("label", 16, None)
+    assert again.indices == test.indices
+    assert again.name.endswith("held out")
+
+
+def test_images_without_truth_are_left_out_and_counted(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(photographs, tmp_path / "some")
+    table = tmp_path / "some" / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    del rows[3]["annotation_file_name"]
+    (tmp_path / "some" / "train" / "003_map.png").unlink()
+    (tmp_path / "some" / "train" / "005.png").write_bytes(b"broken")
+    table.write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level(logging.WARNING, "hf_geossl"):
+        train, _ = LabelledDataset(str(tmp_path / "some")).open("semantic", (16, 16), None)
+    assert len(train) == 10
+    assert "images without 'semantic', left out: 1" in _lines(caplog)
+    assert "images that are broken and were left out: 1" in _lines(caplog)
+    for path in ("train", "test"):
+        table = tmp_path / "some" / path / "metadata.jsonl"
+        rows = [json.loads(line) for line in table.read_text().splitlines()]
+        table.write_text("\n".join(json.dumps({"file_name": row["file_name"]}) for row in rows))
+    with pytest.raises(ValueError, match="has no 'label', which this task needs"):
+        LabelledDataset(str(tmp_path / "some")).open("label", (16, 16), None)
