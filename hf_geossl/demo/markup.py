@@ -78,6 +78,15 @@ def bars(names: Sequence[str], shares: Sequence[float], true: int) -> str:
     return f'<div class="geo-bars">{"".join(rows)}</div>'
 
 
+def legend(entries: Sequence[tuple[str, tuple[int, ...] | None]]) -> str:
+    """Texts in one row that wraps, with squares of their colours before them."""
+    items = []
+    for text, color in entries:
+        square = "" if color is None else f'<span style="background: rgb{tuple(int(part) for part in color)}"></span>'
+        items.append(f"<li>{square}{escape(text)}</li>")
+    return f'<ul class="geo-legend">{"".join(items)}</ul>'
+
+
 # ---- Style and behaviour; part of the page, so that nothing is fetched
 
 # `element`, `trigger`: given by gradio.HTML. A picture is clicked (or moved over with arrow keys), or a box is drawn on it.
@@ -177,6 +186,10 @@ STYLE = """<style>
 .geo-channels input { min-height: 22px; text-overflow: ellipsis; }
 .geo-note { color: var(--body-text-color); font-size: 15px; line-height: 1.35; margin: 0 4px 8px; }
 .geo-said { color: var(--body-text-color); font-size: 16px; line-height: 1.45; margin: 8px 0; }
+.gradio-container ul.geo-legend { display: flex; flex-wrap: wrap; gap: 8px 18px; list-style: none; padding: 0; margin: 8px 0;
+    color: var(--body-text-color); font-size: 16px; }
+.geo-legend li { display: flex; align-items: center; gap: 8px; margin: 0; }
+.geo-legend span { width: 18px; height: 18px; border: 1px solid #222; border-radius: 3px; flex: none; }
 .geo-bars { display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center; max-width: 620px;
     color: var(--body-text-color); font-size: 16px; margin: 8px 0; }
 .geo-bars .track { background: var(--border-color-primary); border-radius: 4px; height: 22px; overflow: hidden; }

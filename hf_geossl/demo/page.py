@@ -23,9 +23,12 @@ from hf_geossl.demo.pictures import (
     fit_picture,
     read_upload,
     sample_pictures,
+    shrink_picture,
 )
 from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, attention_tab, correspondence_tab, features_tab, neighbours_tab
+from hf_geossl.demo.tabs_task import about_task, task_tabs
 from hf_geossl.methods import METHODS
+from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,45 +69,58 @@ def plainly(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _
 
 
 class Page:
-    """The page of a model while it is built, with two or more sample pictures of any size, or with none."""
+    """The page of a model while it is built, with two or more sample pictures of any size, or with none.
 
-    def __init__(self, model: DemoModel, samples: Sequence[Picture]) -> None:
-        self.model = model
-        self.samples = [fit_picture(sample, model.size()) for sample in samples]
+    Args:
+        model ([`DemoModel`], *optional*): a trunk, with its heads of pretraining where they are.
+        samples (`Sequence`): sample pictures.
+        task ([`TaskModel`], *optional*): a fine-tuned model, over this trunk or another; one of the two is there.
+    """
+
+    def __init__(self, model: DemoModel | None, samples: Sequence[Picture], task: TaskModel | None = None) -> None:
+        self.model, self.task = model, task
+        self.image_format = model.image_format if model is not None else task.image_format if task is not None else None
+        self.name = model.name if model is not None else task.name if task is not None else ""
+        self.samples = [self._fit(sample) for sample in samples]
         self.common: list[Any] = []
         self.tabs: list[Tab] = []
 
-    def build(self) -> gr.Blocks:
-        """The page with everything that happens on it."""
-        makers: list[TabMaker] = [
-            ("Features", partial(features_tab, self.model)),
-            ("Correspondence", partial(correspondence_tab, self.model)),
-            *self._head_tabs(),
-            ("Attention", partial(attention_tab, self.model)),
-        ]
+    def _fit(self, picture: Picture) -> Picture:
+        """A picture at the size of the page: cut to the shape that a trunk sees, whole where there is none."""
+        return shrink_picture(picture) if self.model is None else fit_picture(picture, self.model.size())
+
+    def _makers(self) -> list[TabMaker]:
+        """What makes the tabs: that of a fine-tuned model, and those of a trunk."""
+        makers = task_tabs(self.task) if self.task is not None else []
+        if self.model is None:
+            return makers
+        if self.model.config.hidden_size >= 3:  # three components are shown
+            makers.append(("Features", partial(features_tab, self.model)))
+        makers.append(("Correspondence", partial(correspondence_tab, self.model)))
+        method = METHODS[self.model.method]
+        if self.model.whole is not None and method.demo_tabs:
+            makers += method.load("demo_tabs")(self.model, self.samples)
+        makers.append(("Attention", partial(attention_tab, self.model)))
         if self.samples:
             makers.append(("Nearest neighbours", partial(neighbours_tab, self.model, self.samples)))
-        if self.model.config.hidden_size < 3:
-            makers = makers[1:]  # three components are shown
-        with gr.Blocks(title=f"{self.model.name} demo", analytics_enabled=False, delete_cache=(600, 600)) as demo:
+        return makers
+
+    def build(self) -> gr.Blocks:
+        """The page with everything that happens on it."""
+        makers = self._makers()
+        with gr.Blocks(title=f"{self.name} demo", analytics_enabled=False, delete_cache=(600, 600)) as demo:
             self.current = gr.State(makers[0][0])
             gr.HTML(STYLE, js_on_load=None, apply_default_css=False)
             gr.Markdown(self._about())
             with gr.Row(equal_height=False):
-                choosers = [self._chooser(name, index) for index, name in enumerate(("Picture A", "Picture B"))]
-            grids = [self.model.grid(finer) for finer in (False, True)]
-            kinds = ("as in training", "finer")
-            labels = [f"{rows} × {columns}, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
-            finer = gr.Radio(
-                list(zip(labels, (False, True), strict=True)),
-                value=max(grids[0]) < _COARSE,
-                label="Patches",
-                info="What comes from the heads of pretraining is always shown as in training.",
-            )
-            image_format = self.model.image_format
+                names = ("Picture A", "Picture B") if self.model is not None else ("Picture A",)
+                choosers = [self._chooser(name, index) for index, name in enumerate(names)]
+            second = choosers[1][0] if self.model is not None else gr.State(Picked(-1))
+            finer = gr.State(False) if self.model is None else _grid_choice(self.model)
+            image_format = self.image_format
             choice = ChannelChoice(image_format) if image_format and image_format.num_channels > 1 else None
             self.place, self.channels = gr.State((0.5, 0.5)), gr.State(None)
-            self.common = [choosers[0][0], choosers[1][0], finer, self.place, self.channels]
+            self.common = [choosers[0][0], second, finer, self.place, self.channels]
             with gr.Tabs(overflow_behavior="wrap"):
                 containers = []
                 for name, make in makers:
@@ -113,7 +129,8 @@ class Page:
                     containers.append(container)
             for tab, container in zip(self.tabs, containers, strict=True):
                 self._wire(tab, container)
-            self._refresh(finer.change, trigger_mode="always_last")
+            if self.model is not None:
+                self._refresh(finer.change, trigger_mode="always_last")
             self._refresh(demo.load)
             for chooser in choosers:
                 self._wire_chooser(*chooser)
@@ -121,15 +138,10 @@ class Page:
                 self._wire_choice(choice, choosers)
         return demo
 
-    def _head_tabs(self) -> list[TabMaker]:
-        """What makes the tabs of the heads; none for a trunk alone."""
-        method = METHODS[self.model.method]
-        if self.model.whole is None or not method.demo_tabs:
-            return []
-        return method.load("demo_tabs")(self.model, self.samples)
-
     def _about(self) -> str:
         model = self.model
+        if model is None:
+            return f"# {self.name}: what the model predicts\n\n{about_task(self.task)}" if self.task is not None else ""
         height, width = model.size()
         millions = sum(parameter.numel() for parameter in model.trunk.parameters()) / 1e6
         lines = [
@@ -148,13 +160,15 @@ class Page:
                 "There are no sample pictures of this kind: **upload picture A**, and picture B to compare. Nearest neighbours "
                 "need samples: `geossl demo MODEL --samples FOLDER`."
             )
-        missing = model.why_no_head()
+        if self.task is not None:
+            lines.insert(1, about_task(self.task))
+        missing = None if self.task is not None else model.why_no_head()
         return "\n\n".join([*lines, *([f"**{missing}**"] if missing else [])])
 
     @property
     def sessions(self) -> int:
         """How many persons' pictures are kept at most, so that memory is bounded whatever the images are."""
-        described = self.model.image_format
+        described = self.image_format
         size = 3 if described is None else described.num_channels * (1 if described.is_uint8 else 4)  # bytes a pixel
         return min(_SESSIONS, max(4, _SESSIONS * 3 // size))
 
@@ -167,7 +181,7 @@ class Page:
             state = gr.State(picked)
             pictures = gr.HTML(self._strip(picked, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
             label = f"Upload p{name[1:]}"
-            kinds = ["image"] if self.model.image_format is None else None  # of DICOM files many have no ending
+            kinds = ["image"] if self.image_format is None else None  # of DICOM files many have no ending
             upload = gr.UploadButton(label, file_types=kinds, type="binary", elem_classes=["geo-upload"])
         return state, pictures, upload, name
 
@@ -181,8 +195,8 @@ class Page:
 
         def take(content: bytes, channels: Channels) -> list[Any]:
             with collect_notes() as notes:
-                read = read_upload(content, self.model.image_format)
-            picked = Picked(-1, fit_picture(read, self.model.size()), describe_notes(notes))
+                read = read_upload(content, self.image_format)
+            picked = Picked(-1, self._fit(read), describe_notes(notes))
             return [picked, self._strip(picked, channels, name)]
 
         outputs = [state, pictures]
@@ -309,6 +323,19 @@ class Page:
         event(plainly(refresh), [self.current, *self.common, *inputs], outputs, **_PRIVATE, **kwargs)
 
 
+def _grid_choice(model: DemoModel) -> gr.Radio:
+    """The choice of how finely a trunk sees pictures."""
+    grids = [model.grid(finer) for finer in (False, True)]
+    kinds = ("as in training", "finer")
+    labels = [f"{rows} × {columns}, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
+    return gr.Radio(
+        list(zip(labels, (False, True), strict=True)),
+        value=max(grids[0]) < _COARSE,
+        label="Patches",
+        info="What comes from the heads of pretraining is always shown as in training.",
+    )
+
+
 def _share(value: float) -> float:
     """A number that a browser sent, inside of a picture."""
     return min(max(float(value), 0.0), 1.0)
@@ -317,8 +344,11 @@ def _share(value: float) -> float:
 def open_page(folder: Path, samples: Path | None = None) -> Page:
     """The page of a model; see `hf_geossl.demo.build_demo`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    task = open_task_model(folder) if task_of(folder) else None
+    if task is not None and task.module.config.model_type not in METHODS:  # of which the trunk's tabs know nothing
+        return Page(None, sample_pictures(samples, task.image_format), task)
     model = open_model(folder)
-    return Page(model, sample_pictures(samples, model.image_format))
+    return Page(model, sample_pictures(samples, model.image_format), task)
 
 
 def serve(page: Page, host: str | None, port: int | None, block: bool, say: Callable[[str], None]) -> gr.Blocks:

@@ -85,6 +85,13 @@ def fit_picture(picture: Picture, size: tuple[int, int]) -> Picture:
     return fit(picture) if isinstance(picture, Image.Image) else picture.mapped(fit)
 
 
+def shrink_picture(picture: Picture) -> Picture:
+    """A picture in its own shape, at most of the size of the page."""
+    scale = min(1.0, SIDE / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
 def sample_pictures(folder: Path | None, image_format: ImageFormat | None = None) -> list[Picture]:
     """The sample pictures of a folder by name; without one scenes for models of RGB, and none for others.
 

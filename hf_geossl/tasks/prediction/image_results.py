@@ -27,6 +27,8 @@ from hf_geossl.tasks.prediction.settings import PredictionSettings
 from hf_geossl.tasks.prediction.task_models import TaskModel
 from hf_geossl.tasks.prediction.tiling import Tiling
 
+Drawn = tuple[Image.Image, list[Entry]]  # a picture and its legend
+
 OVERLAYS = "overlays"
 _FOLDERS = {"segmentation": "masks", "depth": "depth"}
 
@@ -55,47 +57,72 @@ def predict_image(
         `dict`: "files" and what was predicted, plain values; "shown", the size of the picture without its legend.
     """
     files: list[str] = []
-    result: dict[str, Any]
+    sketch = None
     if model.kind in _FOLDERS:
         as_tiff = model.kind == "depth" or isinstance(image, TiffImage)
         files.append(records.name_for(name, _FOLDERS[model.kind], ".tif" if as_tiff else ".png"))
         sketch = MapSketch(model, image)
         parts = sketch.passing(predict_map(model, image, tiling, settings.batch_size))
         write_image_map(parts, sketch.kind, image, records.folder / files[0])
-        result = sketch.result()
-        drawn = sketch.draw() if overlays else None
-    elif model.kind == "detection":
-        objects = predict_objects(
-            model,
-            image,
-            tiling,
-            settings.batch_size,
-            score_threshold=settings.score_threshold,
-            iou_threshold=settings.iou_threshold,
-        )
-        result = {
-            "boxes": np.round(objects.boxes.astype(float), 2).tolist(),
-            "labels": objects.labels.tolist(),
-            "scores": np.round(objects.scores.astype(float), 6).tolist(),
-        }
-        size = (image.width, image.height)
-        drawn = (
-            (boxes_overlay(image.picture(), objects, model.names, size), boxes_legend(objects, model.names))
-            if overlays
-            else None
-        )
-    else:
-        probabilities = predict_classes(model, image)
-        result = {"probabilities": [round(float(value), 6) for value in probabilities]}
-        picture = image.picture()
-        enlarged = picture.resize(shown_size(picture), Image.Resampling.BILINEAR)
-        drawn = (enlarged, label_legend(probabilities, model.names)) if overlays else None
+    result, drawn = _result(model, image, tiling, settings, sketch, overlays)
     if drawn is not None:
         files.append(records.name_for(name, OVERLAYS, ".png"))
         with whole_file(records.folder / files[-1]) as file:
             with_legend(*drawn).save(file, "PNG")
         result["shown"] = list(drawn[0].size)
     return {"files": files, **result}
+
+
+def show_prediction(model: TaskModel, image: OpenedImage, settings: PredictionSettings) -> Drawn:
+    """Predicts an image whole, without any file.
+
+    Args:
+        model ([`TaskModel`]): the model.
+        image ([`OpenedImage`]): the image.
+        settings ([`PredictionSettings`]): how.
+
+    Returns:
+        `tuple`: the picture of what was predicted, and its legend.
+    """
+    sketch = MapSketch(model, image) if model.kind in _FOLDERS else None
+    if sketch is not None:
+        for _ in sketch.passing(predict_map(model, image, None, settings.batch_size)):
+            pass
+    drawn = _result(model, image, None, settings, sketch, True)[1]
+    assert drawn is not None
+    return drawn
+
+
+def _result(
+    model: TaskModel,
+    image: OpenedImage,
+    tiling: Tiling | None,
+    settings: PredictionSettings,
+    sketch: "MapSketch | None",
+    draw: bool,
+) -> tuple[dict[str, Any], Drawn | None]:
+    """What is remembered of an image's prediction, and its picture."""
+    if sketch is not None:
+        return sketch.result(), sketch.draw() if draw else None
+    if model.kind == "classification":
+        probabilities = predict_classes(model, image)
+        result = {"probabilities": [round(float(value), 6) for value in probabilities]}
+        if not draw:
+            return result, None
+        picture = image.picture()
+        enlarged = picture.resize(shown_size(picture), Image.Resampling.BILINEAR)
+        return result, (enlarged, label_legend(probabilities, model.names))
+    thresholds = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}
+    objects = predict_objects(model, image, tiling, settings.batch_size, **thresholds)
+    result = {
+        "boxes": np.round(objects.boxes.astype(float), 2).tolist(),
+        "labels": objects.labels.tolist(),
+        "scores": np.round(objects.scores.astype(float), 6).tolist(),
+    }
+    if not draw:
+        return result, None
+    overlay = boxes_overlay(image.picture(), objects, model.names, (image.width, image.height))
+    return result, (overlay, boxes_legend(objects, model.names))
 
 
 def write_image_map(parts: Iterator[Pixels], kind: MapKind, image: OpenedImage, path: Path) -> None:
@@ -154,7 +181,7 @@ class MapSketch:
             return {"pixels": self.counts.tolist()}
         return {"range": [self._low, self._high] if self._low <= self._high else []}
 
-    def draw(self) -> tuple[Image.Image, list[Entry]]:
+    def draw(self) -> Drawn:
         """The picture and its legend."""
         picture = self.image.picture()
         if self.model.kind == "segmentation":

@@ -125,6 +125,16 @@ class TaskModel:
         return digest.hexdigest()[:16]
 
 
+def task_of(folder: Path) -> str | None:
+    """What the model of a folder predicts, by its config.json alone; None where there is none, or it has no head for a task."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = str(config["architectures"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return next((kind for ending, kind in KINDS.items() if architecture.endswith(ending)), None)
+
+
 def open_task_model(model: str | Path, *, device: str | None = None, trust_remote_code: bool = False) -> TaskModel:
     """Opens a model with a head.
 
