@@ -62,7 +62,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "my.yaml").write_text("method: gtsa\ndata: {dataset: path/to/images}\ntraining: {output_dir: mine}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert main(small(["pretrain", "quickstart", "--dataset", "path/to/images", "--output_dir", "run"])) == 0
+        words = ["pretrain", "quickstart", "--dataset", "path/to/images", "--output_dir", "run"]
+        assert main([*small(words), "--num_hidden_layers", "4"]) == 0
     for copy in ("run-a", "run-b", "geossl-quickstart"):
         shutil.copytree(root / "run", root / copy)
     return root

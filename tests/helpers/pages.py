@@ -42,7 +42,11 @@ QUICK = {
     "probe_every_steps": 0,
     "picture": False,
 }
-SIZES = {"gtsa": SMALL, "loca": SMALL_LOCA, "equicoherent": SMALL_EQUICOHERENT}
+SIZES = {
+    "gtsa": SMALL,
+    "loca": SMALL_LOCA,
+    "equicoherent": SMALL_EQUICOHERENT | {"equivariant_features": 12},
+}
 # what ends by no command, or talks to a repository
 ONLY_PARSED = ("demo",)
 ADDED = {"evaluate": "--limit 8 --num_workers 0 --bootstrap 20 --no_cache --device cpu"}
@@ -144,10 +148,10 @@ def small(words: Sequence[str]) -> list[str]:
     method = read_recipe(words[1]).method
     known = {argument.name for argument in method_arguments(method)}
     values = {**QUICK}
-    if not given & {"init_from", "model_name_or_path", "resume_from_checkpoint"}:
+    if not given & {"init_from", "model_name_or_path"}:
         values = {name: value for name, value in SIZES[method].items() if name not in given} | QUICK
     for name, value in values.items():
-        if name in known and name not in ("eval_strategy", "eval_steps"):
+        if name in known and name not in ("eval_strategy", "eval_steps", *given & {"probe_every_steps"}):
             texts = value if isinstance(value, list) else [value]
             words = [*words, f"--{name}", *(str(entry).lower() for entry in texts)]
     return list(words)
@@ -168,8 +172,8 @@ def run_bash(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
             if block.not_run or words[1] in ONLY_PARSED:
                 parse(words[1:], monkeypatch)
             else:
-                if "--output_dir" in words and "--resume_from_checkpoint" not in words:  # each line begins anew
-                    shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
+                if words[1] == "pretrain" and "--resume_from_checkpoint" not in words:  # each line begins anew
+                    shutil.rmtree(output_of(words), ignore_errors=True)
                 assert main(small(words[1:])) == 0, f"{block.place}: {shlex.join(words)}"
         elif "hf_geossl.cli" in words:  # by accelerate or torchrun
             parse(words[words.index("hf_geossl.cli") + 1 :], monkeypatch)
