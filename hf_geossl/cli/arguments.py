@@ -83,7 +83,9 @@ class DataArguments:
 
     dataset: str = field(
         default="scenes",
-        metadata={"help": "Hub dataset, folder or glob of images, parquet, WebDataset tars, or 'scenes'."},
+        metadata={
+            "help": "Hub dataset, folder or glob of images, parquet, WebDataset tars, 'scenes', or 'photographs'."
+        },
     )
     dataset_config: str | None = field(
         default=None,

@@ -51,8 +51,8 @@ def load_stream(
 
     Args:
         path_or_id (`str` or path): a folder (searched to its depths) or glob of images, zips, parquet files or tars, one
-            such file, a list of paths, what `save_to_disk` has written, the id of a Hub dataset, or "scenes" (a folder of
-            that name is "./scenes").
+            such file, a list of paths, what `save_to_disk` has written, the id of a Hub dataset, "scenes" (a folder of that
+            name is "./scenes"), or "photographs" (crops of the few that scikit-image and scikit-learn carry).
         split (`str`, *optional*, defaults to `"train"`): files are divided by folders called train, validation, test.
         config_name (`str`, *optional*): configuration of the Hub dataset, or mode of the scenes.
         image_column (`str`, *optional*, defaults to `"image"`): column with the images, or of a list with their paths; in
