@@ -1,4 +1,4 @@
-"""`geossl demo`: a trained folder in the browser."""
+"""`geossl demo`: a trained or fine-tuned folder in the browser."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,12 @@ def demo(argv: Sequence[str]) -> int:
     Returns:
         `int`: 0.
     """
-    parser = Parser("demo", "Shows a trained folder in the browser, to click; ends with Ctrl-C.")
+    parser = Parser("demo", "Shows a trained or fine-tuned folder in the browser, to click; ends with Ctrl-C.")
     add = parser.add_argument
-    add("folder", help="What geossl pretrain or geossl convert wrote, or a checkpoint in it.")
+    add(
+        "folder",
+        help="What geossl pretrain, convert or finetune wrote, a checkpoint in it, or a fine-tuned model of transformers.",
+    )
     add("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 lets other machines in.")
     add("--port", type=int, help="Port to listen at; a free one from 7860 on by default.")
     add(

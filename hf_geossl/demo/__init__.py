@@ -1,4 +1,4 @@
-"""A page that shows what a model of this library sees: in a browser on this machine, or as a Space."""
+"""A page that shows what a model sees, or what a fine-tuned one predicts: in a browser on this machine, or as a Space."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -18,7 +18,8 @@ def build_demo(folder: str | Path, *, samples: str | Path | None = None) -> Any:
 
     Args:
         folder (`str` or `Path`): What a training run leaves, one of its `checkpoint-N` folders, a whole pretraining model
-            or a trunk. Of a run's folder the newest whole checkpoint is shown.
+            or a trunk. Of a run's folder the newest whole checkpoint is shown. A fine-tuned model has a tab with what it
+            predicts: before those of its trunk, or alone where that is none of this library's, or inside of another model.
         samples (`str` or `Path`, *optional*): Folder of two or more sample pictures; by default scenes of the embedded
             dataset, or none where the model's images are not RGB of 8 bits, as scenes are.
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.helpers.demo_models import BANDS, encoded
 from tests.helpers.methods import METHODS
+from tests.helpers.task_folders import task_folder
 
 CHROMIUM = "/usr/bin/chromium"
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'hf_geossl[space]'")
@@ -56,6 +57,15 @@ def addresses(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield {name: demo.local_url for name, demo in running.items()}
     for demo in running.values():
         demo.close()
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo of a fine-tuned model of transformers."""
+    folder = task_folder("segformer", tmp_path_factory.mktemp("segformer"))
+    demo = launch_demo(folder, samples=samples, block=False, say=lambda line: None)
+    yield demo.local_url
+    demo.close()
 
 
 @pytest.fixture(scope="module")
@@ -340,4 +350,21 @@ def test_files_of_five_bands_are_uploaded_and_shown_in_the_colours_that_are_chos
     visit.wait(lambda: "patch in row" in visit.html())
     uploads.first.set_input_files(files=[png(10, 200, 30)])
     assert "which takes 5 channels: infrared (5)" in visit.toast()
+    visit.finish()
+
+
+@pytest.mark.parametrize("options", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_fine_tuned_model_shows_what_it_predicts_of_an_upload(
+    options: dict[str, Any], browser: Any, fine_tuned: str
+) -> None:
+    visit = Visit(browser, fine_tuned, options)
+    assert visit.page.get_by_role("tab").all_inner_texts() == ["Segmentation"]
+    legend = visit.page.locator(".geo-legend:visible li")
+    first = legend.all_inner_texts()
+    assert all(re.fullmatch(r"(road|house|tree) (< 0\.1|\d+\.\d) %", text) for text in first), first
+    visit.page.locator("input[type=file]").first.set_input_files(files=[png(10, 200, 30)])
+    visit.page.wait_for_selector("button[data-index='-1'][aria-pressed=true]")
+    visit.wait(lambda: visit.image(0).shape == (30, 50, 3))  # in its own shape
+    visit.wait(lambda: visit.image(1).shape == (270, 450, 3))
+    assert legend.count() >= 1
     visit.finish()
