@@ -49,6 +49,7 @@ def finetune(argv: Sequence[str]) -> int:
     args = FineTuningArguments(**training)
     resume = resume_from(args)
     head = HeadSettings(**{entry.name: values[entry.name] for entry in fields(HeadSettings) if entry.name in values})
+    again = shlex.join([str(args.output_dir), options.dataset, *_data_words(options), "--evaluate_only"])
     tuning = prepare_finetuning(
         options.model,
         _dataset(options),
@@ -56,11 +57,10 @@ def finetune(argv: Sequence[str]) -> int:
         args,
         head,
         command=command,
+        measured_by=f"geossl finetune {again}",
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )
-    again = shlex.join([str(tuning.folder), options.dataset, *_data_words(options), "--evaluate_only"])
-    tuning.measured_by = f"geossl finetune {again}"
     if args.process_index == 0:
         print(describe_start(tuning))
     results = tuning.run(resume)

@@ -5,7 +5,7 @@ A method's classes inherit from these and from its own base, which gives configu
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -124,9 +124,7 @@ class ViTTrunkModel(ViTTrunk):
         outputs: Any = self(pixel_values, output_hidden_states=True, **kwargs)
         chosen = [outputs.hidden_states[layer + 1] for layer in layers_of_maps(self.config.num_hidden_layers)]
         maps = [self.to_maps(states[:, self.embeddings.num_prefix_tokens :], pixel_values) for states in chosen]
-        if not asked:
-            outputs.hidden_states = None
-        return outputs, maps
+        return (outputs if asked else replace(outputs, hidden_states=None)), maps
 
     def disable_drop_path(self) -> None:
         """Turns stochastic depth off for good, as teachers have none."""

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hf_geossl.evaluation.encoders import Encoder, full_precision
+from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import THUMBNAIL_SIDE
+from hf_geossl.modeling.dense_heads import full_precision
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
 
 THUMBNAIL = "thumbnail"

@@ -34,10 +34,7 @@ RANDOM = "random_weights"  # in the folder of the run, while the floor is traine
 
 @dataclass
 class FineTuning:
-    """A fine-tuning that is ready to run. Make it with `prepare_finetuning`.
-
-    `measured_by` is the command that measures the folder again, for the card.
-    """
+    """A fine-tuning that is ready to run. Make it with `prepare_finetuning`."""
 
     task: FineTuningTask
     start: Start
@@ -161,6 +158,7 @@ def prepare_finetuning(
     head: HeadSettings | None = None,
     *,
     command: str | None = None,
+    measured_by: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> FineTuning:
@@ -172,7 +170,7 @@ def prepare_finetuning(
         task (`str`): One of `settings.TASKS`.
         args (`FineTuningArguments`): How to train; the model goes to `args.output_dir`.
         head (`HeadSettings`, *optional*): The head, and the size of the images.
-        command (`str`, *optional*): The command, for the card.
+        command, measured_by (`str`, *optional*): The command, and what measures the model again, for the card.
         revision (`str`, *optional*): Of a model on the Hub.
         trust_remote_code (`bool`): Whether code of the model's repository may run.
 
@@ -200,7 +198,7 @@ def prepare_finetuning(
     larger = round(size * LARGER) if cuts and data.dataset != SCENES else size
     splits = data.open(kind.target, (larger, size), None if images.is_rgb8 else images)
     names = kind.class_names(*splits, head.class_names)
-    return FineTuning(kind, start, head, data, splits, names, args, command)
+    return FineTuning(kind, start, head, data, splits, names, args, command, measured_by)
 
 
 def measure_folder(
