@@ -94,7 +94,7 @@ class Start:
             fields["image_format"] = images.to_dict()
         trunk = replace(self.trunk, fields={**self.trunk.fields, **fields})
         try:
-            config = make_config(own.load("config"), trunk, None, init_from=self.trunk.name)
+            config = make_config(own.load("config"), trunk, None, init_from=self.trunk.name, drop_path_rate=0.0)
         except StrictDataclassError as error:
             raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
         model: PreTrainedModel = head_class(own.name, task.suffix)(config)

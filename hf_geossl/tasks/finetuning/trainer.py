@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
@@ -150,6 +150,7 @@ class FineTuningTrainer(Trainer):
             self._load_from_checkpoint(str(resumed.folder))
             self.state = resumed.trainer_state
             return TrainOutput(self.state.global_step, 0.0, {})
+        set_seed(self.args.seed)  # a checkpoint's generators are loaded after this
         try:
             return super().train(str(resumed.folder) if resumed else None, trial, ignore_keys_for_eval)
         finally:
