@@ -66,13 +66,16 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
                 raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': runs are counted in steps")
         super().__post_init__()
 
-    def for_run(self, images: int) -> Self:
+    def for_run(self, images: int, metric: str = "loss", greater_is_better: bool = False) -> Self:
         """A copy with `max_steps`, which says how long a run on so many training images is, and without a token.
 
-        Without `max_steps` and `num_train_epochs` it is the longer of `EPOCHS` passes and `MIN_STEPS` steps.
+        Without `max_steps` and `num_train_epochs` it is the longer of `EPOCHS` passes and `MIN_STEPS` steps. The best
+        checkpoint, where it is asked for, is the one of the best `metric` where no other is named.
         """
         args = copy.copy(self)
         args.hub_token = None  # checkpoints hold the arguments
+        if self.load_best_model_at_end and self.metric_for_best_model == "loss":
+            args.metric_for_best_model, args.greater_is_better = metric, greater_is_better
         if args.max_steps <= 0:
             given = self.num_train_epochs != _EPOCHS
             epochs = self.num_train_epochs if given else EPOCHS

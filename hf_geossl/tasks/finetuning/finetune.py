@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from hf_geossl.data.sources.opening import SCENES
+from hf_geossl.hub.push import publish
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses, shared_arguments
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
@@ -25,6 +26,7 @@ from hf_geossl.tasks.finetuning.models import Start, open_model
 from hf_geossl.tasks.finetuning.settings import HeadSettings
 from hf_geossl.tasks.finetuning.splits import LabelledDataset, Split
 from hf_geossl.tasks.finetuning.trainer import FineTuningTrainer
+from hf_geossl.training.outputs.attempts import attempt
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class FineTuning:
         shutil.rmtree(self.folder / ".trained")
         measured = self._measure(self.folder, progress=True)
         floors = self._floors(measured)
-        return describe_folder(
+        content = describe_folder(
             self.folder,
             self.task,
             measured,
@@ -95,6 +97,14 @@ class FineTuning:
             self.data,
             self.args.per_device_eval_batch_size,
         )
+        if self.args.push_to_hub:
+            repo, remedy = (
+                self.args.hub_model_id or self.folder.absolute().name,
+                f"`geossl publish {self.folder}` sends it",
+            )
+            private, token = bool(self.args.hub_private_repo), self.args.hub_token
+            attempt("the push to the Hub", publish, remedy, self.folder, repo, private=private, token=token)
+        return content
 
     def _measure(self, folder: Path, *, progress: bool = False) -> Measured:
         model = open_model(folder).to(self.trainer.args.device)
@@ -196,6 +206,10 @@ def prepare_finetuning(
     size, images = start.image_size, start.image_format
     cuts = (kind.min_crop if args.min_crop is None else args.min_crop) < 1
     larger = round(size * LARGER) if cuts and data.dataset != SCENES else size
+    if args.load_best_model_at_end:
+        logger.warning(
+            "the best checkpoint is chosen by the images that are measured at the end: the number is a little too good"
+        )
     splits = data.open(kind.target, (larger, size), None if images.is_rgb8 else images)
     names = kind.class_names(*splits, head.class_names)
     return FineTuning(kind, start, head, data, splits, names, args, command, measured_by)

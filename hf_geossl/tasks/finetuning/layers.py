@@ -2,7 +2,8 @@
 
 from transformers import PreTrainedModel
 
-from hf_geossl.training.adaptation.trunk import freeze_layers, layers_of, name_in_trunk
+from hf_geossl.training.adaptation.adapters import inject_adapters
+from hf_geossl.training.adaptation.trunk import freeze_layers, name_in_trunk
 
 
 def choose_layers(model: PreTrainedModel, train_layers: str, lora_rank: int, lora_alpha: float) -> str:
@@ -20,7 +21,7 @@ def choose_layers(model: PreTrainedModel, train_layers: str, lora_rank: int, lor
         ValueError: If the trunk has fewer layers.
     """
     if lora_rank:
-        _add_adapters(model, lora_rank, lora_alpha, train_layers)
+        inject_adapters(model.base_model, lora_rank, lora_alpha, train_layers)
     elif train_layers == "none":
         model.base_model.requires_grad_(False)
     else:
@@ -34,17 +35,3 @@ def choose_layers(model: PreTrainedModel, train_layers: str, lora_rank: int, lor
     head = sum(size for size, _, of_trunk in sizes if not of_trunk)
     how = f"LoRA of rank {lora_rank}: " if lora_rank else ""
     return f"{how}{trained:,} of the trunk's {total:,} parameters are trained ({100 * trained / total:.1f} %), and the head's {head:,}"
-
-
-def _add_adapters(model: PreTrainedModel, rank: int, alpha: float, train_layers: str) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora_rank needs peft: pip install peft") from error
-    layers = "|".join(map(str, layers_of(train_layers, model.config.num_hidden_layers)))
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=rf"encoder\.layer\.(?:{layers})\.(?:attention\.(?:qkv|projection)|mlp\.(?:fc1|fc2))",
-    )
-    inject_adapter_in_model(settings, model.base_model)  # freezes all but the adapters of the trunk

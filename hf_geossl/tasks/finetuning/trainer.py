@@ -52,7 +52,7 @@ class FineTuningTrainer(Trainer):
         test: Split,
         **kwargs: Any,
     ) -> None:
-        args = args.for_run(len(train))
+        args = args.for_run(len(train), task.metric, task.greater_is_better)
         self.task, self.train_split, self.test_split = task, train, test
         images = model.config.get_image_format()
         self.collate = Collator(images.mean, images.std, task.labels)
@@ -113,6 +113,9 @@ class FineTuningTrainer(Trainer):
             number = torch.tensor([self.preemption.received_signal or 0], device=self.args.device)
             self.preemption.sync_signal(int(self.accelerator.gather(number).max()))
         return super().training_step(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Nothing: the repository is made when the folder is published."""
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Not counted: transformers' estimate is made for text."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 from hf_geossl.training.adaptation.trunk import freeze_layers, layers_of, name_in_trunk
@@ -33,21 +34,11 @@ def add_adapters(model: TeacherStudentModel, rank: int, alpha: float, train_laye
         ImportError: Without peft.
         ValueError: If the model has adapters already, or fewer layers.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora_rank needs peft: pip install peft") from error
     if scaling_of(model) is not None:
         raise ValueError("the model has adapters of an earlier trainer: make it anew, from its folder or by init_from")
-    layers = "|".join(map(str, layers_of(train_layers, model.config.num_hidden_layers)))
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=rf"encoder\.layer\.(?:{layers})\.(?:attention\.(?:qkv|projection)|mlp\.(?:fc1|fc2))",
-    )
     for owner in (model, model.teacher):
         if owner is not None:
-            inject_adapter_in_model(settings, getattr(owner, model.base_model_prefix))
+            inject_adapters(getattr(owner, model.base_model_prefix), rank, alpha, train_layers)
     model.freeze_untrained()
     trunk = getattr(model, model.base_model_prefix)
     if trunk.embeddings.mask_token is not None:
@@ -57,6 +48,21 @@ def add_adapters(model: TeacherStudentModel, rank: int, alpha: float, train_laye
             if ".lora_" in name:
                 teacher.copy_(student)
     return f"LoRA of rank {rank}: {_trained_share(model)}"
+
+
+def inject_adapters(trunk: PreTrainedModel, rank: int, alpha: float, train_layers: str) -> None:
+    """Adds adapters to the linear layers of a trunk, of which nothing else is trained; arguments and errors as of `add_adapters`."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora_rank needs peft: pip install peft") from error
+    layers = "|".join(map(str, layers_of(train_layers, trunk.config.num_hidden_layers)))
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=rf"encoder\.layer\.(?:{layers})\.(?:attention\.(?:qkv|projection)|mlp\.(?:fc1|fc2))",
+    )
+    inject_adapter_in_model(settings, trunk)
 
 
 def adapt_trunk(model: TeacherStudentModel, train_layers: str, rank: int, alpha: float) -> str | None:
