@@ -1,6 +1,7 @@
 """A run that is killed and resumed beside one that is not; and the program that is killed."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,9 +31,32 @@ class KillAt(TrainerCallback):
 
 def run_and_die(make_trainer: Callable[..., Any]) -> None:
     """What a method's `*_run.py SETTINGS_JSON` does."""
+    _train_and_die(make_trainer, json.loads(sys.argv[1]))
+
+
+def _train_and_die(make_trainer: Callable[..., Any], settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    settings = json.loads(sys.argv[1])
     make_trainer(**settings, callbacks=[KillAt(13)]).train()
+
+
+def _forked(make_trainer: Callable[..., Any], settings: dict[str, Any]) -> int | None:
+    """Trains in a process forked from one that has imported all, which takes seconds; gives its exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.chaos_run"])
+    process = context.Process(target=_train_and_die, args=(make_trainer, settings))
+    process.start()
+    process.join(240)
+    return process.exitcode
+
+
+def _started(script: Path, settings: dict[str, Any]) -> int:
+    """Trains in a new process, which a loader's own processes need; gives its exit code."""
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [sys.executable, str(script), json.dumps(settings)]
+    process = subprocess.run(command, env=environment, capture_output=True, check=False)
+    print(process.stderr.decode()[-2000:])
+    return process.returncode
 
 
 def undisturbed_and_resumed(
@@ -59,13 +83,8 @@ def undisturbed_and_resumed(
     try:
         undisturbed = make_trainer(folder / "undisturbed", **settings)
         undisturbed.train()
-        killed = json.dumps({"output_dir": str(folder / "killed"), **settings})
-        paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-        process = subprocess.run(
-            [sys.executable, str(script), killed], env=environment, capture_output=True, check=False
-        )
-        assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+        killed = {"output_dir": str(folder / "killed"), **settings}
+        assert (_forked(make_trainer, killed) if workers == 0 else _started(script, killed)) == -signal.SIGKILL
         newest = newest_whole_checkpoint(folder / "killed")
         assert newest is not None
         assert newest.name == "checkpoint-10"

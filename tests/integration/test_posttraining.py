@@ -23,7 +23,7 @@ HEADS = {
 
 def images() -> list[dict[str, Any]]:
     """Scenes to train on."""
-    rows = rendered("train", SIZE, 3 * IMAGES, "scene")
+    rows = rendered("train", SIZE, IMAGES, "scene")
     return [{"image": (255 * row["image"]).byte().permute(1, 2, 0).numpy()} for row in rows]
 
 

@@ -282,13 +282,13 @@ def size():
 
 class Measure(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (200, 700, 1200):
+        if state.global_step in (200, 450, 700):
             sizes[state.global_step] = size()
 
 
 trainer = make_trainer(
-    sys.argv[1], sys.argv[2], [Measure()], max_steps=1200, per_device_train_batch_size=2, logging_steps=20,
-    probe_every_steps=100, save_strategy="steps", save_steps=500, num_streams=2,
+    sys.argv[1], sys.argv[2], [Measure()], max_steps=700, per_device_train_batch_size=2, logging_steps=20,
+    probe_every_steps=100, save_strategy="steps", save_steps=300, num_streams=2,
 )
 trainer.train()
 print("SIZES" + json.dumps(sizes))
@@ -296,7 +296,7 @@ print("SIZES" + json.dumps(sizes))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux' /proc")
-def test_memory_does_not_grow_over_1000_steps(tmp_path: Path) -> None:
+def test_memory_does_not_grow_over_500_steps(tmp_path: Path) -> None:
     for index, content in enumerate(pieces(60, side=48)):
         (tmp_path / f"{index:02d}.jpg").write_bytes(content)
     child = subprocess.run(
@@ -307,5 +307,5 @@ def test_memory_does_not_grow_over_1000_steps(tmp_path: Path) -> None:
     assert "SIZES" in child.stdout, child.stderr[-3000:]
     sizes = json.loads(child.stdout.split("SIZES")[1].splitlines()[0])
     print(sizes)
-    assert sizes["1200"] < 1.01 * sizes["200"]
-    assert sizes["700"] < 1.01 * sizes["200"]
+    assert sizes["700"] < 1.005 * sizes["200"]  # 10 kB a step; 1.0007 over twice as many
+    assert sizes["450"] < 1.005 * sizes["200"]
