@@ -35,21 +35,22 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> EquiCoherentTrainer:
-    scenes = load_stream("scenes", config_name="scene-96").one_epoch()
+    scenes = load_stream("scenes", config_name="scene-64").one_epoch()
     images = [{"image": sample["image"]} for sample in itertools.islice(scenes, 256)]
     set_seed(0)
     config = EquiCoherentConfig(**CONFIG)
     args = EquiCoherentTrainingArguments(
         str(tmp_path_factory.mktemp("overfit")),
-        max_steps=300,
+        max_steps=150,
         per_device_train_batch_size=16,
         base_learning_rate=1e-2,
         warmup_steps=0.05,
         adam_beta2=0.95,
         teacher_momentum=0.99,
         teacher_temperature_start=0.025,
-        logging_steps=50,
+        logging_steps=25,
         save_strategy="no",
+        probe_every_steps=0,
         use_cpu=True,
         disable_tqdm=True,
         picture=False,
