@@ -20,6 +20,9 @@ TEST = [
     *IMAGES,
     "lightly>=1.6",
     "bitsandbytes>=0.49",  # the 8-bit optimizers, on a CPU too
+    "onnx>=1.19",
+    "onnxruntime>=1.23",
+    "onnxscript>=0.5",  # torch's own exporter of ONNX
     "peft>=0.17",
     "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",

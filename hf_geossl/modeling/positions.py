@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .configuration_vit import GeometricViTConfig
 
@@ -50,7 +51,10 @@ def resample_positions(
             (`jax.image.resize`).
     """
     grid_height, grid_width, _ = positions.shape
-    if not (isinstance(height, int) and isinstance(width, int)):  # sizes that an export or a trace keeps open
+    known = isinstance(height, int) and isinstance(width, int)
+    if known and torch.compiler.is_exporting():  # a strict export shows open sizes as whole numbers
+        known = statically_known_true(height == grid_height) and statically_known_true(width == grid_width)
+    if not known:  # sizes that an export or a trace keeps open
         rows, columns = _resampling_matrices((grid_height, grid_width), (height, width), offset, mode, positions.device)
         return torch.einsum("hr,wc,rcd->hwd", rows, columns, positions.float()).to(positions.dtype)
     if (height, width) == (grid_height, grid_width):

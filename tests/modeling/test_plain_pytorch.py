@@ -63,6 +63,19 @@ def test_a_model_exported_with_free_sides_gives_the_same_for_every_size(
             torch.testing.assert_close(exported(images(2, 3, *other)).logits, model(images(2, 3, *other)).logits)
 
 
+@pytest.mark.filterwarnings("ignore:While compiling:UserWarning")
+@pytest.mark.parametrize(("trunk", "size"), [({}, (32, 32)), ({}, (40, 24)), (ROTARY, (40, 24))])
+def test_a_strict_export_keeps_batch_and_sides_free(trunk: dict[str, Any], size: tuple[int, int]) -> None:
+    """It sees open sizes as whole numbers: comparing one with the table's would make a guard of it."""
+    model = METHODS["gtsa"].model("ForSemanticSegmentation", num_hidden_layers=1, num_labels=3, **OPTIONS, **trunk)
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(model, (images(2, 3, *size),), dynamic_shapes={"pixel_values": free}, strict=True)
+    for batch_size, other in zip((1, 2, 5, 3), [*SIZES, (16, 88), (72, 32)], strict=True):
+        pixels = images(batch_size, 3, *other)
+        with torch.no_grad():
+            torch.testing.assert_close(exported.module()(pixels).logits, model(pixels).logits)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("trunk", TRUNKS, ids=["own", "antialias", "rotary"])
 @pytest.mark.parametrize("size", SIZES)

@@ -1,0 +1,64 @@
+"""ONNX files of both exporters give, in onnxruntime, what the models give, for other batches and sizes than the example's."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.methods import METHODS, images
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="comes with the extra `test`, as onnx and onnxscript do")
+pytest.importorskip("onnxscript")
+
+OPTIONS = {"num_register_tokens": 2, "layerscale_value": 0.3, "num_labels": 3, "num_hidden_layers": 1}
+ROTARY = {"position_embedding_type": "rope", "gated_mlp": True, "key_bias": False, "hidden_act": "silu"}
+# one patch alone, the position table's own size, and sizes on both sides of it
+INPUTS = [(1, 8, 8), (2, 32, 32), (3, 40, 24), (1, 16, 88)]
+KINDS = ["Model", "Backbone", "ForImageClassification", "ForSemanticSegmentation"]
+AXES = {0: "batch", 2: "height", 3: "width"}
+
+
+def assert_same_for_every_input(exported: bytes, model: Any) -> None:
+    """Each output within 1e-4 of the model's largest value, in its own shape."""
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == ["pixel_values"]
+    for batch_size, *size in INPUTS:
+        pixels = images(batch_size, 3, *size, seed=batch_size)
+        with torch.no_grad():
+            outputs = model(pixels).to_tuple()
+        expected = [one for value in outputs for one in (value if isinstance(value, tuple) else (value,))]
+        found = session.run(None, {"pixel_values": pixels.numpy()})
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.shape == tuple(theirs.shape)
+            scale = max(1.0, theirs.abs().max().item())
+            np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("trunk", [{}, ROTARY], ids=["own", "rotary"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_traced_file_serves_every_batch_and_size(name: str, kind: str, trunk: dict[str, Any]) -> None:
+    model = METHODS[name].model(kind, **OPTIONS, **trunk)
+    file = io.BytesIO()
+    torch.onnx.export(
+        model, (images(2, 3, 40, 24),), file, dynamo=False, input_names=["pixel_values"],
+        dynamic_axes={"pixel_values": AXES}, opset_version=18,
+    )  # fmt: skip
+    assert_same_for_every_input(file.getvalue(), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "trunk"), [("gtsa", "ForSemanticSegmentation", {}), ("equicoherent", "Model", ROTARY)]
+)
+def test_a_file_of_the_exported_program_serves_every_batch_and_size(
+    name: str, kind: str, trunk: dict[str, Any]
+) -> None:
+    model = METHODS[name].model(kind, **OPTIONS, **trunk)
+    free = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        model, (images(2, 3, 40, 24),), dynamo=True, dynamic_shapes={"pixel_values": dict.fromkeys(AXES, free)}
+    )
+    assert_same_for_every_input(program.model_proto.SerializeToString(), model)
