@@ -137,10 +137,15 @@ def _parser() -> Parser:
         help="Then find near-duplicates (resized, recompressed), as a table and a sheet.",
     )
     add("--overwrite", action="store_true", help="Make an output anew that is there.")
+    _add_origins(parser)
+    return parser
+
+
+def _add_origins(parser: Parser) -> None:
+    add = parser.add_argument
     add("--image_column", default="image", help="The column with the images. Default: %(default)s.")
     add("--dataset_config", help="Configuration of a Hub dataset; mode and size of the scenes, such as topdown-96.")
     add("--dataset_revision", help="Branch, tag or commit of a Hub dataset.")
     add("--revision", help="Branch, tag or commit of a model on the Hub.")
     add("--trust_remote_code", action="store_true", help="Let code of the model's repository run.")
     add("--max_pixels", type=int, default=2**26, help="Images of more pixels count as broken. Default: 2^26.")
-    return parser

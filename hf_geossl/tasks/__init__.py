@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_geossl.tasks.embedding.arguments import EmbeddingArguments as EmbeddingArguments
+    from hf_geossl.tasks.embedding.duplicates import find_duplicates as find_duplicates
     from hf_geossl.tasks.embedding.embed import embed as embed
+    from hf_geossl.tasks.embedding.neighbours import find_neighbours as find_neighbours
     from hf_geossl.tasks.finetuning.arguments import FineTuningArguments as FineTuningArguments
     from hf_geossl.tasks.finetuning.finetune import measure_folder as measure_folder
     from hf_geossl.tasks.finetuning.finetune import prepare_finetuning as prepare_finetuning
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EmbeddingArguments": "hf_geossl.tasks.embedding.arguments",
+    "find_duplicates": "hf_geossl.tasks.embedding.duplicates",
+    "find_neighbours": "hf_geossl.tasks.embedding.neighbours",
     "embed": "hf_geossl.tasks.embedding.embed",
     "FineTuningArguments": "hf_geossl.tasks.finetuning.arguments",
     "LabelledDataset": "hf_geossl.tasks.finetuning.splits",

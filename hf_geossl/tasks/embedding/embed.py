@@ -21,8 +21,6 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BaseImageProcessor
 
-from hf_geossl.data.blocks import Position
-from hf_geossl.data.noted import NotedImages
 from hf_geossl.data.notes import describe_counts
 from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.encoders import Encoder
@@ -93,6 +91,7 @@ class Embedding:
                 f"{len(facts.broken):,} of {counted(facts.images, 'image')} broken and left out, such as {example}; all of them: "
                 f"{broken_file_of(self.path)}"
             )
+        lines += describe_counts(facts.notes, facts.images - len(facts.broken))
         if facts.not_finite:
             lines.append(
                 f"{counted(facts.not_finite, 'row')} with features that are no finite numbers"
@@ -195,7 +194,7 @@ class _Run:
         if wanted is None:
             wanted = _TILED_ROWS if arguments.tile else min(_MOST_ROWS, _MOST_BYTES // row_bytes(self.own_columns))
         self.shard_rows = max(1, math.ceil(wanted / batch)) * batch
-        self._noted, self._position = NotedImages(), Position()
+        self._notes: Counter[str] = Counter()
         self._done = self._known = 0
         self._started = self._told = time.monotonic()
 
@@ -242,8 +241,6 @@ class _Run:
         pins = self.encoder.device.type == "cuda"
         with ThreadPoolExecutor(1) as writing:
             self._write_all(output, decoded_ahead(self.decoder, works, workers, pin_memory=pins), writing)
-        for line in describe_counts(self._position.notes, self._done):
-            logger.warning("%s: %s", self.images.name, line)
         self.processes.wait()
         total = ShardFacts()
         if not self.processes.rank:
@@ -268,8 +265,7 @@ class _Run:
         sink = _Sink(output.parts, self.features)
         pending: list[Future[None]] = []
         for entry in decoded:
-            for key, notes in entry.notes:
-                self._noted.count(self._position, key, notes)
+            self._count_notes(entry)
             encoded = list(self._encode(entry))
             pending.append(writing.submit(sink.add, entry, encoded))
             while len(pending) > _IN_FLIGHT:
@@ -278,6 +274,14 @@ class _Run:
             self._tell()
         for future in pending:
             future.result()
+
+    def _count_notes(self, entry: Decoded) -> None:
+        """Counts what decoding did to images, and logs the first image of each kind."""
+        for key, notes in entry.notes:
+            for note in {note.kind: note for note in reversed(notes)}.values():
+                if not self._notes[note.kind]:
+                    logger.warning("%s: %s; further ones are counted and not logged one by one", key, note.facts)
+                self._notes[note.kind] += 1
 
     def _encode(self, entry: Decoded) -> Iterator[Encoded]:
         if entry.pixel_values is None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.notes import Note, collect_notes
+from hf_geossl.data.wording import without_arguments
 from hf_geossl.tasks.embedding.images import DatasetImages, Row
 from hf_geossl.tasks.embedding.inputs import ImageInputs, Picture
 from hf_geossl.tasks.embedding.tiles import Box, tile_boxes
@@ -112,7 +113,7 @@ class Decoder(Dataset):
                 with collect_notes() as notes:
                     picture = self.inputs.open(self.images.image_of(values))
             except BrokenImageError as error:
-                decoded.broken.append((key, error.reason))
+                decoded.broken.append((key, without_arguments(error.reason)))
                 continue
             if notes:
                 decoded.notes.append((key, notes))

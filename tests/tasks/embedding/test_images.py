@@ -1,12 +1,22 @@
 """Any dataset in its own order, with keys that name an image and the columns beside it."""
 
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
 from hf_geossl.tasks.embedding.images import open_images
-from tests.helpers.images import write_parquet, write_tars
+from tests.helpers.hub_server import HubServer
+from tests.helpers.images import encoded, write_parquet, write_tars
 
 
 def keys_of(images):
@@ -59,3 +69,44 @@ def test_scenes_have_their_truth_but_maps():
     assert keys_of(images) == ["scenes/test/0", "scenes/test/1"]
     assert list(images.features) == ["label", "multi_label", "objects"]
     assert images.left_out == ["semantic", "instance", "depth"]
+
+
+ON_HUB = """
+import json
+from hf_geossl.data.images import decode_image
+from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
+from hf_geossl.tasks.embedding.images import open_images
+results = {}
+for name in ("user/parquet", "user/folder", "user/tars"):
+    images = open_images(name, EmbeddingArguments())
+    rows = [images.read(row) for unit in range(images.units) for row in images.from_place(unit, 0)]
+    size = [list(decode_image(images.image_of(values)).size) for _, values in rows]
+    results[name] = [(key, images.carried_of(values).get("label"), one) for (key, values), one in zip(rows, size)]
+print("RESULTS" + json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_datasets_of_the_hub_have_keys_and_labels(tmp_path):
+    hub = HubServer(tmp_path / "hub")
+    table, packed = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.table({"label": [4, 5], "image": [{"bytes": encoded(n), "path": None} for n in (0, 1)]}), table)
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for ending, content in (("png", encoded(0)), ("cls", b"7")):
+            member = tarfile.TarInfo(f"a.{ending}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    hub.add("user/parquet", {"train-00000-of-00001.parquet": table.getvalue()})
+    hub.add("user/folder", {f"train/class_{n % 2}/{n}.png": encoded(n) for n in range(3)})
+    hub.add("user/tars", {"train/0.tar": packed.getvalue()})
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    child = subprocess.run([sys.executable, "-c", ON_HUB], env=environment, capture_output=True, text=True)
+    assert "RESULTS" in child.stdout, child.stderr[-2000:]
+    results = json.loads(child.stdout.partition("RESULTS")[2])
+    assert results["user/parquet"] == [["unit 0 row 0", 4, [7, 6]], ["unit 0 row 1", 5, [7, 6]]]
+    assert [row[:2] for row in results["user/folder"]] == [
+        ["train/class_0/0.png", 0], ["train/class_0/2.png", 0], ["train/class_1/1.png", 1]
+    ]  # fmt: skip
+    assert results["user/tars"] == [["unit 0:a", 7, [7, 6]]]
