@@ -41,6 +41,7 @@ _COLUMN_OF = {
     "multi_label": "label",
     **dict.fromkeys(("boxes", "categories", "keypoints"), "objects"),
 }  # target -> the column of `Columns` that it comes from
+_TOGETHER = ("boxes", "categories")  # of objects
 Part = TypeVar("Part")
 
 
@@ -123,12 +124,19 @@ class Samples:
         part.stored = None if isinstance(rows, datasets.IterableDataset) else self.stored
         return part
 
-    def stretched(self) -> "Samples":
-        """The same images, each stretched to the square as a whole, as a model's image processor does, not cut to its center."""
-        if not isinstance(self.read, SampleReader):
-            return self  # scenes are squares of the size already
-        description = {**self.description, "whole": True}
-        return Samples(self.rows, description, self.names, self.read.of_whole_images(), self.indices)
+    def stretched(self, target: str) -> "Samples":
+        """The same images with one kind of truth, each stretched to the square as a whole, not cut to its center.
+
+        That is what a model's image processor does. Scenes are squares of the size already.
+        """
+        description = {**self.description, "whole": True, "target": target}
+        if isinstance(self.read, SampleReader):
+            read: ReadRow = self.read.of_whole_images(_COLUMN_OF[target])
+        else:
+            read = partial(
+                _read_some, self.read, ("index", "image", *(_TOGETHER if target in _TOGETHER else (target,)))
+            )
+        return Samples(self.rows, description, self.names, read, self.indices)
 
     def store_in(self, store: SampleStore) -> "Samples":
         """Decodes each sample once: what the first whole pass has read is kept there, for all samples of this fingerprint.
@@ -321,6 +329,11 @@ def load_samples(
 def _as_read(index: int, row: Mapping[str, Any]) -> Sample:
     """A stored sample, which needs no reading."""
     return dict(row)
+
+
+def _read_some(read: ReadRow, keys: Sequence[str], index: int, row: Mapping[str, Any]) -> Sample:
+    sample = read(index, row)
+    return {key: sample[key] for key in keys if key in sample}
 
 
 def _has_label(column: str, row: Mapping[str, Any]) -> bool:

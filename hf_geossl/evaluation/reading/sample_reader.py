@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -157,9 +157,13 @@ class SampleReader:
             sample.update(self._objects(as_lists(row[columns.objects], columns.objects), image, frame, changed))
         return sample | ({CHANGED: changed} if changed else {})
 
-    def of_whole_images(self) -> "SampleReader":
-        """A reader that stretches images to the square as a whole, where this one takes their center."""
-        parts = (self.columns, self.token, self.truth, self.image_format, self.dtype)
+    def of_whole_images(self, column: str) -> "SampleReader":
+        """A reader that stretches images to the square as a whole, where this one takes their center, and reads one kind of truth.
+
+        `column` is the field of `Columns` that it comes from.
+        """
+        others = {name: "" for name in ("label", "semantic", "depth", "objects") if name != column}
+        parts = (replace(self.columns, **others), self.token, self.truth, self.image_format, self.dtype)
         return SampleReader(self.size, *parts, whole=True)
 
     def _channels(self, encoded: Any) -> tuple[Image.Image, list[Image.Image]]:

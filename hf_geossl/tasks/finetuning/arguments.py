@@ -36,11 +36,11 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
     train_sampling_strategy: str = DEFAULTS["train_sampling_strategy"]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"all|none|norms|last:[1-9]\d*", self.train_layers):
+        if not re.fullmatch(r"all|head|norms|last:[1-9]\d*", self.train_layers):
             raise ValueError(
-                f"train_layers must be 'all', 'none', 'norms' or such as 'last:4', got {self.train_layers!r}"
+                f"train_layers must be 'all', 'head', 'norms' or such as 'last:4', got {self.train_layers!r}"
             )
-        if self.lora_rank < 0 or (self.lora_rank and self.train_layers in ("none", "norms")):
+        if self.lora_rank < 0 or (self.lora_rank and self.train_layers in ("head", "norms")):
             raise ValueError(
                 f"lora_rank must be 0 or more, and 0 with train_layers {self.train_layers!r}, got {self.lora_rank}"
             )

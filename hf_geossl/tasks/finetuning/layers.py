@@ -22,7 +22,7 @@ def choose_layers(model: PreTrainedModel, train_layers: str, lora_rank: int, lor
     """
     if lora_rank:
         inject_adapters(model.base_model, lora_rank, lora_alpha, train_layers)
-    elif train_layers == "none":
+    elif train_layers == "head":
         model.base_model.requires_grad_(False)
     else:
         freeze_layers(model, train_layers)

@@ -68,8 +68,8 @@ class AdaptationSettings:
     """How much of the model is trained, and how images are varied.
 
     Args:
-        train_layers (`str`): What of the trunk is trained beside the head: `"all"`, `"none"` (a linear probe where the head is
-            linear), `"norms"` (layer norms alone) or `"last:4"` (the last four layers and the final norm); with `lora_rank`,
+        train_layers (`str`): What of the trunk is trained beside the head: `"all"`, `"head"` (nothing: a linear probe where the
+            head is linear), `"norms"` (layer norms alone) or `"last:4"` (the last four layers and the final norm); with `lora_rank`,
             where the adapters are: `"all"` or `"last:4"`.
         layer_decay (`float`): Learning rate of a layer as a share of that of the next one, in (0, 1].
         lora_rank (`int`): Rank of LoRA adapters, which are trained in the trunk's place; 0 is none. The saved model has them
@@ -84,9 +84,7 @@ class AdaptationSettings:
 
     train_layers: str = field(
         default="all",
-        metadata={
-            "help": "What of the trunk is trained: all, none (the head alone), norms, or the last layers: last:4."
-        },
+        metadata={"help": "What of the trunk is trained: all, head (nothing else), norms, or the last layers: last:4."},
     )
     layer_decay: float = field(
         default=0.75, metadata={"help": "Learning rate of a layer as a share of that of the next one."}

@@ -101,7 +101,7 @@ class LabelledDataset:
                 shared=shared,
                 image_format=image_format,
             )
-            return Split.read(samples.stretched(), store, target)
+            return Split.read(samples.stretched(target), store, target)
 
         train = read(self.train_split, sizes[0])
         if test_split is not None:

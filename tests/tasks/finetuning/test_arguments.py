@@ -29,10 +29,10 @@ def test_defaults_are_those_that_the_command_line_shows() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train_layers": "last:0"}, "train_layers must be 'all', 'none', 'norms' or such as 'last:4', got 'last:0'"),
+        ({"train_layers": "last:0"}, "train_layers must be 'all', 'head', 'norms' or such as 'last:4', got 'last:0'"),
         (
-            {"lora_rank": 4, "train_layers": "none"},
-            "lora_rank must be 0 or more, and 0 with train_layers 'none', got 4",
+            {"lora_rank": 4, "train_layers": "head"},
+            "lora_rank must be 0 or more, and 0 with train_layers 'head', got 4",
         ),
         ({"lora_alpha": 0}, "lora_alpha must be above 0, got 0"),
         ({"layer_decay": 1.5}, "layer_decay must be above 0 and at most 1, got 1.5"),

@@ -16,7 +16,7 @@ def _model() -> GTSAForImageClassification:
     ("train_layers", "rank", "trained"),
     [
         ("all", 0, {"embeddings", "0", "1", "2", "layernorm"}),
-        ("none", 0, set()),
+        ("head", 0, set()),
         ("last:1", 0, {"2", "layernorm"}),
         ("last:2", 2, {"1", "2"}),
     ],

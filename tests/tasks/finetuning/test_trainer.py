@@ -20,7 +20,7 @@ def test_layers_have_their_learning_rate_and_tokens_no_decay(make: Any) -> None:
 
 
 def test_a_frozen_trunk_stays_to_the_bit(make: Any) -> None:
-    tuning = make("segmentation", train_layers="none", max_steps=2, learning_rate=0.1)
+    tuning = make("segmentation", train_layers="head", max_steps=2, learning_rate=0.1)
     before = {name: value.clone() for name, value in tuning.trainer.model.state_dict().items()}
     tuning.trainer.train()
     after = tuning.trainer.model.state_dict()
