@@ -20,7 +20,7 @@ _OF_THE_CLASS_TOKEN: Recipe = {"model": {"pool": "class"}}
 
 # THE table of learning settings: by objective, what differs from `Preset.training` and from the sizes of the preset.
 # Arms of one objective (plain, control, with EquiCoherent, on the object twin) share its row, so that pairs stay pairs.
-# Measured by benchmarks.learning (results/learning/README.md), not by this experiment yet.
+# Where they come from: results/learning/README.md.
 RECIPES: dict[str, Recipe] = {
     "dino": _FROM_A_START_THAT_DIFFERS,
     "ibot": _FROM_A_START_THAT_DIFFERS,
