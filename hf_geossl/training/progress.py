@@ -6,12 +6,25 @@ from datetime import timedelta
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    trainer,
+)
 
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.monitors.instruments import INSTRUMENTS
+
+
+def progress_of_transformers() -> tuple[type[TrainerCallback], ...]:
+    """The callbacks of transformers that show progress: its bar, its lines, and in a notebook its table, which counts epochs."""
+    return trainer.DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback
 
 
 class MonotonicBar(tqdm):

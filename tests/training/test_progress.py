@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from hf_geossl.training.progress import ImagesProgressCallback
 from tests.helpers.golden import ROOT
@@ -159,3 +160,15 @@ def test_the_lines_of_a_run_are_words(tmp_path: Path) -> None:
     assert progress.describe(9, held_out) == "step 9, 1 held-out image: loss 1.000, crop 0.500"
     assert progress.describe(9, {"epoch": 1.0}) is None
     assert progress.describe(9, {"my_number": 0.123456, "epoch": 1.0}) == "step 9: my number 0.1235"
+
+
+def test_a_notebook_shows_one_bar(images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There transformers' own default is a table, whose epochs of a stream are 1 of 9223372036854775807."""
+
+    class Table(TrainerCallback):
+        pass
+
+    monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", Table)
+    shown = make_trainer(tmp_path, images, max_steps=1, disable_tqdm=False).callback_handler.callbacks
+    assert not any(isinstance(callback, Table) for callback in shown)
+    assert sum(isinstance(callback, ImagesProgressCallback) for callback in shown) == 1
