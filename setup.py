@@ -18,11 +18,13 @@ IMAGES = ["imagecodecs>=2024.6.1", "pydicom>=3.0", "tifffile>=2024.7.2"]  # TIFF
 TEST = [
     *EVAL,
     *IMAGES,
+    "ipykernel>=6.29",  # the notebooks of examples/
     "lightly>=1.6",
     "bitsandbytes>=0.49",  # the 8-bit optimizers, on a CPU too
     "onnx>=1.19",
     "onnxruntime>=1.23",
     "onnxscript>=0.5",  # torch's own exporter of ONNX
+    "nbclient>=0.10",
     "peft>=0.17",
     "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",
