@@ -26,7 +26,7 @@ def test_every_image_counts_once_whatever_the_batch(trunk: Path, photographs: Pa
     with torch.no_grad():
         logits = model.eval()(collate.pixel_values([train[place] for place in range(12)])).logits
     labels = task.labels([train[place] for place in range(12)])
-    assert one.numbers["accuracy"] == (logits.argmax(dim=1) == labels).float().mean().item()
+    assert one.numbers["accuracy"] == (logits.argmax(dim=1) == labels).double().mean().item()
     torch.testing.assert_close(torch.tensor(one.loss), torch.nn.functional.cross_entropy(logits, labels))
     result = as_result(task, one, test, ["disc", "square", "triangle"], {}, torch.device("cpu"))
     low, high = result["intervals"]["accuracy"]
