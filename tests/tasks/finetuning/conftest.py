@@ -37,7 +37,14 @@ def make(trunk: Path, photographs: Path, tmp_path: Path):
 
     def prepare(task: str, folder: str = "out", data: LabelledDataset | None = None, **given: object) -> FineTuning:
         head = {name: given.pop(name) for name in list(given) if name in HeadSettings.__dataclass_fields__}
-        defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+        defaults = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "eval_steps": 2,
+        }
+        defaults |= {"save_steps": 4}
         args = FineTuningArguments(str(tmp_path / folder), **{**defaults, **given})  # type: ignore[arg-type]
         data = data or LabelledDataset(str(photographs))
         with torch.random.fork_rng(devices=[]):
