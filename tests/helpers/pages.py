@@ -49,7 +49,11 @@ SIZES = {
 }
 # what ends by no command, or talks to a repository
 ONLY_PARSED = ("demo",)
-ADDED = {"evaluate": "--limit 8 --num_workers 0 --bootstrap 20 --no_cache --device cpu"}
+ADDED = {
+    "evaluate": "--limit 8 --num_workers 0 --bootstrap 20 --no_cache --device cpu",
+    "finetune": "--max_steps 2 --use_cpu true",
+    "embed": "--num_workers 0 --device cpu",
+}
 _BLOCK = re.compile(
     r"(?:<!-- (?P<kind>not run|in CI): (?P<what>.*?) -->\n+)?^```(?P<language>\w*)(?P<title>[^\n]*)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -143,7 +147,8 @@ def parse(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def small(words: Sequence[str]) -> list[str]:
     """A command of `geossl` that takes seconds."""
     if words[0] != "pretrain":
-        return [*words, *ADDED.get(words[0], "").split()]
+        given = "--evaluate_only" in words and words[0] == "finetune"
+        return [*words, *("" if given else ADDED.get(words[0], "")).split()]
     given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     method = read_recipe(words[1]).method
     known = {argument.name for argument in method_arguments(method)}
