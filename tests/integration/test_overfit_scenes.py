@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> EquiCoherentTrainer:
     config = EquiCoherentConfig(**CONFIG)
     args = EquiCoherentTrainingArguments(
         str(tmp_path_factory.mktemp("overfit")),
-        max_steps=150,
+        max_steps=180,
         per_device_train_batch_size=16,
         base_learning_rate=1e-2,
         warmup_steps=0.05,
