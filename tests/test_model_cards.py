@@ -113,7 +113,7 @@ def test_batch_learning_rate_and_images_follow_from_the_command(name: str) -> No
 @every_recipe
 def test_numbers_are_the_papers_or_measured_and_stand_under_that_heading(name: str) -> None:
     sections = _sections(_card(name)[1])
-    embedded = _recipe(name)["dataset"] == "scenes"
+    embedded = _recipe(name)["dataset"] in ("scenes", "photographs")
     assert (MEASURED in sections, PAPER in sections) == (embedded, not embedded)
     for heading, text in sections.items():
         if heading in (PAPER, MEASURED, "Settings"):
