@@ -197,7 +197,11 @@ def _builder(
         except ValueError as error:
             raise _about_configuration(repository, config_name, error) from error
 
-    return retry(f"opening {repository}", build, OPENING_PAUSES)
+    builder = retry(f"opening {repository}", build, OPENING_PAUSES)
+    if hasattr(builder.config, "decode_num_threads") and "decode_num_threads" not in options:
+        # `datasets` would decode in threads of its own, whatever the size, and end at the first broken image
+        return _builder(repository, config_name, revision, token, decode_num_threads=0, **options)
+    return builder
 
 
 @contextmanager

@@ -103,6 +103,7 @@ def test_datasets_of_the_hub_have_keys_and_labels(tmp_path):
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
         environment.pop(name, None)
     child = subprocess.run([sys.executable, "-c", ON_HUB], env=environment, capture_output=True, text=True)
+    hub.close()
     assert "RESULTS" in child.stdout, child.stderr[-2000:]
     results = json.loads(child.stdout.partition("RESULTS")[2])
     assert results["user/parquet"] == [["unit 0 row 0", 4, [7, 6]], ["unit 0 row 1", 5, [7, 6]]]
