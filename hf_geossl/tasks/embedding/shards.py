@@ -1,6 +1,7 @@
 """Shards of the output on the disk: each is whole or not there, so that a run goes on after any end of it."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_geossl.tasks.embedding.arguments import FEATURES
+from hf_geossl.tasks.embedding.features import THUMBNAIL
 from hf_geossl.tasks.embedding.loader import Shard
 
 SETTINGS, FACTS = ".settings.json", b"hf_geossl_embed"
@@ -78,7 +81,7 @@ class ShardWriter:
         self.path, self.schema = folder / name_of_shard(shard), features.arrow_schema
         self.facts = ShardFacts()
         self._part = folder / f".{self.path.name}.part"
-        self._writer = pq.ParquetWriter(self._part, self.schema)
+        self._writer = _writer(self._part, self.schema)
         self._pending: list[pa.Table] = []
 
     def add(self, table: pa.Table) -> None:
@@ -99,6 +102,17 @@ class ShardWriter:
         self._writer.close()
         sync(self._part)
         os.replace(self._part, self.path)
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Opens a file; numbers of features are neither compressed nor counted, which would take long and save nothing."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    described = pq.read_metadata(empty).schema
+    leaves = [described.column(number).path for number in range(len(described))]
+    plain = [leaf for leaf in leaves if leaf.partition(".")[0] not in (*FEATURES, THUMBNAIL)]
+    compression = {leaf: "snappy" if leaf in plain else "none" for leaf in leaves}
+    return pq.ParquetWriter(path, schema, compression=compression, use_dictionary=plain, write_statistics=plain)
 
 
 def name_of_shard(shard: Shard) -> str:
@@ -260,7 +274,7 @@ class Output:
 
     def _join(self, paths: Sequence[Path], features: datasets.Features, total: ShardFacts) -> None:
         part = self.path.with_name(f".{self.path.name}.part")
-        with pq.ParquetWriter(part, features.arrow_schema) as writer:
+        with _writer(part, features.arrow_schema) as writer:
             for path in paths:
                 with pq.ParquetFile(path) as file:
                     for number in range(file.num_row_groups):
