@@ -31,6 +31,7 @@ SAVED_AS = {
 SAVED = [*SAVED_AS, "exported"]
 TRUNK_CODE = (
     "configuration_vit",
+    "dense_heads",
     "image_format",
     "modeling_vit",
     "modeling_vit_heads",

@@ -162,7 +162,7 @@ class SampleReader:
 
         `column` is the field of `Columns` that it comes from.
         """
-        others = {name: "" for name in ("label", "semantic", "depth", "objects") if name != column}
+        others: dict[str, Any] = {name: "" for name in ("label", "semantic", "depth", "objects") if name != column}
         parts = (replace(self.columns, **others), self.token, self.truth, self.image_format, self.dtype)
         return SampleReader(self.size, *parts, whole=True)
 

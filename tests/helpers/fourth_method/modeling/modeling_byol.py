@@ -6,7 +6,9 @@ from .configuration_byol import BYOLConfig
 from .modeling_vit import GeometricViTPreTrainedModel
 from .modeling_vit_heads import (
     ViTTrunkBackbone,
+    ViTTrunkForDepthEstimation,
     ViTTrunkForImageClassification,
+    ViTTrunkForObjectDetection,
     ViTTrunkForSemanticSegmentation,
     ViTTrunkModel,
 )
@@ -23,6 +25,8 @@ class BYOLPreTrainedModel(GeometricViTPreTrainedModel):
         "AutoBackbone": "modeling_byol.BYOLBackbone",
         "AutoModelForImageClassification": "modeling_byol.BYOLForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_byol.BYOLForSemanticSegmentation",
+        "AutoModelForDepthEstimation": "modeling_byol.BYOLForDepthEstimation",
+        "AutoModelForObjectDetection": "modeling_byol.BYOLForObjectDetection",
     }
 
 
@@ -46,9 +50,23 @@ class BYOLForSemanticSegmentation(BYOLPreTrainedModel, ViTTrunkForSemanticSegmen
     trunk_class = BYOLModel
 
 
+class BYOLForDepthEstimation(BYOLPreTrainedModel, ViTTrunkForDepthEstimation):
+    """DPT on four layers of the trunk."""
+
+    trunk_class = BYOLModel
+
+
+class BYOLForObjectDetection(BYOLPreTrainedModel, ViTTrunkForObjectDetection):
+    """Faster R-CNN on a pyramid of the trunk."""
+
+    trunk_class = BYOLModel
+
+
 __all__ = [
     "BYOLBackbone",
+    "BYOLForDepthEstimation",
     "BYOLForImageClassification",
+    "BYOLForObjectDetection",
     "BYOLForSemanticSegmentation",
     "BYOLModel",
     "BYOLPreTrainedModel",
