@@ -1,7 +1,4 @@
-"""Decoders that turn maps of a trunk into classes, depths or boxes, and their losses.
-
-torchvision is needed for boxes alone, and imported where they are first asked for.
-"""
+"""Decoders that turn maps of a trunk into classes, depths or boxes, and their losses; only boxes need (and import) torchvision."""
 
 import math
 from collections import OrderedDict
@@ -13,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from .positions import CellPool
 
 MINIMUM_DEPTH = 1e-3  # metres; nearer pixels have no truth
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
@@ -122,6 +121,8 @@ class UPerNetDecoder(nn.Module):
         config.num_labels = num_classes
         self.neck = RescaleNeck(width)
         self.head = UperNetHead(config, [width] * 4)
+        for block, scale in zip(self.head.psp_modules.blocks, pool_scales, strict=True):
+            block.layers[0] = CellPool(scale)
         self.auxiliary = UperNetFCNHead(config, [width] * 4)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -158,8 +159,8 @@ class DPTDecoder(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
         """Numbers `(batch, height, width)`, in float32, of the maps `(batch, width, rows, columns)` of `layers_of_maps`."""
-        rows, columns = maps[0].shape[-2:]
-        tokens = [part.flatten(2).transpose(1, 2) for part in maps]
+        batch_size, width, rows, columns = maps[0].shape  # flatten would fix these in TorchScript's ONNX
+        tokens = [part.reshape(batch_size, width, rows * columns).transpose(1, 2) for part in maps]
         tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
         features = self.neck(tokens, rows, columns)
         with full_precision(maps[0].device):  # bfloat16 would round depths to a percent

@@ -135,6 +135,18 @@ class GeometricImageProcessor(BaseImageProcessor):
             for one, sides in zip(logits, target_sizes, strict=True)
         ]
 
+    def post_process_depth_estimation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Gives the `predicted_depth` of each image, resized to its `(height, width)` where sizes are given, as DPT's does."""
+        depths = outputs.predicted_depth
+        if target_sizes is None:
+            return [{"predicted_depth": one} for one in depths]
+        return [
+            {"predicted_depth": F.interpolate(one[None, None], tuple(map(int, sides)), mode="bicubic")[0, 0]}
+            for one, sides in zip(depths, target_sizes, strict=True)
+        ]
+
 
 def _size(size: Mapping[str, int] | int | Sequence[int]) -> dict[str, int]:
     if isinstance(size, int):

@@ -114,7 +114,8 @@ class ViTTrunkModel(ViTTrunk):
     def to_maps(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch tokens `(batch, patches, channels)` of images as maps `(batch, channels, rows, columns)`."""
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
-        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        batch_size, _, channels = tokens.shape
+        return tokens.transpose(1, 2).view(batch_size, channels, rows, columns)
 
     def layer_maps(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]

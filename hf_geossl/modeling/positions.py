@@ -99,6 +99,32 @@ def _cubic(away: torch.Tensor, a: float) -> torch.Tensor:
     return torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
 
 
+class CellPool(nn.AdaptiveAvgPool2d):
+    """Means of `output_size` cells a side; written as products of matrices while it is traced or exported.
+
+    ONNX has no pooling to a given number of cells: its exporters know that of fixed, divisible sizes alone.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Pools maps `(batch, channels, rows, columns)`."""
+        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            return super().forward(input)
+        rows, columns = (self._means(side, input) for side in input.shape[-2:])
+        return rows @ input @ columns.T
+
+    def _means(self, side: int, maps: torch.Tensor) -> torch.Tensor:
+        """The matrix `(cells, side)` of means: cell i of n reaches from the floor of i / n to the ceiling of (i + 1) / n."""
+        cells, places = (
+            torch.arange(self.output_size, device=maps.device)[:, None],
+            torch.arange(side, device=maps.device),
+        )
+        count = places[-1] + 1
+        inside = (places * self.output_size > cells * count - self.output_size) & (
+            places * self.output_size < (cells + 1) * count
+        )
+        return inside.to(maps.dtype) / inside.sum(1, keepdim=True)
+
+
 class ViTRotaryPositions(nn.Module):
     """Rotary positions of DINOv3: patch centres from -1 to 1 along each side, so that any grid spans the same angles.
 

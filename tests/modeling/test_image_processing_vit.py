@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, SegformerImageProcessor, ViTImageProcessor, pipeline
+from transformers import AutoImageProcessor, DPTImageProcessor, SegformerImageProcessor, ViTImageProcessor, pipeline
 
 from hf_geossl import GTSAConfig, GTSAForSemanticSegmentation, GTSAModel
 from hf_geossl.data.images import decode_pixels
@@ -240,6 +241,22 @@ def test_masks_come_out_in_the_size_of_the_images() -> None:
     processor = GeometricImageProcessor(GRAY.to_dict())
     assert processor.post_process_semantic_segmentation(Outputs())[0].tolist() == [[0, 1]]
     assert processor.post_process_semantic_segmentation(Outputs(), [(2, 4)])[0].tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_outputs_become_what_transformers_processors_make_of_them() -> None:
+    """Masks as SegFormer's, depths as DPT's, with sizes and without."""
+    draw = torch.Generator().manual_seed(0)
+    outputs = SimpleNamespace(
+        logits=torch.randn(2, 3, 5, 4, generator=draw), predicted_depth=torch.rand(2, 6, 4, generator=draw)
+    )
+    ours = GeometricImageProcessor(GRAY.to_dict())
+    for sizes in (None, [(9, 13), (4, 8)]):
+        masks = SegformerImageProcessor().post_process_semantic_segmentation(outputs, sizes)
+        depths = DPTImageProcessor().post_process_depth_estimation(outputs, sizes)
+        for found, mask in zip(ours.post_process_semantic_segmentation(outputs, sizes), masks, strict=True):
+            assert torch.equal(found, mask)
+        for found, depth in zip(ours.post_process_depth_estimation(outputs, sizes), depths, strict=True):
+            assert torch.equal(found["predicted_depth"], depth["predicted_depth"])
 
 
 def test_the_processor_of_rgb_does_to_pixels_what_that_of_a_vit_does() -> None:

@@ -50,6 +50,21 @@ def test_a_traced_file_serves_every_batch_and_size(name: str, kind: str, trunk: 
     assert_same_for_every_input(file.getvalue(), model)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "decoder"),
+    [("SemanticSegmentation", "upernet"), ("DepthEstimation", "linear"), ("DepthEstimation", "dpt")],
+)
+def test_a_traced_file_of_a_dense_head_serves_every_batch_and_size(kind: str, decoder: str) -> None:
+    model = METHODS["gtsa"].model(f"For{kind}", 0.05, **OPTIONS, decoder_type=decoder)
+    file = io.BytesIO()
+    torch.onnx.export(
+        model, (images(2, 3, 40, 24),), file, dynamo=False, input_names=["pixel_values"],
+        dynamic_axes={"pixel_values": AXES}, opset_version=18,
+    )  # fmt: skip
+    assert_same_for_every_input(file.getvalue(), model)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "trunk"), [("gtsa", "ForSemanticSegmentation", {}), ("equicoherent", "Model", ROTARY)]
 )

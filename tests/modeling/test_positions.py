@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from hf_geossl.modeling.modeling_gtsa import GTSAModel
-from hf_geossl.modeling.positions import ViTRotaryPositions, resample_positions, rotate
+from hf_geossl.modeling.positions import CellPool, ViTRotaryPositions, resample_positions, rotate
 from tests.helpers.methods import METHODS, images, randomise, triangle_weights
 
 SIZES = [(32, 32), (40, 24), (8, 64)]
@@ -165,3 +165,15 @@ def test_every_method_trains_with_rotary_positions_gates_and_without_key_bias(me
     own = [name for name in gradients if name.endswith(("query_bias", "value_bias", "embeddings.norm.weight"))]
     assert own
     assert all(gradients[name] is not None and gradients[name].abs().sum() > 0 for name in own)
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 6])
+def test_cells_are_pooled_alike_while_they_are_traced(cells: int) -> None:
+    """Sides below, above and at multiples of the cells; the traced function at sizes that it has not seen."""
+    pool, free = CellPool(cells), torch.randn(2, 3, 7, 12)
+    traced = torch.jit.trace(pool, free)
+    for rows, columns in [(7, 12), (1, 6), (5, 17), (13, 3)]:
+        maps = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(rows))
+        expected = torch.nn.functional.adaptive_avg_pool2d(maps, cells)
+        torch.testing.assert_close(pool(maps), expected, rtol=0, atol=0)
+        torch.testing.assert_close(traced(maps), expected)
