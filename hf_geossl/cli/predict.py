@@ -1,6 +1,7 @@
 """`geossl predict`: what a fine-tuned model sees in images, as files and as pictures."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,12 @@ def predict(argv: Sequence[str]) -> int:
         argv (`Sequence[str]`): What follows `geossl predict`.
 
     Returns:
-        `int`: 0; an interrupted run goes on when it is called again.
+        `int`: 0; 130 after Ctrl-C.
     """
     options = _parser().read(argv)
     for path in (options.model, *options.images):
         require_if_local(path)
+    from hf_geossl.data.wording import counted
     from hf_geossl.tasks.prediction.predict import predict_images
     from hf_geossl.tasks.prediction.settings import PredictionSettings
 
@@ -34,17 +36,21 @@ def predict(argv: Sequence[str]) -> int:
     )
     hide_loading_bars()
     output = options.output_dir or f"predict-{_name_of(options.images[0])}"
-    summary = predict_images(
-        options.model,
-        options.images,
-        output,
-        settings,
-        overlays=not options.no_overlays,
-        overwrite=options.overwrite,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
-    print(f"{summary['task']} of {summary['images']:,} images: {output}")
+    try:
+        summary = predict_images(
+            options.model,
+            options.images,
+            output,
+            settings,
+            overlays=not options.no_overlays,
+            overwrite=options.overwrite,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except KeyboardInterrupt:
+        print(f"geossl: interrupted; what is in {output} is whole, and the same command goes on", file=sys.stderr)
+        return 130
+    print(f"{summary['task']} of {counted(summary['images'], 'image')}: {output}")
     return 0
 
 

@@ -27,9 +27,10 @@ TABS = {
 def about_task(task: TaskModel) -> str:
     """A sentence on a fine-tuned model, for the head of the page."""
     millions = sum(parameter.numel() for parameter in task.module.parameters()) / 1e6
-    named = ", ".join(task.names[:8]) + (", ..." if len(task.names) > 8 else "")
+    more = len(task.names) - 8
+    named = ", ".join(task.names[:8]) + (f" and {more} more" if more > 0 else "")
     classes = f" Its classes: {named}." if task.names else ""
-    return f"{type(task.module).__name__}, {millions:.1f} million parameters, fine-tuned for {task.kind}.{classes}"
+    return f"{type(task.module).__name__}, {millions:.2g} million parameters, fine-tuned for {task.kind}.{classes}"
 
 
 def task_tabs(task: TaskModel) -> list[TabMaker]:

@@ -16,7 +16,7 @@ def test_a_folder_is_predicted_and_said(tmp_path: Path, capsys: pytest.CaptureFi
     out = str(tmp_path / "out")
     command = ["predict", model, str(tmp_path / "a.png"), "--output_dir", out, "--tile-size", "32", "--device", "cpu"]
     assert main(command) == 0
-    assert f"segmentation of 1 images: {out}" in capsys.readouterr().out
+    assert f"segmentation of 1 image: {out}" in capsys.readouterr().out
     assert np.asarray(Image.open(f"{out}/masks/a.png")).shape == (40, 60)
     assert main([*command, "--no_overlays"]) == 2
     assert "overlays was True, is now False" in capsys.readouterr().err

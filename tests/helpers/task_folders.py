@@ -38,6 +38,8 @@ KINDS = {
     "upernet": "segmentation",
     "segformer": "segmentation",
     "dpt": "depth",
+    "depth": "depth",
+    "boxes": "detection",
     "yolos": "detection",
 }
 
@@ -66,6 +68,10 @@ def _model(name: str, folder: Path) -> Any:
         return hf_geossl.GTSAForImageClassification(hf_geossl.GTSAConfig(**TRUNK, **LABELS))
     if name == "linear":
         return hf_geossl.LOCAForSemanticSegmentation(hf_geossl.LOCAConfig(**TRUNK, **LABELS))
+    if name == "depth":
+        return hf_geossl.EquiCoherentForDepthEstimation(hf_geossl.EquiCoherentConfig(**TRUNK, decoder_type="linear"))
+    if name == "boxes":
+        return hf_geossl.GTSAForObjectDetection(hf_geossl.GTSAConfig(**TRUNK, **LABELS))
     if name == "segformer":
         sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "num_attention_heads": [1] * 4}
         return SegformerForSemanticSegmentation(SegformerConfig(**sizes, decoder_hidden_size=8, **LABELS))

@@ -26,7 +26,7 @@ FolderOf = Callable[[str], Path]
 def test_a_folder_opens_as_what_its_architecture_says(name: str, folder_of: FolderOf) -> None:
     model = open_task_model(folder_of(name), device="cpu")
     assert model.kind == KINDS[name]
-    assert model.names == (() if name == "dpt" else ("road", "house", "tree"))
+    assert model.names == (() if name in ("dpt", "depth") else ("road", "house", "tree"))
     assert model.sides == {"segformer": (64, 64), "yolos": (48, 48)}.get(name, (32, 32))
     expected = AutoImageProcessor.from_pretrained(folder_of(name))(
         Image.fromarray(picture(40, 50)), return_tensors="pt"
