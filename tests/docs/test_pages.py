@@ -59,6 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray((ramp * 3).astype(np.uint8)).save(root / f"truth/{part}/masks/{index}.png")
         np.save(root / f"truth/{part}/depth/{index}.npy", (1 + ramp * 9).astype(np.float32))
     shutil.copy(root / "tiles/0.tif", root / "tile.tif")
+    shutil.copy(photos[0], root / "picture.jpg")
     for name, photo in zip(("query.jpg", "other.jpg"), photos, strict=False):
         shutil.copy(photo, root / name)
     (root / "my.yaml").write_text("method: gtsa\ndata: {dataset: path/to/images}\ntraining: {output_dir: mine}\n")
