@@ -158,7 +158,7 @@ def embed(
 def _check_place(dataset: str, path: Path) -> None:
     """Refuses an output among the images, which would be read as one of them."""
     folder = Path(dataset).expanduser()
-    if folder.is_dir() and folder.resolve() in path.resolve().parents and folder.resolve() != Path.cwd():
+    if folder.is_dir() and folder.resolve() in path.resolve().parents:
         raise ValueError(f"the output {path} lies in the folder of the images, {dataset}: choose a place outside of it")
     if not path.suffix == ".parquet" and path.is_file():
         raise ValueError(f"the output must be a folder, or a file that ends in .parquet, got the file {path}")
