@@ -42,6 +42,8 @@ CLASSES = {
     "AutoModel": "Model",
     "AutoModelForImageClassification": "ForImageClassification",
     "AutoModelForSemanticSegmentation": "ForSemanticSegmentation",
+    "AutoModelForDepthEstimation": "ForDepthEstimation",
+    "AutoModelForObjectDetection": "ForObjectDetection",
     "AutoModelForPreTraining": "ForPreTraining",
     "AutoBackbone": "Backbone",
 }
@@ -90,7 +92,7 @@ def open_with(auto, path):
 
 
 AUTOS = ["AutoModel", "AutoModelForImageClassification", "AutoModelForSemanticSegmentation",
-         "AutoModelForPreTraining", "AutoBackbone"]
+         "AutoModelForDepthEstimation", "AutoModelForObjectDetection", "AutoModelForPreTraining", "AutoBackbone"]
 
 
 def open_everything(root, again):
