@@ -118,7 +118,11 @@ def _raw_map(model: TaskModel, outputs: Any) -> torch.Tensor:
 
 
 def _final(model: TaskModel, values: torch.Tensor) -> torch.Tensor:
-    return values if model.kind == "depth" else values.softmax(dim=1)
+    """Probabilities of logits, which they replace, since maps of many classes take much memory; depths as they are."""
+    if model.kind == "depth":
+        return values
+    values = values.sub_(values.amax(dim=1, keepdim=True)).exp_()
+    return values.div_(values.sum(dim=1, keepdim=True))
 
 
 def resized_rows(values: torch.Tensor, height: int, width: int, top: int, rows: int) -> torch.Tensor:
