@@ -15,6 +15,7 @@ from hf_geossl.data.rasters import Raster
 from hf_geossl.data.readers.dicom import is_dicom
 from hf_geossl.data.readers.tiff import STARTS
 from hf_geossl.data.readers.tiff_windows import Box, MapTag, TiffWindows
+from hf_geossl.data.wording import without_arguments
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.views.display import to_display
 
@@ -197,6 +198,18 @@ class Preview:
 
 
 @contextmanager
+def _for_people_who_predict(image_format: ImageFormat | None) -> Iterator[None]:
+    """Says what the model takes in place of arguments that other commands have."""
+    try:
+        yield
+    except BrokenImageError as error:
+        if "--value_range" not in error.reason and "--channels" not in error.reason:
+            raise
+        takes = "RGB of 8 bits" if image_format is None else image_format.describe()
+        raise BrokenImageError(f"{without_arguments(error.reason)}; the model takes {takes}") from error
+
+
+@contextmanager
 def open_image(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iterator[OpenedImage]:
     """Opens an image; TIFF files of any size are read by parts.
 
@@ -211,6 +224,11 @@ def open_image(path: Path, image_format: ImageFormat | None, max_pixels: int) ->
     Raises:
         BrokenImageError: if it cannot be used; its reason says why, and what mends it.
     """
+    with _for_people_who_predict(image_format):
+        yield from _open(path, image_format, max_pixels)
+
+
+def _open(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iterator[OpenedImage]:
     if _is_tiff(path):
         numbers = image_format.channels if image_format is not None else ()
         with TiffWindows(path) as windows:

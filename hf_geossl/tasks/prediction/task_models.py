@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_geossl.data.rasters import BrokenImageError
 from hf_geossl.modeling.image_format import ImageFormat
 
 # how the name of a class of transformers ends -> what its models predict
@@ -77,6 +78,9 @@ class TaskModel:
 
         Returns:
             `dict[str, torch.Tensor]`: of a batch of one, on the CPU.
+
+        Raises:
+            BrokenImageError: if the processor cannot use it.
         """
         if self.image_format is not None:
             return {"pixel_values": self._of_format(torch.from_numpy(pixels).permute(2, 0, 1), self.image_format)[None]}
@@ -84,7 +88,11 @@ class TaskModel:
         # a map must be that of the image, without what would be cut off or put around it
         unused = {} if self.kind in ("classification", "detection") else {"do_center_crop": False, "do_pad": False}
         given = {name: value for name, value in unused.items() if getattr(processor, name, None)}
-        made = processor(Image.fromarray(pixels), return_tensors="pt", **given)
+        try:
+            made = processor(Image.fromarray(pixels), return_tensors="pt", **given)
+        except Exception as error:  # of an image 3000 pixels wide and 2 high, which would be 0 high
+            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            raise BrokenImageError(f"the model's processor makes no input of {size} pixels ({_line(error)})") from error
         return {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
 
     def _of_format(self, pixels: torch.Tensor, image_format: ImageFormat) -> torch.Tensor:

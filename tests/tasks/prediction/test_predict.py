@@ -1,11 +1,14 @@
 """A folder of images is predicted once: broken images are counted, an interrupted run goes on, and ends as the whole one."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from hf_geossl.tasks import PredictionSettings, predict_images
@@ -89,6 +92,18 @@ def test_images_that_are_scaled_down_strongly_are_said(folder_of: FolderOf, tmp_
         "1 image of up to 300 x 200 pixels scaled to 32 x 32, as the model's processor does: --tile_size predicts in tiles at a "
         "scale of your choice"
     ]
+
+
+def test_what_a_model_cannot_take_costs_itself(folder_of: FolderOf, images: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 2)).save(images / "thin.png")
+    tifffile.imwrite(images / "floats.tif", picture(20, 20).astype(np.float32) * 3, photometric="rgb")
+    said: list[str] = []
+    predict_images(folder_of("yolos"), images, tmp_path / "out", device="cpu", say=said.append)
+    assert any(line.startswith("left out thin.png: the model's processor makes no input of 3000 x 2") for line in said)
+    assert any(
+        re.fullmatch("left out floats.tif: .* no fixed range; the model takes RGB of 8 bits", line) for line in said
+    )
+    assert said[-1] == "3 of 5 images could not be used"
 
 
 def test_no_image_that_can_be_used_is_an_error(folder_of: FolderOf, images: Path, tmp_path: Path) -> None:
