@@ -21,6 +21,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_vit import GeometricViTConfig
 from .dense_heads import (
@@ -207,6 +208,10 @@ class ViTTrunkForLabels(GeometricViTPreTrainedModel):
         self.num_labels = config.num_labels or 0
         setattr(self, self.base_model_prefix, self.trunk_class(config))
 
+    def capture_layers(self) -> None:
+        """Lets the encoder give its hidden states from the first call on, as backbones do: torch.compile cannot trace how it begins to."""
+        maybe_install_capturing_hooks(cast(ViTTrunk, self.base_model).encoder)
+
 
 class ViTTrunkForImageClassification(ViTTrunkForLabels):
     """The trunk's `pooler_output`, layer norm, linear classifier."""
@@ -249,6 +254,7 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
         if config.decoder_type == "upernet":
             channels = config.decoder_channels or 64
             self.decoder = UPerNetDecoder(config.hidden_size, self.num_labels, channels, (1, 2, 3, 6), channels)
+            self.capture_layers()
         else:
             self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -302,6 +308,7 @@ class ViTTrunkForDepthEstimation(ViTTrunkForLabels):
             channels = config.decoder_channels or 32
             sizes = [3 * channels * scale // 4 for scale in (1, 2, 4, 8)]
             self.decoder = DPTDecoder(config.hidden_size, sizes, channels)
+            self.capture_layers()
         self.post_init()
 
     @can_return_tuple
