@@ -52,8 +52,14 @@ def embed(argv: Sequence[str]) -> int:
 def _embed(options: Namespace, arguments: "EmbeddingArguments") -> int:
     import datasets
 
+    from hf_geossl.data.images import BrokenImageError, read_raster
     from hf_geossl.tasks.embedding.embed import embed as run
 
+    for query in options.neighbours:  # before hours are spent on the others
+        try:
+            read_raster(Path(query))
+        except BrokenImageError as error:
+            raise UsageError(f"the query {query} cannot be used: {error.reason}") from error
     datasets.disable_progress_bars()  # of reading rows, which are no images
     try:
         made = run(options.model, options.dataset, options.output, arguments, on_progress=_tell)

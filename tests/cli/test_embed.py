@@ -42,6 +42,8 @@ def test_says_how_many_and_what_is_broken(tmp_path, model, capsys):
         (["MODEL", "DATA", "OUT", "--image_size", "30"], "do not divide into"),
         (["MODEL", "DATA", "OUT", "--split", "test"], "test"),
         (["MODEL", "DATA", "OUT", "--columns", "depth"], "has no column 'depth' to carry along; its columns are label"),
+        (["MODEL", "DATA", "OUT", "--neighbours", "EMPTY"], "takes files of images, and there is no file"),
+        (["MODEL", "DATA", "OUT", "--neighbours", __file__], "cannot be used: not an image of a known format"),
         (["MODEL", "EMPTY", "OUT"], "holds no files"),
         (["MODEL", "DATA", "/proc/out.parquet"], "/proc"),
     ],

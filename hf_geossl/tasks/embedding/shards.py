@@ -219,11 +219,10 @@ class Output:
     def _compare(self, saved: dict[str, Any] | None, how: str) -> None:
         if saved is None:
             raise OutputError(f"{self.path} is there and holds no features of this command: choose another output")
-        changed = [name for name in {**saved, **self.settings} if saved.get(name) != self.settings.get(name)]
+        before, now = _flat(saved), _flat(self.settings)
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
-            values = ", ".join(
-                f"{name} {_short(saved.get(name))} (now {_short(self.settings.get(name))})" for name in changed
-            )
+            values = ", ".join(f"{name} {_short(before.get(name))} (now {_short(now.get(name))})" for name in changed)
             raise OutputError(
                 f"{self.path} {how} with {values}: give the same, choose another output, or begin anew with --overwrite"
             )
@@ -257,6 +256,7 @@ class Output:
         for facts in shards.values():
             total.add(facts)
         if total.images == len(total.broken):
+            self._drop_parts()  # nothing of it is worth going on with
             raise ValueError(
                 f"no image could be used: {len(total.broken)} broken, such as {': '.join(total.broken[0])}"
                 if total.broken
@@ -322,6 +322,14 @@ def _from_first(unit: int, shards: Mapping[Shard, ShardFacts]) -> Iterator[Shard
     while (shard := Shard(unit, number)) in shards:
         yield shard
         number += 1
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose values are dictionaries as one for each entry, such as "dataset files"."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name} {key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _short(value: object) -> str:
