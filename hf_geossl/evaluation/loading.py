@@ -45,7 +45,7 @@ def load_encoder(
         ValueError: If there is no such model, or weights are missing in it.
         TypeError: If it is no vision transformer that can be read.
     """
-    device = _device(device)
+    device = find_device(device)
     if isinstance(model, Encoder):
         model.module.to(device).eval().requires_grad_(False)
         return model
@@ -90,7 +90,12 @@ def _is_ours(model: nn.Module) -> bool:
     return type(model).__module__.startswith("hf_geossl")
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of a name; a GPU, where there is one, by default.
+
+    Raises:
+        ValueError: If it cannot be used here.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

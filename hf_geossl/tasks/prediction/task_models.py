@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_geossl.data.rasters import BrokenImageError
+from hf_geossl.evaluation.loading import find_device
 from hf_geossl.modeling.image_format import ImageFormat
 
 # how the name of a class of transformers ends -> what its models predict
@@ -197,7 +198,7 @@ def open_task_model(model: str | Path, *, device: str | None = None, trust_remot
     labels = config.id2label if kind != "depth" else {}
     names = tuple(str(labels.get(index, index)) for index in range(max(labels, default=-1) + 1))
     return TaskModel(
-        module.to(_device(device)).eval().requires_grad_(False), kind, names, processor, image_format, name
+        module.to(find_device(device)).eval().requires_grad_(False), kind, names, processor, image_format, name
     )
 
 
@@ -216,16 +217,6 @@ def _image_format(config: Any, processor: Any, name: str) -> ImageFormat | None:
             "(names, type, value range, mean, deviation of each channel)"
         )
     return None
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0][:120]
-        raise ValueError(f"the device {name!r} cannot be used here ({why}): choose cpu, cuda or cuda:0") from None
-    return device
 
 
 def _line(error: BaseException) -> str:
