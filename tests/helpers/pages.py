@@ -183,7 +183,8 @@ def run_bash(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
         elif "hf_geossl.cli" in words:  # by accelerate or torchrun
             parse(words[words.index("hf_geossl.cli") + 1 :], monkeypatch)
             for word in words:
-                assert not word.endswith("accelerate/ddp.yaml") or (ROOT / word).is_file(), word
+                file = re.fullmatch(r".*/(training/accelerate/\w+\.yaml)", word)
+                assert not file or (ROOT / "hf_geossl" / file[1]).is_file(), word
         elif name == "pip":
             extras = {extra for group in re.findall(r"\[([\w,-]+)\]", " ".join(words)) for extra in group.split(",")}
             assert extras <= set(re.findall(r'^ {8}"([\w-]+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE)), words
