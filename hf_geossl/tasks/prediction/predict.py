@@ -74,7 +74,13 @@ def predict_images(
         else open_task_model(model, device=device, trust_remote_code=trust_remote_code)
     )
     # the number of tiles at a time changes what is predicted by rounding errors, and so the run as a whole
-    described = {"model": opened.name, "weights": opened.fingerprint(), **asdict(settings), "overlays": overlays}
+    described = {
+        "model": opened.name,
+        "weights": opened.fingerprint(),
+        **asdict(settings),
+        "overlays": overlays,
+        "images": [str(Path(path).expanduser().resolve()) for path in given],  # of others, names may be the same
+    }
     records = Records(folder, described, overwrite)
     before = [name for name, path in found.items() if records.is_done(name, path)]
     if before:

@@ -72,7 +72,7 @@ class Records:
     Args:
         folder (`Path`): of predictions.
         settings (`dict`): on which predictions depend, plain values.
-        overwrite (`bool`): whether what is there is forgotten.
+        overwrite (`bool`): whether what an earlier run wrote for images is removed.
 
     Raises:
         ValueError: if the folder holds predictions of other settings; it names them.
@@ -82,8 +82,10 @@ class Records:
         self.folder, self.file = folder, folder / STATE
         self.by_image: dict[str, Record] = {}
         self._taken: dict[str, str] = {}  # file -> image
-        lines = [] if overwrite or not self.file.exists() else self._lines()
-        if lines:
+        lines = self._lines() if self.file.exists() else []
+        if overwrite:
+            self._remove([name for record in lines[1:] for name in record["files"]])
+        elif lines:
             self._compare(lines[0], settings)
             for record in lines[1:]:
                 self.by_image[record["image"]] = record
@@ -92,6 +94,11 @@ class Records:
         with whole_file(self.file) as file:  # without a line that was cut
             text = "".join(json.dumps(line) + "\n" for line in [settings, *self.by_image.values()])
             file.write_text(text, encoding="utf-8")
+
+    def _remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            if (self.folder / name).resolve().is_relative_to(self.folder.resolve()):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _lines(self) -> list[Record]:
         lines = []

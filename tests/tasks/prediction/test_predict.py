@@ -80,6 +80,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_whole_one(
     assert written(out) == written(tmp_path / "whole")
     with pytest.raises(ValueError, match="tile_size was 64, is now 32"):
         predict_images(model, images, out, PredictionSettings(tile_size=32))
+    with pytest.raises(ValueError, match="images was .*/images'\\], is now .*/images/a.png"):
+        predict_images(model, images / "a.png", out, settings)
     with pytest.raises(ValueError, match="weights was .*, is now"):
         predict_images(folder_of("upernet"), images, out, settings, device="cpu")
 

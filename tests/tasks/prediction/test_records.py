@@ -64,6 +64,9 @@ def test_what_is_done_is_known_and_what_changed_is_not(tmp_path: Path) -> None:
     touch(out / name)
     Image.new("RGB", (5, 5)).save(image)
     assert not again.is_done("a.png", image)
+    touch(out / "own.png")
+    assert not Records(out, {"model": "other"}, overwrite=True).by_image
+    assert sorted(path.name for path in out.rglob("*.png")) == ["own.png"]  # which no run wrote
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
