@@ -123,12 +123,13 @@ def test_a_resumed_compiled_run_is_the_undisturbed_one_and_nearly_the_plain_one(
     run = RUNS["LOCA"]
     whole, resumed = whole_and_resumed(run.make_trainer, tmp_path, images, torch_compile=True)
     assert not different_weights(whole.model, resumed.model)
-    plain = run.make_trainer(tmp_path / "plain", images, max_steps=6, probe_every_steps=0)
+    plain = run.make_trainer(tmp_path / "plain", images, max_steps=6, logging_steps=2, probe_every_steps=0)
     plain.train()
-    trained = whole.model.state_dict()
-    assert plain.model.state_dict().keys() == trained.keys()
-    for name, value in plain.model.state_dict().items():
-        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+    assert plain.model.state_dict().keys() == whole.model.state_dict().keys()
+    # losses, since AdamW moves by rounding alone what has no gradient, such as the biases of keys
+    losses = [[line["loss"] for line in run.state.log_history if "loss" in line] for run in (whole, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert len(losses[0]) == 3
     whole.save_model(str(tmp_path / "model"))
     text = "".join(path.read_text() for path in (tmp_path / "model").glob("*.json"))
     assert "_orig_mod" not in text
