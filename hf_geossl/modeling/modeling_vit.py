@@ -324,9 +324,9 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
             init_like_torch(module)
         elif isinstance(module, nn.BatchNorm2d):
             for ones, zeros in ((module.weight, module.bias), (module.running_var, module.running_mean)):
-                init.ones_(ones)
-                init.zeros_(zeros)
-            init.zeros_(module.num_batches_tracked)
+                init.ones_(cast(torch.Tensor, ones))
+                init.zeros_(cast(torch.Tensor, zeros))
+            init.zeros_(cast(torch.Tensor, module.num_batches_tracked))
         elif isinstance(module, ViTLayerScale):
             init.constant_(module.weight, self.config.layerscale_value)
         elif isinstance(module, ViTEmbeddings):

@@ -100,10 +100,14 @@ def _cubic(away: torch.Tensor, a: float) -> torch.Tensor:
 
 
 class CellPool(nn.AdaptiveAvgPool2d):
-    """Means of `output_size` cells a side; written as products of matrices while it is traced or exported.
+    """Means of as many cells a side; written as products of matrices while it is traced or exported.
 
     ONNX has no pooling to a given number of cells: its exporters know that of fixed, divisible sizes alone.
     """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__(cells)
+        self.cells = cells
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Pools maps `(batch, channels, rows, columns)`."""
@@ -114,14 +118,10 @@ class CellPool(nn.AdaptiveAvgPool2d):
 
     def _means(self, side: int, maps: torch.Tensor) -> torch.Tensor:
         """The matrix `(cells, side)` of means: cell i of n reaches from the floor of i / n to the ceiling of (i + 1) / n."""
-        cells, places = (
-            torch.arange(self.output_size, device=maps.device)[:, None],
-            torch.arange(side, device=maps.device),
-        )
-        count = places[-1] + 1
-        inside = (places * self.output_size > cells * count - self.output_size) & (
-            places * self.output_size < (cells + 1) * count
-        )
+        steps = torch.arange(side, device=maps.device)
+        cells, count = torch.arange(self.cells, device=maps.device)[:, None], steps[-1] + 1
+        places = steps * self.cells
+        inside = (places > cells * count - self.cells) & (places < (cells + 1) * count)
         return inside.to(maps.dtype) / inside.sum(1, keepdim=True)
 
 
