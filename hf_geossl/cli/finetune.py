@@ -200,4 +200,4 @@ def _arguments(settings: type[HeadSettings] | type[AdaptationSettings]) -> list[
 
 
 def _training_names() -> list[str]:
-    return [entry.name for entry in (*fields(AdaptationSettings), *transformers_arguments())]
+    return [entry.name for entry in fields(AdaptationSettings)] + [entry.name for entry in transformers_arguments()]

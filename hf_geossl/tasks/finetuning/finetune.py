@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from hf_geossl.data.sources.opening import SCENES
+from hf_geossl.evaluation.loading import find_device
 from hf_geossl.hub.push import publish
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses, shared_arguments
 from hf_geossl.modeling.image_format import ImageFormat
@@ -107,7 +108,7 @@ class FineTuning:
         return content
 
     def _measure(self, folder: Path, *, progress: bool = False) -> Measured:
-        model = open_model(folder).to(self.trainer.args.device)
+        model = open_model(folder, self.trainer.args.device)
         size = self.args.per_device_eval_batch_size
         return measure(model, self.task, self.splits[1], self.trainer.collate, size, progress=progress)
 
@@ -232,11 +233,11 @@ def measure_folder(
     Raises:
         ValueError: If there is no such model or dataset, or a class of the data is none of the model's.
     """
-    model = open_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = open_model(folder, find_device(device))
     task, config = task_of((model.config.architectures or [""])[0]), model.config
     images: ImageFormat = config.get_image_format()
     split = data.open_test(task.target, config.image_height_width[0], None if images.is_rgb8 else images)
     collate = Collator(images.mean, images.std, task.labels)
     measured = measure(model, task, split, collate, batch_size, progress=True)
-    names = [config.id2label[number] for number in sorted(config.id2label)]
+    names = [name for _, name in sorted((config.id2label or {}).items())]
     return task, split, as_result(task, measured, split, names, {}, model.device)

@@ -20,15 +20,16 @@ def choose_layers(model: PreTrainedModel, train_layers: str, lora_rank: int, lor
         ImportError: If adapters are asked for without peft.
         ValueError: If the trunk has fewer layers.
     """
+    trunk: PreTrainedModel = getattr(model, model.base_model_prefix)
     if lora_rank:
-        inject_adapters(model.base_model, lora_rank, lora_alpha, train_layers)
+        inject_adapters(trunk, lora_rank, lora_alpha, train_layers)
     elif train_layers == "head":
-        model.base_model.requires_grad_(False)
+        trunk.requires_grad_(False)
     else:
         freeze_layers(model, train_layers)
-    mask_token = model.base_model.embeddings.mask_token
-    if mask_token is not None:
-        mask_token.requires_grad_(False)  # no feature of a whole image depends on it
+    for name, parameter in trunk.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)  # no feature of a whole image depends on it
     sizes = [(p.numel(), p.requires_grad, name_in_trunk(n, model) is not None) for n, p in model.named_parameters()]
     trained = sum(size for size, trains, of_trunk in sizes if trains and of_trunk)
     total = sum(size for size, _, of_trunk in sizes if of_trunk)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 
 from hf_geossl.conversion.adaptation import adapt_source
@@ -112,7 +113,7 @@ def head_class(method: str, suffix: str) -> Any:
     return getattr(import_module(METHODS[method].public_names()[name]), name)
 
 
-def open_model(folder: str | Path) -> PreTrainedModel:
+def open_model(folder: str | Path, device: torch.device | None = None) -> PreTrainedModel:
     """Opens a fine-tuned model of this library in eval mode and float32, with all of its weights.
 
     Raises:
@@ -133,7 +134,9 @@ def open_model(folder: str | Path) -> PreTrainedModel:
     model, info = kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of {architecture}, such as {sorted(info['missing_keys'])[0]}")
-    return model.eval()
+    module: nn.Module = model
+    module.to(device or "cpu").eval()
+    return model
 
 
 def image_processor_of(model: PreTrainedModel, task: FineTuningTask) -> BaseImageProcessor:

@@ -190,4 +190,4 @@ class _Reading:
         self.samples = samples
 
     def __getitem__(self, index: int) -> Sample:
-        return self.samples.read(index, self.samples.rows[index])  # type: ignore[index]
+        return self.samples.read(index, self.samples.rows[index])

@@ -114,7 +114,7 @@ class FineTuningTrainer(Trainer):
             self.preemption.sync_signal(int(self.accelerator.gather(number).max()))
         return super().training_step(*args, **kwargs)
 
-    def init_hf_repo(self, token: str | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Nothing: the repository is made when the folder is published."""
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:

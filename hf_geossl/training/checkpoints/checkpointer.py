@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.checkpoints.files import (
     STAGING,
     CheckpointError,
@@ -52,7 +51,7 @@ class Checkpointer:
         failed (`int`): Checkpoints that a full disk has prevented.
     """
 
-    def __init__(self, args: TeacherStudentTrainingArguments, accelerator: Accelerator) -> None:
+    def __init__(self, args: TrainingArguments, accelerator: Accelerator) -> None:
         self.args, self.accelerator = args, accelerator
         self.run_dir = Path(args.output_dir or ".")
         self.failed = 0

@@ -44,7 +44,7 @@ class ImageClassification(FineTuningTask):
 
     def make_metric(self, config: PreTrainedConfig) -> Accuracy:
         """See `FineTuningTask`."""
-        return Accuracy(config.num_labels)
+        return Accuracy(len(config.id2label or ()))
 
     def predictions(self, outputs: Any) -> torch.Tensor:
         """Logits `(batch, classes)`."""

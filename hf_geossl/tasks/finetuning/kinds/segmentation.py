@@ -50,7 +50,7 @@ class SemanticSegmentation(FineTuningTask):
 
     def make_metric(self, config: PreTrainedConfig) -> MeanIoU:
         """See `FineTuningTask`."""
-        return MeanIoU(config.num_labels, IGNORED)
+        return MeanIoU(len(config.id2label or ()), IGNORED)
 
     def predictions(self, outputs: Any) -> torch.Tensor:
         """Maps of classes `(batch, height, width)`."""
