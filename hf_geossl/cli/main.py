@@ -42,17 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a log file or a pipe gets each line when it is printed; what its encoding lacks (cp1252 on Windows) is escaped
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: geossl COMMAND ...\n\ncommands:")
-        for name, summary in COMMANDS.items():
-            print(f"  {name:10} {summary}")
-        print("\ngeossl COMMAND --help shows its arguments, geossl --version the version.")
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"geossl {__version__}")
-        return 0
     try:
-        return _command(arguments[0])(arguments[1:])
+        if arguments and arguments[0] not in ("-h", "--help", "--version"):
+            return _command(arguments[0])(arguments[1:])
+        print(f"geossl {__version__}" if arguments[:1] == ["--version"] else _usage())
+        return 0 if arguments else 2
     except BrokenPipeError:  # whoever reads, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -67,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, StrictDataclassError):
             return _fail(error.__cause__ or error)
         raise
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
+    return (
+        f"usage: geossl COMMAND ...\n\ncommands:\n{lines}\n\n"
+        "geossl COMMAND --help shows its arguments, geossl --version the version."
+    )
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

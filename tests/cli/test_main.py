@@ -146,9 +146,10 @@ sys.exit(main(["card"]))
     assert process.wait(timeout=30) == 3
 
 
-def test_a_reader_that_has_read_enough_is_no_error() -> None:
-    command = f"{sys.executable} -m hf_geossl.cli pretrain quickstart --help_all | head -n 1; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("words", ["pretrain quickstart --help_all", "--help"])
+def test_a_reader_that_has_read_enough_is_no_error(words: str) -> None:
+    command = f"{sys.executable} -m hf_geossl.cli {words} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0].startswith("usage: geossl pretrain")
+    assert done.stdout.splitlines()[0].startswith("usage: geossl ")
     assert done.stdout.splitlines()[1] in ("0", "141")
     assert done.stderr == ""
