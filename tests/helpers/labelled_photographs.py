@@ -40,13 +40,13 @@ def _paste(
 def write_labelled_photographs(folder: Path, train: int = 12, test: int = 6, side: int = 48) -> Path:
     """A folder of two splits whose `metadata.jsonl` has label, masks, depths and boxes of each image; the same for all calls."""
     generator = np.random.default_rng(0)
-    encoded = pieces(train + test, side)
-    for split, count, start in (("train", train, 0), ("test", test, train)):
+    different = list(dict.fromkeys(pieces(train + test, side)))
+    border = len(different) * train // (train + test)  # no piece is in both splits
+    for split, count, own in (("train", train, different[:border]), ("test", test, different[border:])):
         (folder / split).mkdir(parents=True)
         rows = []
-        for index in range(count):
-            kind = index % len(SHAPES)
-            photograph = Image.open(io.BytesIO(encoded[start + index])).convert("RGB")
+        for index, kind in enumerate(generator.permutation(np.arange(count) % len(SHAPES)).tolist()):
+            photograph = Image.open(io.BytesIO(own[index % len(own)])).convert("RGB")
             image, mask, box = _paste(photograph, kind, generator)
             name = f"{index:03d}"
             image.save(folder / split / f"{name}.png")
