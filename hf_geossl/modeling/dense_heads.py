@@ -358,7 +358,7 @@ class BoxDetector(nn.Module):
             as those of the labels. In training mode there are no detections.
         """
         image_list = torchvision_part("models.detection.image_list").ImageList
-        (height, width), count = pixel_values.shape[-2:], len(pixel_values)
+        (height, width), count = pixel_values.shape[-2:], pixel_values.shape[0]
         side = pixel_values.new_tensor([width, height, width, height], dtype=torch.float32)
         sizes, targets = [(height, width)] * count, None
         if self.training and labels is not None:

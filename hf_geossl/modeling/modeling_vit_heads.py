@@ -382,6 +382,6 @@ class ViTTrunkForObjectDetection(ViTTrunkForLabels):
 
 def check_map(labels: torch.Tensor | None, pixel_values: torch.Tensor) -> None:
     """Raises a `ValueError` for maps of labels of another size than their images."""
-    expected = (len(pixel_values), *pixel_values.shape[-2:])
+    expected = (pixel_values.shape[0], *pixel_values.shape[-2:])  # the number that `len` gives is fixed in an export
     if labels is not None and labels.shape != expected:
         raise ValueError(f"labels must have shape {expected}, the size of the images, got {tuple(labels.shape)}")

@@ -151,7 +151,10 @@ def test_numbers_reach_the_card(folder: Path) -> None:
     with model_files(folder, "user/name") as files:  # as `publish` sends them, without being told of the results
         card = files["README.md"]
         assert isinstance(card, bytes)
-        assert f"| knn | accuracy | {results['knn']['accuracy']:.4g} | scenes (test), 40 images |" in card.decode()
+        row = next(line for line in card.decode().splitlines() if line.startswith("| knn | accuracy |"))
+        low, high = results["knn"]["intervals"]["accuracy"]
+        assert f"| {results['knn']['accuracy']:.4g} (95 %: {low:.4g} to {high:.4g}; " in row
+        assert row.endswith("| scenes (test), 40 images |")
         assert first.command in card.decode()
         assert json.loads(files["results.json"])["knn"]["accuracy"] == results["knn"]["accuracy"]  # type: ignore[arg-type]
     low, high = results["knn"]["intervals"]["accuracy"]
