@@ -179,4 +179,4 @@ def test_a_snapshot_holds_what_was_published(hub: HubServer, answers: Any) -> No
     for name in METHODS:
         files = answers["remote"][0][name]["files"]
         assert files == sorted(hub.files(f"tester/{name}"))
-        assert sum(file.endswith(".py") for file in files) == 8  # of a trunk and heads for tasks: no code of pretraining
+        assert sum(file.endswith(".py") for file in files) == 8  # trunk and heads: no pretraining
