@@ -20,7 +20,7 @@ from hf_geossl.tasks.embedding.images import DatasetImages, Row
 from hf_geossl.tasks.embedding.inputs import ImageInputs, Picture
 from hf_geossl.tasks.embedding.tiles import Box, tile_boxes
 
-# what a user can mend keeps its type and message on the way from a worker
+# what a user can mend keeps its type and message when it comes from a worker
 _CLEAR_ERRORS = (ConnectionError, OSError, ValueError, TypeError)
 
 

@@ -135,7 +135,7 @@ def write_image_map(parts: Iterator[Pixels], kind: MapKind, image: OpenedImage, 
 
 
 class MapSketch:
-    """Turns predicted values into those of the file, part by part, and sketches them for the picture on the way.
+    """Turns predicted values into those of the file, part by part, and sketches them for the picture meanwhile.
 
     Args:
         model ([`TaskModel`]): of segmentation or depth.

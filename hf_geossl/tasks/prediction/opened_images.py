@@ -1,5 +1,6 @@
 """Images that are predicted: decoded whole, or TIFF files of any size of which windows are read."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _HEAD = 4096  # bytes from which a format is recognised
 
 
 @dataclass
-class OpenedImage:
+class OpenedImage(ABC):
     """An image, of which windows are read as a model takes them.
 
     Args:
@@ -56,8 +57,9 @@ class OpenedImage:
         self.preview.add(box, pixels)
         return pixels
 
+    @abstractmethod
     def _read(self, box: Box) -> np.ndarray:
-        raise NotImplementedError
+        """Reads a window."""
 
     def missing(self, box: Box) -> np.ndarray | None:
         """Which pixels of a window have no value, bool `(height, width)`; None where all have one."""
