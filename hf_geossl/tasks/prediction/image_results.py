@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -22,10 +22,12 @@ from hf_geossl.tasks.prediction.overlays import (
     with_legend,
 )
 from hf_geossl.tasks.prediction.predictors import predict_classes, predict_map, predict_objects
-from hf_geossl.tasks.prediction.records import Record, Records
 from hf_geossl.tasks.prediction.settings import PredictionSettings
 from hf_geossl.tasks.prediction.task_models import TaskModel
 from hf_geossl.tasks.prediction.tiling import Tiling
+
+if TYPE_CHECKING:  # the page of a Space, where datasets is not installed, shows predictions and records none
+    from hf_geossl.tasks.prediction.records import Record, Records
 
 Drawn = tuple[Image.Image, list[Entry]]  # a picture and its legend
 
@@ -39,9 +41,9 @@ def predict_image(
     tiling: Tiling | None,
     settings: PredictionSettings,
     name: str,
-    records: Records,
+    records: "Records",
     overlays: bool,
-) -> Record:
+) -> "Record":
     """Predicts an image, and writes its map and its picture.
 
     Args:
