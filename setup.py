@@ -67,6 +67,7 @@ setup(
         "huggingface_hub>=1.31,<3",
         "datasets>=5.2,<6",
         "accelerate>=1.10,<2",
+        "filelock>=3.10",  # as huggingface_hub asks for
         "numpy>=2.0",  # as pyarrow, which datasets brings, asks for
         "pillow>=10.1",
         "pyyaml>=6",

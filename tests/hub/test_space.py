@@ -25,7 +25,7 @@ from hf_geossl.modeling.image_format import ImageFormat
 from tests.helpers.golden import ROOT
 from tests.helpers.methods import METHODS
 
-NOT_NEEDED = {"accelerate", "datasets"}
+NOT_NEEDED = {"accelerate", "datasets", "filelock"}
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH"
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from hf_geossl.tasks.embedding.processes import Processes
 from hf_geossl.tasks.embedding.search import read_rows
 from hf_geossl.tasks.embedding.shards import Output, ShardFacts, ShardWriter, broken_file_of, is_complete
 from hf_geossl.tasks.embedding.tiles import Place
+from hf_geossl.tasks.output_lock import output_lock
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +146,14 @@ def embed(
     inputs = inputs_of(model, encoder, arguments)
     run = _Run(images, encoder, inputs, arguments, processes, on_progress)
     target = Output(path, run.settings())
-    to_do = not processes.rank and target.prepare(arguments.overwrite)
-    processes.wait()
-    if processes.rank:
-        to_do = target.parts.exists()
-    facts = run.make(target) if to_do else target.facts()
+    with ExitStack() as stack:
+        if not processes.rank and (arguments.overwrite or not target.is_there):
+            stack.enter_context(output_lock(path, target.lock_file))
+        to_do = not processes.rank and target.prepare(arguments.overwrite)
+        processes.wait()
+        if processes.rank:
+            to_do = target.parts.exists()
+        facts = run.make(target) if to_do else target.facts()
     files = target.files()
     rows = sum(pq.read_metadata(file).num_rows for file in files) if files else 0
     return Embedding(path, files, rows, facts, to_do, processes.rank, images, encoder, inputs, arguments)

@@ -147,7 +147,13 @@ class Output:
         self.is_file = path.suffix == ".parquet"
         self.parts = path.with_name(path.name + PARTS_ENDING)
         self._done = path.with_name(f".{path.name}{PARTS_ENDING}")
+        self.lock_file = path.with_name(f".{path.name}.lock")
         self.broken_file = broken_file_of(path)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether something lies at its place; whole, since it gets its name last."""
+        return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
 
     def prepare(self, overwrite: bool) -> bool:
         """Makes the folder of the shards, unless the table is complete.
@@ -164,7 +170,7 @@ class Output:
         shutil.rmtree(self._done, ignore_errors=True)
         if overwrite:
             self._delete()
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+        if self.is_there:
             self._compare(self._saved(), "was made")
             self._drop_parts()
             return False

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.notes import collect_notes, describe_counts
 from hf_geossl.data.wording import counted
+from hf_geossl.tasks.output_lock import output_lock
 from hf_geossl.tasks.prediction.image_results import predict_image
 from hf_geossl.tasks.prediction.opened_images import open_image
 from hf_geossl.tasks.prediction.records import Records, find_images, state_of
@@ -20,6 +21,7 @@ from hf_geossl.tasks.prediction.summaries import write_summaries
 from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model
 
 _STRONGLY = 4  # times that an image is scaled down, from which a line says so
+LOCK = ".predict.lock"
 _LOGGED = 10  # broken images that are named one by one
 
 
@@ -59,7 +61,7 @@ def predict_images(
         not be used and why.
 
     Raises:
-        ValueError: if there is no such model, or the folder holds predictions made otherwise.
+        ValueError: if there is no such model, the folder holds predictions made otherwise, or another process writes to it.
         FileNotFoundError: if there is no image.
     """
     settings = settings or PredictionSettings()
@@ -81,18 +83,19 @@ def predict_images(
         "overlays": overlays,
         "images": [str(Path(path).expanduser().resolve()) for path in given],  # of others, names may be the same
     }
-    records = Records(folder, described, overwrite)
-    before = [name for name, path in found.items() if records.is_done(name, path)]
-    if before:
-        say(f"{counted(len(before), 'image')} of {len(found)} predicted before, left as they are")
-    run = _Run(opened, records, settings, overlays, say)
-    with tqdm(total=len(found), initial=len(before), unit="img", disable=None) as bar:
-        for name, path in found.items():
-            if name not in before:
-                run.predict(name, path)
-                bar.update()
-    run.say_counts()
-    summary = write_summaries(opened, records, list(found), described, run.broken)
+    with output_lock(folder, folder / LOCK):
+        records = Records(folder, described, overwrite)
+        before = [name for name, path in found.items() if records.is_done(name, path)]
+        if before:
+            say(f"{counted(len(before), 'image')} of {len(found)} predicted before, left as they are")
+        run = _Run(opened, records, settings, overlays, say)
+        with tqdm(total=len(found), initial=len(before), unit="img", disable=None) as bar:
+            for name, path in found.items():
+                if name not in before:
+                    run.predict(name, path)
+                    bar.update()
+        run.say_counts()
+        summary = write_summaries(opened, records, list(found), described, run.broken)
     if not any(name in records.by_image for name in found):
         name, reason = next(iter(run.broken.items()))
         raise ValueError(f"none of {counted(len(found), 'image')} could be predicted, such as {name}: {reason}")

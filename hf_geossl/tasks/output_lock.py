@@ -1,0 +1,37 @@
+"""One process at a time writes to an output."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_PATIENCE = 6.0  # seconds; of a run that was killed, processes that decode may live for 5 more
+
+
+@contextmanager
+def output_lock(output: Path, lock_file: Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Keeps other processes from writing to an output, until the block or the process ends, however it ends.
+
+    Args:
+        output (`Path`): What is written, as people call it.
+        lock_file (`Path`): By which processes know of each other; it is there as long as the block runs.
+        patience (`float`, *optional*): Seconds to wait for another process.
+
+    Raises:
+        ValueError: If another process is writing.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file, timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{output} is being written by another process (it holds {lock_file}): wait for its end, or choose another output"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open: an empty one stays
+            lock_file.unlink()
+        lock.release()
