@@ -18,12 +18,14 @@ class Picture:
         caption (`str`): What it shows.
         maker (`str`): `"module:Class"` of the `RunPicture`.
         explanation (`str`): How to read it, for a card.
+        is_curve (`bool`): Whether it shows numbers over steps, and belongs below what the model does.
     """
 
     file: str
     caption: str
     maker: str
     explanation: str = ""
+    is_curve: bool = False
 
     def load(self) -> Any:
         """The class that makes it; its module is imported."""
@@ -35,17 +37,17 @@ FEATURES = Picture(
     "features.png",
     "Features before and after",
     "hf_geossl.training.pictures.base:FeaturePicture",
-    "Crops of training images; their patch features before training, turned towards those after, and after it, in the same "
-    "colours: the first three principal components of the latter.",
+    "Top: crops of images. Below: what the model makes of each square of them, before and after training; squares of like colour "
+    "are alike to it (the first three principal components after training, as red, green and blue).",
 )
 
 LEARNING_CURVE = Picture(
     "learning_curve.png",
     "Learning curve",
     "hf_geossl.training.pictures.learning_curve:LearningCurve",
-    "What the frozen features were good for while training, on the same images each time: accuracy of nearest neighbours and a "
-    "linear probe (where there are labels), of telling quarter turns, places and corresponding patches, and how many directions "
-    "they use. Dashed: random weights of the same architecture, a thumbnail of 12 x 12 pixels, guessing.",
+    "What the features were good for while training, measured on the same images each time. Dashed: the same model with random "
+    "weights, an image shrunk to 12 x 12 pixels, and guessing. A line that stays below its dashed ones has not been learned.",
+    is_curve=True,
 )
 
 
@@ -54,13 +56,14 @@ FINE_TUNING_CURVE = Picture(
     "fine_tuning_curve.png",
     "Fine-tuning",
     "hf_geossl.tasks.finetuning.curve:draw_curve",
-    "Loss and metric over the optimizer steps of the fine-tuning. Dashed: what trivial predictions reach.",
+    "Loss and metric over the steps of the fine-tuning. Dashed: what guessing reaches.",
+    is_curve=True,
 )
 FINE_TUNING_SAMPLES = Picture(
     "fine_tuning_samples.png",
     "Predictions",
     "hf_geossl.tasks.finetuning.measuring:picture_of",
-    "Some of the images that were measured, with their truth and what the model predicts.",
+    "Some of the images that were measured: the image, the truth, and what the model says.",
 )
 
 
@@ -120,6 +123,8 @@ class Method:
         pictures (`tuple[Picture, ...]`): What a run ends with.
         paper_title, paper_authors (`str`): Of the paper, for the citation on a card.
         summary (`str`): What the method trains features to be, in a sentence or two, for a card.
+        lesson (`str`): The same for people who know no paper: what a model practised, and what it therefore notices, as the rest
+            of a sentence that begins "It learned by".
         pooled (`str`): What `pooler_output` is.
         trained_fields (`tuple[str, ...]`): Configuration fields that say what was trained, for a card.
         card (`str`): `"module:function"` that adapts the `hub.method_card.MethodCard` to a configuration.
@@ -147,6 +152,7 @@ class Method:
     paper_title: str = ""
     paper_authors: str = ""
     summary: str = ""
+    lesson: str = ""
     pooled: str = "the mean of the patch tokens"
     trained_fields: tuple[str, ...] = ()
     card: str = ""
@@ -202,6 +208,10 @@ METHODS: dict[str, Method] = {
             "The teacher's targets are pooled where two crops overlap and turned with them, so features keep the geometry "
             "of images that are not centred on an object. The class token is not trained directly."
         ),
+        lesson=(
+            "finding the same spots in two crops of an image, of which each is turned, and telling how far: it keeps where in an "
+            "image something is and which way it points."
+        ),
         trained_fields=("correspondence_weight", "rotation_weight"),
         card="hf_geossl.hub.card_equicoherent:add_reconstruction",
         head_shows="the quarter turn that it predicts",
@@ -238,9 +248,8 @@ METHODS: dict[str, Method] = {
                 "positions.png",
                 "Where queries are found",
                 "hf_geossl.training.pictures.loca:PositionPicture",
-                "From left to right: a reference crop with a query outlined, the query, where its patches lie in the "
-                "reference, and where the student places them when all of the reference is visible. A patch keeps its "
-                "colour.",
+                "From left to right: an image with a piece outlined, the piece, where its squares lie in the image, and where "
+                "the model puts them. A square keeps its colour.",
             ),
         ),
         paper_title="Location-Aware Self-Supervised Transformers for Semantic Segmentation",
@@ -249,6 +258,7 @@ METHODS: dict[str, Method] = {
             "Patches of a query crop look at visible patches of a reference crop of the same image and learn where they lie "
             "in it, and which cluster the teacher puts that place in: features of places and of what is there."
         ),
+        lesson="finding where a small piece of an image belongs: it keeps where in an image something is.",
         trained_fields=(
             "location_target",
             "location_weight",
@@ -293,9 +303,9 @@ METHODS: dict[str, Method] = {
                 "reconstructions.png",
                 "Intermediate images, reconstructed",
                 "hf_geossl.training.pictures.equicoherent:ReconstructionPicture",
-                "For each image: another crop (v1), the image where the transformation begins (u), points along it and its "
-                "end (v2), and under them what the student's decoders reconstruct from v1 and v2, with its error beside "
-                "that of the mean image.",
+                "For each image: another crop (v1), the image where a transformation begins (u), points along it and its end "
+                "(v2), and under them what the model redraws from v1 and v2 alone, with its error beside that of the mean "
+                "image.",
             ),
         ),
         paper_title=(
@@ -308,6 +318,10 @@ METHODS: dict[str, Method] = {
         summary=(
             "Beside the loss of its host method it reconstructs the images between an image and its transformed state from "
             "a part of the patch features, which therefore keep what the transformation did."
+        ),
+        lesson=(
+            "redrawing the images on the way from one view of an image to another: it keeps how an image was moved, turned or "
+            "recoloured."
         ),
         pooled="the class token",
         trained_fields=("host", "split", "patch_features", "num_prototypes"),
@@ -327,6 +341,6 @@ TARGET_FAMILIES = ("dinov2", "dinov3", "vit", "deit", "ijepa", "clip", "siglip",
 
 
 def run_pictures() -> dict[str, Picture]:
-    """The pictures that runs end with, of all methods, by file."""
+    """The pictures that runs end with, of all methods, by file; what is to be looked at first comes first."""
     own = [picture for method in METHODS.values() for picture in method.pictures]
-    return {picture.file: picture for picture in (LEARNING_CURVE, FINE_TUNING_CURVE, FINE_TUNING_SAMPLES, *own)}
+    return {picture.file: picture for picture in (FINE_TUNING_SAMPLES, *own, LEARNING_CURVE, FINE_TUNING_CURVE)}

@@ -116,6 +116,7 @@ def _convert_source(options: Namespace) -> None:
         model.save_pretrained(output, max_shard_size=MAX_SHARD_SIZE)
         processor = make_image_processor(model.config.image_height_width, mean, std, model.config.get_image_format())
         processor.save_pretrained(output)
+        _describe(output, trunk.name, trunk.family)
         opens = f'AutoModel.from_pretrained("{output}", trust_remote_code=True)'
     print(f"converted {trunk.name} ({trunk.family}) to {output}: {opens}")
 
@@ -142,7 +143,18 @@ def _convert_kind(options: Namespace) -> None:
     else:
         model.save_pretrained(output)
         processor.save_pretrained(output)
+    if method.name != kind:
+        _describe(output, Path(file).name, kind)
     print(f'converted to {output}: AutoModel.from_pretrained("{output}", trust_remote_code=True)')
+
+
+def _describe(output: str, name: str, family: str) -> None:
+    """Writes where the weights come from, for the card: nothing of this library trained them."""
+    from hf_geossl.hub.run_record import installed_versions, write_record
+
+    if family in METHODS:
+        return
+    write_record({"converted_from": f"{name} ({family})", "versions": installed_versions()}, Path(output))
 
 
 def _choose_weights(asked: str | None, converter: Converter) -> str | None:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hf_geossl.evaluation.registry import ABOUT, FAILED
 from hf_geossl.evaluation.results import numbers
 from hf_geossl.evaluation.settings import QUICK_MEANING
+from hf_geossl.hub.headlines import lower_is_better
 from hf_geossl.hub.redaction import escape_markdown, redact_values
 
-_LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _PNG = b"\x89PNG\r\n\x1a\n"
 # models whose numbers may be set against each other have been measured alike in these
 _COMPARABLE = (
@@ -68,11 +67,6 @@ class Number:
     interval: tuple[float, float] | None
     floors: Mapping[str, float]
     best: bool = False
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better, by its name."""
-    return _LOWER.search(metric) is not None
 
 
 def read_measured(files: Sequence[str | Path]) -> list[Measured]:

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoConfig, PreTrainedConfig
 
+from hf_geossl.hub.headlines import GUESSING, RANDOM, THUMBNAIL, headlines
 from hf_geossl.hub.method_card import MethodCard, method_card
 from hf_geossl.hub.redaction import as_code, escape_markdown, find_secret
 from hf_geossl.hub.results import Result, held_out_results, measured_results, model_index, read_results
@@ -79,12 +80,24 @@ def render_card(
     pretraining = _architecture(config).endswith("ForPreTraining")
     fields = (*_TRUNK_FIELDS, *(method.fields if record or pretraining else ()))
     rows = {field.replace("_", " "): str(getattr(config, field)) for field in fields}
+    pictures = [picture for file, picture in run_pictures().items() if (folder / file).is_file()]
+    top = headlines(results, record)
+    reached = {column for row in top for column in row.floors}
     return sign_card(
         environment.get_template("card.md.jinja").render(
             metadata=_metadata(config, method, name, record, [*held_out, *results], license),
+            title=_as_name(name).rpartition("/")[2],
             method=method,
             config=config,
             name=_as_name(name),
+            rgb8=config.get_image_format().is_rgb8,
+            trained="steps" in record or "weights" in record,
+            trained_on=re.sub(r" \((scenes|folder|hub|parquet|webdataset|photographs)\)$", "", record.get("data", "")),
+            started_from=record.get("init_from") or record.get("base_model"),
+            converted_from=record.get("converted_from"),
+            headlines=top,
+            columns=[column for column in (RANDOM, THUMBNAIL, GUESSING) if column in reached],
+            measured_on=_measured_on(results, record),
             labels=[config.id2label[index] for index in sorted(config.id2label)],
             auto_class=auto_class,
             head=head,
@@ -92,7 +105,8 @@ def render_card(
             with_heads=with_heads or pretraining,
             image_size=height if height == width else (height, width),
             rows=_rows(record, rows, weights_dtypes(folder)),
-            pictures=[picture for file, picture in run_pictures().items() if (folder / file).is_file()],
+            pictures=pictures,
+            lead=next((picture for picture in pictures if not picture.is_curve), None),
             record=record,
             held_out=held_out,
             results=list(results),
@@ -174,6 +188,15 @@ def keep_written(folder_name: str, rendered: str, written: Mapping[str, str | No
     return rendered
 
 
+def _measured_on(results: Sequence[Result], record: Mapping[str, Any]) -> str:
+    """What the numbers at the top were measured on, as the end of a sentence."""
+    if results:
+        return "; ".join(dict.fromkeys(result.data for result in results if result.data)) or "data that is not named"
+    instruments = record.get("instruments", {})
+    data = f" of {instruments['data']}" if instruments.get("data") else " of the run"
+    return f"{instruments.get('images')} images{data}, after step {instruments.get('step')}"
+
+
 def _rows(record: Mapping[str, Any], fields: Mapping[str, str], dtypes: Sequence[str]) -> dict[str, str]:
     """The rows of the table of a model; what the record of its run does not say is left out."""
     step, steps = record.get("weights_step"), record.get("steps")
@@ -181,6 +204,7 @@ def _rows(record: Mapping[str, Any], fields: Mapping[str, str], dtypes: Sequence
     other_step = f"of optimizer step {step}, the best checkpoint's" if step not in (None, steps) else None
     run = {
         "data": record.get("data"),
+        "converted from": record.get("converted_from"),
         "started from": record.get("init_from") or record.get("base_model"),
         "trained of the trunk": record.get("trained_of_trunk"),
         "optimizer steps": steps,

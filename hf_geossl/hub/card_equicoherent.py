@@ -53,7 +53,8 @@ def describe_host(card: MethodCard, config: PreTrainedConfig) -> MethodCard:
     card = replace(card, tags=(config.host,), teacher=config.host not in _WITHOUT_TEACHER)
     if config.num_decoders:
         return replace(card, host=host, fields=(*card.fields, "transformation", *_TASK_FIELDS))
-    return replace(card, paper=host, about=f"{host.name} alone, as a baseline: no image is reconstructed.")
+    about = f"{host.name} alone, as a baseline: no image is reconstructed."
+    return replace(card, paper=host, about=about, lesson="saying the same of several views of one image.")
 
 
 def add_reconstruction(card: MethodCard, config: PreTrainedConfig) -> MethodCard:

@@ -39,6 +39,7 @@ class MethodCard:
     Args:
         paper (`Paper`): Of the method.
         about (`str`): What it trains features to be.
+        lesson (`str`): The same for people who know no paper, as the rest of "It learned by".
         pooled (`str`): What `pooler_output` is.
         fields (`tuple[str, ...]`): Configuration fields that say what was trained.
         host (`Paper`, *optional*): Of the method whose loss it is trained beside.
@@ -48,6 +49,7 @@ class MethodCard:
 
     paper: Paper
     about: str
+    lesson: str
     pooled: str
     fields: tuple[str, ...]
     host: Paper | None = None
@@ -71,5 +73,5 @@ def method_card(config: PreTrainedConfig) -> MethodCard:
     """
     method = METHODS[config.model_type]
     paper = Paper(method.title, method.arxiv, method.paper_title, method.paper_authors)
-    card = MethodCard(paper, method.summary, method.pooled, method.trained_fields)
+    card = MethodCard(paper, method.summary, method.lesson, method.pooled, method.trained_fields)
     return method.load("card")(card, config) if method.card else card

@@ -403,7 +403,7 @@ def test_a_card_keeps_its_own_numbers_and_names_and_takes_the_licence_given(hub:
     assert card.data.license == "apache-2.0"
     assert 0.41 in [entry.metric_value for entry in card.data.eval_results]
     assert 'from_pretrained("bert-base-uncased")\nAutoModel.from_pretrained("tester/m")' in card.text
-    assert "## Measured on held-out images" in card.text  # the metadata claims nothing that the text does not show
+    assert "Measured on held-out images" in card.text  # the metadata claims nothing that the text does not show
     (run / "README.md").write_text("---\na: [\n---\n# Mine\n")
     with pytest.raises(ValueError, match="metadata at the top of README.md is not YAML"):
         publish(run, "tester/m")

@@ -566,7 +566,7 @@ def test_run_leaves_a_model_and_a_card(images: Any, tmp_path: Path) -> None:
     assert (config["host"], config["transformation"]) == ("dinov2", "rotation")
     card, last = (folder / "README.md").read_text(), _logged(trainer)[-1]
     for fact in (
-        "# EquiCoherent ViT, 32 wide, 2 deep",
+        "It learned without labels",
         "The teacher trunk",
         "`(batch, 1 + patches, 32)`, class token first; `outputs.pooler_output` is the class token",
         "| host | dinov2 |",

@@ -244,7 +244,7 @@ def test_run_leaves_model_card_and_pictures(images: Any, tmp_path: Path) -> None
     assert torch.equal(features, trainer.model.teacher.loca.eval()(pixels).last_hidden_state)
     card, last = (tmp_path / "README.md").read_text(), _logged(trainer)[-1]
     for fact in (
-        "# LOCA ViT, 32 wide, 2 deep",
+        "by finding where a small piece of an image belongs",
         "`(batch, patches, 32)`, the patches in raster order without a class token",
         "| weight decay | 0.1 |",
         "| teacher momentum | 0.5 to 1 |",

@@ -1,5 +1,6 @@
 """The record of a run, in plain values for its card: what it was trained on, how, and what was measured."""
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
+from hf_geossl.training.monitors.instruments import INSTRUMENTS
 from hf_geossl.training.parts import TrainerParts
 from hf_geossl.training.progress import describe_stream
 from hf_geossl.views.base import Views
@@ -72,6 +74,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "command": run.command,
         "losses": measured_losses(state.log_history, run.metrics),
         "held_out": _held_out(run),
+        "instruments": _instruments(run),
         "versions": installed_versions(),
     }
 
@@ -111,6 +114,40 @@ def _held_out(run: Run) -> dict[str, Any] | None:
         "step": last["step"],
         "values": {name[5:]: {"measured": last[name], "chance": chances.get(name[5:])} for name in names},
     }
+
+
+def _instruments(run: Run) -> dict[str, Any] | None:
+    """The accuracies that the instruments have measured of the exported weights, or last, each with interval and floors."""
+    probes = run.parts.probes
+    read = [entry for entry in run.state.log_history if "rankme" in entry and entry["step"] <= _weights_step(run)]
+    if not read or not probes.floors:
+        return None
+    last, images = read[-1], probes.count if probes.labelled is None else len(probes.labelled.images)
+    return {
+        "images": images,
+        "data": probes.labelled.name if probes.labelled is not None else None,
+        "step": last["step"],
+        "values": {
+            name: {
+                "measured": last[name],
+                "interval": wilson_interval(last[name], images),
+                "floors": dict(probes.floors[name]),
+            }
+            for name in INSTRUMENTS
+            if name in last and name.endswith("_accuracy")
+        },
+    }
+
+
+def wilson_interval(share: float, images: int) -> list[float]:
+    """The 95 % interval of a share: Wilson's, over images.
+
+    Where an image has several answers (each square, each turn) it is wider than it need be: no mean of shares varies more than
+    that of whole answers.
+    """
+    z = 1.959964
+    center, spread = share + z * z / (2 * images), z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    return [(center + sign * spread) / (1 + z * z / images) for sign in (-1, 1)]
 
 
 def _hardware(args: TeacherStudentTrainingArguments) -> str:

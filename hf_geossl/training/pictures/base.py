@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -168,13 +168,13 @@ class FeaturePicture(RunPicture):
         before = turned_towards(stored["before"], after)
         painted = [(colors.paint(features) * 255).round().byte() for features in (before, after)]
         sampling = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.BILINEAR
-        titles = ("input", "features before training, in the colours of those after", f"features after {step} steps")
-        width, head = SIDE + GAP, 20
+        titles = ("images", "features before training, in the colours of those after", f"features after {step} steps")
+        width, head = SIDE + GAP, 30
         sheet = Image.new("RGB", (width * len(shown) + GAP, (width + head) * 3 + GAP), "white")
         draw = ImageDraw.Draw(sheet)
         for row, (title, pictures, method) in enumerate(zip(titles, (shown, *painted), sampling, strict=True)):
             top = GAP + row * (width + head)
-            draw.text((GAP, top + 3), title, fill="black")
+            draw.text((GAP, top + 5), title, fill="black", font=ImageFont.load_default(17))
             for column, picture in enumerate(pictures):
                 large = Image.fromarray(picture.numpy()).resize((SIDE, SIDE), method)
                 sheet.paste(large, (GAP + column * width, top + head))

@@ -93,8 +93,8 @@ def test_features_that_training_did_not_change_keep_their_colours(tmp_path: Path
     def rows() -> tuple[np.ndarray, np.ndarray]:
         sheet = picture.draw(model, 1)
         assert sheet is not None
-        height = SIDE + GAP + 20
-        below = [np.asarray(sheet)[GAP + row * height + 20 :][:SIDE].astype(int) for row in (1, 2)]
+        height = SIDE + GAP + 30
+        below = [np.asarray(sheet)[GAP + row * height + 30 :][:SIDE].astype(int) for row in (1, 2)]
         return below[0], below[1]
 
     before, after = rows()
