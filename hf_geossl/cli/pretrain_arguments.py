@@ -132,6 +132,8 @@ def parse_pretrain(argv: Sequence[str]) -> Pretraining:
     of_user = _read(parser, argv[1:])
     defaults = {argument.name: argument.default for argument in arguments}
     of_recipe, left_out = yield_to(of_user, of_recipe, recipe.name, defaults)
+    of_recipe, fitted = _fit_heads(of_user, of_recipe, recipe.name)
+    left_out += fitted
     left_out += _unused(of_user, of_recipe)
     values = {"output_dir": f"geossl-{recipe.name}", **_without_taken_back({**of_recipe, **of_user})}
     given: dict[str, dict[str, Any]] = {
@@ -186,6 +188,28 @@ def yield_to(
             advice = "; --eval_dataset names held-out images to measure on" if "eval_dataset" in yielding else ""
             left_out.append(f"--{name} is given, so {recipe}'s {', '.join(values)} {verb} left out{advice}")
     return remaining, tuple(left_out)
+
+
+def _fit_heads(
+    of_user: Mapping[str, Value], of_recipe: Mapping[str, Value], recipe: str
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """Replaces a recipe's number of heads where it does not divide the user's width: heads as wide as the recipe's, about."""
+    width, theirs, heads = (
+        values.get(name)
+        for values, name in (
+            (of_user, "hidden_size"),
+            (of_recipe, "hidden_size"),
+            ({**of_recipe, **of_user}, "num_attention_heads"),
+        )
+    )
+    if not isinstance(width, int) or not isinstance(theirs, int) or not isinstance(heads, int):
+        return dict(of_recipe), ()
+    if "num_attention_heads" in of_user or width < 1 or heads < 1 or width % heads == 0:
+        return dict(of_recipe), ()
+    wanted = width * heads / theirs
+    fitting = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - wanted))
+    said = f"--hidden_size {width} is given, which {recipe}'s num_attention_heads={heads} does not divide: it is {fitting}"
+    return {**of_recipe, "num_attention_heads": fitting}, (said,)
 
 
 def _unused(of_user: Mapping[str, Value], of_recipe: Mapping[str, Value]) -> tuple[str, ...]:

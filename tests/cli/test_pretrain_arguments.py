@@ -181,3 +181,14 @@ def test_every_argument_can_be_taken_back() -> None:
 def test_the_model_to_start_from_and_its_arguments_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="--hidden_size is part of the model that --model_name_or_path names"):
         parse_pretrain(["quickstart", "--model_name_or_path", "a/b", "--hidden_size", "8"])
+
+
+def test_heads_of_a_recipe_yield_to_a_width_that_they_do_not_divide():
+    given = parse_pretrain(["quickstart", "--hidden_size", "32"])
+    assert given.model["num_attention_heads"] == 1  # the recipe's are 96 / 3 = 32 wide
+    assert given.left_out == (
+        "--hidden_size 32 is given, which quickstart's num_attention_heads=3 does not divide: it is 1",
+    )
+    assert parse_pretrain(["quickstart", "--hidden_size", "192"]).model["num_attention_heads"] == 3
+    both = parse_pretrain(["quickstart", "--hidden_size", "32", "--num_attention_heads", "3"])
+    assert both.model["num_attention_heads"] == 3 and both.left_out == ()
