@@ -13,7 +13,6 @@ from .configuration_loca import LOCAConfig
 from .modeling_vit import (
     GeometricViTPreTrainedModel,
     ViTAttentionBase,
-    ViTEmbeddings,
     ViTEncoder,
     ViTMLP,
     init_extra_tokens,
@@ -27,7 +26,7 @@ from .modeling_vit_heads import (
     ViTTrunkForSemanticSegmentation,
     ViTTrunkModel,
 )
-from .positions import ViTPatchEmbeddings
+from .positions import ViTEmbeddings, ViTPatchEmbeddings
 
 _TRUNCATION = 0.87962566103423978  # standard deviation of a unit normal cut off at 2
 

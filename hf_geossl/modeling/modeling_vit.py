@@ -1,6 +1,6 @@
-"""The vision transformer trunk that all methods share: embeddings, attention, layer, encoder."""
+"""The vision transformer trunk that all methods share: attention, layer, encoder, and the base of all models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, ClassVar, Unpack, cast
 
@@ -11,101 +11,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import TransformersKwargs
 
 from .configuration_vit import GeometricViTConfig
-from .positions import Rotation, ViTPatchEmbeddings, ViTRotaryPositions, resample_positions, rotate
-
-
-class ViTEmbeddings(nn.Module):
-    """Patch tokens with positions, class token and registers before them, for any image size divisible by the patch."""
-
-    def __init__(self, config: GeometricViTConfig) -> None:
-        super().__init__()
-        height, width = config.image_height_width
-        self.grid_size = (height // config.patch_size, width // config.patch_size)
-        self.position_interpolation = config.position_interpolation
-        self.position_interpolation_offset = config.position_interpolation_offset
-        self.patch_embeddings = ViTPatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
-        registers = config.num_register_tokens
-        self.register_tokens = nn.Parameter(torch.zeros(1, registers, config.hidden_size)) if registers else None
-        self.mask_token: nn.Parameter | None = None
-        if config.use_mask_token:
-            self.add_mask_token()
-        self.num_class_tokens = int(config.use_class_token)
-        self.num_prefix_tokens = self.num_class_tokens + registers  # what precedes the patch tokens
-        self.position_embeddings: nn.Parameter | None = None
-        self.rotary: ViTRotaryPositions | None = None
-        if config.position_embedding_type == "rope":
-            self.rotary = ViTRotaryPositions(config)
-        else:
-            num_positions = self.num_class_tokens + self.grid_size[0] * self.grid_size[1]
-            self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.embedding_norm else None
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        kept_tokens: torch.Tensor | None = None,
-        use_positions: bool = True,
-        bool_masked_pos: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Maps `(batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers, patches.
-
-        `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
-        `use_positions=False` adds none; `bool_masked_pos (batch, patches)` puts the mask token in the place of patches.
-        """
-        tokens = self.patch_embeddings(pixel_values)  # (B, h, w, D)
-        if bool_masked_pos is not None:
-            tokens = self._mask(tokens, bool_masked_pos)
-        positions = self.position_embeddings if use_positions else None
-        if positions is not None:
-            tokens = tokens + resample_positions(
-                positions[0, self.num_class_tokens :].unflatten(0, self.grid_size),
-                tokens.shape[1],
-                tokens.shape[2],
-                self.position_interpolation_offset,
-                self.position_interpolation,
-            )
-        tokens = tokens.flatten(1, 2)
-        if kept_tokens is not None:
-            tokens = tokens[:, kept_tokens]
-        prefix = []
-        if self.cls_token is not None:
-            prefix.append(self.cls_token if positions is None else self.cls_token + positions[:, :1])
-        if self.register_tokens is not None:
-            prefix.append(self.register_tokens)
-        if prefix:  # shape[0], not len(), which would fix the batch size of an exported model
-            tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
-        tokens = tokens.contiguous()  # without prefix they lie as the convolution left them, channels first
-        return tokens if self.norm is None else self.norm(tokens)
-
-    def rotation(self, pixel_values: torch.Tensor, kept_tokens: torch.Tensor | None = None) -> Rotation | None:
-        """What attention rotates the patch tokens of these images by; None where positions are added instead."""
-        if self.rotary is None:
-            return None
-        rows, columns = (side // self.patch_embeddings.patch_size for side in pixel_values.shape[-2:])
-        return self.rotary(rows, columns, kept_tokens, pixel_values.device)
-
-    def add_mask_token(self) -> None:
-        """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class has one."""
-        if self.mask_token is None:
-            self.mask_token = nn.Parameter(torch.zeros(1, self.patch_embeddings.out_channels))
-
-    def _mask(self, tokens: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
-        """Puts the mask token in the place of some of `tokens (batch, rows, columns, hidden_size)`."""
-        batch_size, rows, columns, _ = tokens.shape
-        if self.mask_token is None:
-            raise ValueError("bool_masked_pos needs a mask token: set use_mask_token=True in the configuration")
-        if bool_masked_pos.shape != (batch_size, rows * columns) or bool_masked_pos.dtype != torch.bool:
-            raise ValueError(
-                f"bool_masked_pos must be bool of shape {(batch_size, rows * columns)}, got {bool_masked_pos.dtype} of "
-                f"{tuple(bool_masked_pos.shape)}"
-            )
-        masked = bool_masked_pos.view(batch_size, rows, columns, 1)
-        return torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
+from .positions import Rotation, ViTEmbeddings, rotate
 
 
 def eager_attention_forward(
@@ -173,9 +82,16 @@ class ViTAttention(ViTAttentionBase):
         self.value_bias = nn.Parameter(torch.zeros(width)) if without_key else None
 
     def forward(
-        self, hidden_states: torch.Tensor, rotation: Rotation | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        rotation: Rotation | None = None,
+        attentions: list[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None."""
+        """Maps `(batch, tokens, hidden_size)` to the same shape; also returns `(batch, heads, tokens, tokens)` or None.
+
+        Where a list of `attentions` is given, it gets these weights too.
+        """
         projected = self.qkv(hidden_states)
         if self.query_bias is not None and self.value_bias is not None:
             bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
@@ -183,7 +99,10 @@ class ViTAttention(ViTAttentionBase):
         query, key, value = self.split_heads(projected, 3)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        return self.attend(query, key, value, **kwargs)
+        output, weights = self.attend(query, key, value, **kwargs)
+        if attentions is not None and weights is not None:
+            attentions.append(weights)
+        return output, weights
 
 
 class ViTMLP(nn.Module):
@@ -306,7 +225,6 @@ class GeometricViTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": ViTLayer, "attentions": ViTAttention}
     _input_embed_layer = "patch_embeddings"
     auto_map: ClassVar[dict[str, str]] = {}
     pools_class_token: ClassVar[bool] = False  # whether `pooler_output` is the class token, not the mean patch token
@@ -390,10 +308,47 @@ class ViTEncoder(GeometricViTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
-        """Runs the layers over `hidden_states (batch, tokens, hidden_size)`."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Runs the layers over tokens.
+
+        What is asked for is collected here: the hooks by which transformers does it are local functions, which no pickle
+        holds, and which the first call makes, where torch.compile cannot.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, tokens, hidden_size)`): The embeddings.
+            output_hidden_states (`bool` or numbers, *optional*): Whether the embeddings and what each layer makes of them are
+                given too; or those of these numbers alone, with None in the place of others.
+            output_attentions (`bool`, *optional*): Whether weights `(batch, heads, tokens, tokens)` of the layers are given
+                too; "eager" attention alone has them. Both as the configuration says by default.
+        """
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        attentions: list[torch.Tensor] = []
+        recording = {"attentions": attentions, "output_attentions": True} if with_attentions else {}
+        states = [hidden_states]
         for layer in self.layer:
-            hidden_states = layer(hidden_states, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+            hidden_states = layer(hidden_states, **recording, **kwargs)
+            if asked:
+                states.append(hidden_states)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=select_states(states, asked),
+            attentions=tuple(attentions) if with_attentions else None,
+        )
+
+
+def select_states(
+    states: Sequence[torch.Tensor], asked: bool | int | Sequence[int] | None
+) -> tuple[torch.Tensor | None, ...] | None:
+    """All hidden states, or those of the numbers asked for with None in the place of others, as transformers gives them."""
+    if not asked or asked is True:
+        return tuple(states) if asked else None
+    count = len(states)
+    chosen = {number % count for number in ([asked] if isinstance(asked, int) else asked) if -count <= number < count}
+    return tuple(state if number in chosen else None for number, state in enumerate(states))

@@ -21,7 +21,6 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_vit import GeometricViTConfig
 from .dense_heads import (
@@ -34,7 +33,8 @@ from .dense_heads import (
     silog_loss,
     upsample,
 )
-from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEmbeddings, ViTEncoder
+from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEncoder, select_states
+from .positions import ViTEmbeddings
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class ViTTrunkModel(ViTTrunk):
         outputs: Any = self(pixel_values, output_hidden_states=True, **kwargs)
         chosen = [outputs.hidden_states[layer + 1] for layer in layers_of_maps(self.config.num_hidden_layers)]
         maps = [self.to_maps(states[:, self.embeddings.num_prefix_tokens :], pixel_values) for states in chosen]
-        return (outputs if asked else replace(outputs, hidden_states=None)), maps
+        return replace(outputs, hidden_states=select_states(outputs.hidden_states, asked)), maps
 
     def disable_drop_path(self) -> None:
         """Turns stochastic depth off for good, as teachers have none."""
@@ -208,10 +208,6 @@ class ViTTrunkForLabels(GeometricViTPreTrainedModel):
         self.num_labels = config.num_labels or 0
         setattr(self, self.base_model_prefix, self.trunk_class(config))
 
-    def capture_layers(self) -> None:
-        """Lets the encoder give its hidden states from the first call on, as backbones do: torch.compile cannot trace how it begins to."""
-        maybe_install_capturing_hooks(cast(ViTTrunk, self.base_model).encoder)
-
 
 class ViTTrunkForImageClassification(ViTTrunkForLabels):
     """The trunk's `pooler_output`, layer norm, linear classifier."""
@@ -254,7 +250,6 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
         if config.decoder_type == "upernet":
             channels = config.decoder_channels or 64
             self.decoder = UPerNetDecoder(config.hidden_size, self.num_labels, channels, (1, 2, 3, 6), channels)
-            self.capture_layers()
         else:
             self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -308,7 +303,6 @@ class ViTTrunkForDepthEstimation(ViTTrunkForLabels):
             channels = config.decoder_channels or 32
             sizes = [3 * channels * scale // 4 for scale in (1, 2, 4, 8)]
             self.decoder = DPTDecoder(config.hidden_size, sizes, channels)
-            self.capture_layers()
         self.post_init()
 
     @can_return_tuple

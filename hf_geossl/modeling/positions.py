@@ -1,4 +1,4 @@
-"""Patches of images and where they lie: learned tables, resampled to other grids, and rotations of queries and keys (RoPE)."""
+"""From images to tokens: patches, where they lie (learned tables, resampled to other grids; RoPE), class token and registers."""
 
 import math
 from typing import Any
@@ -157,3 +157,93 @@ def rotate(tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     first, second = patches.chunk(2, dim=3)
     turned = torch.cat([-second, first], dim=3)
     return torch.cat([prefix, patches * cosines + turned * sines], dim=2)
+
+
+class ViTEmbeddings(nn.Module):
+    """Patch tokens with positions, class token and registers before them, for any image size divisible by the patch."""
+
+    def __init__(self, config: GeometricViTConfig) -> None:
+        super().__init__()
+        height, width = config.image_height_width
+        self.grid_size = (height // config.patch_size, width // config.patch_size)
+        self.position_interpolation = config.position_interpolation
+        self.position_interpolation_offset = config.position_interpolation_offset
+        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
+        registers = config.num_register_tokens
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, config.hidden_size)) if registers else None
+        self.mask_token: nn.Parameter | None = None
+        if config.use_mask_token:
+            self.add_mask_token()
+        self.num_class_tokens = int(config.use_class_token)
+        self.num_prefix_tokens = self.num_class_tokens + registers  # what precedes the patch tokens
+        self.position_embeddings: nn.Parameter | None = None
+        self.rotary: ViTRotaryPositions | None = None
+        if config.position_embedding_type == "rope":
+            self.rotary = ViTRotaryPositions(config)
+        else:
+            num_positions = self.num_class_tokens + self.grid_size[0] * self.grid_size[1]
+            self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.embedding_norm else None
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        kept_tokens: torch.Tensor | None = None,
+        use_positions: bool = True,
+        bool_masked_pos: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Maps `(batch, channels, height, width)` to `(batch, tokens, hidden_size)`: class token, registers, patches.
+
+        `kept_tokens (kept,)`, raster indices, leaves the other patch tokens out after positions are added;
+        `use_positions=False` adds none; `bool_masked_pos (batch, patches)` puts the mask token in the place of patches.
+        """
+        tokens = self.patch_embeddings(pixel_values)  # (B, h, w, D)
+        if bool_masked_pos is not None:
+            tokens = self._mask(tokens, bool_masked_pos)
+        positions = self.position_embeddings if use_positions else None
+        if positions is not None:
+            tokens = tokens + resample_positions(
+                positions[0, self.num_class_tokens :].unflatten(0, self.grid_size),
+                tokens.shape[1],
+                tokens.shape[2],
+                self.position_interpolation_offset,
+                self.position_interpolation,
+            )
+        tokens = tokens.flatten(1, 2)
+        if kept_tokens is not None:
+            tokens = tokens[:, kept_tokens]
+        prefix = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token if positions is None else self.cls_token + positions[:, :1])
+        if self.register_tokens is not None:
+            prefix.append(self.register_tokens)
+        if prefix:  # shape[0], not len(), which would fix the batch size of an exported model
+            tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
+        tokens = tokens.contiguous()  # without prefix they lie as the convolution left them, channels first
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def rotation(self, pixel_values: torch.Tensor, kept_tokens: torch.Tensor | None = None) -> Rotation | None:
+        """What attention rotates the patch tokens of these images by; None where positions are added instead."""
+        if self.rotary is None:
+            return None
+        rows, columns = (side // self.patch_embeddings.patch_size for side in pixel_values.shape[-2:])
+        return self.rotary(rows, columns, kept_tokens, pixel_values.device)
+
+    def add_mask_token(self) -> None:
+        """Gives the embeddings a mask token, where they have none; for pretraining, so that no other class has one."""
+        if self.mask_token is None:
+            self.mask_token = nn.Parameter(torch.zeros(1, self.patch_embeddings.out_channels))
+
+    def _mask(self, tokens: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
+        """Puts the mask token in the place of some of `tokens (batch, rows, columns, hidden_size)`."""
+        batch_size, rows, columns, _ = tokens.shape
+        if self.mask_token is None:
+            raise ValueError("bool_masked_pos needs a mask token: set use_mask_token=True in the configuration")
+        if bool_masked_pos.shape != (batch_size, rows * columns) or bool_masked_pos.dtype != torch.bool:
+            raise ValueError(
+                f"bool_masked_pos must be bool of shape {(batch_size, rows * columns)}, got {bool_masked_pos.dtype} of "
+                f"{tuple(bool_masked_pos.shape)}"
+            )
+        masked = bool_masked_pos.view(batch_size, rows, columns, 1)
+        return torch.where(masked, self.mask_token.to(tokens.dtype), tokens)

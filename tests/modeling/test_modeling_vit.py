@@ -192,6 +192,9 @@ def test_hidden_states_and_attentions(method: Method) -> None:
     assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 2, tokens, tokens)] * 4
     for weights in outputs.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, tokens))
+    some = model(pixels, output_hidden_states=[0, -1]).hidden_states
+    assert [number for number, state in enumerate(some) if state is not None] == [0, 4]
+    assert torch.equal(some[4], outputs.hidden_states[4])
     plain = model(pixels)
     assert plain.hidden_states is None
     assert plain.attentions is None

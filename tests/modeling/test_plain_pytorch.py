@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,29 @@ def test_dynamic_quantisation_finds_every_linear_layer(method: Method, kind: str
     found, expected = (torch.stack(list(outputs[name])) for outputs in (found, expected))
     error = (found - expected).norm() / expected.norm()
     assert 0 < error < 0.05  # 8 bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder"),
+    [
+        *((name, None) for name in ("Model", "Backbone", "ForImageClassification", "ForPreTraining")),
+        ("ForSemanticSegmentation", "upernet"),
+        ("ForDepthEstimation", "dpt"),
+        ("ForObjectDetection", None),
+    ],
+)
+def test_a_model_that_captured_its_layers_is_copied_and_pickled_whole(kind: str, decoder: str | None) -> None:
+    """transformers captures by hooks that are local functions, in backbones and dense heads from the first call on."""
+    method = METHODS["gtsa"]
+    model = method.model(kind, 0.05, num_hidden_layers=2, num_labels=3, decoder_type=decoder)
+    trunk, pixels = model if kind in ("Model", "Backbone") else model.base_model, images(2, 3, 40, 24)
+    outputs = trunk(pixels, output_hidden_states=True)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        trunk = copied if kind in ("Model", "Backbone") else copied.base_model
+        for _ in range(2):
+            found = trunk(pixels, output_hidden_states=True)
+            assert len(found.hidden_states) == 3
+            torch.testing.assert_close(found.hidden_states, outputs.hidden_states)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
