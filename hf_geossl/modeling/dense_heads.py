@@ -5,10 +5,11 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from .positions import CellPool
@@ -27,6 +28,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
     known = torch.amp.is_autocast_available(device.type)  # not "meta", where operations are counted
     with torch.autocast(device.type, enabled=False) if known else nullcontext():
         yield
+
+
+def in_float32(module: nn.Module, *inputs: Any) -> Any:
+    """What a part of a model gives in float32: outside of autocast, its weights cast where the model is in half precision."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    half = {name: tensor.float() for name, tensor in named if tensor.dtype in (torch.float16, torch.bfloat16)}
+    with full_precision(named[0][1].device):
+        return functional_call(module, half, inputs) if half else module(*inputs)
 
 
 def layers_of_maps(num_layers: int) -> tuple[int, int, int, int]:
@@ -116,7 +125,7 @@ class UPerNetDecoder(nn.Module):
         from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
         config = UperNetConfig(
-            hidden_size=hidden_size, pool_scales=list(pool_scales), auxiliary_channels=auxiliary_channels
+            hidden_size=hidden_size, pool_scales=[*pool_scales], auxiliary_channels=auxiliary_channels
         )
         config.num_labels = num_classes
         self.neck = RescaleNeck(width)
@@ -163,8 +172,7 @@ class DPTDecoder(nn.Module):
         tokens = [part.reshape(batch_size, width, rows * columns).transpose(1, 2) for part in maps]
         tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
         features = self.neck(tokens, rows, columns)
-        with full_precision(maps[0].device):  # bfloat16 would round depths to a percent
-            numbers = cast(torch.Tensor, self.head([part.float() for part in features]))
+        numbers = in_float32(self.head, [part.float() for part in features])  # bfloat16 would round depths to a percent
         return upsample(numbers[:, None], size)[:, 0]
 
 
@@ -226,15 +234,12 @@ class SimplePyramid(nn.Module):
 
 
 class PatchAnchors(nn.Module):
-    """Anchors `(anchors, 4)` of each image, x1, y1, x2, y2 in pixels, around the exact positions of a pyramid over patches.
-
-    (torchvision's rounds strides to whole pixels, which patches of 14 have not at four positions a patch.)
-    """
+    """Anchors `(anchors, 4)` of each image, x1, y1, x2, y2 in pixels, around the exact positions of a pyramid over patches."""
 
     def __init__(self, patch_size: int, size: int | None = None) -> None:
         super().__init__()
         self.size = size  # side of the images in pixels that anchors are shares of; their own where it is not given
-        self.strides = [patch_size / scale for scale in (*SCALES, SCALES[-1] / 2)]
+        self.strides = [patch_size / scale for scale in (*SCALES, SCALES[-1] / 2)]  # not rounded, as torchvision's
 
     def forward(self, image_list: Any, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Anchors level by level, those of a position next to each other, for each image of torchvision's `ImageList`."""
@@ -262,8 +267,7 @@ class PatchPool(nn.Module):
     def forward(self, maps: Mapping[str, torch.Tensor], boxes: Sequence[torch.Tensor], sizes: object) -> torch.Tensor:
         """Regions `(regions, channels, side, side)` of the boxes `(regions, 4)` of each image."""
         roi_align = torchvision_part("ops").roi_align
-        numbered = [F.pad(box, (1, 0), value=float(index)) for index, box in enumerate(boxes)]
-        regions = torch.cat(numbered).to(maps["0"].dtype)
+        regions = torch.cat([F.pad(box, (1, 0), value=index) for index, box in enumerate(boxes)]).to(maps["0"].dtype)
         areas = (regions[:, 3:] - regions[:, 1:3]).prod(dim=1)
         chosen = torch.floor(2 + torch.log2(areas.sqrt() / (14 * self.patch_size)) + 1e-6).clamp(0, 3)
         pooled = regions.new_zeros(len(regions), maps["0"].shape[1], *self.output_size)
@@ -317,12 +321,9 @@ def region_detector(
         counts,
         nms_thresh=0.7,
     )
-    # overlaps of objects and of background, then share of objects, weights of moves, least score, overlap, most detections
-    settings = (0.5, 0.5, regions, 0.25, None, 0.05, 0.5, 100)
-    roi_heads = torchvision_part("models.detection.roi_heads").RoIHeads
-    boxes = (heads["box_head"], heads["box_predictor"])
-    others = {name: head for name, head in heads.items() if name not in ("box_head", "box_predictor")}
-    return rpn, roi_heads(box_pool, *boxes, *settings, **others)
+    settings = {"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "batch_size_per_image": regions, "positive_fraction": 0.25}
+    found = {"bbox_reg_weights": None, "score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100}
+    return rpn, torchvision_part("models.detection.roi_heads").RoIHeads(box_pool, **settings, **found, **heads)
 
 
 class BoxDetector(nn.Module):
@@ -366,16 +367,14 @@ class BoxDetector(nn.Module):
                 {"boxes": to_corners(one["boxes"].float()) * side, "labels": one["class_labels"].long() + 1}
                 for one in labels
             ]
-        with full_precision(pixel_values.device):  # boxes are regressed in fractions of pixels
-            levels = self.pyramid(last.float())
-            logits = last.new_zeros(count, 0, self.num_categories + 1, dtype=torch.float32)
-            boxes = last.new_zeros(count, 0, 4, dtype=torch.float32)
-            if self.training and targets is None:
-                return None, logits, boxes
-            proposals, losses = self.rpn(image_list(pixel_values, sizes), levels, targets)
-            found, of_regions = self.roi_heads(levels, proposals, sizes, targets)
+        levels = in_float32(self.pyramid, last.float())  # boxes are regressed in fractions of pixels
+        none = (last.new_zeros(count, 0, size, dtype=torch.float32) for size in (self.num_categories + 1, 4))
+        if self.training and targets is None:
+            return None, *none
+        proposals, losses = in_float32(self.rpn, image_list(pixel_values, sizes), levels, targets)
+        found, of_regions = in_float32(self.roi_heads, levels, proposals, sizes, targets)
         if self.training:
-            return torch.stack([*losses.values(), *of_regions.values()]).sum(), logits, boxes
+            return torch.stack([*losses.values(), *of_regions.values()]).sum(), *none
         most = max(max(len(one["scores"]) for one in found), 1)
         logits = last.new_full((count, most, self.num_categories + 1), math.log(1e-9), dtype=torch.float32)
         logits[..., -1] = 0.0  # no object

@@ -1,5 +1,6 @@
 """Decoders: anchors, pools and post-processing beside torchvision's and transformers' own, and losses written out."""
 
+import copy
 import sys
 from typing import Any
 
@@ -71,6 +72,29 @@ def test_detections_are_what_transformers_reads_of_them() -> None:
         torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=1e-4, atol=1e-3)
         assert torch.equal(ours["labels"], theirs["labels"] - 1)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_a_detector_in_half_precision_computes_as_its_weights_in_float32_do() -> None:
+    """torchvision mixes types otherwise, and bfloat16 would round coordinates to several pixels."""
+    torch.manual_seed(0)
+    half = BoxDetector(32, 8, num_categories=3, channels=16).eval().bfloat16()
+    last, pixels = torch.randn(2, 32, 5, 3).bfloat16(), torch.randn(2, 3, 40, 24)
+    with torch.no_grad():
+        found, expected = half(last, pixels, None), copy.deepcopy(half).float()(last, pixels, None)
+    assert found[1].shape[1] > 1
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_depths_of_a_model_in_half_precision_are_near_and_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, images = GTSAForDepthEstimation(_config(decoder_channels=8)).eval(), torch.randn(2, 3, 40, 24)
+    with torch.no_grad():
+        expected, found = model(images).predicted_depth, model.to(dtype)(images).predicted_depth
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
 
 
 def test_images_without_objects_are_trained_on() -> None:
