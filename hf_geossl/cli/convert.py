@@ -1,15 +1,19 @@
 """`geossl convert`: ViTs from elsewhere to folders that `AutoModel` opens, and back to their own families."""
 
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, nearest, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, nearest, next_steps, require_if_local
 from hf_geossl.methods import METHODS, PLAIN_VIT, TARGET_FAMILIES, Converter, Method
 
 if TYPE_CHECKING:
     from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+
+
+_MEASURES = "numbers beside random weights, on scenes"
 
 
 def converters() -> dict[str, tuple[Method, Converter]]:
@@ -119,6 +123,11 @@ def _convert_source(options: Namespace) -> None:
         _describe(output, trunk.name, trunk.family)
         opens = f'AutoModel.from_pretrained("{output}", trust_remote_code=True)'
     print(f"converted {trunk.name} ({trunk.family}) to {output}: {opens}")
+    steps = [] if options.to == "timm" else [(f"geossl evaluate {shlex.quote(output)} --limit 2000", _MEASURES)]
+    if options.to is None:
+        steps.append((f"geossl publish {shlex.quote(output)} user/name --dry_run", "what would be sent"))
+    if steps:
+        print(next_steps(*steps))
 
 
 def _convert_kind(options: Namespace) -> None:
@@ -146,6 +155,7 @@ def _convert_kind(options: Namespace) -> None:
     if method.name != kind:
         _describe(output, Path(file).name, kind)
     print(f'converted to {output}: AutoModel.from_pretrained("{output}", trust_remote_code=True)')
+    print(next_steps((f"geossl evaluate {shlex.quote(output)} --limit 2000", _MEASURES)))
 
 
 def _describe(output: str, name: str, family: str) -> None:

@@ -1,12 +1,13 @@
 """`geossl embed`: features of all images of a dataset as a table."""
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_if_local
 
 if TYPE_CHECKING:
     from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
@@ -46,10 +47,10 @@ def embed(argv: Sequence[str]) -> int:
         **{name: getattr(options, name) for name in _SAME},
     )
     hide_loading_bars()
-    return _embed(options, arguments)
+    return _embed(options, arguments, argv)
 
 
-def _embed(options: Namespace, arguments: "EmbeddingArguments") -> int:
+def _embed(options: Namespace, arguments: "EmbeddingArguments", argv: Sequence[str]) -> int:
     import datasets
 
     from hf_geossl.data.images import BrokenImageError, read_raster
@@ -70,6 +71,9 @@ def _embed(options: Namespace, arguments: "EmbeddingArguments") -> int:
         print(line)
     if not made.rank and (options.neighbours or options.duplicates):
         _search(options, made)
+    elif not made.rank and not options.overwrite:
+        command = f"geossl embed {shlex.join(argv)} --duplicates"
+        print(next_steps((command, "then find near-duplicates; nothing is encoded again")))
     return 0
 
 

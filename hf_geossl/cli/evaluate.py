@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_if_local
 from hf_geossl.evaluation.registry import (
     ABOUT,
     ALL,
@@ -90,7 +91,19 @@ def evaluate(argv: Sequence[str]) -> int:
     if measured and options.report is not None:
         write_report(measured, options.report)
         print(f"Report: {options.report}")
+    if measured and (steps := _what_next(options, argv, measured)):
+        print(next_steps(*steps))
     return status
+
+
+def _what_next(options: Namespace, argv: Sequence[str], files: Sequence[Path]) -> list[tuple[str, str]]:
+    """Numbers in a model's folder belong on its card; all are looked at on a page, for which nothing is measured again."""
+    steps = []
+    if len(files) == 1 and files[0] == Path(options.models[0]) / RESULTS:
+        steps.append((f"geossl card {shlex.quote(options.models[0])}", "puts the numbers on the model's card"))
+    if options.report is None and not options.overwrite:
+        steps.append((f"geossl evaluate {shlex.join(argv)} --report report.html", "a page with pictures"))
+    return steps
 
 
 def _check_local(options: Namespace) -> None:

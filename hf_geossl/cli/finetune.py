@@ -4,13 +4,15 @@ import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_geossl.cli.arguments import TAKEN_BACK, Argument, add_arguments, kind_of, transformers_arguments
 from hf_geossl.cli.evaluate import COLUMNS, add_columns
 from hf_geossl.cli.pretrain import resume_from
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, require_folder, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_folder, require_if_local
+from hf_geossl.methods import FINE_TUNING_CURVE, FINE_TUNING_SAMPLES
 from hf_geossl.tasks.finetuning.settings import DEFAULTS, TASKS, AdaptationSettings, HeadSettings
 
 if TYPE_CHECKING:
@@ -94,7 +96,13 @@ def _print_end(tuning: "FineTuning", results: dict[str, Any]) -> None:
     print(f"  from transformers import AutoModel{tuning.task.suffix}")
     print(f'  model = AutoModel{tuning.task.suffix}.from_pretrained("{folder}", trust_remote_code=True)\n')
     print_result(next(entry for name, entry in results.items() if name != ABOUT))
+    for picture in (FINE_TUNING_SAMPLES, FINE_TUNING_CURVE):
+        if (folder / picture.file).is_file():
+            print(f"{picture.caption}: {folder / picture.file}")
     print(f"Measure it again:\n  {tuning.measured_by}")
+    place = shlex.quote(str(folder))
+    steps = [(f"geossl demo {place}", "look at it in your browser")] if find_spec("gradio") else []
+    print(f"\n{next_steps(*steps, (f'geossl publish {place} user/name --dry_run', 'what would be sent'))}")
 
 
 def print_result(entry: dict[str, Any]) -> None:

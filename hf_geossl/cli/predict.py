@@ -25,6 +25,7 @@ def predict(argv: Sequence[str]) -> int:
     from hf_geossl.data.wording import counted
     from hf_geossl.tasks.prediction.predict import predict_images
     from hf_geossl.tasks.prediction.settings import PredictionSettings
+    from hf_geossl.tasks.prediction.summaries import SHEET
 
     settings = PredictionSettings(
         tile_size=options.tile_size,
@@ -51,6 +52,8 @@ def predict(argv: Sequence[str]) -> int:
         print(f"geossl: interrupted; what is in {output} is whole, and the same command goes on", file=sys.stderr)
         return 130
     print(f"{summary['task']} of {counted(summary['images'], 'image')}: {output}")
+    if (sheet := Path(output) / SHEET).is_file():
+        print(f"Look at them: {sheet}")
     return 0
 
 

@@ -5,12 +5,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
-from hf_geossl.cli.usage import UsageError, hide_loading_bars, require_if_local
+from hf_geossl.cli.usage import UsageError, hide_loading_bars, next_steps, require_if_local
 from hf_geossl.methods import run_pictures
 
 if TYPE_CHECKING:
@@ -270,3 +271,14 @@ def finish(trainer: "TeacherStudentTrainer") -> None:
         print(line)
     if trainer.publisher.publication is not None:
         print(f"Published: {trainer.publisher.publication.url}")
+    print(f"\n{next_steps(*_what_next(trainer, folder))}")
+
+
+def _what_next(trainer: "TeacherStudentTrainer", folder: Path) -> list[tuple[str, str]]:
+    """Looking at the model, measuring it, and publishing it."""
+    place = shlex.quote(str(folder))
+    steps = [(f"geossl demo {place}", "look at it in your browser")] if find_spec("gradio") else []
+    if trainer.model.config.get_image_format().is_rgb8:
+        command = f"geossl evaluate {place} --tasks knn,linear,rotation --limit 2000"
+        steps.append((command, "numbers beside random weights, on scenes"))
+    return [*steps, (f"geossl publish {place} user/name --dry_run", "what would be sent")]

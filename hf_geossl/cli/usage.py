@@ -91,6 +91,19 @@ def _name(token: str) -> str:
     return token.lstrip("-").partition("=")[0]
 
 
+def next_steps(*steps: tuple[str, str]) -> str:
+    """The last lines of a command: what to do next.
+
+    Args:
+        steps (`tuple[str, str]`): A command that works when pasted, and what it does.
+
+    Returns:
+        `str`: A line each, the purposes behind `#` in a column.
+    """
+    width = max(len(command) for command, _ in steps)
+    return "\n".join(["Next:", *(f"  {command:{width}}  # {purpose}" for command, purpose in steps)])
+
+
 def require_folder(path: str) -> Path:
     """Checks that a folder is there.
 

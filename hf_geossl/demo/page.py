@@ -25,7 +25,16 @@ from hf_geossl.demo.pictures import (
     sample_pictures,
     shrink_picture,
 )
-from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, attention_tab, correspondence_tab, features_tab, neighbours_tab
+from hf_geossl.demo.tabs import (
+    TITLES,
+    Chosen,
+    Tab,
+    TabMaker,
+    attention_tab,
+    correspondence_tab,
+    features_tab,
+    neighbours_tab,
+)
 from hf_geossl.demo.tabs_task import about_task, task_tabs
 from hf_geossl.methods import METHODS
 from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model, task_of
@@ -116,17 +125,21 @@ class Page:
                 names = ("Picture A", "Picture B") if self.model is not None else ("Picture A",)
                 choosers = [self._chooser(name, index) for index, name in enumerate(names)]
             second = choosers[1][0] if self.model is not None else gr.State(Picked(-1))
-            finer = gr.State(False) if self.model is None else _grid_choice(self.model)
             image_format = self.image_format
             choice = ChannelChoice(image_format) if image_format and image_format.num_channels > 1 else None
             self.place, self.channels = gr.State((0.5, 0.5)), gr.State(None)
+            finer = gr.State(False) if self.model is None else _grid_choice(self.model)
             self.common = [choosers[0][0], second, finer, self.place, self.channels]
-            with gr.Tabs(overflow_behavior="wrap"):
+            with gr.Tabs(overflow_behavior="wrap", elem_classes=["geo-tabs"]):
                 containers = []
                 for name, make in makers:
-                    with gr.Tab(name) as container:
+                    with gr.Tab(TITLES.get(name, name)) as container:
                         self.tabs.append(make())
                     containers.append(container)
+            if self.model is not None:
+                with gr.Accordion("About the model", open=False):
+                    finer.render()
+                    gr.Markdown(self._details())
             for tab, container in zip(self.tabs, containers, strict=True):
                 self._wire(tab, container)
             if self.model is not None:
@@ -142,13 +155,10 @@ class Page:
         model = self.model
         if model is None:
             return f"# {self.name}: what the model predicts\n\n{about_task(self.task)}" if self.task is not None else ""
-        height, width = model.size()
-        millions = sum(parameter.numel() for parameter in model.trunk.parameters()) / 1e6
+        taught = "Nobody told this model what pictures show." if self.task is None else about_task(self.task)
         lines = [
             f"# {model.name}: what the model sees",
-            f"A vision transformer of {millions:.1f} million parameters that learned from pictures without labels, in "
-            f"views of {width} × {height} pixels and patches of {model.config.patch_size}. The features shown are those "
-            f"of {model.source}. Pictures are cut to its shape and scaled to its size.",
+            f"{taught} **Choose pictures, or upload yours, and see what it makes of them.**",
         ]
         if model.image_format is not None:
             lines.append(
@@ -160,10 +170,20 @@ class Page:
                 "There are no sample pictures of this kind: **upload picture A**, and picture B to compare. Nearest neighbours "
                 "need samples: `geossl demo MODEL --samples FOLDER`."
             )
-        if self.task is not None:
-            lines.insert(1, about_task(self.task))
         missing = None if self.task is not None else model.why_no_head()
         return "\n\n".join([*lines, *([f"**{missing}**"] if missing else [])])
+
+    def _details(self) -> str:
+        """What people who know such models ask for."""
+        model = self.model
+        assert model is not None
+        height, width = model.size()
+        millions = sum(parameter.numel() for parameter in model.trunk.parameters()) / 1e6
+        return (
+            f"A vision transformer of {millions:.1f} million parameters, in views of {width} × {height} pixels and patches "
+            f"(squares) of {model.config.patch_size}. What is shown are its features, those of {model.source}. Pictures are "
+            "cut to its shape and scaled to its size."
+        )
 
     @property
     def sessions(self) -> int:
@@ -176,13 +196,14 @@ class Page:
 
     def _chooser(self, name: str, index: int) -> Chooser:
         with gr.Column(min_width=280):
-            gr.Markdown(f"### {name}")
             picked = Picked(index if self.samples else -1)
             state = gr.State(picked)
-            pictures = gr.HTML(self._strip(picked, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
             label = f"Upload p{name[1:]}"
             kinds = ["image"] if self.image_format is None else None  # of DICOM files many have no ending
-            upload = gr.UploadButton(label, file_types=kinds, type="binary", elem_classes=["geo-upload"])
+            with gr.Row(elem_classes=["geo-head"]):
+                gr.Markdown(f"### {name}")
+                upload = gr.UploadButton(label, file_types=kinds, type="binary", elem_classes=["geo-upload"])
+            pictures = gr.HTML(self._strip(picked, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
         return state, pictures, upload, name
 
     def _wire_chooser(self, state: gr.State, pictures: gr.HTML, upload: gr.UploadButton, name: str) -> None:
@@ -327,12 +348,13 @@ def _grid_choice(model: DemoModel) -> gr.Radio:
     """The choice of how finely a trunk sees pictures."""
     grids = [model.grid(finer) for finer in (False, True)]
     kinds = ("as in training", "finer")
-    labels = [f"{rows} × {columns}, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
+    labels = [f"{rows} × {columns} squares, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
     return gr.Radio(
         list(zip(labels, (False, True), strict=True)),
         value=max(grids[0]) < _COARSE,
-        label="Patches",
-        info="What comes from the heads of pretraining is always shown as in training.",
+        label="How finely it looks",
+        info="What it learned to predict is always shown as in training.",
+        render=False,
     )
 
 

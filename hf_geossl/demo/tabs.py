@@ -61,7 +61,18 @@ class Tab:
     pair: bool = False  # whether it is about picture B too
 
 
-TabMaker = tuple[str, Callable[[], Tab]]  # a title, and what makes the tab inside of it
+TabMaker = tuple[str, Callable[[], Tab]]  # a name, and what makes the tab inside of it
+
+# what tabs are called on the page, where that says more than the name to people who know no such models
+TITLES = {
+    "Features": "What looks alike",
+    "Correspondence": "Find the same spot",
+    "Attention": "Where it looks",
+    "Nearest neighbours": "Similar pictures",
+    "Quarter turn": "Which way up",
+    "Transformation path": "In between",
+    "Segmentation": "Areas",
+}
 
 
 def picture_area() -> Any:
@@ -77,9 +88,8 @@ def plain_area() -> Any:
 def features_tab(model: DemoModel) -> Tab:
     """Principal components of patch features, of each picture alone and of both together."""
     gr.Markdown(
-        "Each patch has a feature of many numbers; here its three strongest directions are shown as red, green and blue. "
-        "**Patches of one colour look alike to the model.** A colour means nothing by itself, and it can be compared "
-        "between pictures only where they are coloured together."
+        "**Squares of one colour look alike to the model.** A colour means nothing by itself, and can be compared between "
+        "pictures only where they are coloured together."
     )
     gr.Markdown("### Each picture by itself")
     alone = plain_area()
@@ -105,9 +115,8 @@ def features_tab(model: DemoModel) -> Tab:
 def correspondence_tab(model: DemoModel) -> Tab:
     """A clicked patch of picture A, and where it is found in picture B."""
     gr.Markdown(
-        "**Click a patch of picture A** (or move it with the arrow keys). Picture B shows how similar each of its patches "
-        "is, from dark blue to yellow, and the most similar one is marked. There is always a most similar patch, also "
-        "where nothing in B corresponds: the look back tells more."
+        "**Click a spot of picture A** (or move it with the arrow keys): the most similar spot of picture B is marked. "
+        "There is always one, also where B shows nothing of the kind; whether the way back ends where it began tells more."
     )
     area, text = picture_area(), plain_area()
 
@@ -122,14 +131,13 @@ def correspondence_tab(model: DemoModel) -> Tab:
         back = "the same patch" if match.back == cell else f"another patch, {_apart(match.back, cell)} away"
         return [
             figures(
-                Figure(marked_cell(here, cell, grid), "Picture A: click a patch", "pick", chosen.place, grid),
-                Figure(heat, f"Picture B: similarity (cosine) from {low:.2f} to {high:.2f}"),
-                Figure(marked_cell(there, match.best, grid), "Picture B: the most similar patch"),
+                Figure(marked_cell(here, cell, grid), "Picture A: click a spot", "pick", chosen.place, grid),
+                Figure(heat, f"Picture B: alike, from blue (least, {low:.2f}) to yellow (most, {high:.2f})"),
+                Figure(marked_cell(there, match.best, grid), "Picture B: the most similar spot"),
             ),
             said(
                 f"The patch in row {cell[0] + 1}, column {cell[1] + 1} of A is found in row {match.best[0] + 1}, column "
-                f"{match.best[1] + 1} of B, with a cosine of {match.cosine:.3f}. Looking back from there, the most "
-                f"similar patch of A is {back}."
+                f"{match.best[1] + 1} of B (cosine {match.cosine:.3f}). The way back ends at {back}."
             ),
         ]
 
@@ -149,14 +157,14 @@ def attention_tab(model: DemoModel) -> Tab:
     if class_token and not trained:
         note = f"{model.name} does not train its class token directly, so a patch tells more."
     gr.Markdown(
-        "How much one token of the last layer looks at each patch of picture A: yellow is most, dark blue is least. **Click "
-        f"a patch** to see what that patch looks at. {note} Attention shows where a head takes its values from, not why."
+        "**Click a spot of picture A** to see which other spots the model looks at to make sense of it: yellow most, dark blue "
+        f"least. It shows where the model looks, not why. {note}"
     )
-    starts = [("the clicked patch", "patch"), *([("the class token", "class")] if class_token else [])]
+    starts = [("the clicked spot", "patch"), *([("the whole picture (class token)", "class")] if class_token else [])]
     first = "class" if trained else "patch"
     start = gr.Radio(starts, value=first, label="Who looks", visible=class_token)
     heads = [("mean of all", -1), *((str(head + 1), head) for head in range(model.config.num_attention_heads))]
-    head = gr.Radio(heads, value=-1, label="Head")
+    head = gr.Radio(heads, value=-1, label="Attention head")
     area, text = picture_area(), plain_area()
 
     def show(chosen: Chosen, start: str, head: int) -> list[str]:
@@ -173,7 +181,7 @@ def attention_tab(model: DemoModel) -> Tab:
         by = "the mean of all heads" if head < 0 else f"head {int(head) + 1}"
         return [
             figures(
-                Figure(picture, "Picture A: click a patch", "pick", chosen.place, grid),
+                Figure(picture, "Picture A: click a spot", "pick", chosen.place, grid),
                 Figure(heat, f"What {who} looks at, {by}"),
                 narrow=1,
             ),
@@ -189,13 +197,13 @@ def attention_tab(model: DemoModel) -> Tab:
 def neighbours_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
     """The sample pictures nearest to picture A, and the patches nearest to a clicked one."""
     gr.Markdown(
-        f"What among the sample pictures is nearest to picture A by the cosine of features (for a picture {model.pooled}), and "
-        "**nearest to the patch that you click**: the best patch of each picture, nearest first. There are few samples: "
-        "the nearest of them need not be near."
+        "The sample pictures that are most like picture A to the model, and **the spots most like the one that you click**, "
+        "the best of each picture. There are few samples: the nearest need not be near. (Cosines of features, for a picture "
+        f"{model.pooled}.)"
     )
     gr.Markdown("### Pictures like picture A")
     pictures = plain_area()
-    gr.Markdown("### Patches like the clicked one")
+    gr.Markdown("### Spots like the clicked one")
     area = picture_area()
 
     def show(chosen: Chosen) -> list[str]:
@@ -209,7 +217,7 @@ def neighbours_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
         found = _ranked([(marked_cell(others[index], best, grid), cosine) for index, best, cosine in patches])
         return [
             figures(Figure(picture, "Picture A"), *whole, columns=5),
-            figures(Figure(here, "Picture A: click a patch", "pick", chosen.place, grid), *found),
+            figures(Figure(here, "Picture A: click a spot", "pick", chosen.place, grid), *found),
         ]
 
     return Tab("Nearest neighbours", show, [pictures, area], picked=area)

@@ -24,9 +24,8 @@ def head_tabs(model: DemoModel, samples: Sequence[Picture]) -> list[TabMaker]:
 def turn_tab(model: DemoModel) -> Tab:
     """The quarter turn that GTSA's head predicts."""
     gr.Markdown(
-        "In training every view is turned by a random quarter, and a head predicts by which from the mean of the patch "
-        "features. **Turn picture A** (counter-clockwise) and see what the head says. Where up and down look alike, as "
-        "from above, nobody can know."
+        "**Turn picture A** and see whether the model notices which way up it is. Where up and down look alike, as from "
+        "above, nobody can know."
     )
     turns = gr.Radio(
         [(f"{90 * quarter}°", quarter) for quarter in range(4)], value=0, label="Turn counter-clockwise by"
@@ -41,7 +40,7 @@ def turn_tab(model: DemoModel) -> Tab:
         return [
             figures(Figure(chosen.displayed(turned(chosen.first, quarter)), "What the model sees")),
             bars(_TURNS, probabilities, quarter)
-            + said(f"The head says: {_TURNS[best]}, with {100 * probabilities[best]:.1f}%. {verdict}. Guessing: 25%."),
+            + said(f"The model says: {_TURNS[best]}, with {100 * probabilities[best]:.1f}%. {verdict}. Guessing: 25%."),
         ]
 
     return Tab("Quarter turn", show, [area, text], [turns])

@@ -28,8 +28,8 @@ def head_tabs(model: DemoModel, samples: Sequence[Picture]) -> list[TabMaker]:
 def box_tab(model: DemoModel) -> Tab:
     """Where LOCA puts the patches of a box that is drawn on picture A."""
     gr.Markdown(
-        "**Drag a box on picture A.** The model gets what is inside, scaled up or down, but not where it was, "
-        "and the whole picture; for each patch of the box it says where in the picture it lies. Patches keep their colour."
+        "**Drag a box on picture A.** The model sees what is inside and the whole picture, but not where the box was, and "
+        "says of each square of the box where in the picture it lies. A square keeps its colour."
     )
     box = gr.State(_START)
     area, text = picture_area(), plain_area()
@@ -48,7 +48,7 @@ def box_tab(model: DemoModel) -> Tab:
         return [
             figures(
                 Figure(drawn, "Picture A: drag a box", "box"),
-                Figure(_colored(query, placed.side), "What is inside, its patches coloured"),
+                Figure(_colored(query, placed.side), "What is inside, its squares coloured"),
                 Figure(_painted(picture, placed, placed.true), "Where they are"),
                 Figure(predicted, "Where the model puts them; white: the true box, yellow: the predicted one"),
                 columns=2,

@@ -26,9 +26,9 @@ def path_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
         baseline = "A plain image of the means that the model normalises by"
     decoders = len(model.whole.reconstruction.decoders)
     gr.Markdown(
-        "Picture A (u) is transformed into view v2. The model sees v2 and v1, another crop of the picture, and its "
-        f"decoders reconstruct {_reconstructed(path.num_intermediate, decoders)} **Choose the transformation and slide "
-        "along the path.** The ranges are the paper's; a run may have trained in others."
+        "**Choose how picture A is changed, and slide from its beginning (u) to its end (v2).** The model sees the end and "
+        f"another crop of the picture (v1), and redraws {_reconstructed(path.num_intermediate, decoders)} The ranges are the "
+        "paper's; a run may have trained in others."
     )
     with gr.Row():
         sliders = []
@@ -47,11 +47,11 @@ def path_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
         if found.reconstructed is None:
             shown, words = [true], "No decoder reconstructs this point: it is one of the two ends. Slide on."
         else:
-            shown = [true, Figure(enlarged(found.reconstructed), "What the decoder makes of v1 and v2", rough=True)]
+            shown = [true, Figure(enlarged(found.reconstructed), "What the model redraws from v1 and v2", rough=True)]
             words = (
                 f"Mean squared error of the reconstruction: {found.error:.3f}. {baseline} "
-                f"would have {found.mean_image_error:.3f}; a perfect reconstruction has 0. Decoders "
-                "are small and trained on this error, which leaves edges blurred."
+                f"would have {found.mean_image_error:.3f}; a perfect one has 0. What redraws is small and trained on this "
+                "error, which leaves edges blurred."
             )
         return [
             figures(

@@ -24,13 +24,21 @@ TABS = {
 }
 
 
+_DOES = {
+    "classification": "It says what a picture shows.",
+    "segmentation": "It says of every pixel what it shows.",
+    "depth": "It says of every pixel how far away it is.",
+    "detection": "It finds objects in a picture.",
+}
+
+
 def about_task(task: TaskModel) -> str:
     """A sentence on a fine-tuned model, for the head of the page."""
     millions = sum(parameter.numel() for parameter in task.module.parameters()) / 1e6
     more = len(task.names) - 8
     named = ", ".join(task.names[:8]) + (f" and {more} more" if more > 0 else "")
     classes = f" Its classes: {named}." if task.names else ""
-    return f"{type(task.module).__name__}, {millions:.2g} million parameters, fine-tuned for {task.kind}.{classes}"
+    return f"{_DOES[task.kind]}{classes} ({type(task.module).__name__}, {millions:.2g} million parameters, fine-tuned for {task.kind}.)"
 
 
 def task_tabs(task: TaskModel) -> list[TabMaker]:

@@ -14,7 +14,7 @@ def test_correspondence_names_the_patch_and_marks_it(pages: dict[str, Any], open
     match = analyses.find_match(opened["gtsa"], picture, other, (2, 1))
     text = shown(pages["gtsa"], "Correspondence")
     assert f"row 3, column 2 of A is found in row {match.best[0] + 1}, column {match.best[1] + 1} of B" in text
-    assert f"a cosine of {match.cosine:.3f}" in text
+    assert f"(cosine {match.cosine:.3f})" in text
     best = np.array(first_picture(text, 2).convert("RGB")).astype(int)
     left, top, *_ = pictures.cell_box(match.best, (4, 4), (448, 448))
     assert abs(best[top + 50, left - 5] - (0, 200, 255)).max() < 90  # the mark, through JPEG

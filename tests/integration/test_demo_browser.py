@@ -27,8 +27,8 @@ from hf_geossl.demo import launch_demo  # noqa: E402
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 DESKTOP = {"viewport": {"width": 1200, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-COMMON = ["Features", "Correspondence", "Attention", "Nearest neighbours"]
-OWN = {"gtsa": "Quarter turn", "loca": "Drag a box", "equicoherent": "Transformation path"}
+COMMON = ["What looks alike", "Find the same spot", "Where it looks", "Similar pictures"]
+OWN = {"gtsa": "Which way up", "loca": "Drag a box", "equicoherent": "In between"}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_uploaded_picture_is_shown_and_a_bad_one_explained(browser: Any, address
 @pytest.mark.parametrize("method", METHODS)
 def test_clicked_patch_is_found_and_arrow_keys_move_it(browser: Any, addresses: dict[str, str], method: str) -> None:
     visit = Visit(browser, addresses[method], DESKTOP)
-    visit.open("Correspondence")
+    visit.open("Find the same spot")
     visit.wait(lambda: "patch in row" in visit.html())
     before = visit.html()
     area = visit.page.locator(".geo-picture:visible")
@@ -198,7 +198,7 @@ def test_clicked_patch_is_found_and_arrow_keys_move_it(browser: Any, addresses: 
     visit.page.keyboard.press("ArrowLeft")
     text = visit.changed(text)
     assert clicked_patch(text) == (3, 7)
-    visit.open("Attention")
+    visit.open("Where it looks")
     visit.wait(lambda: "looks at" in visit.html())
     before = visit.html()
     visit.page.locator(".geo-picture:visible").click(position={"x": 5, "y": 5})
@@ -206,15 +206,15 @@ def test_clicked_patch_is_found_and_arrow_keys_move_it(browser: Any, addresses: 
     assert "What the patch in row 1, column 1 looks at" in text
     visit.page.get_by_label("2", exact=True).click()
     assert "head 2" in visit.changed(text)
-    visit.open("Nearest neighbours")
+    visit.open("Similar pictures")
     visit.wait(lambda: "4. cosine" in visit.html() or "3. cosine" in visit.html())
     visit.finish()
 
 
 def test_quarter_turn_buttons_turn_the_picture(browser: Any, addresses: dict[str, str]) -> None:
     visit = Visit(browser, addresses["gtsa"], DESKTOP)
-    visit.open("Quarter turn")
-    visit.wait(lambda: "The head says" in visit.html())
+    visit.open("Which way up")
+    visit.wait(lambda: "The model says" in visit.html())
     upright = visit.image(0)
     for quarter in (1, 2, 3):
         visit.page.get_by_label(f"{90 * quarter}°", exact=True).click()
@@ -271,7 +271,7 @@ def test_dragged_box_is_placed(browser: Any, addresses: dict[str, str], device: 
 
 def test_slider_goes_along_the_path(browser: Any, addresses: dict[str, str]) -> None:
     visit = Visit(browser, addresses["equicoherent"], DESKTOP)
-    visit.open("Transformation path")
+    visit.open("In between")
     visit.wait(lambda: "at 1/3 of the way" in visit.html())
     point = visit.page.get_by_role("slider", name="Point of the path").first
     images = {1: visit.image(3)}
@@ -305,7 +305,7 @@ def test_phone_shows_one_column_that_fits_and_can_be_tapped(
         assert min(box["width"], box["height"]) >= 44
     boxes = [one.bounding_box() for one in visit.page.locator(".geo-strip").all()]
     assert boxes[0]["x"] == boxes[1]["x"]  # one under the other
-    visit.open("Correspondence")
+    visit.open("Find the same spot")
     visit.wait(lambda: "patch in row" in visit.html())
     before, area = visit.html(), visit.page.locator(".geo-picture:visible")
     size = area.bounding_box()
@@ -346,7 +346,7 @@ def test_files_of_five_bands_are_uploaded_and_shown_in_the_colours_that_are_chos
     visit.page.get_by_label("Shown").first.click()
     visit.page.get_by_role("option", name="edge alone").dispatch_event("mousedown")
     visit.wait(lambda: (visit.image(0).max(axis=-1) - visit.image(0).min(axis=-1)).mean() < 4)
-    visit.open("Correspondence")
+    visit.open("Find the same spot")
     visit.wait(lambda: "patch in row" in visit.html())
     uploads.first.set_input_files(files=[png(10, 200, 30)])
     assert "which takes 5 channels: infrared (5)" in visit.toast()
@@ -358,7 +358,7 @@ def test_a_fine_tuned_model_shows_what_it_predicts_of_an_upload(
     options: dict[str, Any], browser: Any, fine_tuned: str
 ) -> None:
     visit = Visit(browser, fine_tuned, options)
-    assert visit.page.get_by_role("tab").all_inner_texts() == ["Segmentation"]
+    assert visit.page.get_by_role("tab").all_inner_texts() == ["Areas"]
     legend = visit.page.locator(".geo-legend:visible li")
     first = legend.all_inner_texts()
     assert all(re.fullmatch(r"(road|house|tree) (< 0\.1|\d+\.\d) %", text) for text in first), first
