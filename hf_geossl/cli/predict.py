@@ -70,7 +70,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("model", help="Folder or Hub id of a model ForImageClassification, ForSemanticSegmentation, ForDepthEstimation or "
         "ForObjectDetection, with its image processor.")  # fmt: skip
-    add("images", nargs="+", metavar="IMAGES", help="Image files, folders of them, or globs.")
+    add("images", nargs="+", metavar="IMAGES", help="Image files, folders of them, globs, or lists of files.")
     add("--output_dir", help="Folder to write; predict-NAME by default.")
     add("--tile_size", type=int, help="Predict larger images in tiles of so many pixels, each scaled to the model's size. By "
         "default only images of more than --max_pixels, which must be TIFF files, in tiles of the model's size.")  # fmt: skip

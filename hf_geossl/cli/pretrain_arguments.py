@@ -208,7 +208,9 @@ def _fit_heads(
         return dict(of_recipe), ()
     wanted = width * heads / theirs
     fitting = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - wanted))
-    said = f"--hidden_size {width} is given, which {recipe}'s num_attention_heads={heads} does not divide: it is {fitting}"
+    said = (
+        f"--hidden_size {width} is given, which {recipe}'s num_attention_heads={heads} does not divide: it is {fitting}"
+    )
     return {**of_recipe, "num_attention_heads": fitting}, (said,)
 
 

@@ -14,11 +14,16 @@ _DEPTHS = np.array(
     np.float32,
 )
 _SMALLEST = 448  # pixels of the longer side, to which smaller images are enlarged
-_GAP, _SWATCH, _TEXT = 8, 16, 14
+_GAP, _SWATCH, _TEXT = 8, 16, 14  # of pictures up to 840 pixels wide; larger ones are looked at in less than their size
 _INK, _PAPER, _NO_VALUE = (34, 34, 34), (255, 255, 255), (140, 140, 140)
 _MOST_ENTRIES = 40  # of a legend
 
 Entry = tuple[str, tuple[int, ...] | None]  # of a legend: a text, and a colour
+
+
+def _scale(width: int) -> float:
+    """By how much marks and texts of a picture are enlarged, so that they are read when it is fitted to a screen."""
+    return max(1.0, width / (60 * _TEXT))
 
 
 def shown_size(picture: Image.Image) -> tuple[int, int]:
@@ -88,6 +93,12 @@ def depth_legend(ends: tuple[float, float]) -> list[Entry]:
     ]
 
 
+def depth_scale() -> list[Entry]:
+    """Which colours many depths have side by side, each picture on a scale of its own."""
+    near, far = _depth_colors(np.array([0.0, 1.0])).tolist()
+    return [("smallest", tuple(near)), ("largest depth of each picture", tuple(far))]
+
+
 def _depth_colors(places: np.ndarray) -> np.ndarray:
     """Colours of places from 0 (near) to 1 (far): `(...)` -> uint8 `(..., 3)`."""
     anchors = np.linspace(0, 1, len(_DEPTHS))
@@ -106,17 +117,20 @@ def boxes_overlay(picture: Image.Image, objects: Objects, names: Sequence[str], 
         size (`(int, int)`): width and height of the image, in whose pixels the boxes are.
     """
     shown = picture.resize(shown_size(picture), Image.Resampling.BILINEAR)
-    pen, font = ImageDraw.Draw(shown), ImageFont.load_default(_TEXT)
+    times = _scale(shown.width)
+    text_size, line = round(_TEXT * times), round(2 * times)
+    pen, font = ImageDraw.Draw(shown), ImageFont.load_default(text_size)
     colors = class_colors(len(names)).tolist()
     scale = np.array([shown.width / size[0], shown.height / size[1]] * 2)
     for box, label, score in list(zip(objects.boxes, objects.labels, objects.scores, strict=True))[::-1]:
         x1, y1, x2, y2 = (float(value) for value in box * scale)
         color = tuple(colors[int(label)])
-        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_PAPER, width=4)
-        pen.rectangle((x1, y1, x2, y2), outline=color, width=2)
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_PAPER, width=line + 2)
+        pen.rectangle((x1, y1, x2, y2), outline=color, width=line)
         text = f"{names[int(label)]} {score:.2f}"
-        left, top = x1, y1 - _TEXT - 4 if y1 > _TEXT + 4 else y1
-        pen.rectangle((left, top, left + pen.textlength(text, font) + 6, top + _TEXT + 4), fill=color)
+        wide, high = pen.textlength(text, font) + 6, text_size + 4
+        left, top = max(0, min(x1, shown.width - wide)), y1 - high if y1 > high else y1
+        pen.rectangle((left, top, left + wide, top + high), fill=color)
         pen.text((left + 3, top + 1), text, _ink_on(color), font)
     return shown
 
@@ -142,36 +156,29 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     """Puts a legend below a picture; where there is too little room its entries are cut, and those beyond 40 counted."""
     left_out = len(entries) - _MOST_ENTRIES
     entries = [*entries[:_MOST_ENTRIES], *([(f"and {left_out} more", None)] if left_out > 0 else [])]
-    font = ImageFont.load_default(_TEXT)
+    times = _scale(picture.width)
+    gap, swatch = round(_GAP * times), round(_SWATCH * times)
+    font = ImageFont.load_default(round(_TEXT * times))
     width = max(picture.width, 240)
-    rows: list[list[Entry]] = [[]]
-    used = _GAP
+    rows: list[list[tuple[Entry, int]]] = [[]]  # entries and where they begin
+    used = gap
     for entry in entries:
-        needed = _width(entry, font)
+        needed = int(font.getlength(entry[0])) + (swatch + 5 if entry[1] is not None else 0) + 2 * gap
         if rows[-1] and used + needed > width:
             rows.append([])
-            used = _GAP
-        rows[-1].append(entry)
+            used = gap
+        rows[-1].append((entry, used))
         used += needed
-    height = (_SWATCH + _GAP) * len(rows) + _GAP
-    sheet = Image.new("RGB", (width, picture.height + height), _PAPER)
+    sheet = Image.new("RGB", (width, picture.height + (swatch + gap) * len(rows) + gap), _PAPER)
     sheet.paste(picture, (0, 0))
     pen = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
-        left, top = _GAP, picture.height + _GAP + number * (_SWATCH + _GAP)
-        for entry in row:
-            text, color = entry
-            at = left
+        top = picture.height + gap + number * (swatch + gap)
+        for (text, color), left in row:
             if color is not None:
-                pen.rectangle((at, top, at + _SWATCH, top + _SWATCH), fill=color, outline=_INK)
-                at += _SWATCH + 5
-            pen.text((at, top), text, _INK, font)
-            left += _width(entry, font)
+                pen.rectangle((left, top, left + swatch, top + swatch), fill=color, outline=_INK)
+            pen.text((left if color is None else left + swatch + 5, top), text, _INK, font)
     return sheet
-
-
-def _width(entry: Entry, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
-    return int(font.getlength(entry[0])) + (_SWATCH + 5 if entry[1] is not None else 0) + 2 * _GAP
 
 
 def _percent(share: float) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 from hf_geossl.data.sources.files import as_path, list_files
 from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.pairing import pair_maps
+from hf_geossl.data.sources.tables import read_list
 from hf_geossl.data.wording import Place, as_text, counted, some_of
 from hf_geossl.tasks.prediction.map_files import whole_file
 
 STATE = "predict.jsonl"
+_LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 Record = dict[
     str, Any
 ]  # "image", "state" of its file, "size" (height, width), "files" that were written, and what was predicted
@@ -22,7 +24,7 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
     """Finds the images to predict.
 
     Args:
-        paths (`Sequence[str]`): files, folders and globs; folders are searched to their depths.
+        paths (`Sequence[str]`): files, lists of files, folders and globs; folders are searched to their depths.
         output (`Path`): the folder of predictions, which are no images to predict.
 
     Returns:
@@ -31,6 +33,7 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: if there is no image.
+        ValueError: if all of them lie in `output`.
     """
     found: dict[str, Path] = {}
     for number, given in enumerate(paths):
@@ -38,8 +41,13 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
         if path is None:
             raise FileNotFoundError(f"{given!r} does not exist; pass image files, a folder of them, or a glob")
         place = Place(path)
-        root, names, _ = list_files(place)
+        listed = os.path.isfile(path) and path.lower().endswith(_LISTS)
+        root, names = _of_list(place) if listed else list_files(place)[:2]
         own = [name for name in names if not Path(root, name).resolve().is_relative_to(output.resolve())]
+        if names and not own:
+            raise ValueError(
+                f"the predictions would lie among the images of {given}: choose another output_dir than {output}"
+            )
         images = own if os.path.isfile(path) else [name for name in own if kind_of(name) == "folder"]
         maps = set() if os.path.isfile(path) else pair_maps(images, place).maps
         if maps:
@@ -53,8 +61,22 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
                 key = as_text(name)
                 found[key if key not in found else f"{number}/{key}"] = Path(root, name)
     if not found:
-        raise FileNotFoundError(f"there is no image in {some_of(list(paths))}")
+        raise FileNotFoundError(
+            f"there is no image file in {some_of(list(paths))}: images are taken from files, folders, globs and lists of files, not "
+            "out of parquet, tars or saved datasets"
+        )
     return dict(sorted(found.items()))
+
+
+def _of_list(place: Place) -> tuple[str, list[str]]:
+    """The images of a list: the folder that they all lie in, and their names below it."""
+    root, file = os.path.split(os.path.abspath(place.path))
+    items = read_list(file, Path(place.path).read_bytes(), "image", place)
+    paths = [os.path.normpath(os.path.join(root, item.name)) for item in items]
+    if not paths:
+        return root, []
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return folder, [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
 
 
 def state_of(path: Path) -> list[int]:

@@ -14,7 +14,7 @@ from hf_geossl.data.rasters import Raster
 from hf_geossl.data.wording import counted
 from hf_geossl.tasks.prediction.image_results import OVERLAYS
 from hf_geossl.tasks.prediction.map_files import class_colors, whole_file
-from hf_geossl.tasks.prediction.overlays import Entry, with_legend
+from hf_geossl.tasks.prediction.overlays import Entry, depth_scale, with_legend
 from hf_geossl.tasks.prediction.records import Record, Records
 from hf_geossl.tasks.prediction.task_models import TaskModel
 
@@ -133,6 +133,8 @@ def _caption(model: TaskModel, record: Record) -> str:
 
 def _legend(model: TaskModel, done: Sequence[Record]) -> list[Entry]:
     """The classes that occur in any image, with their colours."""
+    if model.kind == "depth":
+        return depth_scale()
     counts = np.zeros(len(model.names), np.int64)
     for record in done:
         if model.kind == "segmentation":
@@ -140,4 +142,6 @@ def _legend(model: TaskModel, done: Sequence[Record]) -> list[Entry]:
         elif model.kind == "detection":
             counts += np.bincount(record["labels"], minlength=len(counts)).astype(np.int64)
     colors = class_colors(len(counts)).tolist()
-    return [(model.names[index], tuple(colors[index])) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    order = np.argsort(-counts, kind="stable")
+    found: list[Entry] = [(model.names[index], tuple(colors[index])) for index in order if counts[index]]
+    return found or ([("nothing found", None)] if model.kind == "detection" else [])

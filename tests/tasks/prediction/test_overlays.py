@@ -80,5 +80,7 @@ def test_a_legend_has_room_for_all_classes_below_the_picture() -> None:
     assert {color for _, color in entries[:40]} <= found
     assert entries[41][1] not in found
     np.testing.assert_array_equal(np.asarray(sheet)[:400], np.asarray(GREY))
+    wide = with_legend(GREY.resize((1680, 400)), entries[:1])  # looked at in half its size: twice as large marks
+    assert {entries[0][1]} == {tuple(color) for color in np.asarray(wide)[420:444, 20:44].reshape(-1, 3).tolist()}
     legend = label_legend(np.array([0.1, 0.8995, 0.0005]), NAMES, most=3)
     assert [text for text, _ in legend] == ["house 90.0 %", "road 10.0 %", "tree < 0.1 %"]

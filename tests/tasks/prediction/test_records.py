@@ -32,6 +32,14 @@ def test_images_are_found_and_what_is_none_is_said(tmp_path: Path, caplog: pytes
     assert list(find_images([f"{data}/*/*.png"], data / "out")) == ["photos/c.png", "train/a.png"]
     with pytest.raises(FileNotFoundError, match="'none' does not exist"):
         find_images(["none"], tmp_path)
+    with pytest.raises(ValueError, match="would lie among the images of .*data: choose another output_dir"):
+        find_images([str(data)], data)
+
+
+def test_a_list_names_images_by_the_folder_that_they_share(tmp_path: Path) -> None:
+    images = [touch(tmp_path / f"data/{name}") for name in ("a/0.png", "b/0.png")]
+    (tmp_path / "list.txt").write_text(f"{images[1]}\ndata/a/0.png\n")
+    assert find_images([str(tmp_path / "list.txt")], tmp_path / "out") == {"a/0.png": images[0], "b/0.png": images[1]}
 
 
 def test_truth_beside_images_is_not_predicted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
