@@ -191,4 +191,5 @@ def test_heads_of_a_recipe_yield_to_a_width_that_they_do_not_divide():
     )
     assert parse_pretrain(["quickstart", "--hidden_size", "192"]).model["num_attention_heads"] == 3
     both = parse_pretrain(["quickstart", "--hidden_size", "32", "--num_attention_heads", "3"])
-    assert both.model["num_attention_heads"] == 3 and both.left_out == ()
+    assert both.model["num_attention_heads"] == 3
+    assert both.left_out == ()
