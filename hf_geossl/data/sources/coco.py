@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from hf_geossl.data.sources.split_names import SPLIT_OF_WORD
+from hf_geossl.data.sources.split_names import SPLIT_OF_WORD, split_of
 from hf_geossl.data.wording import Place, counted
 
 _LOOKED_AT = 1000  # images whose orientation is compared
@@ -103,39 +103,70 @@ def objects_beside(names: Sequence[str], files: Sequence[str], split: str, place
     Raises:
         ValueError: if a file cannot be read.
     """
-    by_name: dict[str, list[str]] = {}
-    for name in names:
-        by_name.setdefault(name.rpartition("/")[2], []).append(name)
     for file in sorted(files, key=lambda file: ("keypoints" in file, file)):
         words = {SPLIT_OF_WORD.get(word) for word in re.findall(r"[a-z]+", file.lower())} - {None}
         if words and split not in words:
             continue
         try:
-            with open(os.path.join(place.path, file), encoding="utf-8") as opened:
+            with open(os.path.join(place.path, file), encoding="utf-8-sig") as opened:
                 document = json.load(opened)
-            images = images_of(document, place)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            own_names, moved = _own_names([image["file_name"] for image in document["images"]], names, split)
+            objects_of = objects_of_document(document, place, file, own_names)
+        except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} cannot be read as annotations of COCO ({error}): mend or remove it") from error
-        own_names = {
-            image["file_name"]: own[0]
-            for image in images
-            if len(
-                own := [
-                    name
-                    for name in by_name.get(image["file_name"].rpartition("/")[2], [])
-                    if f"/{name}".endswith(f"/{image['file_name']}")
-                ]
-            )
-            == 1
-        }
-        objects_of = {
-            own_names[image["file_name"]]: image["objects"] for image in images if image["file_name"] in own_names
-        }
         if any(objects["bbox"] for objects in objects_of.values()):
-            paths = {listed: os.path.join(place.path, name) for listed, name in own_names.items()}
-            _refuse_turned(document, paths, file)
             place.warn(
-                f"{file} has the objects of {counted(len(objects_of), 'image')} of {len(names)} of the split {split}"
+                f"{file} has the objects of {counted(len(objects_of), 'image')} of {len(names)} of the split {split}{moved}"
             )
             return objects_of
     return {}
+
+
+def objects_of_document(
+    document: Mapping[str, Any], place: Place, file: str = "", own_names: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The objects of images by the names of their files.
+
+    Args:
+        document (`Mapping`): COCO's annotations, see [`images_of`].
+        place (`Place`): of the folder of the images.
+        file (`str`, *optional*): of the annotations, for messages.
+        own_names (`Mapping[str, str]`, *optional*): name in the document -> name below the folder, of the images that count;
+            by default all, by the names in the document.
+
+    Raises:
+        ValueError: if boxes lie elsewhere than in the image as shown.
+    """
+    images = images_of(document, place)
+    own_names = {image["file_name"]: image["file_name"] for image in images} if own_names is None else own_names
+    objects_of = {
+        own_names[image["file_name"]]: image["objects"] for image in images if image["file_name"] in own_names
+    }
+    if any(objects["bbox"] for objects in objects_of.values()):
+        paths = {listed: os.path.join(place.path, name) for listed, name in own_names.items()}
+        _refuse_turned(document, paths, file or place.name)
+    return objects_of
+
+
+def _own_names(listed: Sequence[str], names: Sequence[str], split: str) -> tuple[dict[str, str], str]:
+    """The images that annotations are about, by the names there; and, where these lead elsewhere, what is said of it.
+
+    An image is found by the end of its path. Where no path of a file leads to any image, as those of another machine
+    (Label Studio's upload folder), the last part alone decides, if one image is called so.
+    """
+    by_name: dict[str, list[str]] = {}
+    for name in names:
+        by_name.setdefault(name.rpartition("/")[2], []).append(name)
+    found, by_last_part = {}, {}
+    for path in listed:
+        parts = path.replace("\\", "/").split("/")
+        same = by_name.get(parts[-1], [])
+        ends = [name for name in same if f"/{name}".endswith("/" + "/".join(parts))]
+        if len(ends) == 1:
+            found[path] = ends[0]
+        elif len(same) == 1 and {split_of(part) for part in parts[:-1]} <= {None, split}:
+            by_last_part[path] = same[0]
+    if found or not by_last_part:
+        return found, ""
+    path, name = next(iter(by_last_part.items()))
+    return by_last_part, f"; their paths lead elsewhere, and the names of the files decide ({path} is {name})"

@@ -23,7 +23,7 @@ from hf_geossl.data.sources.archives import (
     tar_names,
 )
 from hf_geossl.data.sources.base import Source, rows_from, units_for
-from hf_geossl.data.sources.coco import is_coco_name
+from hf_geossl.data.sources.box_files import box_files
 from hf_geossl.data.sources.compressed import decompressed
 from hf_geossl.data.sources.listing import (
     PART,
@@ -65,7 +65,7 @@ class Files:
         items (`list[Item]`): of images, with classes and truth.
         classes (`list[str]`): of all splits.
         archives (`dict[str, str]`): folder in the names -> the archive that it stands for; "" for a single one.
-        objects (`list[str]`): files of COCO's annotations beside images, which labelled rows read.
+        objects (`list[str]`): files of boxes beside images (COCO, YOLO, Pascal VOC, ...), which labelled rows read.
     """
 
     kind: str
@@ -142,16 +142,17 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     metadata = [entry for entry in (*others, *by_kind.get("parquet", ())) if _is_metadata(entry)]
     metadata = metadata if kind == "folder" else []
     others += [entry for other, entries in by_kind.items() if other != kind for entry in entries]
-    objects = [entry for entry in others if kind == "folder" and is_coco_name(entry)]
-    others = [entry for entry in others if entry not in metadata and entry not in objects]
+    objects = box_files(root, others, by_kind[kind]) if kind == "folder" else []
+    read = {*metadata, *objects}
+    others = [entry for entry in others if entry not in read]
     say_strays(others, by_kind[kind], counted(len(by_kind[kind]), *_NOUNS[kind]), place)
     if kind == "folder":
 
-        def read(file: str) -> bytes:
+        def content(file: str) -> bytes:
             return Path(root, file).read_bytes()
 
         images = by_kind["folder"]
-        items, classes = arrange(images, split, place, read_metadata(metadata, read, images, place), links)
+        items, classes = arrange(images, split, place, read_metadata(metadata, content, images, place), links)
         return Files(kind, root, [item.name for item in items], items, classes, objects=objects)
     if kind == "zip" or (kind == "webdataset" and _are_folders(root, by_kind[kind])):
         return _in_archives(root, by_kind[kind], split, place)

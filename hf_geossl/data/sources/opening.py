@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from hf_geossl.data.photographs import PHOTOGRAPHS, Photographs
 from hf_geossl.data.sources.base import FILE, Source, undecoded
-from hf_geossl.data.sources.coco import objects_beside
+from hf_geossl.data.sources.box_files import read_boxes
 from hf_geossl.data.sources.files import Files, as_path, divide_glob, find_files, folder_source
 from hf_geossl.data.sources.hub import hub_rows, hub_source, hub_texts, pinned_revision
 from hf_geossl.data.sources.listing import kind_of
@@ -145,7 +145,7 @@ def _local_rows(
         raise ValueError(f"{path.name} is a single image: name the folder that its split and class lie in, or a list")
     files = find_files(str(path), split, image_column)
     if files.objects and not any("objects" in item.columns for item in files.items):
-        objects = objects_beside(files.names, files.objects, canonical(split), Place(files.root))
+        objects = read_boxes(files.names, files.objects, canonical(split), Place(files.root))
         items = [replace(item, columns={**item.columns, "objects": objects.get(item.name)}) for item in files.items]
         files = replace(files, items=items) if objects else files
     if files.kind in ("folder", "zip"):

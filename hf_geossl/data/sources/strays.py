@@ -8,13 +8,13 @@ from hf_geossl.data.wording import Place, counted, some_of
 # endings -> what to do
 _ADVICE = (
     ((".csv", ".tsv", ".json", ".jsonl"), "a table of labels or truth is read where it is named itself as the dataset, or is called metadata.csv or metadata.jsonl"),
-    ((".xml",), "boxes of Pascal VOC (.xml) are read from metadata.jsonl only, as objects with bbox and category"),
+    ((".xml",), "boxes of Pascal VOC (.xml) are read from files called after their images, in a folder that is not packed"),
     ((".mat", ".h5", ".hdf5", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".pt", ".pkl"), "images in files of arrays are read once saved as .npy or .tif"),
     ((".heic", ".svg", ".psd", ".cr2", ".nef", ".arw", ".dng"), "pictures of these kinds are read once saved as PNG"),
     ((".mp4", ".avi", ".mov", ".mkv", ".webm"), "of videos the frames are read, as images"),
     ((".rar", ".7z"), "archives of these kinds are read once packed as .zip or .tar"),
 )  # fmt: skip
-_BOXES = "boxes of YOLO (.txt) are read from metadata.jsonl only, as objects with bbox and category"
+_BOXES = "boxes of YOLO (.txt) are read where each line has a class and four numbers, in a folder that is not packed"
 
 
 def endings_of(names: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ from hf_geossl.data.wording import Place
     [
         ("labels.csv", "a table of labels or truth is read where it is named itself"),
         ("annotations/instances_train2017.json", "a table of labels or truth is read where it is named itself"),
-        ("a/0.xml a/1.xml", "boxes of Pascal VOC (.xml) are read from metadata.jsonl only"),
-        ("labels/0.txt labels/1.txt", "boxes of YOLO (.txt) are read from metadata.jsonl only"),
+        ("a/0.xml a/1.xml", "boxes of Pascal VOC (.xml) are read from files called after their images"),
+        ("labels/0.txt labels/1.txt", "boxes of YOLO (.txt) are read where each line has a class and four numbers"),
         ("nyu_depth_v2_labeled.mat", "images in files of arrays are read once saved as .npy or .tif"),
         ("x.NII.GZ", "images in files of arrays"),
         ("IMG_1.HEIC", "are read once saved as PNG"),
