@@ -30,11 +30,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def in_float32(module: nn.Module, *inputs: Any) -> Any:
+def in_float32(device: torch.device, module: nn.Module, *inputs: Any) -> Any:
     """What a part of a model gives in float32: outside of autocast, its weights cast where the model is in half precision."""
     named = (*module.named_parameters(), *module.named_buffers())
     half = {name: tensor.float() for name, tensor in named if tensor.dtype in (torch.float16, torch.bfloat16)}
-    with full_precision(named[0][1].device):
+    with full_precision(device):
         return functional_call(module, half, inputs) if half else module(*inputs)
 
 
@@ -172,7 +172,8 @@ class DPTDecoder(nn.Module):
         tokens = [part.reshape(batch_size, width, rows * columns).transpose(1, 2) for part in maps]
         tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
         features = self.neck(tokens, rows, columns)
-        numbers = in_float32(self.head, [part.float() for part in features])  # bfloat16 would round depths to a percent
+        # bfloat16 would round depths to a percent
+        numbers = in_float32(maps[0].device, self.head, [part.float() for part in features])
         return upsample(numbers[:, None], size)[:, 0]
 
 
@@ -367,12 +368,12 @@ class BoxDetector(nn.Module):
                 {"boxes": to_corners(one["boxes"].float()) * side, "labels": one["class_labels"].long() + 1}
                 for one in labels
             ]
-        levels = in_float32(self.pyramid, last.float())  # boxes are regressed in fractions of pixels
+        levels = in_float32(last.device, self.pyramid, last.float())  # boxes are regressed in fractions of pixels
         none = (last.new_zeros(count, 0, size, dtype=torch.float32) for size in (self.num_categories + 1, 4))
         if self.training and targets is None:
             return None, *none
-        proposals, losses = in_float32(self.rpn, image_list(pixel_values, sizes), levels, targets)
-        found, of_regions = in_float32(self.roi_heads, levels, proposals, sizes, targets)
+        proposals, losses = in_float32(last.device, self.rpn, image_list(pixel_values, sizes), levels, targets)
+        found, of_regions = in_float32(last.device, self.roi_heads, levels, proposals, sizes, targets)
         if self.training:
             return torch.stack([*losses.values(), *of_regions.values()]).sum(), *none
         most = max(max(len(one["scores"]) for one in found), 1)

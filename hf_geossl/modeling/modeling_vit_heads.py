@@ -366,7 +366,17 @@ class ViTTrunkForObjectDetection(ViTTrunkForLabels):
         labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViTTrunkObjectDetectionOutput:
-        """Finds objects in normalised images `(batch, channels, height, width)`; labels and results as of `BoxDetector`."""
+        """Finds objects in normalised images `(batch, channels, height, width)`; labels and results as of `BoxDetector`.
+
+        Raises:
+            NotImplementedError: Where it is traced or exported.
+        """
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot be traced or exported: torchvision's detector takes the images of a batch one "
+                "by one, so that their number, and that of what is found, would be those of the example; export the trunk, "
+                "model.base_model"
+            )
         trunk: Any = self.base_model
         outputs = trunk(pixel_values, **kwargs)
         last = trunk.to_maps(trunk.patch_tokens(outputs), pixel_values)

@@ -3,7 +3,7 @@
 import ast
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,13 @@ def test_a_traced_trunk_gives_the_same_for_every_batch_and_size(
             found, expected = traced(pixels), model(pixels)
         torch.testing.assert_close(found["last_hidden_state"], expected.last_hidden_state)
         torch.testing.assert_close(found["pooler_output"], expected.pooler_output)
+
+
+@pytest.mark.parametrize("trace", [torch.jit.trace, torch.export.export])
+def test_a_detector_refuses_to_be_traced_in_one_sentence(trace: Callable[..., object]) -> None:
+    model = METHODS["gtsa"].model("ForObjectDetection", 0.05, num_hidden_layers=1, decoder_channels=8)
+    with pytest.raises(NotImplementedError, match=r"GTSAForObjectDetection cannot be traced .* export the trunk"):
+        trace(model, (images(2, 3, 32, 32),))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
