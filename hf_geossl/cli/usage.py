@@ -131,7 +131,12 @@ def require_if_local(path: str) -> None:
         UsageError: If it can only be a path, and nothing is there.
     """
     is_path = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
-    if is_path and "://" not in path and not re.search(r"[*?\[]", path) and not Path(path).expanduser().exists():
+    if (
+        is_path
+        and ":" not in path.split("/")[0]
+        and not re.search(r"[*?\[]", path)
+        and not Path(path).expanduser().exists()
+    ):
         raise UsageError(f"there is no file or folder {path}")
 
 

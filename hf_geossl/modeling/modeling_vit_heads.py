@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -358,6 +359,14 @@ class ViTTrunkForObjectDetection(ViTTrunkForLabels):
         channels = config.decoder_channels or 64
         self.decoder = BoxDetector(config.hidden_size, config.patch_size, self.num_labels, channels)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As everywhere, but region proposals as torchvision's: first boxes are small moves of their anchors."""
+        if isinstance(module, nn.Conv2d) and any(part is module for part in self.decoder.rpn.modules()):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(cast(torch.Tensor, module.bias))
+        else:
+            super()._init_weights(module)
 
     @can_return_tuple
     def forward(

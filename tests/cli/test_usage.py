@@ -51,7 +51,15 @@ def test_paths_must_be_there_and_ids_of_the_hub_are_left_alone(tmp_path: Path) -
         require_folder(str(tmp_path / "file"))
     with pytest.raises(UsageError, match="there is no folder nowhere"):
         require_folder("nowhere")
-    for path in ("user/name", "scenes", "timm:vit_tiny", "hf://datasets/a/b/c.parquet", "a/b/*.tar", str(tmp_path)):
+    for path in (
+        "user/name",
+        "scenes",
+        "timm:vit_tiny",
+        "hf://datasets/a/b/c.parquet",
+        "a/b/*.tar",
+        "timm:local-dir:/no",
+        str(tmp_path),
+    ):
         require_if_local(path)
     for path in ("./name", "no/where/at/all", "/no/where", "~/no/where"):
         with pytest.raises(UsageError, match="there is no file or folder"):

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from transformers import YolosImageProcessor
 
@@ -95,6 +96,14 @@ def test_depths_of_a_model_in_half_precision_are_near_and_in_float32(dtype: torc
         expected, found = model(images).predicted_depth, model.to(dtype)(images).predicted_depth
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+
+
+def test_region_proposals_begin_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours = GTSAForObjectDetection(_config(id2label={0: "a"}, decoder_channels=16)).decoder.rpn.head
+    for name, theirs in RPNHead(16, 3).named_parameters():
+        assert abs(ours.get_parameter(name).std() - theirs.std()) < 0.003, name
+        assert "bias" not in name or ours.get_parameter(name).count_nonzero() == theirs.count_nonzero() == 0
 
 
 def test_images_without_objects_are_trained_on() -> None:
