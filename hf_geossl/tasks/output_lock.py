@@ -1,5 +1,6 @@
 """One process at a time writes to an output."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,16 +11,17 @@ _PATIENCE = 6.0  # seconds; of a run that was killed, processes that decode may 
 
 
 @contextmanager
-def output_lock(output: Path, lock_file: Path, patience: float = _PATIENCE) -> Iterator[None]:
+def output_lock(output: Path | str, lock_file: Path, patience: float = _PATIENCE) -> Iterator[None]:
     """Keeps other processes from writing to an output, until the block or the process ends, however it ends.
 
     Args:
-        output (`Path`): What is written, as people call it.
+        output (`Path` or `str`): What is written, as people call it.
         lock_file (`Path`): By which processes know of each other; it is there as long as the block runs.
         patience (`float`, *optional*): Seconds to wait for another process.
 
     Raises:
         ValueError: If another process is writing.
+        OSError: If the disk gets full meanwhile; it names the output.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file, timeout=patience)
@@ -31,6 +33,12 @@ def output_lock(output: Path, lock_file: Path, patience: float = _PATIENCE) -> I
         ) from None
     try:
         yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"the disk of {output} is full: make room, and the same command goes on with what is whole there"
+        ) from error
     finally:
         with suppress(OSError):  # Windows removes no file that is open: an empty one stays
             lock_file.unlink()

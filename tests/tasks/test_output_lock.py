@@ -1,5 +1,6 @@
 """One process at a time writes to an output."""
 
+import errno
 import subprocess
 import sys
 
@@ -23,3 +24,10 @@ def test_another_process_is_refused_by_name_until_the_first_ends(tmp_path):
     with output_lock(tmp_path / "out", lock_file, patience=0):
         pass
     assert not lock_file.exists()
+
+
+def test_a_full_disk_is_said_by_the_output(tmp_path):
+    with pytest.raises(OSError, match="the disk of out is full"), output_lock("out", tmp_path / "lock"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), output_lock("out", tmp_path / "lock"):
+        (tmp_path / "none").read_bytes()

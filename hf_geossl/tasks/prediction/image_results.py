@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hf_geossl.tasks.prediction.map_files import MapKind, Pixels, whole_file, write_map, write_tiff_map
+from hf_geossl.tasks.prediction.map_files import PNG_LEVEL, MapKind, Pixels, whole_file, write_map, write_tiff_map
 from hf_geossl.tasks.prediction.opened_images import OpenedImage, TiffImage
 from hf_geossl.tasks.prediction.overlays import (
     Entry,
@@ -70,7 +70,7 @@ def predict_image(
     if drawn is not None:
         files.append(records.name_for(name, OVERLAYS, ".png"))
         with whole_file(records.folder / files[-1]) as file:
-            with_legend(*drawn).save(file, "PNG")
+            with_legend(*drawn).save(file, "PNG", compress_level=PNG_LEVEL)
         result["shown"] = list(drawn[0].size)
     return {"files": files, **result}
 

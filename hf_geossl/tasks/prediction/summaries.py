@@ -13,7 +13,7 @@ from hf_geossl.data.contact_sheet import MOST, Thumbnails, draw_sheet, rank_of
 from hf_geossl.data.rasters import Raster
 from hf_geossl.data.wording import counted
 from hf_geossl.tasks.prediction.image_results import OVERLAYS
-from hf_geossl.tasks.prediction.map_files import class_colors, whole_file
+from hf_geossl.tasks.prediction.map_files import PNG_LEVEL, class_colors, whole_file
 from hf_geossl.tasks.prediction.overlays import Entry, depth_scale, with_legend
 from hf_geossl.tasks.prediction.records import Record, Records
 from hf_geossl.tasks.prediction.task_models import TaskModel
@@ -44,7 +44,7 @@ def write_summaries(
     if settings["overlays"] and done:
         sheet = _draw_contact_sheet(model, done, records.folder)
         with whole_file(records.folder / SHEET) as file:
-            sheet.save(file, "PNG")
+            sheet.save(file, "PNG", compress_level=PNG_LEVEL)
     summary: dict[str, Any] = {
         "task": model.kind,
         "settings": settings,
