@@ -200,6 +200,16 @@ METHODS: dict[str, Method] = {
         views="hf_geossl.views.gtsa:GTSAViews",
         arguments="hf_geossl.training.arguments_gtsa:GTSATrainingArguments",
         trainer="hf_geossl.training.trainer_gtsa:GTSATrainer",
+        pictures=(
+            FEATURES,
+            Picture(
+                "turns.png",
+                "Set upright",
+                "hf_geossl.training.pictures.gtsa:TurnPicture",
+                "Crops, turned by no quarter, one, two or three, as the model sees them; under each the same, turned back by as "
+                "much as the student says that it is turned.",
+            ),
+        ),
         paper_title=(
             "Self-Supervised Learning from Non-Object Centric Images with a Geometric Transformation Sensitive Architecture"
         ),

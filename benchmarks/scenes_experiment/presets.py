@@ -67,8 +67,8 @@ class Preset:
         recipes (`dict[str, Recipe]`): By objective, what differs from them; see `RECIPES`.
         reconstruction_weight (`float`, *optional*): EquiCoherent's; None chooses it from 1, 5 and 10 on a seed outside of
             those that are compared, before these are run.
-        not_read (`dict[str, tuple[str, ...]]`): By objective, probes that are left out since neither the gate nor a claim reads
-            them of its arms.
+        not_read (`dict[str, tuple[str, ...]]`): By arm or objective, probes that are left out since neither the gate nor a
+            claim reads them there.
         bootstrap (`int`): Resamples for the intervals, and for "above all floors".
     """
 
@@ -212,11 +212,13 @@ _DESK_PROBES: dict[str, dict[str, Any]] = {
     },
     "segmentation": {"random_floor": False},
     "segmentation_few_shot": {"shares": [1 / 32, 1.0], "subsets": 1, "steps": 40},
+    "detection": {"steps": 40, "masks": False},
 }
-_RELATIVE: tuple[str, ...] = ("equivariance",)
-_ABSOLUTE: tuple[str, ...] = ("rotation", "segmentation_few_shot")
-_NOT_READ = dict.fromkeys(("dino", "gtsa", "loca"), _RELATIVE)
-_NOT_READ |= dict.fromkeys(("ibot", "dinov2", "vicreg", "simclr"), _ABSOLUTE)
+_NOT_READ: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("dino", "gtsa"), ("equivariance",)),
+    "loca": ("equivariance", "detection"),
+    **dict.fromkeys(("ibot", "dinov2", "vicreg", "simclr"), ("rotation", "segmentation_few_shot", "detection")),
+}
 _TINY_PROBES: dict[str, dict[str, Any]] = {
     "knn": {},
     "equivariance": {
@@ -292,6 +294,24 @@ _SMOKE = Preset(
     training=_TRAINING | {"learning_rate": 1e-4, "weight_decay_end": 0.2, "teacher_momentum": 0.96},
     bootstrap=100,
 )
+_DESK = replace(
+    _SMOKE,
+    image_size=48,
+    local_size=24,
+    hidden_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    train_images=6000,
+    probe_images=1000,
+    batch_size=64,
+    steps=60,
+    tasks=_DESK_PROBES,
+    not_read=_NOT_READ,
+    training=_TRAINING
+    | {"learning_rate": 2e-3, "weight_decay_end": 0.04, "teacher_momentum": 0.98, "adam_beta2": 0.95},
+    reconstruction_weight=None,
+    bootstrap=200,
+)
 PRESETS = {
     # seconds: tests of the machinery
     "tiny": replace(
@@ -316,33 +336,20 @@ PRESETS = {
     # two CPU cores, a smoke test of all probes: nothing is claimed from it
     "smoke": _SMOKE,
     # one CPU core, an hour or two for all arms and seeds: the sizes and learning settings of the quickstarts
-    "desk": replace(
-        _SMOKE,
-        image_size=48,
-        local_size=24,
-        hidden_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        train_images=6000,
-        probe_images=1000,
-        batch_size=64,
-        steps=60,
-        tasks=_DESK_PROBES,
-        not_read=_NOT_READ,
-        training=_TRAINING
-        | {"learning_rate": 2e-3, "weight_decay_end": 0.04, "teacher_momentum": 0.98, "adam_beta2": 0.95},
-        bootstrap=200,
-    ),
-    # two CPU cores, over night: as many steps as the objectives need to start
-    "cpu": replace(
-        _SMOKE,
-        image_size=48,
-        local_size=24,
-        train_images=10_000,
-        batch_size=64,
+    "desk": _DESK,
+    # the same for ten minutes an arm and more, a night for all of them, with fine-tuning that gets somewhere
+    "desk_long": replace(
+        _DESK,
+        train_images=24_000,
         steps=2000,
-        training=_TRAINING | {"learning_rate": 2e-3},
-        reconstruction_weight=None,
+        recipes=RECIPES
+        | {"loca": RECIPES["loca"] | {"training": {**RECIPES["loca"]["training"], "learning_rate": 3e-3}}},
+        tasks=_DESK_PROBES
+        | {
+            "segmentation_few_shot": _DESK_PROBES["segmentation_few_shot"] | {"steps": 400},
+            "detection": _DESK_PROBES["detection"] | {"steps": 400},
+        },
+        not_read=_NOT_READ | {"random": ("equivariance", "detection")},
     ),
     # one GPU, half an hour for all arms and seeds
     "gpu": replace(_GPU_LONG, image_size=64, local_size=32, steps=600, probe_images=2000, tasks=_GPU_PROBES),

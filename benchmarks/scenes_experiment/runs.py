@@ -46,7 +46,7 @@ def tasks_of(name: str, preset: Preset) -> dict[str, dict[str, Any]]:
     """The probes of an arm and their settings."""
     if name in WEIGHT_ARMS:
         return {task: preset.tasks[task] for task in WEIGHT_TASKS}
-    left_out = preset.not_read.get(arm_named(name).objective, ())
+    left_out = preset.not_read.get(name, preset.not_read.get(arm_named(name).objective, ()))
     tasks = {task: settings for task, settings in preset.tasks.items() if task not in left_out}
     if name == "loca":
         tasks["position"] = {
