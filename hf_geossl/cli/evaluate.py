@@ -56,7 +56,7 @@ def evaluate(argv: Sequence[str]) -> int:
     _check_local(options)
     settings = parse_settings(options.set)
     from hf_geossl.evaluation.reading.sample_store import SampleStore
-    from hf_geossl.evaluation.report import check_report_path, markdown_table, read_measured, write_report
+    from hf_geossl.evaluation.report import check_report_path, read_measured, terminal_table, write_report
 
     if options.report is not None:
         check_report_path(options.report)
@@ -86,7 +86,7 @@ def evaluate(argv: Sequence[str]) -> int:
     if status and not any_task:
         status = 2  # there is no number to read
     if measured:
-        print(f"\n{markdown_table(read_measured(measured))}")
+        print(f"\n{terminal_table(read_measured(measured))}")
         print(f"Results: {', '.join(map(str, measured))}")
     if measured and options.report is not None:
         write_report(measured, options.report)

@@ -168,8 +168,10 @@ STYLE = """<style>
 .gradio-container [role=radiogroup] label, .gradio-container fieldset .wrap label { min-height: 44px; min-width: 44px; }
 .gradio-container .html-container { padding: 0; }
 .gradio-container input[type=range] { min-height: 12px; }
-.gradio-container input[type=range]::-webkit-slider-thumb { width: 28px; height: 28px; margin-top: -10px; }
-.gradio-container input[type=range]::-moz-range-thumb { width: 28px; height: 28px; }
+.gradio-container input[type=range]::-webkit-slider-thumb { width: 28px; height: 28px; margin-top: -10px;
+    border: 2px solid var(--color-accent); }
+.gradio-container input[type=range]::-moz-range-thumb { width: 28px; height: 28px;
+    border: 2px solid var(--color-accent); }
 .tab-container.wrap { background: none !important; }
 .tab-container.wrap button { height: 44px !important; font-size: 16px; }
 .geo-strip { display: flex; gap: 8px; overflow-x: auto; padding: 4px 4px 10px; }
@@ -201,6 +203,7 @@ STYLE = """<style>
 .geo-bars .track span { display: block; height: 100%; background: var(--color-accent); }
 .geo-bars .true { font-weight: 700; }
 @media (max-width: 640px) {
+    .tab-container.wrap button { font-size: 15px; padding: 0 8px !important; }
     .geo-figures { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)); gap: 10px; }
     .geo-figures figure:has(.geo-picture), .geo-figures figure:only-child { grid-column: 1 / -1; }
     .geo-figures figure:first-child:has(.geo-picture) ~ figure:last-child:nth-child(even) { grid-column: 1 / -1; }

@@ -35,7 +35,7 @@ from hf_geossl.demo.tabs import (
     features_tab,
     neighbours_tab,
 )
-from hf_geossl.demo.tabs_task import about_task, task_tabs
+from hf_geossl.demo.tabs_task import about_task, describe_task, task_tabs
 from hf_geossl.methods import METHODS
 from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model, task_of
 
@@ -136,10 +136,10 @@ class Page:
                     with gr.Tab(TITLES.get(name, name)) as container:
                         self.tabs.append(make())
                     containers.append(container)
-            if self.model is not None:
-                with gr.Accordion("About the model", open=False):
+            with gr.Accordion("About the model", open=False):
+                if self.model is not None:
                     finer.render()
-                    gr.Markdown(self._details())
+                gr.Markdown(self._details())
             for tab, container in zip(self.tabs, containers, strict=True):
                 self._wire(tab, container)
             if self.model is not None:
@@ -175,14 +175,15 @@ class Page:
 
     def _details(self) -> str:
         """What people who know such models ask for."""
-        model = self.model
-        assert model is not None
+        model, task = self.model, "" if self.task is None else describe_task(self.task)
+        if model is None:
+            return task
         height, width = model.size()
         millions = sum(parameter.numel() for parameter in model.trunk.parameters()) / 1e6
         return (
             f"A vision transformer of {millions:.1f} million parameters, in views of {width} × {height} pixels and patches "
             f"(squares) of {model.config.patch_size}. What is shown are its features, those of {model.source}. Pictures are "
-            "cut to its shape and scaled to its size."
+            f"cut to its shape and scaled to its size. {task}"
         )
 
     @property

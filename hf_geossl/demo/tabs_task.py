@@ -33,12 +33,16 @@ _DOES = {
 
 
 def about_task(task: TaskModel) -> str:
-    """A sentence on a fine-tuned model, for the head of the page."""
-    millions = sum(parameter.numel() for parameter in task.module.parameters()) / 1e6
+    """What a fine-tuned model does, for the head of the page."""
     more = len(task.names) - 8
     named = ", ".join(task.names[:8]) + (f" and {more} more" if more > 0 else "")
-    classes = f" Its classes: {named}." if task.names else ""
-    return f"{_DOES[task.kind]}{classes} ({type(task.module).__name__}, {millions:.2g} million parameters, fine-tuned for {task.kind}.)"
+    return _DOES[task.kind] + (f" Its classes: {named}." if task.names else "")
+
+
+def describe_task(task: TaskModel) -> str:
+    """What people who know such models ask for."""
+    millions = sum(parameter.numel() for parameter in task.module.parameters()) / 1e6
+    return f"{type(task.module).__name__}, {millions:.2g} million parameters, fine-tuned for {task.kind}."
 
 
 def task_tabs(task: TaskModel) -> list[TabMaker]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hf_geossl.evaluation.registry import ABOUT, FAILED
 from hf_geossl.evaluation.results import numbers
 from hf_geossl.evaluation.settings import QUICK_MEANING
-from hf_geossl.hub.headlines import lower_is_better
+from hf_geossl.hub.headlines import COLUMNS, floor_columns, lower_is_better
 from hf_geossl.hub.redaction import escape_markdown, redact_values
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -192,6 +192,42 @@ def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
             lines.append(f"\n{text(task)} of {text(model.name)} was not measured: {text(reason)}")
     if any(model.about.get("quick") for model in models):
         lines.append(f"\n{QUICK_MEANING}")
+    return "\n".join(lines) + "\n"
+
+
+def terminal_table(models: Sequence[Measured]) -> str:
+    """Writes results as aligned columns for a terminal.
+
+    Args:
+        models (`Sequence[Measured]`): One, beside what trivial models reach, or several side by side.
+
+    Returns:
+        `str`: A line a metric, values with 95 % intervals in brackets, and what could not be measured below.
+    """
+    floors = COLUMNS if len(models) == 1 else ()
+    names = [model.name + (" (quick)" if model.about.get("quick") else "") for model in models]
+    rows = [["", *names, *(name.removesuffix(" weights") for name in floors)]]
+    for task in _tasks(models):
+        rows.append([_words(task), *("" for _ in (*models, *floors))])
+        for metric, measured in compare(models, task).items():
+            cells = [""] * len(models)
+            for number in measured:
+                ends = "" if number.interval is None else " [{}, {}]".format(*map(_written, number.interval))
+                cells[number.model] = f"{_written(number.value)}{ends}{' best' if number.best else ''}"
+            reached = floor_columns(list(measured[0].floors.items()), metric)
+            rows.append(
+                [f"  {_words(metric)}", *cells, *(_written(reached[n]) if n in reached else "" for n in floors)]
+            )
+    filled = [column for column in range(len(rows[0])) if column == 0 or any(row[column] for row in rows[1:])]
+    widths = [max(len(row[column]) for row in rows) for column in filled]
+    lines = ["  ".join(row[column].ljust(w) for column, w in zip(filled, widths, strict=True)).rstrip() for row in rows]
+    lines += [
+        f"{_words(task)} of {model.name} was not measured: {reason}"
+        for model in models
+        for task, reason in model.about.get(FAILED, {}).items()
+    ]
+    if any(model.about.get("quick") for model in models):
+        lines.append(QUICK_MEANING)
     return "\n".join(lines) + "\n"
 
 

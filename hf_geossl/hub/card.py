@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_geossl.hub.headlines import GUESSING, RANDOM, THUMBNAIL, headlines
+from hf_geossl.hub.headlines import COLUMNS, headlines
 from hf_geossl.hub.method_card import MethodCard, method_card
 from hf_geossl.hub.redaction import as_code, escape_markdown, find_secret
 from hf_geossl.hub.results import Result, held_out_results, measured_results, model_index, read_results
@@ -96,7 +96,7 @@ def render_card(
             started_from=record.get("init_from") or record.get("base_model"),
             converted_from=record.get("converted_from"),
             headlines=top,
-            columns=[column for column in (RANDOM, THUMBNAIL, GUESSING) if column in reached],
+            columns=[column for column in COLUMNS if column in reached],
             measured_on=_measured_on(results, record),
             labels=[config.id2label[index] for index in sorted(config.id2label)],
             auto_class=auto_class,

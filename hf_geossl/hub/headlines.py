@@ -8,7 +8,7 @@ from typing import Any
 from hf_geossl.hub.results import Result
 from hf_geossl.methods import METHODS
 
-RANDOM, THUMBNAIL, GUESSING = "random weights", "thumbnail", "guessing"  # columns, in this order
+RANDOM, THUMBNAIL, GUESSING = COLUMNS = ("random weights", "thumbnail", "guessing")
 
 # by task what is measured, for people who know none of them
 _QUESTIONS = {
@@ -99,13 +99,19 @@ def headlines(results: Sequence[Result], record: Mapping[str, Any]) -> list[Head
     ]
 
 
-def _row(result: Result) -> Headline:
-    sign = -1 if lower_is_better(result.metric) else 1
+def floor_columns(floors: Sequence[tuple[str, float]], metric: str) -> dict[str, float]:
+    """What trivial models reach, by column: random weights, a thumbnail, and of all others the best."""
+    sign = -1 if lower_is_better(metric) else 1
     columns: dict[str, float] = {}
-    for name, value in result.floors:
+    for name, value in floors:
         words = name.replace("_", " ")
         column = RANDOM if words == RANDOM else THUMBNAIL if THUMBNAIL in words else GUESSING
         columns[column] = max(columns.get(column, value), value, key=lambda floor: sign * floor)
+    return columns
+
+
+def _row(result: Result) -> Headline:
+    sign, columns = -1 if lower_is_better(result.metric) else 1, floor_columns(result.floors, result.metric)
     values = [result.value, *columns.values()]
     share = _SHARE.search(result.metric) is not None and all(0 <= value <= 1 for value in values)
     low, high = result.interval or (result.value, result.value)

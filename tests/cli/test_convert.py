@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel
 
 from hf_geossl.cli.main import main
+from hf_geossl.hub.card import write_card
 from tests.helpers.small_recipes import error_line
 
 
@@ -63,7 +64,15 @@ def test_any_vit_is_converted_and_goes_back_to_its_family(tmp_path: Path, capsys
     (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(words))
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
-    assert "converted theirs (dinov2_with_registers) to" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "converted theirs (dinov2_with_registers) to" in said
+    assert "user/name --dry_run" in said
+    card = write_card(tmp_path / "ours").read_text()
+    assert (
+        "The weights are those of theirs (dinov2_with_registers), in a form that opens here; nothing was trained."
+        in card
+    )
+    assert "Geometric Transformation" not in card  # of whose paper they are not
     ours = AutoModel.from_pretrained(tmp_path / "ours")
     assert_equal_features(ours, theirs)
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "dinov2"]) == 0

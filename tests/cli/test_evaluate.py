@@ -84,5 +84,5 @@ def test_the_exit_status_says_whether_there_is_a_number(
     results = {ABOUT: {FAILED: failed}, **{name: {} for name in ("knn", "linear") if name not in failed}}
     monkeypatch.setattr(command, "_measure", lambda *arguments: results)
     monkeypatch.setattr(report, "read_measured", lambda files: [])
-    monkeypatch.setattr(report, "markdown_table", lambda measured: "")
+    monkeypatch.setattr(report, "terminal_table", lambda measured: "")
     assert command.evaluate([str(tmp_path), "--tasks", "knn,linear"]) == status

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_geossl.cli.usage import Parser, UsageError, nearest, require_folder, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, require_folder, require_if_local
 
 
 def _parser() -> Parser:
@@ -64,3 +64,9 @@ def test_paths_must_be_there_and_ids_of_the_hub_are_left_alone(tmp_path: Path) -
     for path in ("./name", "no/where/at/all", "/no/where", "~/no/where"):
         with pytest.raises(UsageError, match="there is no file or folder"):
             require_if_local(path)
+
+
+def test_next_steps_are_commands_with_their_purposes_in_a_column() -> None:
+    assert next_steps(("geossl card run", "a card"), ("geossl demo a", "look")) == (
+        "Next:\n  geossl card run  # a card\n  geossl demo a    # look"
+    )

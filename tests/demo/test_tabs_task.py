@@ -52,7 +52,7 @@ def test_the_page_of_a_fine_tuned_folder_shows_what_is_predicted(
     task = open_task_model(folder, device="cpu")
     drawn, entries = show_prediction(task, image, PredictionSettings(score_threshold=0.1))
     assert all(text.replace("<", "&lt;") in html for text, _ in entries)
-    assert "fine-tuned for" in page._about()
+    assert "fine-tuned for" in page._details()
     if name != "classes":
         left = drawn.width - 448  # a depth has the picture beside it
         assert data_url(drawn.crop((left, 0, drawn.width, 448))) in html

@@ -17,6 +17,7 @@ from hf_geossl.evaluation.report import (
     html_page,
     markdown_table,
     read_measured,
+    terminal_table,
     write_report,
 )
 from hf_geossl.evaluation.settings import QUICK_MEANING
@@ -230,3 +231,15 @@ def test_a_table_for_a_terminal_has_no_html_entities(tmp_path: Path) -> None:
     models = read_measured([tmp_path / "m.json"])
     assert "knn of a|b was not measured: install hf_geossl[eval]" in markdown_table(models, escape=False)
     assert "knn of a&#124;b was not measured: install hf_geossl&#91;eval&#93;" in markdown_table(models)
+
+
+def test_a_terminal_shows_numbers_beside_their_floors_in_80_columns(tmp_path: Path) -> None:
+    floors = {"accuracy": {"most frequent class": 0.1, "random weights": 0.2, "RGB thumbnail": 0.25}}
+    entry = {"accuracy": 0.7, "mean_per_class_accuracy": 0.5, "intervals": {"accuracy": [0.6, 0.8]}}
+    file = write(tmp_path, "geossl-quickstart", {"knn": {**entry, "details": {"floors": floors}}})
+    assert terminal_table(read_measured([file])).splitlines() == [
+        "                           geossl-quickstart     random  thumbnail  guessing",
+        "knn",
+        "  accuracy                 0.700 [0.600, 0.800]  0.200   0.250      0.100",
+        "  mean per class accuracy  0.500",
+    ]
