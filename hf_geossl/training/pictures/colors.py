@@ -1,6 +1,5 @@
 """Colours of patches, by their features or by their places, and of classes; the demo's Space imports it without the data's libraries."""
 
-import colorsys
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,12 +84,35 @@ def color_code(side: int) -> torch.Tensor:
 
 
 def area_colours(count: int) -> np.ndarray:
-    """Colours `(count, 3)` of classes and instances, in [0, 1], no two alike.
+    """Colours `(count, 3)` of classes and instances, in [0, 1], no two alike up to 1,000.
 
-    The first seven can be distinguished with any colour vision, the next fourteen are darker and lighter kinds of them.
+    The first seven can be distinguished with any colour vision; each next one is that of a grid which differs most from all
+    before it, by its distance in Oklab (Ottosson, 2020).
     """
-    base = np.array([ImageColor.getrgb(colour) for colour in AREAS]) / 255
-    colours = [*base, *(base * 0.55), *(base * 0.45 + 0.55)]
-    for index in range(len(colours), count):  # golden-ratio hues, at three lightnesses
-        colours.append(np.array(colorsys.hls_to_rgb(index * 0.618 % 1, (0.35, 0.5, 0.65)[index % 3], 0.75)))
-    return np.array(colours[:count]).reshape(-1, 3)
+    colours = np.array([ImageColor.getrgb(colour) for colour in AREAS]) / 255
+    if count > len(colours):
+        grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 13)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+        places = _oklab(grid)
+        seen = (places[:, 0] > 0.3) & (places[:, 0] < 0.92)  # neither ink nor paper
+        grid, places = grid[seen], places[seen]
+        nearest = np.linalg.norm(places[:, None] - _oklab(colours), axis=-1).min(axis=1)
+        chosen = []
+        for _ in range(count - len(colours)):
+            chosen.append(int(nearest.argmax()))
+            nearest = np.minimum(nearest, np.linalg.norm(places - places[chosen[-1]], axis=-1))
+        colours = np.concatenate([colours, grid[chosen]])
+    return colours[:count].reshape(-1, 3)
+
+
+def _oklab(colours: np.ndarray) -> np.ndarray:
+    """Places `(n, 3)` of sRGB colours in a space whose distances are about those that people see: lightness first."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+         [0.0883024619, 0.2817188376, 0.6299787005]]
+    ).T  # fmt: skip
+    places: np.ndarray = np.cbrt(cones) @ np.array(
+        [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+         [0.0259040371, 0.7827717662, -0.8086757660]]
+    ).T  # fmt: skip
+    return places

@@ -1,8 +1,10 @@
 """Colours of patches: principal components by a singular value decomposition, and places by hand."""
 
 import numpy as np
+import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from hf_geossl.training.pictures.colors import (
     FeatureColors,
@@ -57,11 +59,12 @@ def test_equal_features_have_one_colour() -> None:
     assert len(colours.reshape(4, 3).unique(dim=0)) == 1
 
 
-def test_colours_of_classes_are_all_different() -> None:
-    colours = area_colours(150)
-    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + np.eye(150)
-    assert colours.shape == (150, 3)
-    assert colours.min() >= 0
-    assert colours.max() <= 1
-    assert distances[:21, :21].min() > 0.1
-    assert distances.min() > 0.001
+@pytest.mark.parametrize(("count", "least"), [(7, 21), (14, 18), (20, 11), (150, 4.9)])
+def test_colours_of_classes_differ_as_people_see_it(count: int, least: float) -> None:
+    colours = area_colours(count)
+    assert colours.shape == (count, 3)
+    assert 0 <= colours.min() <= colours.max() <= 1
+    places = rgb2lab(colours[None])[0]
+    differences = deltaE_ciede2000(places[:, None], places[None]) + 100 * np.eye(count)
+    assert differences.min() > least
+    np.testing.assert_array_equal(area_colours(200)[:count], colours)
