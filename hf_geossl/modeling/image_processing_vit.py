@@ -147,6 +147,32 @@ class GeometricImageProcessor(BaseImageProcessor):
             for one, sides in zip(depths, target_sizes, strict=True)
         ]
 
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Reads the objects of each image whose score is above a threshold, as the processor of YOLOS does.
+
+        Args:
+            outputs: `logits (batch, detections, categories + 1)` and `pred_boxes (batch, detections, 4)`, as center x, center
+                y, width and height in shares of the image.
+            threshold (`float`, defaults to 0.5): From 0 to 1.
+            target_sizes (*optional*): `(height, width)` of each image in pixels; boxes are shares without.
+
+        Returns:
+            `list[dict]`: `scores (objects,)`, `labels (objects,)` and `boxes (objects, 4)` as x1, y1, x2, y2.
+        """
+        scores, labels = outputs.logits.softmax(-1)[..., :-1].max(-1)
+        centers, sides = outputs.pred_boxes[..., :2], outputs.pred_boxes[..., 2:]
+        boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=-1)
+        if target_sizes is not None:
+            scales = [(int(width), int(height)) * 2 for height, width in target_sizes]
+            boxes = boxes * boxes.new_tensor(scales)[:, None]
+        found = zip(scores, labels, boxes, scores > threshold, strict=True)
+        return [
+            {"scores": score[chosen], "labels": label[chosen], "boxes": box[chosen]}
+            for score, label, box, chosen in found
+        ]
+
 
 def _size(size: Mapping[str, int] | int | Sequence[int]) -> dict[str, int]:
     if isinstance(size, int):

@@ -51,7 +51,7 @@ class EquiCoherentForImageClassification(EquiCoherentPreTrainedModel, ViTTrunkFo
 
 
 class EquiCoherentForSemanticSegmentation(EquiCoherentPreTrainedModel, ViTTrunkForSemanticSegmentation):
-    """A linear decoder on the patch tokens, resized bilinearly to the input."""
+    """A linear decoder on the patch tokens, resized bilinearly to the input, or UPerNet on four layers."""
 
     trunk_class = EquiCoherentModel
 

@@ -45,7 +45,7 @@ class GTSAForImageClassification(GTSAPreTrainedModel, ViTTrunkForImageClassifica
 
 
 class GTSAForSemanticSegmentation(GTSAPreTrainedModel, ViTTrunkForSemanticSegmentation):
-    """A linear decoder on the patch tokens, resized bilinearly to the input."""
+    """A linear decoder on the patch tokens, resized bilinearly to the input, or UPerNet on four layers."""
 
     trunk_class = GTSAModel
 

@@ -111,7 +111,7 @@ class LOCAForImageClassification(LOCAPreTrainedModel, ViTTrunkForImageClassifica
 
 
 class LOCAForSemanticSegmentation(LOCAPreTrainedModel, ViTTrunkForSemanticSegmentation):
-    """A linear decoder on the patch tokens, resized bilinearly to the input: Segmenter's, which the authors evaluate with."""
+    """A linear decoder on the patch tokens, resized bilinearly (Segmenter's, the authors' own), or UPerNet on four layers."""
 
     trunk_class = LOCAModel
 

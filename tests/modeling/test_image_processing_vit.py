@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, DPTImageProcessor, SegformerImageProcessor, ViTImageProcessor, pipeline
+from transformers import (
+    AutoImageProcessor,
+    DPTImageProcessor,
+    SegformerImageProcessor,
+    ViTImageProcessor,
+    YolosImageProcessor,
+    pipeline,
+)
 
 from hf_geossl import GTSAConfig, GTSAForSemanticSegmentation, GTSAModel
 from hf_geossl.data.images import decode_pixels
@@ -257,6 +264,22 @@ def test_outputs_become_what_transformers_processors_make_of_them() -> None:
             assert torch.equal(found, mask)
         for found, depth in zip(ours.post_process_depth_estimation(outputs, sizes), depths, strict=True):
             assert torch.equal(found["predicted_depth"], depth["predicted_depth"])
+
+
+def test_objects_are_read_as_the_processor_of_yolos_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, boxes = (
+        torch.randn(2, 9, 4, generator=generator) * 3,
+        torch.rand(2, 9, 4, generator=generator),
+    )
+    outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
+    for sizes in (None, [(30, 50), (20, 10)], torch.tensor([[30, 50], [20, 10]])):
+        ours, theirs = (
+            kind().post_process_object_detection(outputs, 0.6, sizes)
+            for kind in (GeometricImageProcessor, YolosImageProcessor)
+        )
+        assert sum(len(one["scores"]) for one in ours) > 0
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_processor_of_rgb_does_to_pixels_what_that_of_a_vit_does() -> None:
