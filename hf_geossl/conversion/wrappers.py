@@ -11,7 +11,7 @@ from hf_geossl.conversion.families import FAMILIES
 
 # what begins a key or a part of one, for either network of a teacher and a student
 _NETWORKS = {
-    "teacher": ("teacher", "momentum_", "state_dict_ema", "model_ema", "ema"),
+    "teacher": ("teacher", "target_encoder", "momentum_", "state_dict_ema", "model_ema", "ema"),
     "student": ("student", "base_encoder"),
 }
 # what torch.compile, activation checkpointing and FSDP put into names, at any depth
@@ -80,7 +80,10 @@ def _choose(prefixes: list[str], name: str, weights: str | None) -> str:
         if len(chosen) > 1:
             chosen = [prefix for prefix in chosen if prefix.startswith(place)] or chosen
     if len(chosen) > 1:
-        raise ValueError(f"{name} holds several ViTs ({', '.join(chosen)}): save the one to convert by itself")
+        raise ValueError(
+            f"{name} holds several ViTs ({', '.join(chosen)}): `geossl convert FILE FOLDER` takes the teacher or, by --weights "
+            "student, the student, where the names tell which is which; or save the one to convert by itself"
+        )
     return chosen[0]
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -191,6 +191,7 @@ def _in_folders(names: Sequence[str], place: Place) -> Pairing:
             for key in dict.fromkeys((image_of(stem) or stem, stem)):
                 maps.setdefault((*above, *splits, *below, key), {}).setdefault(_column(folder, stem), name)
             break
+    _name_by_common_ending(maps, images)
     called_alike = Counter((*anywhere, _stem(name)) for name, (_, anywhere) in images.items())
     for name, (there, anywhere) in images.items():
         stems = (_stem(name), _IMAGE_ENDING.sub("", _stem(name)))
@@ -205,6 +206,22 @@ def _in_folders(names: Sequence[str], place: Place) -> Pairing:
             f"as no images to learn from; {counted(len(found.truth), 'image has one', 'images have one')} by name"
         )
     return found
+
+
+def _name_by_common_ending(
+    maps: dict[tuple[str, ...], dict[str, str]], images: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+) -> None:
+    """Names maps after their images where none is, and all are called after an image with one ending (CamVid's a_L of a)."""
+    wanted = {(*there, _stem(name)) for name, (there, _) in images.items()}
+    if not maps or not wanted.isdisjoint(maps):
+        return
+    endings: Counter[str] = Counter()
+    for *above, stem in maps:
+        endings.update({stem[end:] for end in range(1, len(stem)) if (*above, stem[:end]) in wanted})
+    ending, count = endings.most_common(1)[0] if endings else ("", 0)
+    if count == len(maps) and not ending[0].isalnum():
+        for *above, stem in list(maps):
+            maps[(*above, stem.removesuffix(ending))] = maps.pop((*above, stem))
 
 
 def _by_folder(names: Sequence[str]) -> dict[str, list[str]]:

@@ -120,6 +120,8 @@ def read_table(file: str, content: bytes, place: Place) -> pd.DataFrame:
                 rows[column]
             ):
                 rows[column] = pd.read_csv(io.StringIO(text), usecols=[column], dtype=str, **options)[column]
+        for column in rows.select_dtypes(exclude=["number", "bool"]):  # blanks at the end name no other file or class
+            rows[column] = rows[column].map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
         return rows.rename(columns=lambda name: str(name).strip())
     except (ValueError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file} cannot be read as a table ({str(error).splitlines()[0][:120]})") from error

@@ -1,15 +1,19 @@
 """`FineTuningArguments`: transformers' training arguments, and what of a trunk is trained."""
 
 import copy
+import logging
 import math
 import re
 from dataclasses import dataclass
 from typing import Self
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
+from hf_geossl.data.wording import counted
 from hf_geossl.tasks.finetuning.settings import DEFAULTS, EPOCHS, MIN_STEPS, AdaptationSettings
 
+logger = logging.getLogger(__name__)
 _EPOCHS = TrainingArguments.__dataclass_fields__["num_train_epochs"].default
 
 
@@ -61,9 +65,6 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
             )
         if self.ignore_data_skip:
             raise ValueError("ignore_data_skip must stay off: a resumed run goes on with the images that come next")
-        for name in ("logging_strategy", "save_strategy", "eval_strategy"):
-            if getattr(getattr(self, name), "value", getattr(self, name)) == "epoch":
-                raise ValueError(f"{name} must be 'steps' or 'no', got 'epoch': runs are counted in steps")
         super().__post_init__()
 
     def for_run(self, images: int, metric: str = "loss", greater_is_better: bool = False) -> Self:
@@ -81,6 +82,12 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
             epochs = self.num_train_epochs if given else EPOCHS
             steps = math.ceil(epochs * images / self.global_batch_size)
             args.max_steps = max(steps, 1 if given else MIN_STEPS)
+        epoch = math.ceil(images / self.global_batch_size)
+        for name in ("logging", "save", "eval"):
+            if getattr(self, f"{name}_strategy") == "epoch":  # runs are counted in steps
+                setattr(args, f"{name}_strategy", IntervalStrategy.STEPS)
+                setattr(args, f"{name}_steps", epoch)
+                logger.warning("%s_strategy epoch: every %s", name, counted(epoch, "step"))
         return args
 
     @property

@@ -17,6 +17,7 @@ FOLDERS = [  # images, maps, the column of the maps
     ("imagesTr/{}_0000.png", "labelsTr/{}.png", "annotation"),  # of nnU-Net
     ("train/{}.jpg", "train_masks/{}_mask.gif", "annotation"),  # of Carvana
     ("train/{}.png", "trainannot/{}.png", "annotation"),  # of CamVid
+    ("images/{}.png", "labels/{}_L.png", "annotation"),  # of CamVid too
     ("data/CameraRGB/{}.png", "data/CameraSeg/{}.png", "annotation"),
     ("leftImg8bit/train/bonn/{}_leftImg8bit.png", "gtFine/train/bonn/{}_gtFine_labelIds.png", "annotation"),
     ("ISIC_Task1-2_Training_Input/{}.jpg", "ISIC_Task1_Training_GroundTruth/{}_segmentation.png", "annotation"),

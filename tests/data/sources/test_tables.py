@@ -110,6 +110,7 @@ def test_columns_of_paths_have_many_names(text: str, column: str, tmp_path: Path
         ("numbers.csv", "path,label\na.png,3\nb.png,NA\n", [3.0, None]),
         ("missing.csv", "path,label\na.png,cat\nb.png,\n", ["cat", None]),
         ("empty.csv", "path,label\na.png,\nb.png,\n", [None, None]),
+        ("blanks.csv", "path,label\na.png ,cat \nb.png,cat\n", ["cat", "cat"]),
         ("words.txt", "a.png cat\nb.png a dog\n", ["cat", "a dog"]),
     ],
 )
