@@ -13,12 +13,18 @@ class UsageError(Exception):
     """The command line is wrong; the message is one line."""
 
 
+_LISTED = 24  # words, in a line that is still read
+
+
 def nearest(word: str, valid: Sequence[str], prefix: str = "") -> str:
     """Ends an error message: with the valid word that is closest to a wrong one, or with some of the valid ones."""
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"
-    return f"; valid are {', '.join(prefix + name for name in sorted(valid)[:12])}"
+    names = [prefix + name for name in sorted(valid)]
+    return f"; valid are {', '.join(names[:_LISTED])}" + (
+        f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    )
 
 
 class Parser(argparse.ArgumentParser):

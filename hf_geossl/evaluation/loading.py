@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.registry import TIMM
+from hf_geossl.hub.run_folder import unfinished
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,10 @@ def _open_folder(
     try:
         config = AutoConfig.from_pretrained(path, **given)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} is no model that AutoModel opens: {' '.join(str(error).split())[:300]}") from None
+        why = unfinished(Path(path)) if Path(path).is_dir() else None
+        raise ValueError(
+            f"{name} is no model that AutoModel opens: {why or ' '.join(str(error).split())[:300]}"
+        ) from None
     pretrains = any(architecture.endswith("ForPreTraining") for architecture in config.architectures or [])
     auto: Any = AutoModelForPreTraining if pretrains and type(config).__module__.startswith("hf_geossl") else AutoModel
     try:

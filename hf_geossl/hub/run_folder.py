@@ -69,10 +69,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _read_config(folder)
     if config is None:
         raise ValueError(
-            f"{folder.name} holds no {CONFIG}: give the folder that geossl pretrain or save_pretrained wrote"
+            f"{folder.name} holds no {CONFIG}: "
+            + (unfinished(folder) or "give the folder that geossl pretrain or save_pretrained wrote")
         )
     _check_type(config, folder)
     return config
+
+
+def unfinished(folder: Path) -> str | None:
+    """What to do with the folder of a run that has not ended, in words; None if it is no such folder."""
+    newest = next((found for found in list_checkpoints(folder) if why_not_whole(found) is None), None)
+    if newest is None:
+        return None
+    return f"the run has not ended; go on with it by --resume_from_checkpoint true, or give its {folder.name}/{newest.name}"
 
 
 def find_model(folder: Path) -> tuple[Path, dict[str, Any], str]:

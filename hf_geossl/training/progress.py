@@ -137,7 +137,7 @@ class ImagesProgressCallback(ProgressCallback):
         if "memory_mb" in logs:
             parts.append(f"{logs['memory_mb'] / 1024:.1f} GiB")
         if logs.get("skipped_images"):
-            parts.append(f"{count_of(int(logs['skipped_images']), 'image')} skipped")
+            parts.append(f"broken images passed over {count_of(int(logs['skipped_images']), 'time')}")
         if logs.get("skipped_steps"):
             parts.append(f"{count_of(int(logs['skipped_steps']), 'step')} left out")
         return parts

@@ -152,7 +152,7 @@ def test_the_lines_of_a_run_are_words(tmp_path: Path) -> None:
     }  # fmt: skip
     assert progress.describe(7, line) == (
         "step 7: loss 1.235, crop 0.500, entropy 2.000, location accuracy 6.2 %, learning rate 1.00e-03, "
-        "feature spread 0.12, 12.3 images/s, 40 % of the bf16 rate, 13 % waiting for images, 1.5 GiB, 1 image skipped, 2 steps left out"
+        "feature spread 0.12, 12.3 images/s, 40 % of the bf16 rate, 13 % waiting for images, 1.5 GiB, broken images passed over 1 time, 2 steps left out"
     )
     ended = {"train_runtime": 61.2, "train_samples_per_second": 5.0, "train_loss": 2.0, "epoch": 1.0}
     assert progress.describe(9, ended) == "step 9: trained for 0:01:01, 5.0 images/s, mean loss 2.000"

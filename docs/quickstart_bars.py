@@ -1,4 +1,4 @@
-"""Draws docs/images/geometry_kept.png from the measured numbers of benchmarks/results/learning/: python docs/geometry_kept.py"""
+"""Draws docs/images/quickstart_bars.png from the measured numbers of benchmarks/results/learning/: python docs/quickstart_bars.py"""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def main() -> None:
         axis.set_xlim(0, 1.15 * max(max(numbers) for numbers in rows.values()))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(ROOT / "docs/images/geometry_kept.png", dpi=110, metadata={"Software": ""})
+    figure.savefig(ROOT / "docs/images/quickstart_bars.png", dpi=110, metadata={"Software": ""})
 
 
 if __name__ == "__main__":
