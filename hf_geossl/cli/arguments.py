@@ -71,10 +71,15 @@ class Argument:
                 return dictionary
             if self.kind == "bool":
                 return BOOLEANS[text.lower()]
+            if self.name == SEVERAL and "," in text:
+                return [word.strip() for word in text.split(",")]
             return {"int": int, "float": float}.get(self.kind, str)(text)
         except (KeyError, ValueError):
             kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "JSON"}[self.kind]
             raise UsageError(f"--{self.name} must be {kind}, got {text!r}") from None
+
+
+SEVERAL = "report_to"  # one word, or several with commas between
 
 
 @dataclass

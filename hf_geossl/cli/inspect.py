@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hf_geossl.cli.recipes import read_recipe, recipes
-from hf_geossl.cli.usage import Parser, UsageError, nearest, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, nearest, print_wrapped, require_if_local
 
 if TYPE_CHECKING:
     from hf_geossl.data.inspection import Inspection
@@ -72,8 +72,7 @@ def inspect(argv: Sequence[str]) -> int:
     sheet.save(folder / SHEET)
     _write(folder / RECIPE, recipe_for(options, values))
     inspection.state_file.unlink()
-    for line in as_lines(values):
-        print(line)
+    print_wrapped(as_lines(values))
     print(f"\nAll numbers: {folder / RESULTS}; pictures: {folder / SHEET}")
     print(f"Pretrain on it: geossl pretrain {folder / RECIPE}")
     return 0

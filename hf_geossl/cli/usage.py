@@ -3,8 +3,11 @@
 import argparse
 import difflib
 import re
+import shutil
+import sys
+import textwrap
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -144,6 +147,17 @@ def require_if_local(path: str) -> None:
         and not Path(path).expanduser().exists()
     ):
         raise UsageError(f"there is no file or folder {path}")
+
+
+def print_wrapped(lines: Iterable[str]) -> None:
+    """Prints lines, in a terminal broken between words at its width; elsewhere, where programs read them, as they are."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        folded = width > 20 and textwrap.fill(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        print(folded or line)
 
 
 def hide_loading_bars() -> None:

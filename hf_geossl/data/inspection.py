@@ -282,6 +282,9 @@ def _type_of(feature: object) -> str:
         return f"{feature.num_classes} classes"
     if isinstance(feature, datasets.Image):
         return "image"
+    entries = getattr(feature, "feature", feature)  # of a list
+    if isinstance(entries, Mapping):
+        return ", ".join(map(str, entries))[:200]
     text = str(getattr(feature, "dtype", None) or feature)
     return re.sub(r"\s+", " ", text)[:200]
 

@@ -207,7 +207,11 @@ def _classes(split: Mapping[str, Any]) -> str:
         return ""
     most = Counter(classes).most_common(_SHOWN)
     shown = ", ".join(f"{name} {count:,}" for name, count in most) + (", ..." if len(classes) > _SHOWN else "")
-    return f"; {counted(len(classes), 'class', 'classes')} ({split['label_column']}): {shown}"
+    rows = sum(classes.values())
+    of_all = (
+        f" of all {rows:,}" if rows > split["images"] + split["broken"] else ""
+    )  # labels are counted without a limit
+    return f"; {counted(len(classes), 'class', 'classes')} ({split['label_column']}){of_all}: {shown}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_geossl.data.sources.opening import holds_clips
 from hf_geossl.evaluation.bootstrap import interval
-from hf_geossl.evaluation.reading.sample_store import SampleStore
+from hf_geossl.evaluation.reading.sample_store import SampleStore, update_seconds
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
 from hf_geossl.modeling.image_format import ImageFormat
@@ -61,7 +61,13 @@ class EvaluationOptions:
     def progress_bar(self, description: str, total: int | None, unit: str = "img") -> "tqdm[NoReturn]":
         """A progress bar on stderr, a context manager with `update(number)` and `set_postfix(loss=...)`."""
         return tqdm(
-            total=total, desc=description, unit=f" {unit}", disable=not self.progress, leave=False, dynamic_ncols=True
+            total=total,
+            desc=description,
+            unit=f" {unit}",
+            disable=not self.progress,
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=update_seconds(),
         )
 
     def batches(self, samples: Samples, description: str) -> Iterator[dict[str, Any]]:

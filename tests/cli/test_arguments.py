@@ -53,6 +53,12 @@ def test_values_are_read_as_transformers_own_parser_reads_them() -> None:
         assert getattr(ours, name) == getattr(theirs, name), name
 
 
+def test_several_trackers_are_named_with_commas() -> None:
+    (report_to,) = [argument for argument in transformers_arguments() if argument.name == "report_to"]
+    assert report_to.read("tensorboard") == "tensorboard"
+    assert report_to.read("tensorboard,trackio, wandb") == ["tensorboard", "trackio", "wandb"]
+
+
 def test_words_of_an_enumeration_are_known() -> None:
     known = {argument.name: argument for argument in transformers_arguments()}
     assert {"adamw_torch", "adamw_torch_fused", "sgd"} <= set(known["optim"].choices)

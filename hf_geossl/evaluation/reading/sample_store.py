@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import sys
 import tempfile
 from array import array
 from collections import Counter
@@ -31,6 +32,11 @@ Read: TypeAlias = (
 Batch: TypeAlias = tuple[
     dict[str, Any] | None, int, int, Counter[str]
 ]  # with the numbers of images, of broken ones, of changes
+
+
+def update_seconds() -> float:
+    """How often a progress bar is drawn: seldom where each time adds to a log."""
+    return 0.1 if sys.stderr.isatty() else 5.0
 
 
 class SampleStore:
@@ -96,6 +102,7 @@ class StoredRows(Dataset):
             disable=not self._store.progress,
             leave=False,
             dynamic_ncols=True,
+            mininterval=update_seconds(),
         ) as bar:
             for position, sample in enumerate(self._decoded()):
                 if isinstance(sample, Exception):
