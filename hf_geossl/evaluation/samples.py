@@ -164,8 +164,8 @@ class Samples:
         for target in missing:
             if target == "label" and "multi_label" in self.names:
                 raise ValueError(
-                    f"the labels of {self.name} are lists of classes, which the task multilabel measures: choose that, or "
-                    "name a column with one class an image by --label_column (Columns(label=...))"
+                    f"the labels of {self.name} are lists of classes, and one class an image is needed: name a column of such "
+                    "by --label_column (Columns(label=...)); geossl evaluate --tasks multilabel measures lists"
                 )
             column = _COLUMN_OF.get(target)
             how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""

@@ -296,7 +296,7 @@ def test_rows_of_a_stream_without_a_label_are_left_out_and_counted(
 def test_lists_of_classes_are_no_single_labels(tmp_path: Path) -> None:
     rows = [{"image": Image.new("RGB", (8, 8)), "label": [number % 2, 2]} for number in range(4)]
     Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="are lists of classes, which the task multilabel measures"):
+    with pytest.raises(ValueError, match="are lists of classes, and one class an image is needed"):
         load_samples(str(tmp_path), "train", size=8).require("label")
 
 

@@ -4,7 +4,9 @@ import copy
 import logging
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 from transformers import TrainingArguments
@@ -14,7 +16,7 @@ from hf_geossl.data.wording import counted
 from hf_geossl.tasks.finetuning.settings import DEFAULTS, EPOCHS, MIN_STEPS, AdaptationSettings
 
 logger = logging.getLogger(__name__)
-_EPOCHS = TrainingArguments.__dataclass_fields__["num_train_epochs"].default
+OWN_METRIC = "the task's own"  # the best checkpoint's metric where none is named
 
 
 @dataclass
@@ -38,6 +40,7 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
     eval_steps: float | None = DEFAULTS["eval_steps"]
     remove_unused_columns: bool = DEFAULTS["remove_unused_columns"]
     train_sampling_strategy: str = DEFAULTS["train_sampling_strategy"]
+    num_train_epochs: float = -1  # not transformers' 3, which could not be told from a 3 that was asked for
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"all|head|norms|last:[1-9]\d*", self.train_layers):
@@ -58,6 +61,8 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
             raise ValueError(f"curve_images must be at least 1, got {self.curve_images}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps must be above 0, or -1 for num_train_epochs, got {self.max_steps}")
+        if self.num_train_epochs <= 0 and self.num_train_epochs != -1:
+            raise ValueError(f"num_train_epochs must be above 0, or -1 for the default, got {self.num_train_epochs}")
         if self.remove_unused_columns or self.train_sampling_strategy != "sequential":
             raise ValueError(
                 "remove_unused_columns must stay off and train_sampling_strategy 'sequential': images are read in an order of "
@@ -65,20 +70,30 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
             )
         if self.ignore_data_skip:
             raise ValueError("ignore_data_skip must stay off: a resumed run goes on with the images that come next")
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = OWN_METRIC
         super().__post_init__()
 
-    def for_run(self, images: int, metric: str = "loss", greater_is_better: bool = False) -> Self:
+    def for_run(self, images: int, metrics: Mapping[str, bool] = MappingProxyType({"loss": False})) -> Self:
         """A copy with `max_steps`, which says how long a run on so many training images is, and without a token.
 
         Without `max_steps` and `num_train_epochs` it is the longer of `EPOCHS` passes and `MIN_STEPS` steps. The best
-        checkpoint, where it is asked for, is the one of the best `metric` where no other is named.
+        checkpoint, where it is asked for, is chosen by the first of the `metrics` where none is named; they say too whether a
+        greater one is better, whatever `greater_is_better` is.
+
+        Raises:
+            ValueError: If the best checkpoint is to be chosen by a number that is not measured.
         """
         args = copy.copy(self)
         args.hub_token = None  # checkpoints hold the arguments
-        if self.load_best_model_at_end and self.metric_for_best_model == "loss":
-            args.metric_for_best_model, args.greater_is_better = metric, greater_is_better
+        if self.metric_for_best_model is not None:
+            name = self.metric_for_best_model.removeprefix("eval_")
+            name = next(iter(metrics)) if name == OWN_METRIC else name
+            if name not in metrics:
+                raise ValueError(f"metric_for_best_model must be one of {', '.join(metrics)}, got {name!r}")
+            args.metric_for_best_model, args.greater_is_better = name, metrics[name]
         if args.max_steps <= 0:
-            given = self.num_train_epochs != _EPOCHS
+            given = self.num_train_epochs > 0
             epochs = self.num_train_epochs if given else EPOCHS
             steps = math.ceil(epochs * images / self.global_batch_size)
             args.max_steps = max(steps, 1 if given else MIN_STEPS)

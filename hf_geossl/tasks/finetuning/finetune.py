@@ -21,7 +21,6 @@ from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
 from hf_geossl.tasks.finetuning.examples import Collator
 from hf_geossl.tasks.finetuning.folder import describe_folder, save_folder
 from hf_geossl.tasks.finetuning.kinds import FineTuningTask, find_task, task_of
-from hf_geossl.tasks.finetuning.kinds.base import Floors
 from hf_geossl.tasks.finetuning.measuring import Measured, as_result, measure
 from hf_geossl.tasks.finetuning.models import Start, open_model
 from hf_geossl.tasks.finetuning.settings import HeadSettings
@@ -79,13 +78,17 @@ class FineTuning:
         if self.trainer.preemption.signal is not None:
             return None
         self.trainer.save_model(str(self.folder / ".trained"))
+        if self.trainer.args.should_save:
+            trained = open_model(self.folder / ".trained")
+            save_folder(trained, self.task, self.folder)
+            shutil.rmtree(self.folder / ".trained")
+        random = self._train_random() if self.args.random_floor else {}  # by all processes together
         if not self.trainer.args.should_save:
             return None
-        trained = open_model(self.folder / ".trained")
-        save_folder(trained, self.task, self.folder)
-        shutil.rmtree(self.folder / ".trained")
         measured = self._measure(self.folder, progress=True)
-        floors = self._floors(measured)
+        floors = self.task.floors(measured.metric, *self.splits, measured.rows)
+        for name, value in random.items():
+            floors.setdefault(name, {})["random_weights"] = value
         content = describe_folder(
             self.folder,
             self.task,
@@ -112,23 +115,31 @@ class FineTuning:
         size = self.args.per_device_eval_batch_size
         return measure(model, self.task, self.splits[1], self.trainer.collate, size, progress=progress)
 
-    def _floors(self, measured: Measured) -> Floors:
-        """What trivial predictions reach, and where it is asked for the same training from random weights."""
-        floors = self.task.floors(measured.metric, *self.splits, measured.rows)
-        if not self.args.random_floor:
-            return floors
+    def _train_random(self) -> dict[str, float]:
+        """What the same training reaches from random weights; nothing where a signal has stopped it."""
         folder = self.folder / RANDOM
         args = replace(
-            self.args, output_dir=str(folder), eval_strategy="no", save_strategy="no", train_layers="all", lora_rank=0
+            self.args,
+            output_dir=str(folder),
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            metric_for_best_model=None,
+            report_to="none",
+            train_layers="all",
+            lora_rank=0,
         )
         trainer = self._trainer(self._build(random=True), args)
         trainer.train()
-        if trainer.preemption.signal is None:
-            trainer.save_model(str(folder))
-            for name, value in self._measure(folder).numbers.items():
-                floors.setdefault(name, {})["random_weights"] = value
+        if trainer.preemption.signal is not None:
+            logger.warning("the training of random weights was stopped: the model is not compared with them")
+            return {}
+        trainer.save_model(str(folder))
+        if not args.should_save:
+            return {}
+        numbers = self._measure(folder).numbers
         shutil.rmtree(folder, ignore_errors=True)
-        return floors
+        return numbers
 
     def _record(self, seconds: float) -> dict[str, Any]:
         args, trainer = self.trainer.args, self.trainer

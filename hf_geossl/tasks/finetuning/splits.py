@@ -105,6 +105,11 @@ class LabelledDataset:
 
         train = read(self.train_split, sizes[0])
         if test_split is not None:
+            if test_split == self.train_split:
+                logger.warning(
+                    f"{train.samples.name}: the images that are measured are those that are trained on: the number says nothing "
+                    "about others"
+                )
             return train, read(test_split, sizes[1])
         held_out = hold_out(len(train), HELD_OUT, seed=0)
         test = train if sizes[0] == sizes[1] else read(self.train_split, sizes[1])

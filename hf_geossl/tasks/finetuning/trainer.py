@@ -33,6 +33,9 @@ class FineTuningTrainer(Trainer):
         train, test (`Split`): The images that are trained on, and those that are measured.
         **kwargs: As `Trainer`.
 
+    Raises:
+        ValueError: If the arguments name a metric that is not measured, or smooth labels that are no classes of images.
+
     Attributes:
         trained (`str`): How much of the model is trained, in a line.
         preemption (`PreemptionCallback`): Knows which signal the run has stopped for.
@@ -52,7 +55,11 @@ class FineTuningTrainer(Trainer):
         test: Split,
         **kwargs: Any,
     ) -> None:
-        args = args.for_run(len(train), task.metric, task.greater_is_better)
+        args = args.for_run(len(train), task.metrics)
+        if args.label_smoothing_factor and task.name != "classification":  # transformers' is over the last dimension
+            raise ValueError(
+                f"label_smoothing_factor is of classification alone, got {args.label_smoothing_factor} for {task.name}"
+            )
         self.task, self.train_split, self.test_split = task, train, test
         images = model.config.get_image_format()
         self.collate = Collator(images.mean, images.std, task.labels)
@@ -152,6 +159,8 @@ class FineTuningTrainer(Trainer):
         if resumed and resumed.trainer_state.global_step >= self.args.max_steps:
             self._load_from_checkpoint(str(resumed.folder))
             self.state = resumed.trainer_state
+            if self.args.load_best_model_at_end:
+                self._load_best_model()
             return TrainOutput(self.state.global_step, 0.0, {})
         set_seed(self.args.seed)  # a checkpoint's generators are loaded after this
         try:

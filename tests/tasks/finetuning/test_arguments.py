@@ -13,6 +13,7 @@ def test_a_run_is_as_long_as_was_said_and_otherwise_500_steps_or_5_passes() -> N
     assert FineTuningArguments("out", **given).for_run(60).max_steps == 500
     assert FineTuningArguments("out", **given).for_run(2001).max_steps == 1001
     assert FineTuningArguments("out", num_train_epochs=2, **given).for_run(25).max_steps == 5
+    assert FineTuningArguments("out", num_train_epochs=3, **given).for_run(25).max_steps == 8  # transformers' default
     twice = FineTuningArguments("out", num_train_epochs=2, gradient_accumulation_steps=2, **given)
     assert (twice.global_batch_size, twice.for_run(25).max_steps) == (20, 3)
     assert twice.max_steps == -1
@@ -38,6 +39,23 @@ def test_defaults_are_those_that_the_command_line_shows() -> None:
         assert name in TrainingArguments.__dataclass_fields__
 
 
+def test_the_best_checkpoint_is_that_of_a_measured_number_whose_direction_is_known() -> None:
+    def chosen(**given: object) -> tuple[str | None, bool | None]:
+        given |= {"use_cpu": True, "load_best_model_at_end": True, "save_steps": 0.1}
+        args = FineTuningArguments("out", **given).for_run(9, {"abs_rel": False, "delta1": True, "loss": False})
+        return args.metric_for_best_model, args.greater_is_better
+
+    assert chosen() == ("abs_rel", False)
+    assert chosen(metric_for_best_model="abs_rel") == (
+        "abs_rel",
+        False,
+    )  # transformers takes all but losses the other way
+    assert chosen(metric_for_best_model="eval_delta1") == ("delta1", True)
+    assert chosen(metric_for_best_model="loss") == ("loss", False)
+    with pytest.raises(ValueError, match="metric_for_best_model must be one of abs_rel, delta1, loss, got 'iou'"):
+        chosen(metric_for_best_model="iou")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -50,6 +68,7 @@ def test_defaults_are_those_that_the_command_line_shows() -> None:
         ({"layer_decay": 1.5}, "layer_decay must be above 0 and at most 1, got 1.5"),
         ({"min_crop": 0.0}, "min_crop must be above 0 and at most 1, got 0.0"),
         ({"curve_images": 0}, "curve_images must be at least 1, got 0"),
+        ({"num_train_epochs": 0}, "num_train_epochs must be above 0, or -1 for the default, got 0"),
         ({"max_steps": 0}, "max_steps must be above 0"),
         ({"ignore_data_skip": True}, "ignore_data_skip must stay off"),
         ({"remove_unused_columns": True}, "remove_unused_columns must stay off"),

@@ -28,17 +28,21 @@ class FineTuningTask(ABC):
         name (`str`): What the command line calls it.
         suffix (`str`): How the names of its models end.
         target (`str`): The truth that it takes, a key of `Samples`.
-        metric (`str`): The number that says how good a model is.
-        greater_is_better (`bool`): Whether a greater one is better.
+        metrics (`dict[str, bool]`): The numbers that a checkpoint can be chosen by, and whether a greater one is better; the
+            first says how good a model is.
         min_crop (`float`): See `AdaptationSettings`.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     target: ClassVar[str]
-    metric: ClassVar[str]
-    greater_is_better: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, bool]]
     min_crop: ClassVar[float]
+
+    @property
+    def metric(self) -> str:
+        """The number that says how good a model is."""
+        return next(iter(self.metrics))
 
     @abstractmethod
     def class_names(self, train: Split, test: Split, given: Sequence[str] | None) -> tuple[str, ...]:

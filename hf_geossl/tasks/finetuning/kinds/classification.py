@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class ImageClassification(FineTuningTask):
     """One class an image."""
 
     name, suffix, target = "classification", "ForImageClassification", "label"
-    metric, min_crop = "accuracy", 0.3
+    metrics, min_crop = MappingProxyType({"accuracy": True, "mean_per_class_accuracy": True, "loss": False}), 0.3
 
     def class_names(self, train: Split, test: Split, given: Sequence[str] | None) -> tuple[str, ...]:
         """See `FineTuningTask`."""

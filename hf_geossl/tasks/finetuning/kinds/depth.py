@@ -1,6 +1,7 @@
 """Fine-tuning for the depth of each pixel."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class DepthEstimation(FineTuningTask):
     """Metres of each pixel; 0 is unknown."""
 
     name, suffix, target = "depth", "ForDepthEstimation", "depth"
-    metric, greater_is_better, min_crop = "abs_rel", False, 1.0
+    metrics, min_crop = MappingProxyType({"abs_rel": False, "rmse": False, "delta1": True, "loss": False}), 1.0
 
     def class_names(self, train: Split, test: Split, given: Sequence[str] | None) -> tuple[str, ...]:
         """None; checks that some depth of both splits is known."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class ObjectDetection(FineTuningTask):
     """Boxes and categories of objects."""
 
     name, suffix, target = "detection", "ForObjectDetection", "boxes"
-    metric, min_crop = "box_ap", 0.5
+    metrics, min_crop = MappingProxyType({"box_ap": True, "box_ap50": True, "box_ap75": True}), 0.5
 
     def class_names(self, train: Split, test: Split, given: Sequence[str] | None) -> tuple[str, ...]:
         """See `FineTuningTask`; one category is enough."""

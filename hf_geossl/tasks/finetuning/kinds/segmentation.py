@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,10 @@ class SemanticSegmentation(FineTuningTask):
     """One class a pixel; 255 has none."""
 
     name, suffix, target = "segmentation", "ForSemanticSegmentation", "semantic"
-    metric, min_crop = "mean_iou", 0.25
+    metrics, min_crop = (
+        MappingProxyType({"mean_iou": True, "pixel_accuracy": True, "mean_class_accuracy": True, "loss": False}),
+        0.25,
+    )
 
     def class_names(self, train: Split, test: Split, given: Sequence[str] | None) -> tuple[str, ...]:
         """See `FineTuningTask`."""
