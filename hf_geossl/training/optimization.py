@@ -110,6 +110,9 @@ class OptimizerPlan:
         warmup, peak = self.args.get_warmup_steps(num_training_steps), self.args.learning_rate
         if warmup >= num_training_steps:
             logger.warning(f"the warm-up of {warmup} steps is as long as the run: the learning rate only rises")
+        elif warmup > num_training_steps / 2:
+            share = f"{warmup / num_training_steps:.0%} of the run's {num_training_steps}"
+            logger.warning(f"the warm-up of {warmup} steps is {share}; --warmup_steps 0.05 makes it 5 % of a run")
         if self.args.min_learning_rate is None:
             end = 0.01
         else:

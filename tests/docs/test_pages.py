@@ -149,3 +149,8 @@ def _resolve(name: str) -> object:
             found = getattr(found, part)
         return found
     raise AssertionError(f"there is no {name}")
+
+
+def test_the_row_of_a_method_that_is_shown_is_the_one_that_is_tried() -> None:
+    row = (ROOT / "tests/helpers/fourth_method/row.txt").read_text()
+    assert row in (ROOT / "docs/add_a_method.md").read_text()

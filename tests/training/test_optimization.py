@@ -80,3 +80,11 @@ def test_a_warm_up_that_is_the_whole_run_is_said(
     trainer = make_trainer(tmp_path, images, warmup_steps=warmup, max_steps=10)
     trainer.create_scheduler(10, trainer.create_optimizer())
     assert ("is as long as the run: the learning rate only rises" in caplog.text) == told
+
+
+def test_a_warm_up_that_is_most_of_the_run_is_said(
+    images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, images, warmup_steps=8, max_steps=10)
+    trainer.create_scheduler(10, trainer.create_optimizer())
+    assert "the warm-up of 8 steps is 80% of the run's 10; --warmup_steps 0.05" in caplog.text
