@@ -143,7 +143,7 @@ def require_if_local(path: str) -> None:
     if (
         is_path
         and ":" not in path.split("/")[0]
-        and not re.search(r"[*?\[]", path)
+        and not re.search(r"[*?\[{]", path)
         and not Path(path).expanduser().exists()
     ):
         raise UsageError(f"there is no file or folder {path}")

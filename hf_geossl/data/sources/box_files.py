@@ -81,6 +81,8 @@ def _stem(name: str) -> str:
 
 
 def _head(path: str) -> str:
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return ""
     try:
         with open(path, "rb") as opened:
             return opened.read(_HEAD).decode("utf-8-sig", "replace")
@@ -99,6 +101,8 @@ def _looks_like(kind: str, text: str) -> bool:
 
 def _is_document(path: str) -> bool:
     """Whether a file is of COCO's kind with boxes, or CVAT's, whatever it is called."""
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as opened:
             if path.lower().endswith(".xml"):

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.sources.archives import (
@@ -253,7 +254,7 @@ def _in_archives(root: str, archives: list[str], split: str, place: Place) -> Fi
         raise FileNotFoundError(
             f"{place.name!r} holds {counted(len(others), 'file')}, but no images: unpack what may be packed in it again"
         )
-    say_strays(others, images, counted(len(images), "image"), place)
+    say_strays(others, images, counted(len(images), "image"), place, packed=True)
     given = read_metadata(metadata, lambda member: read_member(files.address(member)), images, place)
     items, classes = arrange(images, split, place, given)
     return replace(files, names=[item.name for item in items], items=items, classes=classes)
@@ -338,11 +339,17 @@ def as_path(path_or_id: str) -> str | None:
         FileNotFoundError: if it is written like a path, but nothing is there.
     """
     path = os.path.expanduser(path_or_id)
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
     if os.path.exists(path) or _is_glob(path):
         return path
     like_an_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path_or_id)
     if not like_an_id or kind_of(path_or_id) or Path(path).suffix in (".zip", ".arrow", *_LISTS):
-        raise FileNotFoundError(f"{path_or_id!r} does not exist; pass a file, a folder, a glob, or a Hub dataset's id")
+        pattern = re.sub(r"\{[^{}]*(\.\.|,)[^{}]*\}", "*", path_or_id)  # of webdataset's own programs
+        instead = f"; braces are no pattern here, write {pattern!r}" if pattern != path_or_id else ""
+        raise FileNotFoundError(
+            f"{path_or_id!r} does not exist; pass a file, a folder, a glob, or a Hub dataset's id{instead}"
+        )
     return None
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from hf_geossl.data.sources.coco import is_coco_name
 from hf_geossl.data.wording import Place, counted, some_of
 
 # endings -> what to do
@@ -39,7 +40,7 @@ def advice_on(names: Sequence[str], data: Sequence[str] = ()) -> str:
     return "; ".join(advice)
 
 
-def say_strays(names: Sequence[str], data: Sequence[str], taken: str, place: Place) -> None:
+def say_strays(names: Sequence[str], data: Sequence[str], taken: str, place: Place, *, packed: bool = False) -> None:
     """Says which files of other kinds are left out beside the data.
 
     Args:
@@ -47,9 +48,12 @@ def say_strays(names: Sequence[str], data: Sequence[str], taken: str, place: Pla
         data (`Sequence[str]`): of the data.
         taken (`str`): what the data are, such as "12 images".
         place (`Place`): of the data.
+        packed (`bool`): whether they lie in an archive, out of which files of boxes are not read.
     """
     if names:
         advice = advice_on(names, data)
+        if packed and any(map(is_coco_name, names)):
+            advice = "boxes are read once the archive is unpacked"
         place.warn(
             f"{counted(len(names), 'file of another kind', 'files of other kinds')} ({endings_of(names)}) left out; {taken} "
             f"taken{'; ' if advice else ''}{advice}"

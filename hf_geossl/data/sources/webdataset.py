@@ -35,6 +35,7 @@ OpenTar = Callable[[str], AbstractContextManager[tarfile.TarFile]]
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)
 _SAMPLES_TRIED = 20  # of the first readable tar, to learn their endings
 _ROWS_TRIED = 5  # to learn the types of columns
+_IN_JSON = frozenset(["label", "objects"])  # what a sample's .json may give it as columns
 
 
 def open_local(path: str) -> tarfile.TarFile:
@@ -129,6 +130,8 @@ def webdataset_rows(
     files: Files, name: str, columns: Collection[str] | None = None, *, open_tar: OpenTar = open_local
 ) -> datasets.IterableDataset:
     """Opens WebDataset tars with all endings as columns, "image" for the plain one, "label" for `.cls`, and those of maps.
+
+    Where a sample's `.json` holds an object with "label" or "objects", these are columns too.
 
     Args:
         files (`Files`), name (`str`), open_tar (`Callable`, *optional*): as in [`webdataset_source`].
@@ -316,7 +319,12 @@ def _labelled_rows(
 
     def wanted(name: str) -> bool:
         ending = layout.divide(name)[1]
-        return columns is None or ending in columns or ending == "cls" or ("image" in columns and layout.wants(ending))
+        return (
+            columns is None
+            or ending in columns
+            or ending in ("cls", "json")
+            or ("image" in columns and layout.wants(ending))
+        )
 
     for tar in tars:
         path = os.path.join(root, tar)
@@ -339,6 +347,8 @@ def _labelled_rows(
                     }
                     if "cls" in row:
                         row.setdefault("label", row["cls"])
+                    for key in _IN_JSON & row["json"].keys() if isinstance(row.get("json"), dict) else ():
+                        row.setdefault(key, row["json"][key])
                     yield f"{tar}:{sample}", row if columns is None else {key: row.get(key) for key in columns}
         except _UNREADABLE as error:
             if is_transient(error):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,12 @@ def test_boxes_as_shares_are_of_the_upright_image(tmp_path: Path) -> None:
     assert box_files(str(tmp_path), ["a.txt"], ["a.jpg"]) == ["a.txt"]
     objects = read_boxes(["a.jpg"], ["a.txt"], "train", Place(str(tmp_path)))
     assert objects["a.jpg"] == {"bbox": [[0, 0, HEIGHT, WIDTH / 2]], "category": ["0"]}
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.txt", "boxes.json"):
+        os.mkfifo(tmp_path / name)
+    assert box_files(str(tmp_path), ["a.txt", "boxes.json"], ["a.png"]) == []
 
 
 def test_captions_beside_images_are_no_boxes_and_a_broken_file_is_named(tmp_path: Path) -> None:

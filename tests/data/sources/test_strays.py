@@ -31,3 +31,5 @@ def test_endings_and_numbers_are_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "photos: 2 files of other kinds (.csv, .md) left out; 1 image taken; a table of labels" in caplog.text
     say_strays([], ["0.png"], "1 image", Place("/strays/more"))
     assert len(caplog.messages) == 1
+    say_strays(["train/_annotations.coco.json"], ["0.png"], "1 image", Place("/strays/a.zip"), packed=True)
+    assert "1 image taken; boxes are read once the archive is unpacked" in caplog.text

@@ -1,6 +1,7 @@
 """Tars: endings, damage, and connections that are lost while one is read."""
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -239,13 +240,14 @@ def test_maps_and_labels_of_a_sample_go_with_each_of_its_images(tmp_path):
     assert [row["image"]["bytes"] for row in rows[:2]] == [b"0 left.png", b"0 right.png"]
 
 
-@pytest.mark.parametrize(("ending", "column"), [("cls", "label"), ("txt", "txt")])
+@pytest.mark.parametrize(("ending", "column"), [("cls", "label"), ("txt", "txt"), ("json", "label")])
 def test_classes_that_are_texts_are_numbered_by_all_samples(ending, column, tmp_path):
     """Over both splits, without reading an image for it."""
     for split, texts in (("train", ("dog", "cat", "dog\n")), ("test", ("ant", "dog"))):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
             for number, text in enumerate(texts):
-                for kind, content in (("png", encoded(number)), (ending, text.encode())):
+                written = json.dumps({"label": text.strip()}) if ending == "json" else text
+                for kind, content in (("png", encoded(number)), (ending, written.encode())):
                     member = tarfile.TarInfo(f"{number}.{kind}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
