@@ -96,6 +96,16 @@ class DemoModel:
                 hook.remove()
         return weights[0][0]
 
+    def describe(self) -> str:
+        """What people who know such models ask for: sizes, and whose features are shown."""
+        height, width = self.size()
+        millions = sum(parameter.numel() for parameter in self.trunk.parameters()) / 1e6
+        return (
+            f"A vision transformer of {millions:.1f} million parameters, in views of {width} × {height} pixels and patches "
+            f"(squares) of {self.config.patch_size}. What is shown are its features, those of {self.source}. Pictures are "
+            "cut to its shape and scaled to its size."
+        )
+
     def why_no_head(self) -> str | None:
         """One sentence on what this model cannot show and why; None where nothing is missing."""
         method = METHODS[self.method]

@@ -33,6 +33,7 @@ from hf_geossl.demo.tabs import (
     attention_tab,
     correspondence_tab,
     features_tab,
+    grid_choice,
     neighbours_tab,
 )
 from hf_geossl.demo.tabs_task import about_task, describe_task, task_tabs
@@ -41,14 +42,12 @@ from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model, t
 
 logger = logging.getLogger(__name__)
 
-_COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
 _SESSIONS = 200  # with pictures of 8-bit RGB, fewer where pixels take more memory
 _PRIVATE = {"api_visibility": "private", "show_progress": "minimal"}  # what only the page itself calls
 _Parameters = ParamSpec("_Parameters")
 _Answer = TypeVar("_Answer")
 Chooser = tuple[gr.State, gr.HTML, gr.UploadButton, str]
 Place = tuple[float, float]  # x and y, in shares of the sides
-_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
 
 @dataclass
@@ -128,9 +127,9 @@ class Page:
             image_format = self.image_format
             choice = ChannelChoice(image_format) if image_format and image_format.num_channels > 1 else None
             self.place, self.channels = gr.State((0.5, 0.5)), gr.State(None)
-            finer = gr.State(False) if self.model is None else _grid_choice(self.model)
+            finer = gr.State(False) if self.model is None else grid_choice(self.model)
             self.common = [choosers[0][0], second, finer, self.place, self.channels]
-            with gr.Tabs(overflow_behavior="wrap", elem_classes=["geo-tabs"]):
+            with gr.Tabs(overflow_behavior="wrap"):
                 containers = []
                 for name, make in makers:
                     with gr.Tab(TITLES.get(name, name)) as container:
@@ -156,10 +155,8 @@ class Page:
         if model is None:
             return f"# {self.name}: what the model predicts\n\n{about_task(self.task)}" if self.task is not None else ""
         taught = "Nobody told this model what pictures show." if self.task is None else about_task(self.task)
-        lines = [
-            f"# {model.name}: what the model sees",
-            f"{taught} **Choose pictures, or upload yours, and see what it makes of them.**",
-        ]
+        lines = [f"# {model.name}: what the model sees"]
+        lines.append(f"{taught} **Choose pictures, or upload yours, and see what it makes of them.**")
         if model.image_format is not None:
             lines.append(
                 f"It takes images of {model.image_format.describe()}, as files of any kind (TIFF, PNG, `.npy`, DICOM and "
@@ -175,16 +172,8 @@ class Page:
 
     def _details(self) -> str:
         """What people who know such models ask for."""
-        model, task = self.model, "" if self.task is None else describe_task(self.task)
-        if model is None:
-            return task
-        height, width = model.size()
-        millions = sum(parameter.numel() for parameter in model.trunk.parameters()) / 1e6
-        return (
-            f"A vision transformer of {millions:.1f} million parameters, in views of {width} × {height} pixels and patches "
-            f"(squares) of {model.config.patch_size}. What is shown are its features, those of {model.source}. Pictures are "
-            f"cut to its shape and scaled to its size. {task}"
-        )
+        task = [] if self.task is None else [describe_task(self.task)]
+        return " ".join([*task, *([] if self.model is None else [self.model.describe()])])
 
     @property
     def sessions(self) -> int:
@@ -199,11 +188,12 @@ class Page:
         with gr.Column(min_width=280):
             picked = Picked(index if self.samples else -1)
             state = gr.State(picked)
-            label = f"Upload p{name[1:]}"
             kinds = ["image"] if self.image_format is None else None  # of DICOM files many have no ending
             with gr.Row(elem_classes=["geo-head"]):
                 gr.Markdown(f"### {name}")
-                upload = gr.UploadButton(label, file_types=kinds, type="binary", elem_classes=["geo-upload"])
+                upload = gr.UploadButton(
+                    f"Upload p{name[1:]}", file_types=kinds, type="binary", elem_classes=["geo-upload"]
+                )
             pictures = gr.HTML(self._strip(picked, None, name), js_on_load=STRIP_SCRIPT, apply_default_css=False)
         return state, pictures, upload, name
 
@@ -345,20 +335,6 @@ class Page:
         event(plainly(refresh), [self.current, *self.common, *inputs], outputs, **_PRIVATE, **kwargs)
 
 
-def _grid_choice(model: DemoModel) -> gr.Radio:
-    """The choice of how finely a trunk sees pictures."""
-    grids = [model.grid(finer) for finer in (False, True)]
-    kinds = ("as in training", "finer")
-    labels = [f"{rows} × {columns} squares, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
-    return gr.Radio(
-        list(zip(labels, (False, True), strict=True)),
-        value=max(grids[0]) < _COARSE,
-        label="How finely it looks",
-        info="What it learned to predict is always shown as in training.",
-        render=False,
-    )
-
-
 def _share(value: float) -> float:
     """A number that a browser sent, inside of a picture."""
     return min(max(float(value), 0.0), 1.0)
@@ -395,7 +371,9 @@ def serve(page: Page, host: str | None, port: int | None, block: bool, say: Call
             footer_links=[],
             max_file_size=MAX_BYTES,
             state_session_capacity=page.sessions,
-            theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
+            theme=gr.themes.Default(
+                font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ).set(
                 block_info_text_color="*neutral_600",
                 block_info_text_color_dark="*neutral_300",
                 body_text_color_subdued="*neutral_600",

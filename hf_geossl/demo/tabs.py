@@ -21,6 +21,7 @@ from hf_geossl.demo.loading import DemoModel
 from hf_geossl.demo.markup import PICTURE_SCRIPT, Figure, figures, said
 from hf_geossl.demo.pictures import from_colors, from_unit, heat_map, marked_cell
 
+_COARSE = 14  # patches along a side; a model that was trained with fewer starts with the finer grid
 _NEAREST = 4  # pictures and patches that are shown
 
 
@@ -83,6 +84,20 @@ def picture_area() -> Any:
 def plain_area() -> Any:
     """Where pictures and texts are shown."""
     return gr.HTML(js_on_load=None, apply_default_css=False)
+
+
+def grid_choice(model: DemoModel) -> gr.Radio:
+    """The choice of how finely a trunk sees pictures."""
+    grids = [model.grid(finer) for finer in (False, True)]
+    kinds = ("as in training", "finer")
+    labels = [f"{rows} × {columns} squares, {kind}" for (rows, columns), kind in zip(grids, kinds, strict=True)]
+    return gr.Radio(
+        list(zip(labels, (False, True), strict=True)),
+        value=max(grids[0]) < _COARSE,
+        label="How finely it looks",
+        info="What it learned to predict is always shown as in training.",
+        render=False,
+    )
 
 
 def features_tab(model: DemoModel) -> Tab:
