@@ -207,7 +207,7 @@ METHODS: dict[str, Method] = {
                 "Set upright",
                 "hf_geossl.training.pictures.gtsa:TurnPicture",
                 "Crops, turned by no quarter, one, two or three, as the model sees them; under each the same, turned back by as "
-                "much as the student says that it is turned.",
+                "much as the model says that it is turned.",
             ),
         ),
         paper_title=(

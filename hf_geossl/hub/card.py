@@ -19,7 +19,7 @@ from hf_geossl.hub.results import Result, held_out_results, measured_results, mo
 from hf_geossl.hub.run_folder import read_config
 from hf_geossl.hub.run_record import RECORD, read_json, weights_dtypes
 from hf_geossl.hub.written_card import is_rendered, license_of, parse_card, sign_card, update_card
-from hf_geossl.methods import run_pictures
+from hf_geossl.methods import FEATURES, run_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def render_card(
     fields = (*_TRUNK_FIELDS, *(method.fields if record or pretraining else ()))
     rows = {field.replace("_", " "): str(getattr(config, field)) for field in fields}
     pictures = [picture for file, picture in run_pictures().items() if (folder / file).is_file()]
+    shown = [picture for picture in pictures if not picture.is_curve]  # what a method does says more than its features
     top = headlines(results, record)
     reached = {column for row in top for column in row.floors}
     return sign_card(
@@ -106,7 +107,7 @@ def render_card(
             image_size=height if height == width else (height, width),
             rows=_rows(record, rows, weights_dtypes(folder)),
             pictures=pictures,
-            lead=next((picture for picture in pictures if not picture.is_curve), None),
+            lead=next((picture for picture in shown if picture != FEATURES), shown[0] if shown else None),
             record=record,
             held_out=held_out,
             results=list(results),
