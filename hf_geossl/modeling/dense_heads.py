@@ -369,13 +369,15 @@ class BoxDetector(nn.Module):
                 for one in labels
             ]
         levels = in_float32(last.device, self.pyramid, last.float())  # boxes are regressed in fractions of pixels
-        none = (last.new_zeros(count, 0, size, dtype=torch.float32) for size in (self.num_categories + 1, 4))
+        no_logits, no_boxes = (
+            last.new_zeros(count, 0, size, dtype=torch.float32) for size in (self.num_categories + 1, 4)
+        )
         if self.training and targets is None:
-            return None, *none
+            return None, no_logits, no_boxes
         proposals, losses = in_float32(last.device, self.rpn, image_list(pixel_values, sizes), levels, targets)
         found, of_regions = in_float32(last.device, self.roi_heads, levels, proposals, sizes, targets)
         if self.training:
-            return torch.stack([*losses.values(), *of_regions.values()]).sum(), *none
+            return torch.stack([*losses.values(), *of_regions.values()]).sum(), no_logits, no_boxes
         most = max(max(len(one["scores"]) for one in found), 1)
         logits = last.new_full((count, most, self.num_categories + 1), math.log(1e-9), dtype=torch.float32)
         logits[..., -1] = 0.0  # no object

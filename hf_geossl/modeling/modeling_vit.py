@@ -308,7 +308,7 @@ class ViTEncoder(GeometricViTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(
+    def forward(  # type: ignore[misc]  # two of the keywords by name
         self,
         hidden_states: torch.Tensor,
         output_hidden_states: bool | int | Sequence[int] | None = None,
@@ -338,7 +338,7 @@ class ViTEncoder(GeometricViTPreTrainedModel):
                 states.append(hidden_states)
         return BaseModelOutput(
             last_hidden_state=hidden_states,
-            hidden_states=select_states(states, asked),
+            hidden_states=select_states(states, asked),  # type: ignore[arg-type]  # None for what is not asked for
             attentions=tuple(attentions) if with_attentions else None,
         )
 

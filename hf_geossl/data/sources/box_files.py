@@ -64,9 +64,10 @@ def read_boxes(names: Sequence[str], files: Sequence[str], split: str, place: Pl
     if objects := objects_beside(names, documents, split, place):
         return objects
     rest = [file for file in files if file not in documents]
-    for kind, read in (("CVAT", _of_cvat), *((kind, _READERS[kind]) for kind in _KINDS.values())):
+    for kind in ("CVAT", *_KINDS.values()):
         own = [file for file in rest if _kind_of(file, place.path) == kind]
-        pairs = dict(_one_of_many(own, names, place)) if kind == "CVAT" else dict(_one_each(own, names, read, place))
+        found = _one_of_many(own, names, place) if kind == "CVAT" else _one_each(own, names, _READERS[kind], place)
+        pairs = dict(found)
         if any(shapes for _, _, shapes in pairs.values()):
             place.warn(
                 f"files of {kind}, such as {own[0]}, have the objects of {counted(len(pairs), 'image')} of {len(names)} of the "
@@ -135,13 +136,14 @@ def _one_each(
     classes = _class_names(place.path, files)
     for name in names:
         same = stems.get(_stem(name), [])
-        file = by_key.get(_key(name)) or (same[0] if len(same) == 1 and not _splits_differ(name, same[0]) else None)
-        if file is None:
+        alone = same[0] if len(same) == 1 and not _splits_differ(name, same[0]) else None
+        own = by_key.get(_key(name)) or alone
+        if own is None:
             continue
         try:
-            width, height, shapes = read(os.path.join(place.path, file), os.path.join(place.path, name))
+            width, height, shapes = read(os.path.join(place.path, own), os.path.join(place.path, name))
         except (ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
-            raise ValueError(f"{file} cannot be read as boxes ({error}): mend or remove it") from error
+            raise ValueError(f"{own} cannot be read as boxes ({error}): mend or remove it") from error
         yield name, (width, height, [(classes.get(category, category), box) for category, box in shapes])
 
 

@@ -347,8 +347,9 @@ def _labelled_rows(
                     }
                     if "cls" in row:
                         row.setdefault("label", row["cls"])
-                    for key in _IN_JSON & row["json"].keys() if isinstance(row.get("json"), dict) else ():
-                        row.setdefault(key, row["json"][key])
+                    in_json: Any = row.get("json")
+                    for key in sorted(_IN_JSON & in_json.keys()) if isinstance(in_json, dict) else ():
+                        row.setdefault(key, in_json[key])
                     yield f"{tar}:{sample}", row if columns is None else {key: row.get(key) for key in columns}
         except _UNREADABLE as error:
             if is_transient(error):
