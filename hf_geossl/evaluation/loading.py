@@ -1,6 +1,7 @@
 """Opens models for evaluation: folders, repositories of the Hub, timm's names, and models given as objects."""
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -66,7 +67,10 @@ def load_encoder(
         module = _open_timm(name)
     else:
         name = Path(model).resolve().name if Path(model).exists() else str(model)
-        module, mean, std = _open_folder(str(model), name, trust_remote_code, revision)
+        if _is_of_timm(Path(model)):
+            module = _open_timm(f"local-dir:{model}")
+        else:
+            module, mean, std = _open_folder(str(model), name, trust_remote_code, revision)
     pretraining_model = None
     if isinstance(module, PreTrainedModel) and hasattr(module, "update_teacher"):
         nn.Module.to(module, device).eval().requires_grad_(False)
@@ -85,6 +89,14 @@ def load_encoder(
     module.to(device).eval().requires_grad_(False)
     side = size[0] if isinstance(size, (tuple, list)) else size
     return Encoder(module, name, mean, std, int(side), pretraining_model)
+
+
+def _is_of_timm(folder: Path) -> bool:
+    """Whether it is a folder that timm has written, whose config.json names one of its architectures."""
+    try:
+        return "pretrained_cfg" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def _is_ours(model: nn.Module) -> bool:
@@ -111,7 +123,7 @@ def _open_timm(name: str) -> nn.Module:
         import timm
     except ImportError as error:
         raise ImportError(f"{TIMM}{name} needs timm: pip install 'hf_geossl[timm]'") from error
-    if not timm.is_model(re.split(r"[.:/]", name)[0]) and not name.startswith("hf-hub:"):
+    if not timm.is_model(re.split(r"[.:/]", name)[0]) and not name.startswith(("hf-hub:", "local-dir:")):
         raise ValueError(f"timm has no model {name!r}; timm.list_models('vit*') shows them")
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)

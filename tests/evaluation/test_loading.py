@@ -53,6 +53,15 @@ def test_timm_models_of_one_size_are_opened_and_others_refused() -> None:
         beit.tokens(torch.randn(1, 3, 96, 96))
 
 
+def test_a_folder_that_timm_wrote_is_opened_by_timm(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1, img_size=32).eval()
+    timm.models.save_for_hf(model, tmp_path / "saved", model_args={"depth": 1, "img_size": 32})
+    images = torch.randn(2, 3, 32, 32)
+    opened = load_encoder(str(tmp_path / "saved"), device="cpu")
+    expected = model.forward_features(images)[:, 1:].unflatten(1, (2, 2))
+    torch.testing.assert_close(opened.tokens(images).patches, expected)
+
+
 @pytest.mark.parametrize(
     ("fields", "white"),
     [

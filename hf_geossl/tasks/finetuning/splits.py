@@ -1,8 +1,8 @@
 """The labelled images of a fine-tuning: which are trained on and which are measured, decoded once."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +84,7 @@ class LabelledDataset:
             ValueError: If there is no such dataset, no image with this truth, or too few.
         """
         test_split = self.find_test_split()
-        shared = SharedTruth((self.train_split, test_split or self.train_split))
-        store = SampleStore(progress=True)
-
-        def read(split: str, size: int) -> Split:
-            samples = load_samples(
-                self.dataset,
-                split,
-                size=size,
-                limit=self.limit,
-                mode=(self.config_name if self.dataset == SCENES else None) or "scene",
-                columns=self.columns,
-                config_name=None if self.dataset == SCENES else self.config_name,
-                revision=self.revision,
-                token=self.token,
-                shared=shared,
-                image_format=image_format,
-            )
-            return Split.read(samples.stretched(target), store, target)
-
+        read = self._reader(target, image_format, (self.train_split, test_split or self.train_split))
         train = read(self.train_split, sizes[0])
         if test_split is not None:
             if test_split == self.train_split:
@@ -121,10 +103,34 @@ class LabelledDataset:
 
     def open_test(self, target: str, size: int, image_format: ImageFormat | None) -> "Split":
         """Decodes the images that are measured, the same as `open`."""
-        if self.find_test_split() is None:
+        split = self.find_test_split()
+        if split is None:
             return self.open(target, (size, size), image_format)[1]
-        whole = replace(self, train_split=self.find_test_split() or "", test_split=self.find_test_split())
-        return whole.open(target, (size, size), image_format)[1]
+        return self._reader(target, image_format, (split, split))(split, size)
+
+    def _reader(
+        self, target: str, image_format: ImageFormat | None, splits: tuple[str, str]
+    ) -> "Callable[[str, int], Split]":
+        """What decodes a split at a size; `splits` share their truth."""
+        shared, store = SharedTruth(splits), SampleStore(progress=True)
+
+        def read(split: str, size: int) -> Split:
+            samples = load_samples(
+                self.dataset,
+                split,
+                size=size,
+                limit=self.limit,
+                mode=(self.config_name if self.dataset == SCENES else None) or "scene",
+                columns=self.columns,
+                config_name=None if self.dataset == SCENES else self.config_name,
+                revision=self.revision,
+                token=self.token,
+                shared=shared,
+                image_format=image_format,
+            )
+            return Split.read(samples.stretched(target), store, target)
+
+        return read
 
 
 class Split(Dataset):

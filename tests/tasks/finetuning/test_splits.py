@@ -23,6 +23,16 @@ def test_images_are_stretched_as_a_whole(photographs: Path) -> None:
     assert test[0]["boxes"].tolist() == [[x / 2, y / 2, (x + width) / 2, (y + height) / 2]]
 
 
+def test_only_a_test_split_that_is_the_training_split_is_said(
+    photographs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "hf_geossl"):
+        LabelledDataset(str(photographs)).open_test("label", 16, None)
+        assert "are those that are trained on" not in _lines(caplog)
+        LabelledDataset(str(photographs), test_split="train").open("label", (16, 16), None)
+        assert "are those that are trained on" in _lines(caplog)
+
+
 def test_a_fifth_is_held_out_where_there_is_no_other_split(
     photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
