@@ -1,7 +1,7 @@
 """
 The desk-scale experiment on scenes: which method keeps what, arms x seeds, by rules that were fixed before.
 
-`python -m benchmarks.scenes_experiment --preset smoke` (two CPU cores; nothing is claimed from it), `desk`, `cpu` or `gpu`.
+`python -m benchmarks.scenes_experiment --preset smoke` (two CPU cores; nothing is claimed from it), `desk`, `desk_long` or `gpu`.
 Trunk, data, steps, optimizer and colours are the same for all arms; the objective and its own geometry of views differ.
 A second start goes on with the arms that are missing, whatever ended the first.
 """
