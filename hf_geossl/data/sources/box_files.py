@@ -97,7 +97,7 @@ def _looks_like(kind: str, text: str) -> bool:
         return (
             len(line) >= 5 and line[0].isdigit() and all(re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", word) for word in line)
         )
-    return ("<annotation" in text and "<object" in text + "<object") if kind == "Pascal VOC" else '"shapes"' in text
+    return ("<annotation" if kind == "Pascal VOC" else '"shapes"') in text  # also where nothing is in the image
 
 
 def _is_document(path: str) -> bool:
