@@ -138,7 +138,7 @@ def check_views(
             "global_pixel_values must have shape (batch, 2, channels, height, width), the second view transformed, "
             f"got {tuple(global_pixel_values.shape)}; make two global views an image and stack them"
         )
-    if (host := config.host) in ("dinov2", "vicreg", "simclr"):
+    if (host := config.host) in ("dinov2", "vicreg") or (host == "simclr" and not config.num_decoders):
         of_all = host != "dinov2" and torch.distributed.is_available() and torch.distributed.is_initialized()
         images = len(global_pixel_values) * (torch.distributed.get_world_size() if of_all else 1)
         if images < 2:

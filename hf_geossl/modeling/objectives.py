@@ -365,16 +365,14 @@ def vicreg_loss(
 def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
     """Each view picks the other view of its image among all other views of all processes' images.
 
-    `first` and `second` are projections `(batch, channels)` of the two views, in the same order, of 2 images or more
-    over all processes; `temperature`, above 0, divides the cosines. A mean over this process's views, 0 or more; the
+    `first` and `second` are projections `(batch, channels)` of the two views, in the same order; of one image over all
+    processes there is nothing else to pick, and the loss is 0. `temperature`, above 0, divides the cosines. A mean over this process's views, 0 or more; the
     gradient is the true one, of the mean over processes, once gradients are averaged over them.
 
     Source: arXiv 2002.05709, equation 1.
     """
     views = F.normalize(torch.stack([first.float(), second.float()], dim=1), dim=-1)  # (B, 2, D)
     candidates = gather_with_gradient(views).flatten(0, 1)  # (2 * W * B, D): both views of an image side by side
-    if len(candidates) < 4:
-        raise ValueError(f"first and second must hold at least 2 images over all processes, got {len(candidates) // 2}")
     with torch.autocast(views.device.type, enabled=False):
         similarity = views.flatten(0, 1) @ candidates.T / temperature  # (2 * B, 2 * W * B)
     own = torch.arange(len(similarity), device=views.device)

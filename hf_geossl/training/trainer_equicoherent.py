@@ -1,5 +1,6 @@
 """`EquiCoherentTrainer`: pretraining of a host method with the reconstruction of intermediate images (arXiv 2503.18753)."""
 
+import logging
 import math
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from hf_geossl.training.schedules import steps_of
 from hf_geossl.training.trainer import TeacherStudentTrainer
 from hf_geossl.views.base import Views
 from hf_geossl.views.equicoherent import EquiCoherentViews
+
+logger = logging.getLogger(__name__)
 
 
 class FreezeLastLayerCallback(TrainerCallback):
@@ -82,7 +85,13 @@ class EquiCoherentTrainer(TeacherStudentTrainer):
             ("per_device_train_batch_size", self.args.train_batch_size, self.train_dataset),
             ("per_device_eval_batch_size", self.args.eval_batch_size, self.eval_dataset),
         ):
-            if dataset is not None and size * processes < 2:
+            if dataset is None or size * processes >= 2:
+                continue
+            if host == "simclr" and name.startswith("per_device_train") and self.model.config.num_decoders:
+                logger.warning(
+                    "a batch of one image holds nothing to contrast: of host 'simclr' only the reconstruction learns"
+                )
+            else:
                 raise ValueError(f"{name} must be 2 or more, host {host!r} compares the images of a batch; got {size}")
         if self.eval_dataset is not None:
             self.get_eval_dataloader().check_size()  # before training, not after

@@ -100,7 +100,19 @@ def test_local_views_of_hosts_of_pairs_are_refused_by_name(host: str) -> None:
     assert model(**batch).loss.item() == model(**_drop(batch, "local_pixel_values")).loss.item()
 
 
-@pytest.mark.parametrize("host", ["dinov2", "vicreg", "simclr"])
+@pytest.mark.parametrize("training", [True, False])
+def test_of_one_image_simclr_has_nothing_to_tell_it_from(training: bool) -> None:
+    """Its contrast is ln 1, and what is reconstructed is learned all the same."""
+    model = _model(host="simclr").train(training)
+    outputs = model(**_batch(model, 1))
+    assert outputs.host_loss.item() == 0
+    outputs.loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("host", ["dinov2", "vicreg"])
 @pytest.mark.parametrize("training", [True, False])
 def test_one_image_is_too_few_for_losses_between_images(host: str, training: bool) -> None:
     model = _model(host=host).train(training)

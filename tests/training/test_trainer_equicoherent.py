@@ -405,11 +405,15 @@ def test_default_views_are_those_of_the_model(images: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_batch_of_one_image_is_refused_where_images_are_compared(host: str, images: Any, tmp_path: Path) -> None:
-    if host in ("ibot", "dino"):
+def test_batch_of_one_image_is_refused_where_images_are_compared(
+    host: str, images: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if host in ("ibot", "dino", "simclr"):  # of SimCLR the reconstruction goes on
         trainer = make_trainer(tmp_path, images, config={"host": host}, per_device_train_batch_size=1, logging_steps=1)
+        assert ("holds nothing to contrast" in caplog.text) == (host == "simclr")
         trainer.train()
         assert len(_logged(trainer)) == 4
+        assert all(math.isfinite(line["loss"]) for line in _logged(trainer))
         return
     message = f"per_device_train_batch_size must be 2 or more, host '{host}' compares the images of a batch; got 1"
     with pytest.raises(ValueError, match=message):
