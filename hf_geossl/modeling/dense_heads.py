@@ -369,9 +369,7 @@ class BoxDetector(nn.Module):
                 for one in labels
             ]
         levels = in_float32(last.device, self.pyramid, last.float())  # boxes are regressed in fractions of pixels
-        no_logits, no_boxes = (
-            last.new_zeros(count, 0, size, dtype=torch.float32) for size in (self.num_categories + 1, 4)
-        )
+        no_logits, no_boxes = (last.new_zeros(count, 0, size).float() for size in (self.num_categories + 1, 4))
         if self.training and targets is None:
             return None, no_logits, no_boxes
         proposals, losses = in_float32(last.device, self.rpn, image_list(pixel_values, sizes), levels, targets)

@@ -105,7 +105,7 @@ def test_run_ends_with_the_model_two_lines_and_a_picture(
     from PIL import Image
 
     with Image.open(tmp_path / "run" / "features.png") as picture:
-        assert picture.size == (6 + 6 * 174, 6 + 3 * 194)
+        assert picture.size == (6 + 6 * 174, 6 + 3 * 204)
         assert len(picture.getcolors(1 << 20)) > 500
     assert torch.isfinite(AutoModel.from_pretrained(tmp_path / "run")(torch.zeros(1, 3, 32, 32)).pooler_output).all()
 

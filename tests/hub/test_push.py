@@ -147,8 +147,9 @@ def test_others_go_on_from_heads_and_teacher(hub: HubServer, run: Path, capsys: 
         "pretraining/pretraining_loca.py",
     } <= files.keys()
     assert not any(path.startswith("pretraining/") and path.endswith((".md", ".pt", ".pth")) for path in files)
-    sentence = "`geossl pretrain RECIPE --init_from tester/m --dataset path/to/images` goes on from it"
-    assert f"{sentence} on images of your own, with its heads and teacher" in files["README.md"].decode()
+    card = files["README.md"].decode()
+    assert "On images of your own it goes on, with its heads and teacher, which are here too, by" in card
+    assert "\ngeossl pretrain RECIPE --init_from tester/m --dataset path/to/images\n" in card
     model = load_for_pretraining("loca", "tester/m")
     newest = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[-1]
     expected = load_file(newest / "model.safetensors")
@@ -208,7 +209,7 @@ def test_labels_stay_as_they_are_and_are_told(hub: HubServer, tmp_path: Path) ->
     publish(model, "tester/m")
     assert json.loads(hub.files("tester/m")["config.json"])["id2label"] == {str(k): v for k, v in labels.items()}
     card = hub.files("tester/m")["README.md"].decode()
-    assert "It distinguishes 3 classes: (local path), (removed), &lt;b&gt;." in card
+    assert "Says which of 3 classes an image shows: (local path), (removed), &lt;b&gt;." in card
 
 
 @pytest.mark.parametrize("host", ["vicreg", "dino"])
@@ -609,7 +610,7 @@ def test_a_missing_folder_is_said_without_asking_the_network(hub: HubServer, tmp
         (lambda run: shutil.rmtree(run), "there is no folder my-run"),
         (
             lambda run: (run / "config.json").unlink(),
-            "my-run holds no config.json: give the folder that geossl pretrain",
+            "my-run holds no config.json: ",
         ),
         (lambda run: (run / "config.json").write_text("{"), "config.json of my-run cannot be read"),
         (

@@ -50,11 +50,16 @@ def test_learning_curve_and_features_are_sent(
             probe_every_steps=2,
             picture=True,
         ).train()
-    assert board.sent == {"learning_curve": (3, "uint8", 2, "HWC"), "features": (3, "uint8", 2, "HWC")}
+    assert board.sent == {
+        "learning_curve": (3, "uint8", 2, "HWC"),
+        "features": (3, "uint8", 2, "HWC"),
+        "turns": (3, "uint8", 2, "HWC"),
+    }
     assert logged == [
         {
             "learning_curve": tmp_path / "learning_curve.png",
             "features": tmp_path / "features.png",
+            "turns": tmp_path / "turns.png",
             "train/global_step": 2,
         }
     ]
