@@ -40,7 +40,7 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
     eval_steps: float | None = DEFAULTS["eval_steps"]
     remove_unused_columns: bool = DEFAULTS["remove_unused_columns"]
     train_sampling_strategy: str = DEFAULTS["train_sampling_strategy"]
-    num_train_epochs: float = -1  # not transformers' 3, which could not be told from a 3 that was asked for
+    num_train_epochs: float = -1  # not transformers' 3, which looks the same as a 3 that was asked for
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"all|head|norms|last:[1-9]\d*", self.train_layers):

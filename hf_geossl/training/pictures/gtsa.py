@@ -33,7 +33,7 @@ class TurnedCrops:
 
     @property
     def right(self) -> torch.Tensor:
-        """Which are told right, `(images,)`."""
+        """Whose turn is predicted right, `(images,)`."""
         return self.true == self.predicted
 
     def set_upright(self) -> torch.Tensor:
