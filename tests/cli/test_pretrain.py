@@ -270,7 +270,7 @@ def test_wrong_loca_arguments_give_one_line(
             "batch_size must be 2 or more, host 'vicreg' compares",
         ),
         (
-            ["--host", "simclr", "--per_device_train_batch_size", "1"],
+            ["--host", "simclr", "--num_intermediate", "0", "--per_device_train_batch_size", "1"],
             "batch_size must be 2 or more, host 'simclr' compares",
         ),
     ],

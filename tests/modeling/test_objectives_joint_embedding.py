@@ -209,14 +209,15 @@ def test_nt_xent_loss_is_lightlys() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        hosts.koleo_loss,
-        lambda x: hosts.vicreg_loss(x, x, 25.0, 25.0, 1.0),
-        lambda x: hosts.nt_xent_loss(x, x, 0.1),
-    ],
-)
+def test_nt_xent_loss_of_one_image_is_ln_1() -> None:
+    first = _normal(1, 4).requires_grad_()
+    loss = hosts.nt_xent_loss(first, _normal(1, 4, seed=1), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert first.grad is not None and first.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", [hosts.koleo_loss, lambda x: hosts.vicreg_loss(x, x, 25.0, 25.0, 1.0)])
 def test_losses_between_images_need_two(loss: Loss) -> None:
     with pytest.raises(ValueError, match="at least 2 images.*got 1"):
         loss(_normal(1, 4))
