@@ -79,7 +79,7 @@ def _embed(options: Namespace, arguments: "EmbeddingArguments", argv: Sequence[s
 
 def _search(options: Namespace, made: "Embedding") -> None:
     """Writes tables and sheets of neighbours and duplicates beside the features."""
-    from hf_geossl.tasks.embedding.duplicates import draw_duplicates, find_duplicates
+    from hf_geossl.tasks.embedding.duplicates import describe_duplicates, draw_duplicates, find_duplicates
     from hf_geossl.tasks.embedding.neighbours import draw_neighbours, find_neighbours
 
     stem = str(made.path).removesuffix(".parquet")
@@ -92,7 +92,9 @@ def _search(options: Namespace, made: "Embedding") -> None:
         table = find_duplicates(made)
         table.to_csv(f"{stem}.duplicates.csv", index=False)
         draw_duplicates(made, table).save(f"{stem}.duplicates.png")
-        found = f"{len(table):,} near-duplicates of {made.rows:,} rows" if len(table) else "no near-duplicates"
+        *notes, found = describe_duplicates(table, made.rows)
+        for line in notes:
+            print(line)
         print(f"{found}: {stem}.duplicates.csv; pictures: {stem}.duplicates.png")
 
 

@@ -4,7 +4,9 @@ Features alone do not tell them, for all images are alike to a trunk of random w
 hardly differ; they are compared by the pixels of the images themselves.
 """
 
+import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,55 +14,69 @@ import torch
 from PIL import Image
 
 from hf_geossl.data.contact_sheet import draw_rows
+from hf_geossl.data.wording import counted
+from hf_geossl.tasks.embedding.agreement import LEAST_AGREEMENT, LEAST_CONTENT, SIDE, agreement, content, spectra
 from hf_geossl.tasks.embedding.embed import Embedding
 from hf_geossl.tasks.embedding.features import THUMBNAIL
 from hf_geossl.tasks.embedding.neighbours import compared_column
 from hf_geossl.tasks.embedding.pictures import as_columns, pictures_of, places_in, small_pictures
-from hf_geossl.tasks.embedding.search import read_blocks, read_rows, relative_difference, similar_pairs
+from hf_geossl.tasks.embedding.search import read_blocks, read_rows, similar_pairs
 from hf_geossl.tasks.embedding.tiles import Place
 
-CANDIDATE, DUPLICATE = 0.06, 0.12  # largest relative differences, of thumbnails and of images of 24 x 24 pixels
-_SIDE = 24
+CANDIDATE = 0.25  # largest relative difference of thumbnails
+_PAIRS_AT_ONCE = 1024
 _MOST_GROUPS, _MOST_SHOWN = 12, 8  # of a sheet, and of each of them
 
 
 def find_duplicates(embedding: Embedding) -> pd.DataFrame:
     """Finds images of a table that show the same picture.
 
+    Of images without content, of one colour or nothing but noise, nothing tells a copy from another such image: they are
+    duplicates only where all their pixels are equal.
+
     Args:
         embedding ([`Embedding`]): The table, as `embed` has returned it.
 
     Returns:
         `pandas.DataFrame`: A row for each copy, in the order of the table: `group` from 1, `key`, `copy_of` (the image before
-        it that it is most like), the corners of both where images were cut into tiles, `difference` of their pixels (0 for
-        equal ones; see `relative_difference`), and `similarity`, the cosine of their features.
+        it that it is most like), the corners of both where images were cut into tiles, `difference` of their pixels (0 of
+        equal ones, 1 of unrelated ones; see `agreement`), and `similarity`, the cosine of their features. `attrs["plain"]`
+        is how many images without content look like another image.
     """
     thumbnails = [block[THUMBNAIL] for block in read_blocks(embedding.files, [THUMBNAIL])]
     device = embedding.encoder.device
     pairs = similar_pairs(np.concatenate(thumbnails), CANDIDATE, device)
-    numbers = set(pairs.flatten().tolist())
-    places = embedding.places(numbers)
-    pixels = _small_pixels(embedding, places)
+    places = embedding.places(set(pairs.flatten().tolist()))
+    small = _SmallImages(embedding, places)
     best: dict[int, tuple[float, int]] = {}  # copy -> difference, the image before it
     groups = _Groups()
-    for first, second in pairs.tolist():
-        if first not in pixels or second not in pixels:
-            continue
-        difference = _difference(pixels[first], pixels[second])
-        if difference <= DUPLICATE:
-            groups.join(first, second)
-            best[second] = min(best.get(second, (np.inf, 0)), (difference, first))
+    for first, second, difference in small.compare(pairs):
+        groups.join(first, second)
+        best[second] = min(best.get(second, (np.inf, 0)), (difference, first))
     features = _features(embedding, {*best, *(first for _, first in best.values())})
     names = groups.numbered(sorted(best))
     rows = []
     for copy, (difference, original) in sorted(best.items()):
-        row = {"group": names[copy], **as_columns(places[copy]), **as_columns(places[original], "copy_of")}
-        row |= {"difference": difference}
+        row: dict[str, Any] = {"group": names[copy], **as_columns(places[copy])}
+        row |= {**as_columns(places[original], "copy_of"), "difference": difference}
         if features:
             one, other = features[copy], features[original]
             row["similarity"] = float(one @ other / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-12))
         rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["group", "key", "copy_of", "difference", "similarity"])
+    table = pd.DataFrame(rows, columns=None if rows else ["group", "key", "copy_of", "difference", "similarity"])
+    table.attrs["plain"] = small.plain
+    return table
+
+
+def describe_duplicates(table: pd.DataFrame, rows: int) -> list[str]:
+    """Lines for people about what `find_duplicates` has returned for a table of so many rows."""
+    lines = []
+    if plain := table.attrs["plain"]:
+        lines.append(
+            f"{counted(plain, 'image')} of one colour, or without anything that stands out of noise, {'is' if plain == 1 else 'are'}"
+            " a duplicate only where all pixels are equal"
+        )
+    return [*lines, f"{counted(len(table), 'near-duplicate')} of {rows:,} rows" if len(table) else "no near-duplicates"]
 
 
 def draw_duplicates(embedding: Embedding, table: pd.DataFrame) -> Image.Image:
@@ -76,21 +92,46 @@ def draw_duplicates(embedding: Embedding, table: pd.DataFrame) -> Image.Image:
     return draw_rows(rows, f"{len(table):,} copies in {len(groups):,} groups; each row: an image and its copies")
 
 
-def _small_pixels(embedding: Embedding, places: Mapping[int, Place]) -> dict[int, torch.Tensor]:
-    numbers: dict[Place, list[int]] = {}
-    for number, place in places.items():
-        numbers.setdefault(place, []).append(number)
-    pixels: dict[int, torch.Tensor] = {}
-    for place, picture in pictures_of(embedding.images, embedding.inputs, numbers):
-        small = torch.from_numpy(np.array(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX)))  # (24, 24, 3)
-        pixels |= dict.fromkeys(numbers[place], small)
-    return pixels
+class _SmallImages:
+    """Images of a table as they are compared: small, and a digest of the pixels of those without content."""
 
+    def __init__(self, embedding: Embedding, places: Mapping[int, Place]) -> None:
+        numbers: dict[Place, list[int]] = {}
+        for number, place in places.items():
+            numbers.setdefault(place, []).append(number)
+        self._pixels: dict[int, torch.Tensor] = {}
+        self._digests: dict[int, bytes] = {}
+        for place, picture in pictures_of(embedding.images, embedding.inputs, numbers):
+            small = torch.from_numpy(np.array(picture.resize((SIDE, SIDE), Image.Resampling.BOX)))  # (24, 24, 3)
+            self._pixels |= dict.fromkeys(numbers[place], small)
+            if content(spectra(small[None])) < LEAST_CONTENT:
+                described = f"{picture.size}".encode() + picture.tobytes()
+                self._digests |= dict.fromkeys(numbers[place], hashlib.sha256(described).digest())
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    first, second = one.float(), other.float()
-    variances = [image.var(dim=(0, 1), correction=0).mean() for image in (first, second)]
-    return float(relative_difference((first - second).square().mean(), torch.stack(variances).mean()))
+    @property
+    def plain(self) -> int:
+        """How many have no content."""
+        return len(self._digests)
+
+    def compare(self, pairs: np.ndarray) -> list[tuple[int, int, float]]:
+        """Of pairs of numbers those that show the same picture, and their difference."""
+        same: list[tuple[int, int, float]] = []
+        shown: list[tuple[int, int]] = []
+        for first, second in pairs.tolist():
+            if first in self._digests and second in self._digests:
+                if self._digests[first] == self._digests[second]:
+                    same.append((first, second, 0.0))
+            elif first in self._pixels and second in self._pixels:
+                shown.append((first, second))
+        for start in range(0, len(shown), _PAIRS_AT_ONCE):
+            some = shown[start : start + _PAIRS_AT_ONCE]
+            one, other = (
+                spectra(torch.stack([self._pixels[number] for number in side])) for side in zip(*some, strict=True)
+            )
+            for (first, second), agreed in zip(some, agreement(one, other).tolist(), strict=True):
+                if agreed >= LEAST_AGREEMENT:
+                    same.append((first, second, max(0.0, 1 - agreed)))
+        return same
 
 
 def _features(embedding: Embedding, numbers: set[int]) -> dict[int, np.ndarray]:

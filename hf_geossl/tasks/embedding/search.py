@@ -13,7 +13,7 @@ import torch
 from hf_geossl.evaluation.features import THUMBNAIL_SIDE
 
 _ROWS = 4096  # of a block
-_PARTNERS = 4  # of a row in each block that are looked at: among thousands of equal images not every pair counts
+_PARTNERS = 8  # of a row in each block that are looked at: among thousands of equal images not every pair counts
 NOISE = 9.0  # squared levels of 255: what compression and rounding change in images without structure
 
 
@@ -84,7 +84,7 @@ def similar_pairs(thumbnails: np.ndarray, limit: float, device: torch.device) ->
     """Finds pairs of thumbnails that differ little for the structure that they have.
 
     The difference of two images is the mean squared difference of their pixels less `NOISE`, divided by the mean of their
-    variances: 0 of equal ones, 2 of unrelated ones.
+    variances: at most 0 of equal ones, 2 of unrelated ones.
 
     Args:
         thumbnails (`numpy.ndarray` of shape `(images, channels * 12 * 12)`, uint8): As the table has them.
@@ -92,7 +92,7 @@ def similar_pairs(thumbnails: np.ndarray, limit: float, device: torch.device) ->
         device (`torch.device`): Where products are computed.
 
     Returns:
-        `numpy.ndarray` of shape `(pairs, 2)`: Numbers of rows, the smaller first, in order; of more than 4 partners of a row
+        `numpy.ndarray` of shape `(pairs, 2)`: Numbers of rows, the smaller first, in order; of more than 8 partners of a row
         in a block of 4096 the nearest.
     """
     found = [np.empty((0, 2), np.int64)]
@@ -121,9 +121,4 @@ class _Block:
     def differences(self, other: "_Block") -> torch.Tensor:
         """See `similar_pairs`, `(own rows, the other's rows)`."""
         squared = self.squares[:, None] + other.squares - 2 * self.values @ other.values.T
-        return relative_difference(squared / self.values.shape[1], (self.variances[:, None] + other.variances) / 2)
-
-
-def relative_difference(squared: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """The difference of images, of the mean squared difference of their pixels and the mean of their variances."""
-    return (squared - NOISE).clamp(min=0) / (variance + 1)
+        return (squared / self.values.shape[1] - NOISE) / ((self.variances[:, None] + other.variances) / 2 + 1)

@@ -7,11 +7,11 @@ from PIL import Image, ImageOps
 from hf_geossl.data import scene_image
 from hf_geossl.tasks import embed
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
-from hf_geossl.tasks.embedding.duplicates import draw_duplicates, find_duplicates
+from hf_geossl.tasks.embedding.duplicates import describe_duplicates, draw_duplicates, find_duplicates
 from tests.helpers.embedding_models import own_folder
 from tests.helpers.images import write_parquet
 
-SCENES, PLANTED = 200, 100
+SCENES, PLANTED = 120, 60
 
 
 def plant(root):
@@ -61,6 +61,31 @@ def test_equal_images_are_one_group_and_none_is_a_table_too(tmp_path):
     none = find_duplicates(made)
     assert len(none) == 0
     draw_duplicates(made, none)
+
+
+def test_images_without_content_are_copies_only_of_equal_pixels(tmp_path):
+    model, data = own_folder(tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        pixels = np.full((64, 64, 3), 235) + draw.integers(-2, 3, (64, 64, 1))
+        Image.fromarray(pixels.astype(np.uint8)).save(data / f"{number}.png")
+        Image.new("RGB", (64, 64), (250, 250, 250 - number // 3)).save(data / f"blank_{number}.png")
+    made = embed(model, data, tmp_path / "out.parquet", EmbeddingArguments(num_workers=0))
+    table = find_duplicates(made)
+    pairs = [
+        (copy, original.removeprefix("blank_")) for copy, original in zip(table["key"], table["copy_of"], strict=True)
+    ]
+    assert pairs == [
+        ("blank_1.png", "0.png"),
+        ("blank_2.png", "0.png"),
+        ("blank_4.png", "3.png"),
+        ("blank_5.png", "3.png"),
+    ]
+    assert describe_duplicates(table, made.rows) == [
+        "12 images of one colour, or without anything that stands out of noise, are a duplicate only where all pixels are equal",
+        "4 near-duplicates of 12 rows",
+    ]
 
 
 def test_tiles_of_a_stream_are_compared_too(tmp_path):
