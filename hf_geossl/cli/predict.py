@@ -87,7 +87,12 @@ def _parser() -> Parser:
     )
     add("--iou_threshold", type=float, default=0.5, help="Overlap from which boxes of tiles are one object. Default: "
         "%(default)s.")  # fmt: skip
-    add("--batch_size", type=int, default=8, help="Tiles that are predicted at a time. Default: %(default)s.")
+    add(
+        "--batch_size",
+        type=int,
+        default=8,
+        help="Tiles, or images of one size, that are predicted at a time. Default: %(default)s.",
+    )
     add("--max_pixels", type=int, default=DEFAULT_MAX_PIXELS, help="Images of more pixels are not predicted whole. "
         "Default: 2^26.")  # fmt: skip
     add("--no_overlays", action="store_true", help="Draw no pictures.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from transformers.utils import ModelOutput
 
 from hf_geossl.tasks.prediction.map_files import PNG_LEVEL, MapKind, Pixels, whole_file, write_map, write_tiff_map
 from hf_geossl.tasks.prediction.opened_images import OpenedImage, TiffImage
@@ -43,6 +44,7 @@ def predict_image(
     name: str,
     records: "Records",
     overlays: bool,
+    outputs: ModelOutput | None = None,
 ) -> "Record":
     """Predicts an image, and writes its map and its picture.
 
@@ -54,6 +56,7 @@ def predict_image(
         name (`str`): of the image.
         records ([`Records`]): give the files' names.
         overlays (`bool`): whether a picture is written.
+        outputs (`ModelOutput`, *optional*): of the model for the whole image, where it was predicted together with others.
 
     Returns:
         `dict`: "files" and what was predicted, plain values; "shown", the size of the picture without its legend.
@@ -64,9 +67,9 @@ def predict_image(
         as_tiff = model.kind == "depth" or isinstance(image, TiffImage)
         files.append(records.name_for(name, _FOLDERS[model.kind], ".tif" if as_tiff else ".png"))
         sketch = MapSketch(model, image)
-        parts = sketch.passing(predict_map(model, image, tiling, settings.batch_size))
+        parts = sketch.passing(predict_map(model, image, tiling, settings.batch_size, outputs))
         write_image_map(parts, sketch.kind, image, records.folder / files[0])
-    result, drawn = _result(model, image, tiling, settings, sketch, overlays)
+    result, drawn = _result(model, image, tiling, settings, sketch, overlays, outputs)
     if drawn is not None:
         files.append(records.name_for(name, OVERLAYS, ".png"))
         with whole_file(records.folder / files[-1]) as file:
@@ -102,12 +105,13 @@ def _result(
     settings: PredictionSettings,
     sketch: "MapSketch | None",
     draw: bool,
+    outputs: ModelOutput | None = None,
 ) -> tuple[dict[str, Any], Drawn | None]:
     """What is remembered of an image's prediction, and its picture."""
     if sketch is not None:
         return sketch.result(), sketch.draw() if draw else None
     if model.kind == "classification":
-        probabilities = predict_classes(model, image)
+        probabilities = predict_classes(model, image, outputs)
         result = {"probabilities": [round(float(value), 6) for value in probabilities]}
         if not draw:
             return result, None
@@ -115,7 +119,7 @@ def _result(
         enlarged = picture.resize(shown_size(picture), Image.Resampling.BILINEAR)
         return result, (enlarged, label_legend(probabilities, model.names))
     thresholds = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}
-    objects = predict_objects(model, image, tiling, settings.batch_size, **thresholds)
+    objects = predict_objects(model, image, tiling, settings.batch_size, outputs=outputs, **thresholds)
     result = {
         "boxes": np.round(objects.boxes.astype(float), 2).tolist(),
         "labels": objects.labels.tolist(),

@@ -200,7 +200,7 @@ class Preview:
 
 
 @contextmanager
-def _for_people_who_predict(image_format: ImageFormat | None) -> Iterator[None]:
+def for_people_who_predict(image_format: ImageFormat | None) -> Iterator[None]:
     """Says what the model takes in place of arguments that other commands have."""
     try:
         yield
@@ -226,7 +226,7 @@ def open_image(path: Path, image_format: ImageFormat | None, max_pixels: int) ->
     Raises:
         BrokenImageError: if it cannot be used; its reason says why, and what mends it.
     """
-    with _for_people_who_predict(image_format):
+    with for_people_who_predict(image_format):
         yield from _open(path, image_format, max_pixels)
 
 

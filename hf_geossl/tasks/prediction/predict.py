@@ -2,26 +2,31 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+from transformers.utils import ModelOutput
 
 from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.notes import collect_notes, describe_counts
 from hf_geossl.data.wording import counted
 from hf_geossl.tasks.output_lock import output_lock
 from hf_geossl.tasks.prediction.image_results import predict_image
-from hf_geossl.tasks.prediction.opened_images import open_image
+from hf_geossl.tasks.prediction.opened_images import OpenedImage, for_people_who_predict, open_image
+from hf_geossl.tasks.prediction.predictors import outputs_of_each, whole_input
 from hf_geossl.tasks.prediction.records import Records, find_images, state_of
 from hf_geossl.tasks.prediction.settings import PredictionSettings
 from hf_geossl.tasks.prediction.summaries import write_summaries
-from hf_geossl.tasks.prediction.task_models import TaskModel, open_task_model
+from hf_geossl.tasks.prediction.task_models import Inputs, TaskModel, open_task_model
+from hf_geossl.tasks.prediction.tiling import Tiling
 
 _STRONGLY = 4  # times that an image is scaled down, from which a line says so
 LOCK = ".predict.lock"
+_MOST_PIXELS = 2**22  # of an image that waits for others: larger ones would fill the memory, and are predicted alone
 _LOGGED = 10  # broken images that are named one by one
 
 
@@ -90,10 +95,10 @@ def predict_images(
             say(f"{counted(len(before), 'image')} of {len(found)} predicted before, left as they are")
         run = _Run(opened, records, settings, overlays, say)
         with tqdm(total=len(found), initial=len(before), unit="img", disable=None) as bar:
-            for name, path in found.items():
-                if name not in before:
-                    run.predict(name, path)
-                    bar.update()
+            entries = list(found.items())
+            # always the same images together, for those beside an image change its last digits: also when a run goes on
+            for start in range(0, len(entries), settings.batch_size):
+                run.predict(entries[start : start + settings.batch_size], set(before), bar.update)
         run.say_counts()
         summary = write_summaries(opened, records, list(found), described, run.broken)
     if not any(name in records.by_image for name in found):
@@ -102,8 +107,20 @@ def predict_images(
     return summary
 
 
+@dataclass
+class _Waiting:
+    """An image that is opened and will be predicted with others; `inputs` is None of one that is predicted alone."""
+
+    name: str
+    state: list[int]
+    image: OpenedImage
+    tiling: Tiling | None
+    inputs: Inputs | None
+    notes: set[str]
+
+
 class _Run:
-    """Predicts images one after the other, and counts what happened to them."""
+    """Predicts images, and counts what happened to them."""
 
     def __init__(
         self,
@@ -119,26 +136,84 @@ class _Run:
         self.scaled: list[tuple[int, int]] = []
         self.tiled = self.predicted = 0
 
-    def predict(self, name: str, path: Path) -> None:
-        """Predicts an image and writes its files, and its record last; one that cannot be used is counted."""
-        state = state_of(path)
-        try:
-            with collect_notes() as notes, open_image(path, self.model.image_format, self.settings.max_pixels) as image:
-                tiling = self.settings.tiling(self.model, image)
-                record = predict_image(self.model, image, tiling, self.settings, name, self.records, self.overlays)
-        except BrokenImageError as error:
-            self.broken[name] = error.reason
-            if len(self.broken) <= _LOGGED:
-                more = "; the next ones are in predict.json" if len(self.broken) == _LOGGED else ""
-                self.say(f"left out {name}: {error.reason}{more}")
+    def predict(
+        self, entries: Sequence[tuple[str, Path]], before: Collection[str], on_done: Callable[[], object]
+    ) -> None:
+        """Predicts images, those of one input size together, and writes the files of each, its record last.
+
+        Args:
+            entries (`Sequence`): names and files, at most a batch of them; those that cannot be used are counted.
+            before (`Collection[str]`): names of those whose files are there: they are only predicted beside others.
+            on_done (`Callable`): called after each of the others.
+        """
+        if all(name in before for name, _ in entries):
             return
-        self.records.add({"image": name, "state": state, "size": [image.height, image.width], **record})
+        with ExitStack() as opened:
+            together: list[_Waiting] = []
+            for name, path in entries:
+                try:
+                    waiting = self._open(name, path, opened)
+                except BrokenImageError as error:
+                    self._leave_out(name, error)
+                    on_done()
+                    continue
+                together.append(waiting)
+                if waiting.inputs is None:
+                    self._predict_opened(together, before, on_done)
+                    together = []
+                    opened.close()  # a large image is not kept beside the next one
+            self._predict_opened(together, before, on_done)
+
+    def _open(self, name: str, path: Path, opened: ExitStack) -> _Waiting:
+        state = state_of(path)
+        with collect_notes() as notes, ExitStack() as own:
+            image = own.enter_context(open_image(path, self.model.image_format, self.settings.max_pixels))
+            tiling = self.settings.tiling(self.model, image)
+            inputs = None
+            if tiling is None and image.height * image.width <= _MOST_PIXELS:
+                inputs = whole_input(self.model, image)
+            opened.enter_context(own.pop_all())
+        return _Waiting(name, state, image, tiling, inputs, {note.kind for note in notes})
+
+    def _predict_opened(
+        self, together: Sequence[_Waiting], before: Collection[str], on_done: Callable[[], object]
+    ) -> None:
+        outputs: dict[str, ModelOutput] = {}
+        by_shape: dict[tuple[Any, ...], list[_Waiting]] = {}
+        for one in together:
+            if one.inputs is not None:
+                by_shape.setdefault(tuple((key, value.shape) for key, value in one.inputs.items()), []).append(one)
+        for alike in by_shape.values():
+            made = outputs_of_each(self.model, [one.inputs for one in alike if one.inputs is not None])
+            outputs |= {one.name: output for one, output in zip(alike, made, strict=True)}
+        for one in together:
+            if one.name not in before:
+                self._write(one, outputs.get(one.name))
+                on_done()
+
+    def _write(self, one: _Waiting, outputs: ModelOutput | None) -> None:
+        image, model = one.image, self.model
+        try:
+            with collect_notes() as notes, for_people_who_predict(model.image_format):
+                record = predict_image(
+                    model, image, one.tiling, self.settings, one.name, self.records, self.overlays, outputs
+                )
+        except BrokenImageError as error:
+            self._leave_out(one.name, error)
+            return
+        self.records.add({"image": one.name, "state": one.state, "size": [image.height, image.width], **record})
         self.predicted += 1
-        self.notes.update({one.kind for one in notes})
-        if tiling is not None:
+        self.notes.update(one.notes | {note.kind for note in notes})
+        if one.tiling is not None:
             self.tiled += 1
-        elif min(image.height / self.model.sides[0], image.width / self.model.sides[1]) >= _STRONGLY:
+        elif min(image.height / model.sides[0], image.width / model.sides[1]) >= _STRONGLY:
             self.scaled.append((image.width, image.height))
+
+    def _leave_out(self, name: str, error: BrokenImageError) -> None:
+        self.broken[name] = error.reason
+        if len(self.broken) <= _LOGGED:
+            more = "; the next ones are in predict.json" if len(self.broken) == _LOGGED else ""
+            self.say(f"left out {name}: {error.reason}{more}")
 
     def say_counts(self) -> None:
         """Says what was done to the images."""

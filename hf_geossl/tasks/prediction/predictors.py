@@ -8,10 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.ops import batched_nms
+from transformers.utils import ModelOutput
 
 from hf_geossl.data.readers.tiff_windows import Box
 from hf_geossl.tasks.prediction.opened_images import OpenedImage
-from hf_geossl.tasks.prediction.task_models import TaskModel
+from hf_geossl.tasks.prediction.task_models import Inputs, TaskModel
 from hf_geossl.tasks.prediction.tiling import Tiling, blend
 
 Part = tuple[Box, np.ndarray]  # a box, and the values of its pixels (channels, height, width), float32
@@ -41,25 +42,48 @@ def whole_box(image: OpenedImage) -> Box:
     return 0, 0, image.height, image.width
 
 
-def predict_classes(model: TaskModel, image: OpenedImage) -> np.ndarray:
+def whole_input(model: TaskModel, image: OpenedImage) -> Inputs:
+    """The model's input of a whole image, a batch of one; `BrokenImageError` where there is none."""
+    return model.prepare(image.read(whole_box(image)))
+
+
+def outputs_of_each(model: TaskModel, inputs: Sequence[Inputs]) -> list[ModelOutput]:
+    """Runs the model on inputs of one shape together, and gives what it makes of each, as of a batch of one."""
+    outputs = model.predict(inputs)
+    tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor) and value.ndim}
+    return [
+        type(outputs)(**{name: value[index : index + 1] for name, value in tensors.items()})
+        for index in range(len(inputs))
+    ]
+
+
+def predict_classes(model: TaskModel, image: OpenedImage, outputs: ModelOutput | None = None) -> np.ndarray:
     """Classifies an image.
 
     Args:
         model ([`TaskModel`]): of classification.
         image ([`OpenedImage`]): read whole.
+        outputs (`ModelOutput`, *optional*): of the model for it, where there are some already.
 
     Returns:
         `numpy.ndarray` of shape `(classes,)`: probabilities, float32; of a model of several labels each by itself, of one that
         regresses its values.
     """
-    logits = model.predict([model.prepare(image.read(whole_box(image)))]).logits[0].float()
+    made: Any = outputs or model.predict([whole_input(model, image)])
+    logits = made.logits[0].float()
     problem = getattr(model.module.config, "problem_type", None)
     if problem == "regression":
         return logits.cpu().numpy()
     return (logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(dim=0)).cpu().numpy()
 
 
-def predict_map(model: TaskModel, image: OpenedImage, tiling: Tiling | None, batch_size: int) -> Iterator[Part]:
+def predict_map(
+    model: TaskModel,
+    image: OpenedImage,
+    tiling: Tiling | None,
+    batch_size: int,
+    outputs: ModelOutput | None = None,
+) -> Iterator[Part]:
     """Predicts a value of each pixel: probabilities of classes, or depth.
 
     What a model gives is resized bilinearly to the size of what it was given, an image or a tile, as transformers does it;
@@ -70,6 +94,7 @@ def predict_map(model: TaskModel, image: OpenedImage, tiling: Tiling | None, bat
         image ([`OpenedImage`]): the image.
         tiling ([`Tiling`], *optional*): its tiles; the image is predicted whole by default.
         batch_size (`int`): tiles that are predicted at a time.
+        outputs (`ModelOutput`, *optional*): of the model for the whole image, where there are some already.
 
     Yields:
         `tuple`: parts that cover the image once; those of one height from left to right, and then those below.
@@ -77,7 +102,7 @@ def predict_map(model: TaskModel, image: OpenedImage, tiling: Tiling | None, bat
     if tiling is not None:
         yield from blend(tiling, _tiles(model, image, tiling, batch_size))
         return
-    raw = _raw_map(model, model.predict([model.prepare(image.read(whole_box(image)))]))
+    raw = _raw_map(model, outputs or model.predict([whole_input(model, image)]))
     rows = max(1, _BAND // (raw.shape[1] * image.width))
     for top in range(0, image.height, rows):
         height = min(rows, image.height - top)
@@ -153,6 +178,7 @@ def predict_objects(
     *,
     score_threshold: float,
     iou_threshold: float,
+    outputs: ModelOutput | None = None,
 ) -> Objects:
     """Finds objects.
 
@@ -166,19 +192,24 @@ def predict_objects(
         batch_size (`int`): tiles that are predicted at a time.
         score_threshold (`float`): objects of smaller scores are left out.
         iou_threshold (`float`): overlap, as intersection over union, from which boxes of one class in tiles are one object.
+        outputs (`ModelOutput`, *optional*): of the model for the whole image, where there are some already.
 
     Returns:
         [`Objects`]: of the image.
     """
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for boxes in _batches(tiling.boxes if tiling is not None else [whole_box(image)], batch_size):
+    if outputs is not None:
+        objects = _detected(model, outputs, score_threshold, [(image.height, image.width)])[0]
+        found.append(_placed(objects, whole_box(image), image))
+    remaining = [] if outputs is not None else tiling.boxes if tiling is not None else [whole_box(image)]
+    for boxes in _batches(remaining, batch_size):
         read = [(box, _tile_input(model, image, box)) for box in boxes]
         with_values = [(box, one) for box, one in read if one is not None]
         if not with_values:
             continue
-        outputs = model.predict([one for _, one in with_values])
+        of_tiles = model.predict([one for _, one in with_values])
         sizes = [(height, width) for (_, _, height, width), _ in with_values]
-        for (box, _), objects in zip(with_values, _detected(model, outputs, score_threshold, sizes), strict=True):
+        for (box, _), objects in zip(with_values, _detected(model, of_tiles, score_threshold, sizes), strict=True):
             found.append(_placed(objects, box, image))
     if not found:
         return Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))

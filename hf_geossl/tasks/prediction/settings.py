@@ -22,7 +22,8 @@ class PredictionSettings:
             a third.
         score_threshold (`float`, *optional*, defaults to 0.5): objects of smaller scores are left out.
         iou_threshold (`float`, *optional*, defaults to 0.5): intersection over union from which boxes of tiles are one object.
-        batch_size (`int`, *optional*, defaults to 8): tiles that are predicted at a time.
+        batch_size (`int`, *optional*, defaults to 8): tiles, or images of one size, that are predicted at a
+            time.
         max_pixels (`int`, *optional*): the largest width x height of an image that is predicted whole.
 
     Raises:

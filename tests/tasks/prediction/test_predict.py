@@ -1,5 +1,6 @@
 """A folder of images is predicted once: broken images are counted, an interrupted run goes on, and ends as the whole one."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -114,3 +115,36 @@ def test_no_image_that_can_be_used_is_an_error(folder_of: FolderOf, images: Path
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(ValueError, match="none of 1 image could be predicted, such as broken.png: "):
         predict_images(folder_of("linear"), images, tmp_path / "out", device="cpu", say=lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["classes", "linear", "dpt", "yolos"])
+def test_images_of_one_size_are_predicted_together_as_they_are_alone(
+    name: str, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        Image.fromarray(picture(40, 60 if number % 4 else 90, number)).save(folder / f"{number}.png")
+    model, sizes = open_task_model(folder_of(name), device="cpu"), list[int]()
+    own = model.predict
+    monkeypatch.setattr(model, "predict", lambda inputs: (sizes.append(len(inputs)), own(inputs))[1])
+    records = {}
+    for batch_size in (1, 4):
+        settings = PredictionSettings(batch_size=batch_size, score_threshold=0.1)
+        predict_images(model, folder, tmp_path / str(batch_size), settings, overlays=False, say=lambda line: None)
+        lines = (tmp_path / str(batch_size) / "predict.jsonl").read_text().splitlines()[1:]
+        records[batch_size] = [json.loads(line) for line in lines]
+    assert sizes == [1] * 5 + ([1, 3, 1] if name == "yolos" else [4, 1])  # its processor keeps the shape of images
+    for alone, together in zip(records[1], records[4], strict=True):
+        assert alone["image"] == together["image"]
+        for key in ("probabilities", "pixels", "range", "boxes", "labels", "scores"):
+            assert np.allclose(alone.get(key, 0), together.get(key, 0), atol=1e-4), key
+    if name == "linear":  # an image that is missing is predicted beside the same ones, to the same bits
+        written_before = written(tmp_path / "4")
+        (tmp_path / "4/masks/2.png").unlink()
+        predict_images(model, folder, tmp_path / "4", settings, overlays=False, say=lambda line: None)
+        assert sizes[-1] == 4
+        assert written(tmp_path / "4")["masks/2.png"] == written_before["masks/2.png"]
+        monkeypatch.setattr(predict, "_MOST_PIXELS", 40 * 60)  # larger ones fill no memory beside others
+        predict_images(model, folder, tmp_path / "large", settings, overlays=False, say=lambda line: None)
+        assert sizes[-3:] == [1, 3, 1]
