@@ -8,9 +8,10 @@ import numpy as np
 
 from hf_geossl.data.inspection import Inspection
 from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
-from hf_geossl.data.measuring.format_choice import choose_format
+from hf_geossl.data.measuring.format_choice import MOST, choose_format, file_names
 from hf_geossl.data.measuring.image_statistics import Measurement
 from hf_geossl.data.notes import NOTES
+from hf_geossl.data.pixel_values import are_colors
 from hf_geossl.data.wording import counted
 from hf_geossl.modeling.image_format import ImageFormat
 
@@ -27,8 +28,14 @@ def total_of(inspection: Inspection) -> Measurement:
 
 
 def choose_for(total: Measurement) -> tuple[ImageFormat, list[str]]:
-    """What a model should read of the images: all channels, or RGB where they are colours or their numbers differ."""
+    """What a model should read of the images: all channels, or RGB where they are colours or their numbers differ.
+
+    Channels that files name, and not red, green and blue, are read by their numbers, also where a few images lack some.
+    """
     channels = "rgb" if len(total.channels) != 1 or max(total.channels, default=3) in (1, 3) else "all"
+    names = file_names(total)
+    if channels == "rgb" and total.channels[len(names)] >= MOST * total.images and not are_colors(names):
+        channels = ",".join(str(number) for number in range(1, len(names) + 1))
     if len(total.channels) == 1 and max(total.channels) == 1 and set(total.dtypes) != {"uint8"}:
         channels = "gray"
     return choose_format(total, channels=channels)
@@ -134,7 +141,10 @@ def advice(inspection: Inspection, total: Measurement) -> list[str]:
             "--max_broken_share"
         )
     if len(total.channels) > 1:
-        shown = ", ".join(f"{count} ({n:,})" for count, n in sorted(total.channels.items()))
+        shown = ", ".join(
+            f"{count} ({n:,}: {total.channel_examples[count]}{', ...' if n > 1 else ''})"
+            for count, n in sorted(total.channels.items())
+        )
         lines.append(f"images have different numbers of channels: {shown}; as rgb or gray all can be used")
     if len(total.dtypes) > 1:
         shown = ", ".join(f"{dtype} ({n:,})" for dtype, n in total.dtypes.most_common())
@@ -171,6 +181,10 @@ def as_lines(values: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"files: {_counts(values['formats'])}; channels: {_counts(values['channels'])}; type: {_counts(values['types'])}"
     )
+    for one in values["channel_names"][:_SHOWN]:
+        lines.append(
+            f"channels, as {one['images']:,} of {values['images']:,} files name them: {', '.join(one['names'])}"
+        )
     for name, what in (
         ("bits", "bits in use, as the files say"),
         ("transparency", "transparency as channel"),

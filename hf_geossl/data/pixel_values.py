@@ -1,5 +1,6 @@
 """From the stored values of a file to those that a model gets: channels chosen, types and ranges converted, notes made."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,6 +132,17 @@ def named_color_places(count: int, names: Sequence[str]) -> list[int]:
     if count > 3 and all(name in known for name in RGB_NAMES):
         return [known.index(name) for name in RGB_NAMES]
     return [0, 1, 2] if count >= 3 else [0]
+
+
+def are_colors(names: Sequence[str]) -> bool:
+    """Whether nothing that a file calls its first three channels says that they are not red, green and blue.
+
+    Microscopes' programs store three stains as planes of a colour image, and name them.
+    """
+    known = [_OTHER_NAMES.get(name.lower(), name.lower()) for name in names[:3] if name]
+    return all(
+        name in RGB_NAMES or re.fullmatch(r"[a-z]*[\d\s:_-]*", name) and re.search(r"\d", name) for name in known
+    )
 
 
 def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:

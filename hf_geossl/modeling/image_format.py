@@ -188,6 +188,9 @@ class ImageFormat:
             f"{name} ({n})" if name != f"channel {n}" else name for n, name in zip(numbers, self.names, strict=False)
         ]
         shown = ", ".join(names or self.names)
+        if len(numbers) > 1 and self.names == tuple(f"channel {n}" for n in numbers):  # nothing but numbers to say
+            row = list(range(numbers[0], numbers[0] + len(numbers)))
+            shown = f"{numbers[0]} to {numbers[-1]}" if list(numbers) == row else ", ".join(map(str, numbers))
         pairs = list(dict.fromkeys(self.value_range))
         ranges = f"{pairs[0][0]:g} to {pairs[0][1]:g}" if len(pairs) == 1 else "of each channel its own range"
         count = "1 channel" if self.num_channels == 1 else f"{self.num_channels} channels"

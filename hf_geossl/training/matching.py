@@ -74,7 +74,7 @@ def record_images(config: GeometricViTConfig, views: Views) -> None:
     check_images(config, views)
     if not views.image_format.is_rgb:
         logger.warning(
-            f"the channels ({', '.join(views.image_format.names)}) are not red, green and blue: hue, saturation, grey and "
+            f"the {views.image_format.num_channels} channels are not red, green and blue: hue, saturation, grey and "
             "solarisation of the views are left out"
         )
     if config.image_format is None and not views.image_format.is_rgb8:

@@ -63,6 +63,19 @@ def test_all_channels_are_offered_where_they_are_no_colours(pixels, channels):
     assert choose_for(images(*pixels))[0].channels == channels
 
 
+def test_stains_that_files_name_are_no_colours(tmp_path):
+    """Microscopes' programs store three stains as planes of a colour image; one odd file does not change what all are."""
+    named = images(*[RAMP] * 4, names=("dna", "er", "actin"), color=True)
+    named.add("other.tif", Raster(RAMP[..., :1], "TIFF"), [])
+    chosen, _ = choose_for(named)
+    assert (chosen.channels, chosen.names) == ((1, 2, 3), ("dna", "er", "actin"))
+    lines = as_lines(as_values(inspection_of(tmp_path, train=named)))
+    assert "channels, as 4 of 5 files name them: dna, er, actin" in lines
+    assert any("1 (1: other.tif), 3 (4: 0.tif, ...)" in line for line in lines)
+    colours = images(*[RAMP] * 4, names=("Channel:0:0", "Channel:0:1", "Channel:0:2"), color=True)
+    assert choose_for(colours)[0].channels == "rgb"
+
+
 def test_what_can_go_wrong_is_said(tmp_path):
     measured = images(RAMP, RAMP[..., :1].astype(np.uint8))
     measured.add_broken("bad.png", "the file is empty")
@@ -73,7 +86,7 @@ def test_what_can_go_wrong_is_said(tmp_path):
     for part in (
         "1 image of one split is in another one too",
         "33% of the images are broken",
-        "different numbers of channels: 1 (1), 3 (1)",
+        "different numbers of channels: 1 (1: 1.tif), 3 (1: 0.tif)",
         "several types: uint16 (1), uint8 (1)",
     ):
         assert any(part in line for line in said), part

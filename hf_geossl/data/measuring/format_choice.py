@@ -19,7 +19,7 @@ U = TypeVar("U")
 Channels = str | tuple[int, ...]
 
 _CONSTANT = 1e-7  # a smaller deviation is rounding
-_MOST = 0.75  # of the images: their type is the model's, whatever the others are
+MOST = 0.75  # of the images: their type is the model's, whatever the others are
 _FAR = 20  # times what was measured, or 1: a mean or deviation of stored values
 
 
@@ -118,7 +118,7 @@ def _choose_channels(measured: Measurement, word: str | None) -> tuple[Channels,
     if more and asked == "rgb":
         of = "the images have" if more.total() == measured.images else _some(more.total(), measured, "has", "have")
         most = more.most_common(1)[0][0]
-        taken = [place + 1 for place in named_color_places(most, _file_names(measured))]
+        taken = [place + 1 for place in named_color_places(most, file_names(measured))]
         what = "are red, green and blue of the model" if len(taken) == 3 else "is taken three times"
         numbers = ",".join(str(number) for number in range(1, most + 1))
         lines.append(
@@ -133,7 +133,10 @@ def _all_channels(measured: Measurement) -> tuple[Channels, list[str]]:
     if not measured.images:
         raise ValueError(f"--channels all: no image could be measured ({measured.first_broken()})")
     if len(measured.channels) > 1:
-        shown = ", ".join(f"{count} (in {number})" for count, number in sorted(measured.channels.items()))
+        shown = ", ".join(
+            f"{count} (in {number}, such as {measured.channel_examples[count]})"
+            for count, number in sorted(measured.channels.items())
+        )
         fewest = ",".join(map(str, range(1, min(measured.channels) + 1)))
         raise ValueError(
             f"--channels all: the images have different numbers of channels: {shown}; name those that all have, such as "
@@ -198,7 +201,7 @@ def _choose_dtype(measured: Measurement, lines: list[str]) -> str:
 
 
 def _is_usual(measured: Measurement, dtype: str) -> bool:
-    return measured.dtypes[dtype] >= _MOST * measured.dtypes.total()
+    return measured.dtypes[dtype] >= MOST * measured.dtypes.total()
 
 
 def _statistics_of(measured: Measurement, channels: Channels, dtype: str) -> list[ChannelStatistics]:
@@ -208,7 +211,7 @@ def _statistics_of(measured: Measurement, channels: Channels, dtype: str) -> lis
         return [of_file[number - 1] for number in channels if number <= len(of_file)]
     if not of_file:
         return []
-    places = named_color_places(min(_common(measured.channels, 3), len(of_file)), _file_names(measured))
+    places = named_color_places(min(_common(measured.channels, 3), len(of_file)), file_names(measured))
     if channels == "gray":
         return [measured.luminance[dtype] if len(places) == 3 and dtype in measured.luminance else of_file[0]]
     return [of_file[place] for place in (places if len(places) == 3 else places * 3)]
@@ -322,7 +325,7 @@ def _merged(statistics: list[ChannelStatistics]) -> Iterator[ChannelStatistics]:
 def _names_of(measured: Measurement, channels: Channels) -> tuple[str, ...]:
     if isinstance(channels, str):
         return RGB_NAMES if channels == "rgb" else ("gray",)
-    said = _file_names(measured)
+    said = file_names(measured)
     if not said and measured.color == measured.images > 0:
         said = RGB_NAMES
     return tuple(
@@ -330,10 +333,18 @@ def _names_of(measured: Measurement, channels: Channels) -> tuple[str, ...]:
     )
 
 
-def _file_names(measured: Measurement) -> tuple[str, ...]:
-    """The names that most files give their channels; none where most give none."""
+def file_names(measured: Measurement) -> tuple[str, ...]:
+    """The names that most files give their channels, or that all give which give any; none where most give none.
+
+    Args:
+        measured ([`Measurement`]): Of the images.
+
+    Returns:
+        `tuple[str, ...]`: A name for each channel; texts may be empty.
+    """
     nothing: tuple[str, ...] = ()
-    return _common(measured.names, nothing)
+    named = [names for names in measured.names if any(names)]
+    return named[0] if len(named) == 1 else _common(measured.names, nothing)
 
 
 def _moments(

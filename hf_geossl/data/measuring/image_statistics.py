@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
 from hf_geossl.data.notes import Note
-from hf_geossl.data.pixel_values import color_places, luminance
+from hf_geossl.data.pixel_values import are_colors, color_places, luminance
 from hf_geossl.data.rasters import Raster
 
 _VALUES_AT_ONCE = (
@@ -29,12 +29,13 @@ class Measurement:
     Args:
         images (`int`): that were measured.
         sizes (`Counter`): images by (height, width), up to 4096 sizes; None has the others.
-        channels (`Counter`): images by their number of channels, transparency not among them.
+        channels (`Counter`): images by their number of channels, transparency not among them; [`channel_examples`] has the
+            first image of each number.
         dtypes, kinds (`Counter`): images by stored type and by format of the file.
         names (`Counter`): images by the names that their files give the channels.
         bits (`Counter`): images by the number of bits that are used, where the file says so; otherwise None.
         transparent (`Counter`): images by the number of their transparency channel among all channels of the file.
-        color (`int`): images whose first channels are known to be red, green and blue.
+        color (`int`): images whose first channels are known to be red, green and blue, and are not called otherwise.
         pages (`Counter`): images by how many pages their file has, for files of several.
         notes (`Counter`): images by what decoding did to their values; [`note_examples`] has the first of each kind.
         broken (`Counter`): unusable images by the reason; [`broken_examples`] has the first names of each.
@@ -45,6 +46,7 @@ class Measurement:
     images: int = 0
     sizes: Counter[tuple[int, int] | None] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
+    channel_examples: dict[int, str] = field(default_factory=dict)
     dtypes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     names: Counter[tuple[str, ...]] = field(default_factory=Counter)
@@ -74,11 +76,12 @@ class Measurement:
         self.images += 1
         self.sizes[size if size in self.sizes or len(self.sizes) < _MOST_SIZES else None] += 1
         self.channels[channels] += 1
+        self.channel_examples.setdefault(channels, key)
         self.dtypes[raster.dtype] += 1
         self.kinds[raster.kind] += 1
         self.names[tuple(raster.names)] += 1
         self.bits[raster.bits] += 1
-        self.color += raster.color
+        self.color += raster.color and are_colors(raster.names)
         if raster.alpha:
             self.transparent[raster.transparency_place + 1] += 1
         if raster.frames > 1:
@@ -124,6 +127,7 @@ class Measurement:
         self.color += other.color
         for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
+        self.channel_examples = {**other.channel_examples, **self.channel_examples}
         for kind, example in other.note_examples.items():
             self.note_examples.setdefault(kind, example)
         for reason, names in other.broken_examples.items():
@@ -142,6 +146,7 @@ class Measurement:
         return {
             "images": self.images,
             "color": self.color,
+            "channel_examples": list(self.channel_examples.items()),
             "note_examples": self.note_examples,
             "broken_examples": self.broken_examples,
             "values": {dtype: [one.state_dict() for one in channels] for dtype, channels in self.values.items()},
@@ -156,6 +161,7 @@ class Measurement:
         return cls(
             images=state["images"],
             color=state["color"],
+            channel_examples=dict(state["channel_examples"]),
             note_examples={kind: (example[0], example[1]) for kind, example in state["note_examples"].items()},
             broken_examples={reason: list(names) for reason, names in state["broken_examples"].items()},
             values={

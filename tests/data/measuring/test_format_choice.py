@@ -116,7 +116,10 @@ def test_channels_that_files_lack_or_that_differ_are_refused_or_said():
         choose_format(measured(ramp("uint8", 0, 9, 4)), channels="2,2")
     mixed = measured(ramp("uint8", 0, 9, 4), images=3)
     mixed.add("other.tif", Raster(ramp("uint8", 0, 9, 3), "TIFF"), [], sample=True)
-    with pytest.raises(ValueError, match=r"different numbers of channels: 3 \(in 1\), 4 \(in 3\).*--channels 1,2,3"):
+    with pytest.raises(
+        ValueError,
+        match=r"different numbers of channels: 3 \(in 1, such as other.tif\), 4 \(in 3, such as 0.tif\).*--channels 1,2,3",
+    ):
         choose_format(mixed, channels="all")
     _, lines = choose_format(mixed, channels="4,1")
     assert lines[0] == "1 of 4 measured images has no channel 4 and will count as broken"
