@@ -141,7 +141,7 @@ def are_colors(names: Sequence[str]) -> bool:
     """
     known = [_OTHER_NAMES.get(name.lower(), name.lower()) for name in names[:3] if name]
     return all(
-        name in RGB_NAMES or re.fullmatch(r"[a-z]*[\d\s:_-]*", name) and re.search(r"\d", name) for name in known
+        name in RGB_NAMES or (re.fullmatch(r"[a-z]*[\d\s:_-]*", name) and re.search(r"\d", name)) for name in known
     )
 
 
