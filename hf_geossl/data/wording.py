@@ -31,9 +31,14 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def as_file(text: str) -> str:
+    """The name of a file for a text, also where the system's encoding is ASCII, as in containers without a locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 def name_of(path: str) -> str:
     """What people call a path or glob: its last part, which reveals nothing about the machine."""
-    return os.path.basename(os.path.abspath(os.path.expanduser(path))) or "files"
+    return as_text(os.path.basename(os.path.abspath(os.path.expanduser(path)))) or "files"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How an evaluation computes, and on which data."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from hf_geossl.evaluation.reading.sample_store import SampleStore, update_second
 from hf_geossl.evaluation.samples import SCENES, Columns, Samples, load_samples
 from hf_geossl.evaluation.truth import SharedTruth
 from hf_geossl.modeling.image_format import ImageFormat
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_geossl" / "features"
 
@@ -53,8 +56,18 @@ class EvaluationOptions:
     def feature_cache(self) -> Iterator["EvaluationOptions"]:
         """These options with a cache of features: their own, or a temporary one for what tasks share."""
         if self.cache_dir is not None:
-            yield self
-            return
+            try:
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                with TemporaryDirectory(dir=self.cache_dir):
+                    pass
+            except OSError as error:  # of a home that is read-only, or none
+                logger.warning(
+                    "features are not cached for other runs: %s cannot be written (%s); --cache_dir names another folder",
+                    self.cache_dir, error.strerror or error,
+                )  # fmt: skip
+            else:
+                yield self
+                return
         with TemporaryDirectory(prefix="hf_geossl-features-") as folder:
             yield replace(self, cache_dir=Path(folder))
 

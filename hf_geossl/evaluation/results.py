@@ -152,7 +152,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are no UTF-8
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

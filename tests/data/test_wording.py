@@ -1,11 +1,12 @@
 """What messages say of numbers and of data."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from hf_geossl.data.wording import Place, counted, some_of, without_arguments
+from hf_geossl.data.wording import Place, as_file, counted, name_of, some_of, without_arguments
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,14 @@ def test_arguments_are_left_out_for_people_who_run_no_command() -> None:
     )
     assert without_arguments("keep the levels with --value_range 0,1") == ""
     assert without_arguments("two - or more (of 5); so") == "two - or more (of 5); so"
+
+
+def test_a_name_is_the_same_file_whatever_the_system_encodes_names_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Straße 猫.png"
+    assert as_file(text) == text
+    monkeypatch.setattr("os.fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
+    assert as_file(text).encode("ascii", "surrogateescape") == text.encode()
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    assert name_of(os.fsdecode(b"/data/gr\xfcn")) == "gr\\xfcn"

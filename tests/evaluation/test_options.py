@@ -49,3 +49,11 @@ def test_all_samples_of_the_data_share_what_was_decoded() -> None:
     assert data.test.stored is data.test.stored
     assert data.test.stored is not data.train.stored
     assert replace(data, limit=3).test.stored is data.test.stored  # a part of the data has the same store
+
+
+def test_features_are_not_cached_where_nothing_can_be_written(caplog: pytest.LogCaptureFixture) -> None:
+    with EvaluationOptions(cache_dir=Path("/proc/nowhere/features")).feature_cache() as options:
+        assert options.cache_dir is not None
+        assert options.cache_dir.is_dir()
+        assert options.cache_dir.parts[:2] != ("/", "proc")
+    assert "/proc/nowhere/features cannot be written (No such file or directory)" in caplog.text

@@ -65,6 +65,10 @@ class Metric(evaluate.Metric, ABC, Generic[Rows]):
         """The name of the metric's file (`evaluate` would call `MeanIoU` "mean_io_u")."""
         return type(self).__module__.rpartition(".")[2]
 
+    def _build_data_dir(self) -> str:
+        """Makes no folder for batches, which are not written: `evaluate`'s own fails where the cache is read-only."""
+        return str(self._data_dir_root)
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=sys.modules[type(self).__module__].__doc__ or "",

@@ -68,11 +68,11 @@ def predict_image(
         files.append(records.name_for(name, _FOLDERS[model.kind], ".tif" if as_tiff else ".png"))
         sketch = MapSketch(model, image)
         parts = sketch.passing(predict_map(model, image, tiling, settings.batch_size, outputs))
-        write_image_map(parts, sketch.kind, image, records.folder / files[0])
+        write_image_map(parts, sketch.kind, image, records.path_of(files[0]))
     result, drawn = _result(model, image, tiling, settings, sketch, overlays, outputs)
     if drawn is not None:
         files.append(records.name_for(name, OVERLAYS, ".png"))
-        with whole_file(records.folder / files[-1]) as file:
+        with whole_file(records.path_of(files[-1])) as file:
             with_legend(*drawn).save(file, "PNG", compress_level=PNG_LEVEL)
         result["shown"] = list(drawn[0].size)
     return {"files": files, **result}

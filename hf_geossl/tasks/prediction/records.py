@@ -10,7 +10,7 @@ from hf_geossl.data.sources.files import as_path, list_files
 from hf_geossl.data.sources.listing import kind_of
 from hf_geossl.data.sources.pairing import pair_maps
 from hf_geossl.data.sources.tables import read_list
-from hf_geossl.data.wording import Place, as_text, counted, some_of
+from hf_geossl.data.wording import Place, as_file, as_text, counted, some_of
 from hf_geossl.tasks.prediction.map_files import whole_file
 
 STATE = "predict.jsonl"
@@ -119,8 +119,8 @@ class Records:
 
     def _remove(self, names: Sequence[str]) -> None:
         for name in names:
-            if (self.folder / name).resolve().is_relative_to(self.folder.resolve()):
-                (self.folder / name).unlink(missing_ok=True)
+            if self.path_of(name).resolve().is_relative_to(self.folder.resolve()):
+                self.path_of(name).unlink(missing_ok=True)
 
     def _lines(self) -> list[Record]:
         lines = []
@@ -145,7 +145,11 @@ class Records:
         record = self.by_image.get(image)
         if record is None or record["state"] != state_of(path):
             return False
-        return all((self.folder / name).is_file() for name in record["files"])
+        return all(self.path_of(name).is_file() for name in record["files"])
+
+    def path_of(self, name: str) -> Path:
+        """Where a file of `name_for` lies."""
+        return self.folder / as_file(name)
 
     def name_for(self, image: str, folder: str, ending: str) -> str:
         """A name for a file of an image's predictions: that of the image, with its ending too where another has that name."""

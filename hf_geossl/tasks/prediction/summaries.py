@@ -42,7 +42,7 @@ def write_summaries(
     elif model.kind == "detection":
         _write_boxes(model, done, records.folder)
     if settings["overlays"] and done:
-        sheet = _draw_contact_sheet(model, done, records.folder)
+        sheet = _draw_contact_sheet(model, done, records)
         with whole_file(records.folder / SHEET) as file:
             sheet.save(file, "PNG", compress_level=PNG_LEVEL)
     summary: dict[str, Any] = {
@@ -109,14 +109,14 @@ def _write_boxes(model: TaskModel, done: Sequence[Record], folder: Path) -> None
         writer.writerows(rows)
 
 
-def _draw_contact_sheet(model: TaskModel, done: Sequence[Record], folder: Path) -> Image.Image:
+def _draw_contact_sheet(model: TaskModel, done: Sequence[Record], records: Records) -> Image.Image:
     """Pictures of up to 48 images, with the classes' colours below."""
     chosen = sorted((record for record in done if "shown" in record), key=lambda record: rank_of(record["image"]))[
         :MOST
     ]
     thumbnails = Thumbnails()
     for record in chosen:
-        path = next(folder / name for name in record["files"] if name.startswith(f"{OVERLAYS}/"))
+        path = next(records.path_of(name) for name in record["files"] if name.startswith(f"{OVERLAYS}/"))
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB").crop((0, 0, *record["shown"])))
         thumbnails.add(_caption(model, record), Raster(pixels, "PNG"))

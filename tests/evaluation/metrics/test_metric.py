@@ -196,3 +196,8 @@ def test_inputs_that_make_no_sense_are_refused_by_name(
         metric.add_batch(predictions=inputs[0], references=inputs[1])
     with pytest.raises(ValueError, match="nothing to compute"):  # and left nothing behind
         metric.compute()
+
+
+def test_a_metric_needs_no_folder_to_write_to() -> None:
+    metric = Accuracy(2, cache_dir="/proc/nowhere")
+    assert metric.compute(predictions=[[0, 1]], references=[1])["accuracy"] == 1
