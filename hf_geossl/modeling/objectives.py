@@ -366,8 +366,9 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) 
     """Each view picks the other view of its image among all other views of all processes' images.
 
     `first` and `second` are projections `(batch, channels)` of the two views, in the same order; of one image over all
-    processes there is nothing else to pick, and the loss is 0. `temperature`, above 0, divides the cosines. A mean over this process's views, 0 or more; the
-    gradient is the true one, of the mean over processes, once gradients are averaged over them.
+    processes there is nothing else to pick, and the loss is 0. `temperature`, above 0, divides the cosines. A mean over
+    this process's views, 0 or more; the gradient is the true one, of the mean over processes, once gradients are averaged
+    over them.
 
     Source: arXiv 2002.05709, equation 1.
     """

@@ -315,7 +315,8 @@ class EquiCoherentForPreTraining(EquiCoherentPreTrainedModel, TeacherStudentMode
 
         Raises:
             ValueError: If shapes do not fit together, intermediate images are missing, the temperature is out of range,
-                or the batch is too small for the host: DINOv2 needs two images a process, VICReg and SimCLR without reconstruction two in all.
+                or the batch is too small for the host: DINOv2 needs two images a process, VICReg and SimCLR without
+                reconstruction two in all.
 
         Source: arXiv 2503.18753, L = L_SSL(z_inv) + lambda L_recon.
         """
