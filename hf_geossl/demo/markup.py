@@ -9,6 +9,7 @@ from PIL import Image
 from hf_geossl.demo.pictures import data_url
 
 _THUMBNAIL = 96
+KEYS = {"pick": "arrow keys move the spot", "box": "arrow keys move the box, with Shift they change its size"}
 
 
 @dataclass
@@ -18,8 +19,8 @@ class Figure:
     picture: Image.Image
     caption: str
     kind: str | None = None  # "pick" where it is clicked, "box" where a box is drawn on it
-    place: tuple[float, float] = (0.5, 0.5)  # what is picked now, x, y in shares of the sides; arrow keys move it
-    grid: tuple[int, int] = (1, 1)  # rows and columns of patches that they move it over
+    place: tuple[float, ...] = (0.5, 0.5)  # what is picked now, x, y (of a box also x2, y2) in shares of the sides
+    grid: tuple[int, int] = (1, 1)  # rows and columns of patches that arrow keys move it over
     rough: bool = False  # its pixels stay visible where it is enlarged
 
 
@@ -32,10 +33,11 @@ def figures(*shown: Figure, columns: int = 3, narrow: int = 2) -> str:
 def _figure(figure: Figure) -> str:
     image = f'<img src="{data_url(figure.picture)}" alt="{escape(figure.caption)}" draggable="false">'
     if figure.kind is not None:
-        (x, y), (rows, columns) = figure.place, figure.grid
+        names = ("x", "y", "right", "bottom")
+        place = " ".join(f'data-{name}="{value:.6f}"' for name, value in zip(names, figure.place, strict=False))
         image = (
-            f'<div class="geo-picture" tabindex="0" data-kind="{figure.kind}" data-x="{x:.6f}" data-y="{y:.6f}" '
-            f'data-rows="{rows}" data-columns="{columns}">{image}</div>'
+            f'<div class="geo-picture" tabindex="0" role="application" aria-label="{escape(figure.caption)}; {KEYS[figure.kind]}" '
+            f'data-kind="{figure.kind}" {place} data-rows="{figure.grid[0]}" data-columns="{figure.grid[1]}">{image}</div>'
         )
     rough = ' class="geo-rough"' if figure.rough else ""
     return f"<figure{rough}>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>"
@@ -137,23 +139,48 @@ element.addEventListener('click', (event) => {
     trigger('pick', {x, y});
 });
 element.addEventListener('keydown', (event) => {
-    const picture = event.target.closest('[data-kind=pick]');
+    const picture = event.target.closest('[data-kind]');
     const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
     if (!picture || !step) return;
     event.preventDefault();
     const data = picture.dataset;
-    trigger('pick', {
-        x: share(Number(data.x) + step[0] / Number(data.columns)),
-        y: share(Number(data.y) + step[1] / Number(data.rows)),
-    });
+    const [across, down] = [step[0] / Number(data.columns), step[1] / Number(data.rows)];
+    const moved = (names, by) => names.forEach((name) => { data[name] = share(Number(data[name]) + by); });
+    refocus = true;
+    if (picture.matches('[data-kind=pick]')) {
+        moved(['x'], across);
+        moved(['y'], down);
+        trigger('pick', {x: Number(data.x), y: Number(data.y)});
+        return;
+    }
+    const [x1, y1, x2, y2] = [data.x, data.y, data.right, data.bottom].map(Number);
+    const within = (by, low, high) => Math.min(high, Math.max(low, by));
+    const least = event.shiftKey ? [x1 + 1 / data.columns - x2, y1 + 1 / data.rows - y2] : [-x1, -y1];
+    moved(event.shiftKey ? ['right'] : ['x', 'right'], within(across, least[0], 1 - x2));
+    moved(event.shiftKey ? ['bottom'] : ['y', 'bottom'], within(down, least[1], 1 - y2));
+    trigger('box', {x1: Number(data.x), y1: Number(data.y), x2: Number(data.right), y2: Number(data.bottom)});
 });
+// each answer is a new picture: the keyboard stays on it
+let refocus = false;
+element.addEventListener('pointerdown', () => { refocus = false; });
+new MutationObserver(() => {
+    const picture = element.querySelector('[data-kind]');
+    if (refocus && picture && document.activeElement === document.body) picture.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true});
 """
 
 STRIP_SCRIPT = """
 element.addEventListener('click', (event) => {
     const button = event.target.closest('button[data-index]');
-    if (button) trigger('choose', {index: Number(button.dataset.index)});
+    if (!button) return;
+    refocus = true;
+    trigger('choose', {index: Number(button.dataset.index)});
 });
+let refocus = false;
+new MutationObserver(() => {
+    const chosen = element.querySelector('button[aria-pressed=true]');
+    if (refocus && chosen && document.activeElement === document.body) chosen.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true});
 """
 
 STYLE = """<style>

@@ -28,7 +28,7 @@ def head_tabs(model: DemoModel, samples: Sequence[Picture]) -> list[TabMaker]:
 def box_tab(model: DemoModel) -> Tab:
     """Where LOCA puts the patches of a box that is drawn on picture A."""
     gr.Markdown(
-        "**Drag a box on picture A.** The model sees what is inside and the whole picture, but not where the box was, and "
+        "**Drag a box on picture A** (or move it with the arrow keys, and size it with Shift). The model sees what is inside and the whole picture, but not where the box was, and "
         "says of each square of the box where in the picture it lies. A square keeps its colour."
     )
     box = gr.State(_START)
@@ -47,7 +47,9 @@ def box_tab(model: DemoModel) -> Tab:
         chance = 100 / placed.grid**2
         return [
             figures(
-                Figure(drawn, "Picture A: drag a box", "box"),
+                Figure(
+                    drawn, "Picture A: drag a box", "box", _shares(placed.box, drawn.size), (placed.grid, placed.grid)
+                ),
                 Figure(_colored(query, placed.side), "What is inside, its squares coloured"),
                 Figure(_painted(picture, placed, placed.true), "Where they are"),
                 Figure(predicted, "Where the model puts them; white: the true box, yellow: the predicted one"),
@@ -61,6 +63,11 @@ def box_tab(model: DemoModel) -> Tab:
         ]
 
     return Tab("Drag a box", show, [area, text], [box], boxed=area, box=box)
+
+
+def _shares(box: tuple[int, ...], size: tuple[int, int]) -> tuple[float, ...]:
+    """A box of pixels in shares of a picture's width and height."""
+    return tuple(edge / size[index % 2] for index, edge in enumerate(box))
 
 
 def _outline(picture: Image.Image, box: tuple[int, ...], color: tuple[int, int, int]) -> None:

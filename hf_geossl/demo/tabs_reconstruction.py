@@ -26,9 +26,9 @@ def path_tab(model: DemoModel, samples: Sequence[Picture]) -> Tab:
         baseline = "A plain image of the means that the model normalises by"
     decoders = len(model.whole.reconstruction.decoders)
     gr.Markdown(
-        "**Choose how picture A is changed, and slide from its beginning (u) to its end (v2).** The model sees the end and "
-        f"another crop of the picture (v1), and redraws {_reconstructed(path.num_intermediate, decoders)} The ranges are the "
-        "paper's; a run may have trained in others."
+        "**Change picture A, and slide from its beginning (u) to the end of the change (v2).** The model sees that end and "
+        f"another crop of the picture (v1), nothing between, and redraws {_reconstructed(path.num_intermediate, decoders)} The "
+        "ranges are the paper's; a run may have trained in others."
     )
     with gr.Row():
         sliders = []

@@ -9,7 +9,7 @@ from hf_geossl.demo.markup import PICTURE_SCRIPT, STRIP_SCRIPT, STYLE, Figure, b
 RED = Image.new("RGB", (8, 4), "red")
 HTML = "".join(
     (
-        figures(Figure(RED, "x", "pick"), Figure(RED, "y", "box"), Figure(RED, "z", rough=True)),
+        figures(Figure(RED, "x", "pick"), Figure(RED, "y", "box", (0.1, 0.2, 0.6, 0.7)), Figure(RED, "z", rough=True)),
         said("x"),
         bars(["a"], [1.0], 0),
         strip([RED], 0, None, "A"),
@@ -61,7 +61,7 @@ def test_events_are_those_that_the_page_listens_to() -> None:
         ("box", "x1"),
         ("pick", "x"),
     }
-    assert re.findall(r"trigger\('(\w+)'", PICTURE_SCRIPT) == ["box", "pick", "pick"]
+    assert re.findall(r"trigger\('(\w+)'", PICTURE_SCRIPT) == ["box", "pick", "pick", "box"]
     assert re.findall(r"trigger\('(\w+)'", STRIP_SCRIPT) == ["choose"]
 
 

@@ -269,6 +269,32 @@ def test_dragged_box_is_placed(browser: Any, addresses: dict[str, str], device: 
     visit.finish()
 
 
+def test_keyboard_alone_chooses_pictures_and_moves_the_box(browser: Any, addresses: dict[str, str]) -> None:
+    visit = Visit(browser, addresses["loca"], DESKTOP)
+    keys, active = visit.page.keyboard, "document.activeElement.getAttribute('aria-label')"
+    for _ in range(4):  # upload, three samples
+        keys.press("Tab")
+    assert visit.page.evaluate(active) == "Picture A: sample 3"
+    before = visit.image(0)
+    keys.press("Enter")
+    visit.wait(lambda: np.abs(visit.image(0) - before).mean() > 5)
+    visit.wait(lambda: visit.page.evaluate(active) == "Picture A: sample 3")  # although the strip is a new one
+    visit.open("Drag a box")
+    visit.wait(lambda: "patches are put exactly" in visit.html())
+    visit.page.locator(".geo-picture:visible").focus()
+    frames = [frame_of(visit.image(0))]
+    for key in ("ArrowLeft", "Shift+ArrowRight", "Shift+ArrowDown"):
+        keys.press(key)
+        visit.wait(lambda: frame_of(visit.image(0)) != frames[-1])
+        visit.wait(lambda: visit.page.evaluate("document.activeElement.className") == "geo-picture")
+        frames.append(frame_of(visit.image(0)))
+    assert frames[1][0] <= 1  # as far as the edge, and not cut there
+    assert frames[1][2] == pytest.approx(frames[0][2] - frames[0][0], abs=2)
+    assert frames[2][2] == pytest.approx(frames[1][2] + 112, abs=2)  # a patch wider
+    assert frames[3][3] == pytest.approx(frames[2][3] + 112, abs=2)
+    visit.finish()
+
+
 def test_slider_goes_along_the_path(browser: Any, addresses: dict[str, str]) -> None:
     visit = Visit(browser, addresses["equicoherent"], DESKTOP)
     visit.open("In between")
