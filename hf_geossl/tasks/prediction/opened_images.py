@@ -258,9 +258,11 @@ def _open(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iter
 
 
 def _is_tiff(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for; `decode_pixels` says what is wrong
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
         return head.startswith(STARTS) and not is_dicom(head)  # a file can be both
-    except OSError:  # `decode_pixels` says what is wrong
+    except OSError:
         return False

@@ -36,6 +36,7 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
         ValueError: if all of them lie in `output`.
     """
     found: dict[str, Path] = {}
+    written = os.path.realpath(output)
     for number, given in enumerate(paths):
         path = as_path(given)
         if path is None:
@@ -43,7 +44,8 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
         place = Place(path)
         listed = os.path.isfile(path) and path.lower().endswith(_LISTS)
         root, names = _of_list(place) if listed else list_files(place)[:2]
-        own = [name for name in names if not Path(root, name).resolve().is_relative_to(output.resolve())]
+        # not `Path.resolve`, which fails for a link that leads to itself
+        own = [name for name in names if not Path(os.path.realpath(os.path.join(root, name))).is_relative_to(written)]
         if names and not own:
             raise ValueError(
                 f"the predictions would lie among the images of {given}: choose another output_dir than {output}"

@@ -1,6 +1,7 @@
 """A folder of images is predicted once: broken images are counted, an interrupted run goes on, and ends as the whole one."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -100,13 +101,17 @@ def test_images_that_are_scaled_down_strongly_are_said(folder_of: FolderOf, tmp_
 def test_what_a_model_cannot_take_costs_itself(folder_of: FolderOf, images: Path, tmp_path: Path) -> None:
     Image.new("RGB", (3000, 2)).save(images / "thin.png")
     tifffile.imwrite(images / "floats.tif", picture(20, 20).astype(np.float32) * 3, photometric="rgb")
+    os.mkfifo(images / "pipe.png")
+    (images / "loop.png").symlink_to("loop.png")
     said: list[str] = []
     predict_images(folder_of("yolos"), images, tmp_path / "out", device="cpu", say=said.append)
     assert any(line.startswith("left out thin.png: the model's processor makes no input of 3000 x 2") for line in said)
     assert any(
         re.fullmatch("left out floats.tif: .* no fixed range; the model takes RGB of 8 bits", line) for line in said
     )
-    assert said[-1] == "3 of 5 images could not be used"
+    assert "left out pipe.png: the file cannot be read (it is no regular file)" in said
+    assert "left out loop.png: the file cannot be read (Too many levels of symbolic links)" in said
+    assert said[-1] == "5 of 7 images could not be used"
 
 
 def test_no_image_that_can_be_used_is_an_error(folder_of: FolderOf, images: Path, tmp_path: Path) -> None:
