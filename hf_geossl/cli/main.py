@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from hf_geossl.cli.usage import UsageError, nearest
+from hf_geossl.cli.usage import UsageError, nearest, sentence_of
 from hf_geossl.version import __version__
 
 COMMANDS = {
@@ -79,5 +79,5 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _fail(error: BaseException) -> int:
-    print(f"geossl: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"geossl: {sentence_of(error)}", file=sys.stderr)
     return 2

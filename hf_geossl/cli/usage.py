@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import errno
+import os
 import re
 import shutil
 import sys
@@ -16,6 +18,20 @@ class UsageError(Exception):
     """The command line is wrong; the message is one line."""
 
 
+# what a user can do about an error of the system that says no more than "[Errno 28]"
+_FULL = "the disk is full{file}: make room, and give the same command again"
+_MENDS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "the file would be larger than this system allows{file} (see ulimit -f): choose another place",
+    errno.EROFS: "the disk is read-only{file}: choose another place",
+    errno.EACCES: "permission denied{file}: choose another place, or ask for the right to use it",
+    errno.EPERM: "this is not permitted{file}: choose another place, or ask for the right to use it",
+    errno.ENAMETOOLONG: "the name of the file is too long{file}: choose a shorter one",
+    errno.ENOTDIR: "a folder is wanted where a file lies{file}: choose another place",
+    errno.EEXIST: "something else lies there already{file}: choose another place",
+    errno.EMFILE: "too many files are open{file}: raise the limit (ulimit -n), or take fewer --num_workers",
+}
 _LISTED = 24  # words, in a line that is still read
 
 
@@ -158,6 +174,27 @@ def print_wrapped(lines: Iterable[str]) -> None:
             line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
         print(folded or line)
+
+
+def sentence_of(error: BaseException) -> str:
+    """Says an error in one line; of those of the system, what is wrong with which file and what mends it."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, OSError) or not text.startswith("[Errno "):
+        return text
+    file = f" ({error.filename})" if error.filename is not None else ""
+    if error.errno in _MENDS:
+        return _MENDS[error.errno].format(file=file)
+    if error.errno == errno.ENOENT and not file and not _has_current_folder():
+        return "the folder that this command was started in is no longer there: change to another one"
+    return f"{error.strerror}{file}"
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def hide_loading_bars() -> None:

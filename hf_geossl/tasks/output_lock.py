@@ -1,6 +1,7 @@
 """One process at a time writes to an output."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +22,12 @@ def output_lock(output: Path | str, lock_file: Path, patience: float = _PATIENCE
 
     Raises:
         ValueError: If another process is writing.
-        OSError: If the disk gets full meanwhile; it names the output.
+        OSError: If nothing can be written there, or the disk gets full meanwhile; it names the output.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
+    os.close(
+        os.open(lock_file, os.O_CREAT | os.O_RDWR)
+    )  # where that fails, `FileLock` would wait as for another process
     lock = FileLock(lock_file, timeout=patience)
     try:
         lock.acquire()

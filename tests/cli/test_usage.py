@@ -1,10 +1,11 @@
 """Errors of usage: one line, with the nearest valid word."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, require_folder, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, require_folder, require_if_local, sentence_of
 
 
 def _parser() -> Parser:
@@ -70,3 +71,34 @@ def test_next_steps_are_commands_with_their_purposes_in_a_column() -> None:
     assert next_steps(("geossl card run", "a card"), ("geossl demo a", "look")) == (
         "Next:\n  geossl card run  # a card\n  geossl demo a    # look"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.pt"),
+            "the disk is full (a.pt): make room, and give the same command again",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/root"),
+            "permission denied (/root): choose another place, or ask for the right to use it",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "No such file or directory (a/b)"),
+        (OSError("a sentence\n of ours"), "a sentence of ours"),
+        (ValueError("[Errno 2] quoted"), "[Errno 2] quoted"),
+    ],
+)
+def test_errors_of_the_system_say_what_mends_them(error: Exception, message: str) -> None:
+    assert sentence_of(error) == message
+
+
+def test_a_current_folder_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert sentence_of(gone) == "No such file or directory"
+
+    def getcwd() -> str:
+        raise gone
+
+    monkeypatch.setattr("os.getcwd", getcwd)
+    assert sentence_of(gone).startswith("the folder that this command was started in is no longer there")

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,8 @@ def test_a_full_disk_is_said_by_the_output(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FileNotFoundError), output_lock("out", tmp_path / "lock"):
         (tmp_path / "none").read_bytes()
+
+
+def test_a_place_that_cannot_be_written_is_no_other_process(tmp_path):
+    with pytest.raises(FileNotFoundError), output_lock("/proc/out", Path("/proc/.out.lock")):
+        pass
