@@ -1,6 +1,7 @@
-"""Draws docs/images/quickstart_bars.png from the measured numbers of benchmarks/results/learning/: python docs/quickstart_bars.py"""
+"""Draws the bars of docs/pretrain.md from the numbers in benchmarks/results/learning/: python docs/quickstart_bars.py [FILE]"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main() -> None:
         axis.set_xlim(0, 1.15 * max(max(numbers) for numbers in rows.values()))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(ROOT / "docs/images/quickstart_bars.png", dpi=110, metadata={"Software": ""})
+    figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "quickstart_bars.png", dpi=110, metadata={"Software": ""})
 
 
 if __name__ == "__main__":

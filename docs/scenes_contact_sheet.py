@@ -1,11 +1,9 @@
-"""Draws docs/images/scenes.png: scenes of all three modes with their truth, and the frames of one clip.
-
-Run it from anywhere: `python docs/scenes_contact_sheet.py`.
-"""
+"""Draws scenes of all three modes with their truth, and the frames of one clip: python docs/scenes_contact_sheet.py [FILE]"""
 
 from __future__ import annotations
 
 import colorsys
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +110,7 @@ def draw_sheet() -> Image.Image:
 
 
 def main() -> None:
-    path = Path(__file__).parent / "images" / "scenes.png"
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "scenes.png")
     # 256 colors without dithering: a third of the bytes, and hardly a difference to the eye.
     draw_sheet().quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"wrote {path}: {path.stat().st_size / 1000:.0f} kB")

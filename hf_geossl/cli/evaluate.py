@@ -99,11 +99,22 @@ def evaluate(argv: Sequence[str]) -> int:
 def _what_next(options: Namespace, argv: Sequence[str], files: Sequence[Path]) -> list[tuple[str, str]]:
     """Numbers in a model's folder belong on its card; all are looked at on a page, for which nothing is measured again."""
     steps = []
-    if len(files) == 1 and files[0] == Path(options.models[0]) / RESULTS:
+    if len(files) == 1 and files[0] == Path(options.models[0]) / RESULTS and _has_card(Path(options.models[0])):
         steps.append((f"geossl card {shlex.quote(options.models[0])}", "puts the numbers on the model's card"))
     if options.report is None and not options.overwrite:
         steps.append((f"geossl evaluate {shlex.join(argv)} --report report.html", "a page with pictures"))
     return steps
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether `geossl card` writes one for a folder: it holds a model of this library."""
+    from hf_geossl.hub.run_folder import read_config
+
+    try:
+        read_config(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_local(options: Namespace) -> None:

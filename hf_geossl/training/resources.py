@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
 
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def cpu_threads(num_workers: int) -> Iterator[None]:
     """Leaves the data loader's workers a core each; threads that contend for a core slow each other down many times over."""
@@ -242,4 +247,11 @@ def training_context(args: TeacherStudentTrainingArguments, callbacks: Iterable[
         stack.enter_context(warnings.catch_warnings())
         # outputs of FSDP2's modules are views here and there, and nothing changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        cores, workers = _cores(), args.dataloader_num_workers
+        if workers > cores:  # a recipe for a larger machine; the order of images depends on it, so it is not changed
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            logger.warning(
+                f"{workers} processes read images, and there {'is 1 core' if cores == 1 else f'are {cores} cores'}: "
+                f"--dataloader_num_workers {cores} is enough"
+            )
         yield

@@ -86,3 +86,12 @@ def test_the_exit_status_says_whether_there_is_a_number(
     monkeypatch.setattr(report, "read_measured", lambda files: [])
     monkeypatch.setattr(report, "terminal_table", lambda measured: "")
     assert command.evaluate([str(tmp_path), "--tasks", "knn,linear"]) == status
+
+
+def test_the_next_command_is_one_that_works(tmp_path: Path) -> None:
+    """A card is written of models of this library alone."""
+    for kind, cards in (("loca", 1), ("vit", 0)):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        argv = [str(tmp_path), "--limit", "20"]
+        steps = command._what_next(_parser().read(argv), argv, output_files([str(tmp_path)], None))
+        assert [step.split()[:2] for step, _ in steps] == [["geossl", "card"]] * cards + [["geossl", "evaluate"]]

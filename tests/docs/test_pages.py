@@ -2,68 +2,24 @@
 
 import gc
 import re
+import runpy
 import shutil
-import tarfile
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import pydicom
 import pytest
-import tifffile
 import yaml
-from PIL import Image
 
 from hf_geossl.cli.main import main
 from tests.helpers.golden import ROOT
 from tests.helpers.pages import PAGES, blocks, literals, run_block, small
-from tests.helpers.photographs import write_folder
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader of the pages has: images of several kinds under the names that the pages use, and a trained folder."""
+    """What a reader of the pages has: what docs/practice.py makes, and a trained folder."""
     root = tmp_path_factory.mktemp("world")
-    photos = sorted(write_folder(root / "path/to/images", 12).iterdir())
-    write_folder(root / "path/to/others", 4)
-    for index, photo in enumerate(photos):
-        target = root / "labelled" / ("test" if index % 3 == 2 else "train") / ("left" if index % 2 else "right")
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(photo, target)
-    (root / "shards").mkdir()
-    with tarfile.open(root / "shards/0.tar", "w") as archive:
-        for photo in photos:
-            archive.add(photo, arcname=photo.name)
-    pq.write_table(pa.table({"photo": [photo.read_bytes() for photo in photos]}), root / "table.parquet")
-    draw = np.random.default_rng(0)
-    for name in ("tiles", "scans", "ct", "cells", "xrays"):
-        (root / name).mkdir()
-    for index in range(6):
-        ramp = np.linspace(0, 1, 48)[:, None] * np.linspace(0.2, 1, 48)
-        noise = draw.random((48, 48, 13)) * 0.2
-        tifffile.imwrite(root / f"tiles/{index}.tif", ((ramp[..., None] + noise) * 3000).astype(np.uint16))
-        Image.fromarray((ramp * 4000 + noise[..., 0] * 400).astype(np.uint16)).save(root / f"scans/{index}.png")
-        tifffile.imwrite(root / f"ct/{index}.tif", (ramp * 2000 - 1000 + noise[..., 0] * 99).astype(np.int16))
-        cell = ((ramp[..., None] + noise[..., :3]) * 3000).astype(np.uint16).transpose(2, 0, 1)
-        names = {"axes": "CYX", "Channel": {"Name": ["dna", "er", "actin"]}}
-        tifffile.imwrite(root / f"cells/{index}.tif", cell, ome=True, metadata=names)
-        write_dicom(root / f"xrays/{index}.dcm", (ramp * 4000 + noise[..., 0] * 90).astype(np.uint16))
-        part = "test" if index % 3 == 2 else "train"
-        side = "left" if index % 2 else "right"
-        (root / "xrays_labelled" / part / side).mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / f"xrays/{index}.dcm", root / "xrays_labelled" / part / side)
-        for kind in ("images", "masks", "depth"):
-            (root / "truth" / part / kind).mkdir(parents=True, exist_ok=True)
-        Image.fromarray((noise[..., :3] * 1000).astype(np.uint8)).save(root / f"truth/{part}/images/{index}.png")
-        Image.fromarray((ramp * 3).astype(np.uint8)).save(root / f"truth/{part}/masks/{index}.png")
-        np.save(root / f"truth/{part}/depth/{index}.npy", (1 + ramp * 9).astype(np.float32))
-    shutil.copy(root / "tiles/0.tif", root / "tile.tif")
-    shutil.copy(photos[0], root / "picture.jpg")
-    for name, photo in zip(("query.jpg", "other.jpg"), photos, strict=False):
-        shutil.copy(photo, root / name)
-    (root / "my.yaml").write_text("method: gtsa\ndata: {dataset: path/to/images}\ntraining: {output_dir: mine}\n")
+    runpy.run_path(str(ROOT / "docs/practice.py"))["make"](root, images=12, side=48)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         words = ["pretrain", "quickstart", "--dataset", "path/to/images", "--output_dir", "run"]
@@ -73,22 +29,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for copy in ("run-a", "run-b", "geossl-quickstart"):
         shutil.copytree(root / "run", root / copy)
     return root
-
-
-def write_dicom(path: Path, pixels: np.ndarray) -> None:
-    """A grey image of 12 bits in 16, uncompressed."""
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    image = pydicom.Dataset()
-    image.file_meta = meta
-    image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    image.Rows, image.Columns = pixels.shape
-    image.SamplesPerPixel, image.PixelRepresentation, image.PhotometricInterpretation = 1, 0, "MONOCHROME2"
-    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
-    image.PixelData = pixels.tobytes()
-    image.save_as(path, enforce_file_format=True)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))

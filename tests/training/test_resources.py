@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
@@ -93,6 +94,23 @@ def test_warnings_are_filtered_within_a_run_alone(tmp_path: Path) -> None:
             warnings.warn("something else", stacklevel=1)
         warnings.warn(message, stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["something else", message]
+
+
+def test_more_workers_than_cores_are_said_in_a_line_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
+    for workers, said in (
+        (2, []),
+        (8, ["8 processes read images, and there are 2 cores: --dataloader_num_workers 2 is enough"]),
+    ):
+        caplog.clear()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            with training_context(small_arguments(tmp_path, dataloader_num_workers=workers)):
+                DataLoader(range(4), num_workers=workers)
+        assert [record.message for record in caplog.records] == said
+        assert not seen
 
 
 def _gtsa_batch(images: int) -> dict[str, torch.Tensor | None]:
