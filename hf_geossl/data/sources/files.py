@@ -65,7 +65,7 @@ class Files:
         names (`list[str]`): of the files.
         items (`list[Item]`): of images, with classes and truth.
         classes (`list[str]`): of all splits.
-        archives (`dict[str, str]`): folder in the names -> the archive that it stands for; "" for a single one.
+        archives (`dict[str, str]`): folder in the names -> path of the archive that it stands for; "" for a single one.
         objects (`list[str]`): files of boxes beside images (COCO, YOLO, Pascal VOC, ...), which labelled rows read.
     """
 
@@ -85,7 +85,7 @@ class Files:
         while folder not in self.archives:
             folder = folder.rpartition("/")[0]
         member = name.removeprefix(folder + "/") if folder else name
-        return f"{ADDRESS}{member}::{os.path.join(self.root, self.archives[folder])}"
+        return f"{ADDRESS}{member}::{self.archives[folder]}"
 
     def identity(self) -> dict[str, Any]:
         """Plain values that name the files: how many, and their digest."""

@@ -14,6 +14,7 @@ from hf_geossl.data.wording import Place, as_file, as_text, counted, some_of
 from hf_geossl.tasks.prediction.map_files import whole_file
 
 STATE = "predict.jsonl"
+_PACKED = {"zip": "a zip archive", "webdataset": "a tar archive", "parquet": "a table"}
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 Record = dict[
     str, Any
@@ -41,6 +42,10 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
         path = as_path(given)
         if path is None:
             raise FileNotFoundError(f"{given!r} does not exist; pass image files, a folder of them, or a glob")
+        if os.path.isfile(path) and kind_of(path) not in ("folder", ""):
+            raise ValueError(
+                f"{given} is {_PACKED[kind_of(path)]}, and images are predicted out of files: unpack it to a folder first"
+            )
         place = Place(path)
         listed = os.path.isfile(path) and path.lower().endswith(_LISTS)
         root, names = _of_list(place) if listed else list_files(place)[:2]
@@ -65,7 +70,7 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
     if not found:
         raise FileNotFoundError(
             f"there is no image file in {some_of(list(paths))}: images are taken from files, folders, globs and lists of files, not "
-            "out of parquet, tars or saved datasets"
+            "out of zips, tars, parquet or saved datasets: unpack those first"
         )
     return dict(sorted(found.items()))
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 
 import datasets
 import pytest
@@ -135,6 +136,26 @@ def test_splits_of_packed_files_are_read_from_their_names_too(tmp_path):
     assert find_files(str(tmp_path), "valid").names == ["data/validation-0.parquet", "dev.parquet"]
     with pytest.raises(ValueError, match="no split 'test'; its splits are train, validation"):
         find_files(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "gztar", "list", "parquet", "webdataset"])
+def test_relative_paths_are_read_as_absolute_ones(kind, tmp_path, monkeypatch):
+    """Images of folders in archives were looked for below their folder twice."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("below")
+    write_folder(tmp_path / "below/data", rows=4)
+    path = "below/data"
+    if kind in ("zip", "tar", "gztar"):
+        path = os.path.relpath(shutil.make_archive("below/packed", kind, "below", "data"))
+    elif kind == "list":
+        path = "below/list.txt"
+        names = sorted(str(file.relative_to(tmp_path / "below")) for file in (tmp_path / "below/data").rglob("*.png"))
+        (tmp_path / path).write_text("\n".join(names))
+    elif kind == "parquet":
+        path = os.path.relpath(write_one_parquet(tmp_path / "below/a.parquet", 4))
+    elif kind == "webdataset":
+        path = os.path.relpath(write_tar(tmp_path / "below/a.tar", 4))
+    assert len(list(load_stream(path).one_epoch())) == 4
 
 
 def test_what_lies_beside_the_data_is_named_and_left_out(tmp_path, caplog):
