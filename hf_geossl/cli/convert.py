@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, nearest, next_steps, require_if_local
+from hf_geossl.cli.usage import (
+    Parser,
+    UsageError,
+    hide_loading_bars,
+    nearest,
+    next_steps,
+    require_if_local,
+    require_reachable,
+)
 from hf_geossl.methods import METHODS, PLAIN_VIT, TARGET_FAMILIES, Converter, Method
 
 if TYPE_CHECKING:
@@ -92,6 +100,7 @@ def _convert_source(options: Namespace) -> None:
     if options.weights not in (None, "teacher", "student"):
         raise UsageError(f"--weights must be teacher or student, got {options.weights}")
     require_if_local(source)
+    require_reachable(source)
     from hf_geossl.conversion.family_export import save_family
     from hf_geossl.conversion.source import read_source
     from hf_geossl.conversion.trunk_weights import build_trunk

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_if_local, require_reachable
 
 if TYPE_CHECKING:
     from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
@@ -36,6 +36,7 @@ def embed(argv: Sequence[str]) -> int:
             raise UsageError(f"--neighbours takes files of images, and there is no file {query}")
     if options.count < 1:
         raise UsageError(f"--count must be at least 1, got {options.count}")
+    require_reachable(options.model, options.dataset)
     if options.neighbours and options.features == ["patches"]:
         raise UsageError("--neighbours compares pooled or class_token: name one by --features, beside patches")
     from hf_geossl.tasks.embedding.arguments import EmbeddingArguments

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_if_local, require_reachable
 from hf_geossl.evaluation.registry import (
     ABOUT,
     ALL,
@@ -55,6 +55,7 @@ def evaluate(argv: Sequence[str]) -> int:
     check_tasks(options.tasks)
     _check_local(options)
     settings = parse_settings(options.set)
+    require_reachable(*(options.models if len(options.models) == 1 else []), options.dataset)
     from hf_geossl.evaluation.reading.sample_store import SampleStore
     from hf_geossl.evaluation.report import check_report_path, read_measured, terminal_table, write_report
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from hf_geossl.cli.arguments import TAKEN_BACK, Argument, add_arguments, kind_of, transformers_arguments
 from hf_geossl.cli.evaluate import COLUMNS, add_columns
 from hf_geossl.cli.pretrain import resume_from
-from hf_geossl.cli.usage import Parser, UsageError, hide_loading_bars, next_steps, require_folder, require_if_local
+from hf_geossl.cli.usage import (
+    Parser,
+    UsageError,
+    hide_loading_bars,
+    next_steps,
+    require_folder,
+    require_if_local,
+    require_reachable,
+)
 from hf_geossl.methods import FINE_TUNING_CURVE, FINE_TUNING_SAMPLES
 from hf_geossl.tasks.finetuning.settings import DEFAULTS, TASKS, AdaptationSettings, HeadSettings
 
@@ -40,6 +48,7 @@ def finetune(argv: Sequence[str]) -> int:
         return _evaluate(options)
     if options.task is None:
         raise UsageError(f"--task is missing: one of {', '.join(TASKS)}")
+    require_reachable(options.model, options.dataset)
     values = {name: value for name, value in vars(options).items() if value not in (TAKEN_BACK, [TAKEN_BACK])}
     training = {name: values[name] for name in _training_names() if name in values}
     training.setdefault("output_dir", f"geossl-{options.task}")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_geossl.cli.usage import Parser, hide_loading_bars, require_if_local
+from hf_geossl.cli.usage import Parser, hide_loading_bars, require_if_local, require_reachable
 
 DEFAULT_MAX_PIXELS = 2**26  # of `hf_geossl.data.images`, which is not imported for help
 
@@ -22,6 +22,7 @@ def predict(argv: Sequence[str]) -> int:
     options = _parser().read(argv)
     for path in (options.model, *options.images):
         require_if_local(path)
+    require_reachable(options.model)
     from hf_geossl.data.wording import counted
     from hf_geossl.tasks.prediction.predict import predict_images
     from hf_geossl.tasks.prediction.settings import PredictionSettings

@@ -6,12 +6,15 @@ import errno
 import os
 import re
 import shutil
+import socket
 import sys
 import textwrap
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 
 class UsageError(Exception):
@@ -163,6 +166,41 @@ def require_if_local(path: str) -> None:
         and not Path(path).expanduser().exists()
     ):
         raise UsageError(f"there is no file or folder {path}")
+
+
+def require_reachable(*names: str) -> None:
+    """Checks that the Hub can be asked for what is nowhere on this machine; its client would try for a minute first.
+
+    Args:
+        names (`str`): Paths, ids of the Hub, or whatever else names a dataset or a model.
+
+    Raises:
+        UsageError: If there is no network, and a name can only be that of a repository which is not in the cache.
+    """
+    ids = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()]
+    if not ids:
+        return
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    if (
+        constants.HF_HUB_OFFLINE or getproxies()
+    ):  # the client says the first by itself, and a proxy knows names of its own
+        return
+    cache = Path(constants.HF_HUB_CACHE)
+    ids = [name for name in ids if not any(cache.glob(f"*s--{name.replace('/', '--')}"))]
+    for pause in (1, 0) if ids else ():
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if not pause:
+                raise UsageError(
+                    f"there is no file or folder {ids[0]}, and {host} cannot be asked for it: {error}"
+                ) from error
+            time.sleep(pause)
 
 
 def print_wrapped(lines: Iterable[str]) -> None:

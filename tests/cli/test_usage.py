@@ -4,8 +4,18 @@ import errno
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, require_folder, require_if_local, sentence_of
+from hf_geossl.cli.usage import (
+    Parser,
+    UsageError,
+    nearest,
+    next_steps,
+    require_folder,
+    require_if_local,
+    require_reachable,
+    sentence_of,
+)
 
 
 def _parser() -> Parser:
@@ -65,6 +75,31 @@ def test_paths_must_be_there_and_ids_of_the_hub_are_left_alone(tmp_path: Path) -
     for path in ("./name", "no/where/at/all", "/no/where", "~/no/where"):
         with pytest.raises(UsageError, match="there is no file or folder"):
             require_if_local(path)
+
+
+def test_without_a_network_what_is_nowhere_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fail(host: str, port: None) -> None:
+        asked.append(host)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", fail)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.test")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models--user--cached").mkdir()
+    (tmp_path / "here/folder").mkdir(parents=True)
+    require_reachable("user/cached", "here/folder", "scenes", "timm:vit", "a/*.jpg")
+    assert asked == []
+    with pytest.raises(UsageError, match=r"no file or folder user/name, and hub\.test cannot be asked for it: Name or"):
+        require_reachable("user/cached", "user/name")
+    assert asked == ["hub.test"] * 2
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, port: [])
+    require_reachable("user/name")
 
 
 def test_next_steps_are_commands_with_their_purposes_in_a_column() -> None:
