@@ -19,6 +19,7 @@ from hf_geossl.data.sources.opened import MapDataset
 from hf_geossl.data.sources.opening import SCENES, open_rows
 from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.reading.annotations import is_label
+from hf_geossl.evaluation.reading.lacking import mend_of
 from hf_geossl.evaluation.reading.sample_reader import (
     CHANGED,
     IndexedRows,
@@ -167,11 +168,8 @@ class Samples:
                     f"the labels of {self.name} are lists of classes, and one class an image is needed: name a column of such "
                     "by --label_column (Columns(label=...)); geossl evaluate --tasks multilabel measures lists"
                 )
-            column = _COLUMN_OF.get(target)
-            how = f"name the right one by --{column}_column (Columns({column}=...)), or " if column else ""
-            raise ValueError(
-                f"{self.name} has no {target!r}, which this task needs; its columns are {known}: {how}choose other data"
-            )
+            mend = mend_of(_COLUMN_OF.get(target), self.rows, self.description["dataset"])
+            raise ValueError(f"{self.name} has no {target!r}, which this task needs; its columns are {known}: {mend}")
 
     def __iter__(self) -> Iterator[Sample]:
         samples = self._dataset(fill=False)

@@ -42,6 +42,7 @@ from hf_geossl.data.sources.strays import advice_on, endings_of, say_strays
 from hf_geossl.data.sources.tables import METADATA, Item, read_list, read_metadata
 from hf_geossl.data.wording import Place, as_text, counted, some_of
 
+_OF_YAML = "a description of a dataset (.yaml) stands for its folder: give the folder"
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 _FILES_PER_STRAY = 4  # with fewer for each, files of two kinds are both the data
 _MOST_LINKS = 8  # through which a folder is entered
@@ -135,9 +136,10 @@ def find_files(path: str, split: str, image_column: str = "image") -> Files:
     others = by_kind.pop("", [])
     if not by_kind:
         what = f"{counted(len(names), 'file')} ({endings_of(names)}), but none of these kinds" if names else "no files"
+        advice = _OF_YAML if path.lower().endswith((".yaml", ".yml")) else advice_on(others)
         raise FileNotFoundError(
             f"{path!r} holds {what}; pass a path with images (.jpg, .png, .tif, .npy, .dcm, ...), .parquet, .tar "
-            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written{'; ' if others else ''}{advice_on(others)}"
+            f"or .zip files, a list of paths ({', '.join(_LISTS)}), or what save_to_disk has written{'; ' if advice else ''}{advice}"
         )
     kind = _kind_of_data(by_kind, path)
     metadata = [entry for entry in (*others, *by_kind.get("parquet", ())) if _is_metadata(entry)]
