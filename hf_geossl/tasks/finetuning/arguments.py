@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -72,6 +73,7 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
             raise ValueError("ignore_data_skip must stay off: a resumed run goes on with the images that come next")
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = OWN_METRIC
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # without one torch warns, and pins nothing
         super().__post_init__()
 
     def for_run(self, images: int, metrics: Mapping[str, bool] = MappingProxyType({"loss": False})) -> Self:
