@@ -190,7 +190,7 @@ STYLE = """<style>
 .gradio-container .geo-head { flex-wrap: nowrap; align-items: center; justify-content: space-between; }
 .gradio-container .geo-head > :first-child { flex: 0 1 auto; min-width: 0; width: auto; }
 .gradio-container [role=tab][aria-selected=true] { color: var(--body-text-color); font-weight: 600; }
-.gradio-container :is([role=tab], .geo-upload, input, .label-wrap):focus-visible { outline: 3px solid var(--color-accent);
+.gradio-container :is(button, input):focus-visible { outline: 3px solid var(--color-accent);
     outline-offset: 2px; }
 .gradio-container [role=radiogroup] label, .gradio-container fieldset .wrap label { min-height: 44px; min-width: 44px; }
 .gradio-container .html-container { padding: 0; }
