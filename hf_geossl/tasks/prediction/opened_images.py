@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from hf_geossl.data.images import BrokenImageError, decode_pixels
+from hf_geossl.data.notes import note
 from hf_geossl.data.pixel_values import in_format, rgb8
 from hf_geossl.data.rasters import Raster
 from hf_geossl.data.readers.dicom import is_dicom
@@ -240,10 +241,10 @@ def _open(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iter
                 and max(numbers) > windows.read((0, 0, 1, 1)).all_channels().shape[2]
             )
             if not lacking:
-                yield TiffImage(windows, image_format)
+                yield _noted(windows, image_format)
                 return
         with TiffWindows(path, pages_as_channels=True) as windows:
-            yield TiffImage(windows, image_format)
+            yield _noted(windows, image_format)
         return
     try:
         pixels = decode_pixels(path, max_pixels, image_format).numpy()
@@ -255,6 +256,12 @@ def _open(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iter
             "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IMAGE IMAGE.tif"
         ) from None
     yield DecodedImage(pixels, image_format)
+
+
+def _noted(windows: TiffWindows, image_format: ImageFormat | None) -> TiffImage:
+    if windows.frames > 1:
+        note("frames", count=f"{windows.frames} images")
+    return TiffImage(windows, image_format)
 
 
 def _is_tiff(path: Path) -> bool:

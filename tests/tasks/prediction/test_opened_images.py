@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 
 from hf_geossl.data.images import BrokenImageError, decode_pixels
+from hf_geossl.data.notes import collect_notes
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.tasks.prediction.opened_images import Preview, TiffImage, open_image
 from tests.helpers.image_files import values
@@ -34,8 +35,18 @@ def test_pages_are_channels_where_the_model_wants_more_than_the_first_has(tmp_pa
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for page in stored:
             writer.write(page, photometric="minisblack", metadata=None)
-    with open_image(tmp_path / "a.tif", BANDS, 10**6) as image:
+    with collect_notes() as notes, open_image(tmp_path / "a.tif", BANDS, 10**6) as image:
         np.testing.assert_allclose(image.read((0, 0, 20, 30))[..., 0], stored[3] / 4000, rtol=1e-6)
+    assert not [note for note in notes if note.kind == "frames"]
+
+
+def test_pages_that_are_not_read_are_said(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for number in range(3):
+            writer.write(picture(20, 30, number), photometric="rgb", metadata=None)
+    with collect_notes() as notes, open_image(tmp_path / "a.tif", None, 10**6) as image:
+        np.testing.assert_array_equal(image.read((0, 0, 20, 30)), picture(20, 30))
+    assert [note.facts for note in notes] == ["only the first of several frames or pages read (3 images in this file)"]
 
 
 def test_pixels_without_a_value_are_known(tmp_path: Path) -> None:
