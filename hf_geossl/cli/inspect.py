@@ -67,7 +67,7 @@ def inspect(argv: Sequence[str]) -> int:
     values = as_values(inspection)
     _write(folder / RESULTS, json.dumps(values, indent=1))
     sheet = draw_sheet(
-        inspection.thumbnails, total_of(inspection).values, f"{options.dataset}: {values['images']:,} images"
+        inspection.thumbnails, total_of(inspection).values, f"{_name_of(options.dataset)}: {values['images']:,} images"
     )
     sheet.save(folder / SHEET)
     _write(folder / RECIPE, recipe_for(options, values))
