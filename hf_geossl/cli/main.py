@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a log file or a pipe gets each line when it is printed; what its encoding lacks (cp1252 on Windows) is escaped
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
+        if sys.flags.optimize > 1:
+            raise UsageError("python -OO leaves out docstrings, which transformers reads: use -O, or neither")
         if arguments and arguments[0] not in ("-h", "--help", "--version"):
             return _command(arguments[0])(arguments[1:])
         print(f"geossl {__version__}" if arguments[:1] == ["--version"] else _usage())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hf_geossl.data.images import EXTENSIONS
 from hf_geossl.data.sources.split_names import SPLIT_OF_WORD, split_of
-from hf_geossl.data.wording import Place
+from hf_geossl.data.wording import Place, counted
 
 _SAMPLES, _FIRST, _MOST_FOLDERS = 20, 3, 50
 
@@ -86,6 +86,14 @@ def placed(names: Sequence[str], place: Place) -> list[str]:
     Raises:
         FileNotFoundError: if they are nowhere to be found.
     """
+    remote = [
+        name for name in names if re.match(r"(?!file:)[a-z][a-z0-9+.-]+:/", name)
+    ]  # also "https:/", as paths are written
+    if remote:
+        mend = "images are read from files: download them (img2dataset does), and list the files"
+        if len(remote) == len(names):
+            raise FileNotFoundError(f"the paths of {place.name} are addresses, such as {remote[0]}, and {mend}")
+        place.warn(f"{counted(len(remote), 'path is an address', 'paths are addresses')} and cannot be read; {mend}")
     rule = find_rule(names, *os.path.split(place.path))
     if rule is None:
         raise FileNotFoundError(

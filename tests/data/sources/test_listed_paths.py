@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_geossl.data.sources.listed_paths import Rule, find_rule
+from hf_geossl.data.sources.listed_paths import Rule, find_rule, placed
+from hf_geossl.data.wording import Place
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,14 @@ def test_the_folder_of_the_split_in_the_name_of_the_table_comes_first(table: str
         (tmp_path / split / "0.jpg").touch()
     (tmp_path / "annotations").mkdir()
     assert find_rule(["0.jpg"], str(tmp_path / "annotations"), table) == Rule(0, folder)
+
+
+def test_addresses_of_the_net_are_not_taken_as_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jpg").touch()
+    place = Place(str(tmp_path / "list.txt"))
+    with pytest.raises(
+        FileNotFoundError, match="list.txt are addresses, such as https://x.org/b.jpg, and images are read from"
+    ):
+        placed(["https://x.org/b.jpg"], place)
+    assert placed(["a.jpg", "s3:/bucket/b.jpg"], place) == ["a.jpg", "s3:/bucket/b.jpg"]
+    assert "1 path is an address and cannot be read; images are read from files: download them" in caplog.text
