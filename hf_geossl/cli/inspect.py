@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hf_geossl.cli.recipes import read_recipe, recipes
-from hf_geossl.cli.usage import Parser, UsageError, nearest, print_wrapped, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, print_wrapped, require_if_local
 
 if TYPE_CHECKING:
     from hf_geossl.data.inspection import Inspection
@@ -74,7 +75,7 @@ def inspect(argv: Sequence[str]) -> int:
     inspection.state_file.unlink()
     print_wrapped(as_lines(values))
     print(f"\nAll numbers: {folder / RESULTS}; pictures: {folder / SHEET}")
-    print(f"Pretrain on it: geossl pretrain {folder / RECIPE}")
+    print(next_steps((f"geossl pretrain {shlex.quote(str(folder / RECIPE))}", "pretrains on it")))
     return 0
 
 
