@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .positions import CellPool
+from .positions import CellPool, fuse_maps
 
 MINIMUM_DEPTH = 1e-3  # metres; nearer pixels have no truth
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
@@ -171,7 +171,7 @@ class DPTDecoder(nn.Module):
         batch_size, width, rows, columns = maps[0].shape  # flatten would fix these in TorchScript's ONNX
         tokens = [part.reshape(batch_size, width, rows * columns).transpose(1, 2) for part in maps]
         tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
-        features = self.neck(tokens, rows, columns)
+        features = fuse_maps(self.neck, self.neck.reassemble_stage(tokens, rows, columns))
         # bfloat16 would round depths to a percent
         numbers = in_float32(maps[0].device, self.head, [part.float() for part in features])
         return upsample(numbers[:, None], size)[:, 0]

@@ -125,6 +125,22 @@ class CellPool(nn.AdaptiveAvgPool2d):
         return inside.to(maps.dtype) / inside.sum(1, keepdim=True)
 
 
+def fuse_maps(neck: Any, maps: Any) -> list[torch.Tensor]:
+    """Fuses reassembled maps as transformers' `DPTNeck` does, with the same bits, from the deepest to the finest.
+
+    Each map is resized to the one it is added to even where that changes nothing: DPT compares their sizes, and an export
+    takes the answer of its example for that of all images.
+    """
+    fused: list[torch.Tensor] = []
+    parts = [convolve(part) for convolve, part in zip(neck.convs, maps, strict=True)]
+    for layer, part in zip(neck.fusion_stage.layers, parts[::-1], strict=True):
+        if fused:
+            size = fused[-1].shape[-2:]
+            part = nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        fused.append(layer(fused[-1], part) if fused else layer(part))
+    return fused
+
+
 class ViTRotaryPositions(nn.Module):
     """Rotary positions of DINOv3: patch centres from -1 to 1 along each side, so that any grid spans the same angles.
 

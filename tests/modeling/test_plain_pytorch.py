@@ -77,6 +77,17 @@ def test_a_strict_export_keeps_batch_and_sides_free(trunk: dict[str, Any], size:
             torch.testing.assert_close(exported.module()(pixels).logits, model(pixels).logits)
 
 
+def test_an_exported_dpt_serves_odd_and_even_numbers_of_patches() -> None:
+    """transformers' DPT compares sizes of maps, of which an export took the example's answer for that of all."""
+    model = METHODS["gtsa"].model("ForDepthEstimation", 0.05, num_hidden_layers=1, decoder_type="dpt")
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(model, (images(2, 3, 40, 24),), dynamic_shapes={"pixel_values": free}).module()
+    for shape in [(1, 24, 24), (1, 32, 32), (3, 72, 32)]:
+        pixels = images(shape[0], 3, *shape[1:])
+        with torch.no_grad():
+            torch.testing.assert_close(exported(pixels).predicted_depth, model(pixels).predicted_depth)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("trunk", TRUNKS, ids=["own", "antialias", "rotary"])
 @pytest.mark.parametrize("size", SIZES)
