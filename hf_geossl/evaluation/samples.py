@@ -370,6 +370,8 @@ def _class_names(features: datasets.Features, columns: Columns, truth: Truth) ->
     category = getattr(category, "feature", category)
     classes = {"label": label, "categories": category}
     names = {key: tuple(feature.names) for key, feature in classes.items() if hasattr(feature, "names")}
+    if getattr(label, "dtype", None) == "bool" and not truth.lists:
+        names["label"] = ("False", "True")
     numbered = {"multi_label" if truth.lists else "label": truth.labels, "categories": truth.categories}
     return names | {key: tuple(map(str, values)) for key, values in numbered.items() if values is not None}
 

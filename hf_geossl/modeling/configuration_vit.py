@@ -141,6 +141,17 @@ class GeometricViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Raises a `ValueError` that lists the choices if the field holds none of them."""
         self.require(f"one of {', '.join(map(str, choices))}", lambda value: value in choices, name)
 
+    def decoder_for(self, model: str, *decoders: str) -> str:
+        """The decoder of a model with a dense head: `decoder_type`, or the first of those that it has.
+
+        Raises:
+            ValueError: If the model has no such decoder.
+        """
+        chosen = self.decoder_type or decoders[0]
+        if chosen not in decoders:
+            raise ValueError(f"decoder_type of {model} must be one of {', '.join(decoders)}, got {chosen!r}")
+        return chosen
+
     def get_image_format(self) -> ImageFormat | None:
         """What the images are: `image_format`, or RGB of 8 bits; None where there are not 3 channels and nothing says what they are."""
         if self.image_format is not None:

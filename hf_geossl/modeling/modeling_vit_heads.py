@@ -248,9 +248,9 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
-        if config.decoder_type == "upernet":
-            channels = config.decoder_channels or 64
-            self.decoder = UPerNetDecoder(config.hidden_size, self.num_labels, channels, (1, 2, 3, 6), channels)
+        if config.decoder_for(type(self).__name__, "linear", "upernet") == "upernet":
+            width, channels = config.hidden_size, config.decoder_channels or 64
+            self.decoder = UPerNetDecoder(width, self.num_labels, channels, (1, 2, 3, 6), channels)
         else:
             self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
@@ -282,9 +282,8 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
             outputs = trunk(pixel_values, **kwargs)
             coarse, auxiliary = trunk.to_maps(self.classifier(trunk.patch_tokens(outputs)), pixel_values), None
         logits = upsample(coarse, pixel_values.shape[-2:]).to(coarse.dtype)
-        loss = None
+        loss, ignored = None, self.config.semantic_loss_ignore_index
         if labels is not None:
-            ignored = self.config.semantic_loss_ignore_index
             loss = pixel_cross_entropy(logits, labels, ignored)
             if auxiliary is not None:
                 loss = loss + self.auxiliary_weight * pixel_cross_entropy(auxiliary, labels, ignored)
@@ -298,7 +297,7 @@ class ViTTrunkForDepthEstimation(ViTTrunkForLabels):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
-        if config.decoder_type == "linear":
+        if config.decoder_for(type(self).__name__, "dpt", "linear") == "linear":
             self.regressor = nn.Linear(config.hidden_size, 1)
         else:
             channels = config.decoder_channels or 32
@@ -356,6 +355,7 @@ class ViTTrunkForObjectDetection(ViTTrunkForLabels):
 
     def __init__(self, config: GeometricViTConfig) -> None:
         super().__init__(config)
+        config.decoder_for(type(self).__name__, "rcnn")
         channels = config.decoder_channels or 64
         self.decoder = BoxDetector(config.hidden_size, config.patch_size, self.num_labels, channels)
         self.post_init()

@@ -132,6 +132,15 @@ def test_without_torchvision_the_sentence_says_so(monkeypatch: pytest.MonkeyPatc
         GTSAForObjectDetection(_config())
 
 
+@pytest.mark.parametrize(
+    ("kind", "decoder"),
+    [(GTSAForSemanticSegmentation, "dpt"), (GTSAForDepthEstimation, "upernet"), (GTSAForObjectDetection, "linear")],
+)
+def test_a_decoder_that_a_model_does_not_have_is_refused(kind: Any, decoder: str) -> None:
+    with pytest.raises(ValueError, match=f"decoder_type of {kind.__name__} must be one of .*, got '{decoder}'"):
+        kind(_config(decoder_type=decoder))
+
+
 def test_depths_stay_below_the_cap_and_have_the_loss_that_is_written_out() -> None:
     torch.manual_seed(0)
     assert log_metres(torch.tensor([-50.0, 0.0, 50.0]), 10.0).exp().tolist() == pytest.approx(

@@ -55,7 +55,9 @@ class FineTuning:
     def _build(self, *, random: bool) -> PreTrainedModel:
         set_seed(self.args.seed)
         model = self.start.build(self.task, self.names, self.head)
-        return type(model)(model.config) if random else model
+        model = type(model)(model.config) if random else model
+        self.task.prepare_head(model, self.splits[0])
+        return model
 
     def _trainer(self, model: PreTrainedModel, args: FineTuningArguments) -> FineTuningTrainer:
         return FineTuningTrainer(model, args, self.task, *self.splits)
@@ -224,6 +226,7 @@ def prepare_finetuning(
         )
     splits = data.open(kind.target, (larger, size), None if images.is_rgb8 else images)
     names = kind.class_names(*splits, head.class_names)
+    kind.check(splits, head)
     return FineTuning(kind, start, head, data, splits, names, args, command, measured_by)
 
 

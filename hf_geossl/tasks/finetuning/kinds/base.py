@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.metrics.metric import Metric
@@ -82,6 +82,12 @@ class FineTuningTask(ABC):
         """Fields of the model's configuration."""
         numbered = dict(enumerate(names))
         return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}}
+
+    def check(self, splits: Sequence[Split], settings: HeadSettings) -> None:  # noqa: B027
+        """Says what of the truth the settings leave out; a `ValueError` where that is all of it. Nothing by default."""
+
+    def prepare_head(self, model: PreTrainedModel, train: Split) -> None:  # noqa: B027
+        """Sets what of a fresh head follows from the training images. Nothing by default."""
 
     def details(self, metric: Metric[Any], rows: Any, names: Sequence[str]) -> dict[str, Any]:
         """Numbers of single classes by their names."""

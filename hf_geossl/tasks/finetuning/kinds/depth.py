@@ -1,5 +1,6 @@
 """Fine-tuning for the depth of each pixel."""
 
+import logging
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_geossl.evaluation.metrics.depth_errors import DepthErrors
 from hf_geossl.evaluation.metrics.metric import Metric
@@ -18,9 +20,11 @@ from hf_geossl.tasks.finetuning.kinds.classification import display
 from hf_geossl.tasks.finetuning.settings import HeadSettings
 from hf_geossl.tasks.finetuning.splits import Split
 
+logger = logging.getLogger(__name__)
+
 
 class DepthEstimation(FineTuningTask):
-    """Metres of each pixel; 0 is unknown."""
+    """Metres of each pixel; 0 is unknown. Predictions start at the geometric mean of the training images' depths."""
 
     name, suffix, target = "depth", "ForDepthEstimation", "depth"
     metrics, min_crop = MappingProxyType({"abs_rel": False, "rmse": False, "delta1": True, "loss": False}), 1.0
@@ -44,6 +48,35 @@ class DepthEstimation(FineTuningTask):
             "max_depth": settings.max_depth,
         }
 
+    def check(self, splits: Sequence[Split], settings: HeadSettings) -> None:
+        """Counts the depths that the cap leaves out."""
+        for split in splits:
+            depths = [np.asarray(split[place]["depth"]) for place in range(len(split))]
+            known = np.concatenate([depth[depth > MINIMUM_DEPTH] for depth in depths])
+            beyond = int((known >= settings.max_depth).sum())
+            if beyond == known.size:
+                raise ValueError(
+                    f"all depths of {split.name} are from {known.min():.4g} metres on, of which --max_depth {settings.max_depth:g} "
+                    "leaves none: give a larger one, or see to --depth_scale"
+                )
+            if beyond:
+                logger.warning(
+                    f"{split.name}: {beyond:,} of {known.size:,} known depths ({100 * beyond / known.size:.2g} %) are from "
+                    f"{settings.max_depth:g} metres on, and do not count (--max_depth)"
+                )
+
+    def prepare_head(self, model: PreTrainedModel, train: Split) -> None:
+        """Lets the fresh head predict about the geometric mean of the training images' depths, by the bias of its last layer.
+
+        Without it predictions would start at half of the cap, far from most data.
+        """
+        cap = float(model.config.max_depth)
+        share = min(max(_geometric_mean(train, cap) / cap, 1e-4), 1 - 1e-4)
+        last = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+        if last.bias is None or last.bias.numel() != 1:
+            raise TypeError(f"the last layer of {type(model).__name__} must give one number with a bias, got {last}")
+        nn.init.constant_(last.bias, float(np.log(share / (1 - share))))
+
     def labels(self, samples: Sequence[Sample]) -> torch.Tensor:
         """Metres `(batch, height, width)`."""
         return torch.stack([sample["depth"] for sample in samples])
@@ -62,13 +95,7 @@ class DepthEstimation(FineTuningTask):
 
     def floors(self, metric: Metric[Any], train: Split, test: Split, rows: Any) -> Floors:
         """The geometric mean of the training images' depths, everywhere."""
-        total, count = 0.0, 0
-        cap = metric.cap if isinstance(metric, DepthErrors) else np.inf
-        for place in range(len(train)):
-            depth = np.asarray(train[place]["depth"], dtype=np.float64)
-            known = depth[(depth > MINIMUM_DEPTH) & (depth < cap)]
-            total, count = total + float(np.log(known).sum()), count + known.size
-        constant = np.exp(total / max(count, 1))
+        constant = _geometric_mean(train, metric.cap if isinstance(metric, DepthErrors) else np.inf)
         truths = (np.asarray(test[place]["depth"])[None] for place in range(len(test)))
         parts = [metric.rows_of(np.full(truth.shape, constant), truth) for truth in truths]
         return {name: {"constant": value} for name, value in metric.numbers_of(metric.join(parts)).items()}
@@ -82,3 +109,13 @@ class DepthEstimation(FineTuningTask):
         truths = np.stack([np.asarray(sample["depth"]) for sample in samples])
         images = np.stack([display(sample) for sample in samples])
         return depth_samples(images, truths, np.stack([np.asarray(depth) for depth in predictions]), title)
+
+
+def _geometric_mean(split: Split, cap: float) -> float:
+    """Of the depths in metres of a split that are known and below a cap; 1 where there are none."""
+    total, count = 0.0, 0
+    for place in range(len(split)):
+        depth = np.asarray(split[place]["depth"], dtype=np.float64)
+        known = depth[(depth > MINIMUM_DEPTH) & (depth < cap)]
+        total, count = total + float(np.log(known).sum()), count + known.size
+    return float(np.exp(total / max(count, 1)))

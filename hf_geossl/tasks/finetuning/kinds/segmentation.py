@@ -1,5 +1,6 @@
 """Fine-tuning for the class of each pixel."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from hf_geossl.tasks.finetuning.kinds.classification import display
 from hf_geossl.tasks.finetuning.settings import HeadSettings
 from hf_geossl.tasks.finetuning.splits import Split
 
+logger = logging.getLogger(__name__)
+
 
 class SemanticSegmentation(FineTuningTask):
     """One class a pixel; 255 has none."""
@@ -36,6 +39,11 @@ class SemanticSegmentation(FineTuningTask):
             if not part:
                 raise ValueError(f"no pixel of {split.name} has a class: choose another column (--semantic_column)")
         names = name_classes(present, (train, test), train.samples.names.get("semantic"), given)
+        if not given and min(min(part) for part in present) > 0:
+            logger.warning(
+                f"{train.name}: no mask shows the class 0, and so a class is learned that nothing is of: --reduce_labels takes 0 "
+                "as no class, and numbers the others from 0"
+            )
         if len(present[0]) < 2:
             only = names[next(iter(present[0]))]
             raise ValueError(

@@ -27,3 +27,12 @@ def test_masks_of_one_class_or_none_are_refused() -> None:
         TASK.class_names(made([{"semantic": MAP * 0}]), made([{"semantic": MAP}]), None)
     with pytest.raises(ValueError, match=r"no pixel of made \(train\) has a class"):
         TASK.class_names(made([{"semantic": MAP * 0 + 255}]), made([{"semantic": MAP}]), None)
+
+
+def test_masks_numbered_from_1_get_a_hint(caplog: pytest.LogCaptureFixture) -> None:
+    split = made([{"semantic": MAP}])
+    TASK.class_names(split, split, None)
+    assert "--reduce_labels" not in caplog.text
+    split = made([{"semantic": torch.where(MAP == 255, MAP, MAP + 1)}])
+    TASK.class_names(split, split, None)
+    assert "no mask shows the class 0" in caplog.text and "--reduce_labels" in caplog.text
