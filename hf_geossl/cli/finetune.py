@@ -115,14 +115,14 @@ def _print_end(tuning: "FineTuning", results: dict[str, Any]) -> None:
 
 
 def print_result(entry: dict[str, Any]) -> None:
-    """Prints numbers to six digits, of which `results.json` holds all, with intervals and floors."""
+    """Prints numbers to the last digit, with intervals and floors."""
     floors = entry.get("details", {}).get("floors", {})
     for name, value in entry.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             interval = entry.get("intervals", {}).get(name)
             said = [f"95 % interval {interval[0]:.4g} to {interval[1]:.4g}"] if interval else []
             said += [f"{floor.replace('_', ' ')} {number:.4g}" for floor, number in floors.get(name, {}).items()]
-            print(f"{name} {value:.6g}" + (f" ({', '.join(said)})" if said else ""))
+            print(f"{name} {value!r}" + (f" ({', '.join(said)})" if said else ""))
 
 
 def _evaluate(options: Namespace) -> int:
