@@ -171,7 +171,7 @@ class DPTDecoder(nn.Module):
         batch_size, width, rows, columns = maps[0].shape  # flatten would fix these in TorchScript's ONNX
         tokens = [part.reshape(batch_size, width, rows * columns).transpose(1, 2) for part in maps]
         tokens = [torch.cat([part[:, :1], part], dim=1) for part in tokens]  # the first is what DPT ignores
-        features = fuse_maps(self.neck, self.neck.reassemble_stage(tokens, rows, columns))
+        features = fuse_maps(self.neck, tokens, rows, columns)
         # bfloat16 would round depths to a percent
         numbers = in_float32(maps[0].device, self.head, [part.float() for part in features])
         return upsample(numbers[:, None], size)[:, 0]

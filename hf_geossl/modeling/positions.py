@@ -125,13 +125,14 @@ class CellPool(nn.AdaptiveAvgPool2d):
         return inside.to(maps.dtype) / inside.sum(1, keepdim=True)
 
 
-def fuse_maps(neck: Any, maps: Any) -> list[torch.Tensor]:
-    """Fuses reassembled maps as transformers' `DPTNeck` does, with the same bits, from the deepest to the finest.
+def fuse_maps(neck: Any, tokens: list[torch.Tensor], rows: int, columns: int) -> list[torch.Tensor]:
+    """Reassembles and fuses maps as transformers' `DPTNeck` does, with the same bits, from the deepest to the finest.
 
     Each map is resized to the one it is added to even where that changes nothing: DPT compares their sizes, and an export
     takes the answer of its example for that of all images.
     """
     fused: list[torch.Tensor] = []
+    maps = neck.reassemble_stage(tokens, rows, columns)
     parts = [convolve(part) for convolve, part in zip(neck.convs, maps, strict=True)]
     for layer, part in zip(neck.fusion_stage.layers, parts[::-1], strict=True):
         if fused:
