@@ -37,6 +37,10 @@ NOTES = {
     "type": ("stored in another type than the model's images", "{stored} instead of {expected}; {how}"),
     "nodata": ("pixels without a value set to the low end of the range", "{count} here"),
     "array": ("one of several arrays read", "{name!r}, not {others}"),
+    "georeference": (
+        "a georeference that predictions do not keep",
+        "{where}; tags of TIFF files are kept: gdal_translate IMAGE IMAGE.tif writes them",
+    ),
     "white": ("floating point values whose white is the small end left as they are", "the file says MinIsWhite"),
 }
 

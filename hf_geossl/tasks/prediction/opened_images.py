@@ -24,6 +24,8 @@ from hf_geossl.views.display import to_display
 _LARGEST_PREVIEW = 1600  # pixels of the longer side of a picture for people
 _ROWS = 512  # that are summed at a time
 _HEAD = 4096  # bytes from which a format is recognised
+_BEFORE_PIXELS = 2**16  # bytes of JPEG 2000 that are looked through
+_GEO_BOXES = (bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"), b"gml.data")  # of JPEG 2000: GeoJP2, GMLJP2
 
 
 @dataclass
@@ -241,10 +243,10 @@ def _open(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iter
                 and max(numbers) > windows.read((0, 0, 1, 1)).all_channels().shape[2]
             )
             if not lacking:
-                yield _noted(windows, image_format)
+                yield _noted(windows, image_format, path)
                 return
         with TiffWindows(path, pages_as_channels=True) as windows:
-            yield _noted(windows, image_format)
+            yield _noted(windows, image_format, path)
         return
     try:
         pixels = decode_pixels(path, max_pixels, image_format).numpy()
@@ -255,12 +257,29 @@ def _open(path: Path, image_format: ImageFormat | None, max_pixels: int) -> Iter
             f"{error.reason.partition(';')[0]}: raise --max_pixels, or make it a TIFF file in tiles, of which parts are read: "
             "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IMAGE IMAGE.tif"
         ) from None
+    _note_georeference(path)
     yield DecodedImage(pixels, image_format)
 
 
-def _noted(windows: TiffWindows, image_format: ImageFormat | None) -> TiffImage:
+def _note_georeference(path: Path) -> None:
+    """Notes that a file says where it lies on the Earth: in its boxes, or in a world file beside it."""
+    ending = path.suffix[1:]
+    short = f".{ending[:1]}{ending[-1:]}"
+    beside = [path.with_suffix(one) for one in (f"{short}w", f"{short}W", ".wld")] + [path.with_name(f"{path.name}w")]
+    found = next((f"in {place.name}" for place in beside if place.is_file()), None)
+    if found is None and ending.lower() in ("jp2", "j2k", "jpx"):
+        with open(path, "rb") as file:
+            head = file.read(_BEFORE_PIXELS)
+        found = "in a box of the file" if any(box in head for box in _GEO_BOXES) else None
+    if found is not None:
+        note("georeference", where=found)
+
+
+def _noted(windows: TiffWindows, image_format: ImageFormat | None, path: Path) -> TiffImage:
     if windows.frames > 1:
         note("frames", count=f"{windows.frames} images")
+    if not windows.map_tags:
+        _note_georeference(path)
     return TiffImage(windows, image_format)
 
 

@@ -49,6 +49,27 @@ def test_pages_that_are_not_read_are_said(tmp_path: Path) -> None:
     assert [note.facts for note in notes] == ["only the first of several frames or pages read (3 images in this file)"]
 
 
+@pytest.mark.parametrize(
+    ("name", "world"), [("a.png", "a.pgw"), ("a.jpeg", "a.wld"), ("a.tif", "a.tfw"), ("a.jp2", None)]
+)
+def test_georeferences_that_are_not_kept_are_said(name: str, world: str | None, tmp_path: Path) -> None:
+    """World files, and of JPEG 2000 the box of GeoJP2, which holds a TIFF file."""
+    path = tmp_path / name
+    Image.fromarray(picture(20, 30)).save(path)
+    with collect_notes() as before, open_image(path, None, 10**6):
+        pass
+    if world is not None:
+        (tmp_path / world).write_text("10\n0\n0\n-10\n500000\n4000000\n")
+    else:
+        content = b"\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43\xa5\xae\x8c\xd7\xd5\xa6\xce\x03II*\0"
+        stored, box = path.read_bytes(), (len(content) + 8).to_bytes(4, "big") + b"uuid" + content
+        place = stored.index(b"jp2c") - 4
+        path.write_bytes(stored[:place] + box + stored[place:])
+    with collect_notes() as after, open_image(path, None, 10**6) as image:
+        assert image.read((0, 0, 20, 30)).shape == (20, 30, 3)
+    assert [[one.kind for one in notes] for notes in (before, after)] == [[], ["georeference"]]
+
+
 def test_pixels_without_a_value_are_known(tmp_path: Path) -> None:
     stored = picture(40, 40)
     stored[5:9, 7:20] = 3

@@ -51,17 +51,20 @@ class DepthEstimation(FineTuningTask):
     def check(self, splits: Sequence[Split], settings: HeadSettings) -> None:
         """Counts the depths that the cap leaves out."""
         for split in splits:
-            depths = [np.asarray(split[place]["depth"]) for place in range(len(split))]
-            known = np.concatenate([depth[depth > MINIMUM_DEPTH] for depth in depths])
-            beyond = int((known >= settings.max_depth).sum())
-            if beyond == known.size:
+            known, beyond, nearest = 0, 0, np.inf
+            for place in range(len(split)):
+                depth = np.asarray(split[place]["depth"])
+                depth = depth[depth > MINIMUM_DEPTH]
+                known, beyond = known + depth.size, beyond + int((depth >= settings.max_depth).sum())
+                nearest = min(nearest, depth.min(initial=np.inf))
+            if beyond == known:
                 raise ValueError(
-                    f"all depths of {split.name} are from {known.min():.4g} metres on, of which --max_depth {settings.max_depth:g} "
+                    f"all depths of {split.name} are from {nearest:.4g} metres on, of which --max_depth {settings.max_depth:g} "
                     "leaves none: give a larger one, or see to --depth_scale"
                 )
             if beyond:
                 logger.warning(
-                    f"{split.name}: {beyond:,} of {known.size:,} known depths ({100 * beyond / known.size:.2g} %) are from "
+                    f"{split.name}: {beyond:,} of {known:,} known depths ({100 * beyond / known:.2g} %) are from "
                     f"{settings.max_depth:g} metres on, and do not count (--max_depth)"
                 )
 
