@@ -47,7 +47,7 @@ def test_other_methods_keep_one_group_for_each_kind(run: Any, images: Any, tmp_p
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"])
 def test_other_optimizers_keep_groups_weight_decay_and_exact_resume(optim: str, images: Any, tmp_path: Path) -> None:
     if optim.endswith("8bit"):
-        pytest.importorskip("bitsandbytes")
+        pytest.importorskip("bitsandbytes", reason="is part of the extra dev: see setup.py")
     fields = {"layer_decay": 0.5, "freeze_trunk_steps": 2, "weight_decay": 0.1, "weight_decay_end": 0.3}
     whole, resumed = whole_and_resumed(make_trainer, tmp_path, images, optim=optim, **fields)
     assert different_weights(whole.model, resumed.model) == []
