@@ -111,7 +111,7 @@ def open_timm(name: str) -> SourceTrunk:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"timm cannot open {name!r}: {' '.join(str(error).split())[:300]}") from error
-    return read_timm_model(model, f"timm:{name}")
+    return read_timm_model(model, Path(name).name if name.startswith("local-dir:") else f"timm:{name}")
 
 
 def convert_timm_checkpoint(

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -112,6 +112,11 @@ class Encoder:
         return next(self.module.parameters()).device
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the first token before those of the patches, if there is one, is a class token."""
+        return self._trunk.has_class_token
+
+    @property
     def height_width(self) -> tuple[int, int]:
         """Height and width in pixels of the images that it was trained on."""
         size = getattr(self.config, "image_size", self.image_size)
@@ -133,6 +138,10 @@ class Encoder:
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
             self._hashed = versions, digest.hexdigest()
         return self._hashed[1]
+
+    def describe_architecture(self) -> dict[str, Any]:
+        """The configuration, with its `model_type`, that `AutoModel` makes the same architecture of; `TypeError` where none does."""
+        return self._trunk.describe()
 
     def trainable_copy(self) -> "Encoder":
         """A copy with weights of its own, in training mode, all of them trainable, for end-to-end training."""
@@ -184,6 +193,13 @@ class Encoder:
             pictures, size: As of `resize`.
         """
         return self.tokens(self.normalize(self.resize(pictures, size)))
+
+    @torch.no_grad()
+    def num_prefix_tokens(self, pixel_values: torch.Tensor) -> int:
+        """Tokens that come before those of the patches: class token, registers."""
+        last, _ = self._checked(self._trunk.encode, pixel_values)
+        patches, _ = self._split(last, pixel_values)
+        return last.shape[1] - patches.shape[1] * patches.shape[2]
 
     def tokens(self, pixel_values: torch.Tensor) -> Tokens:
         """The `Tokens` of normalised images `(batch, 3, height, width)`, sides multiples of the patch size."""

@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    PreTrainedModel,
+    TimmWrapperModel,
+)
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.registry import TIMM
 from hf_geossl.hub.run_folder import unfinished
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD
+from hf_geossl.modeling.modeling_vit_wrapper import ViTWrapperModel
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +85,10 @@ def load_encoder(
         pretraining_model = module
         holder = module if module.teacher is None else module.teacher
         module = getattr(holder, module.base_model_prefix)
+    elif isinstance(module, ViTWrapperModel):
+        module = module.trunk
+    if isinstance(module, TimmWrapperModel):
+        module = module.timm_model
     size = 224
     cfg = getattr(module, "pretrained_cfg", None)
     if cfg:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from hf_geossl.modeling.modeling_vit_heads import ViTTrunkModel
 
@@ -71,6 +71,10 @@ class Trunk(ABC):
     @abstractmethod
     def attention(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The last layer's attention weights `(batch, heads, tokens, tokens)` for normalised images."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The configuration, with its `model_type`, that `AutoModel` makes the same architecture of; `TypeError` where none does."""
 
     @abstractmethod
     def fresh_module(self) -> nn.Module:
@@ -139,6 +143,14 @@ class TransformersTrunk(Trunk):
             raise TypeError(f"{type(self.module).__name__} has an attention whose weights cannot be read")
         return weights[0]
 
+    def describe(self) -> dict[str, Any]:
+        """See `Trunk`."""
+        config = self.module.config
+        if type(config) not in MODEL_MAPPING or MODEL_MAPPING[type(config)] is not type(self.module):
+            raise TypeError(f"AutoModel does not make {type(self.module).__name__} without code of its own")
+        described = {name: value for name, value in config.to_diff_dict().items() if name not in _BOOKKEEPING}
+        return {**described, "model_type": config.model_type}
+
     def fresh_module(self) -> nn.Module:
         """See `Trunk`."""
         return type(self.module)(copy.deepcopy(self.module.config))
@@ -196,6 +208,14 @@ class TimmTrunk(Trunk):
         attention.attn_drop.register_forward_pre_hook(lambda part, inputs: weights.append(inputs[0]))
         _method(module, "forward_features")(pixel_values)
         return weights[0]
+
+    def describe(self) -> dict[str, Any]:
+        """See `Trunk`; without `model_args`, which a model of timm does not say."""
+        cfg: Any = getattr(self.module, "pretrained_cfg", None) or {}
+        if not cfg.get("architecture"):
+            raise TypeError(f"{type(self.module).__name__} does not say which of timm's architectures it is")
+        sizes = {"dynamic_img_size": True} if getattr(self.module, "dynamic_img_size", None) else {}
+        return {"model_type": "timm_wrapper", "architecture": cfg["architecture"], "model_args": sizes}
 
     def fresh_module(self) -> nn.Module:
         """See `Trunk`."""

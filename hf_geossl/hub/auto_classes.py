@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wrapt import when_imported, wrap_function_wrapper
 
-from hf_geossl.methods import METHODS
+from hf_geossl.methods import METHODS, WRAPPER, models_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,7 +32,8 @@ def auto_map_of(config: Mapping[str, Any]) -> dict[str, str]:
     Weights of a `...ForPreTraining` class come with the code of pretraining, all others without.
     """
     pretrains = (config.get("architectures") or [""])[0].endswith("ForPreTraining")
-    return dict(METHODS[config["model_type"]].load("pretraining" if pretrains else "model").auto_map)
+    model_type = config["model_type"]
+    return dict((METHODS[model_type].load("pretraining") if pretrains else models_of(model_type)).auto_map)
 
 
 def register_auto_classes() -> None:
@@ -44,8 +45,11 @@ def register_auto_classes() -> None:
 
 
 def _configurations() -> "Iterator[type[PreTrainedConfig]]":
+    from hf_geossl.modeling.configuration_vit import ViTWrapperConfig
+
     for method in METHODS.values():
         yield method.load("config")
+    yield ViTWrapperConfig
 
 
 def _register_configurations(module: ModuleType) -> None:
@@ -78,12 +82,12 @@ def _register_image_processors(module: ModuleType) -> None:
     processors = {"pil": ViTImageProcessorPil, "torchvision": ViTImageProcessor}
     for config_class in _configurations():
         module.AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
-    from hf_geossl.modeling.configuration_vit import GeometricViTConfig
+    from hf_geossl.modeling.configuration_vit import ViTHeadConfig
     from hf_geossl.modeling.image_processing_vit import GeometricImageProcessor
 
     # by the base class, which no model has: transformers looks for a processor's name among those of one entry
     own = {"pil": GeometricImageProcessor, "torchvision": GeometricImageProcessor}
-    module.AutoImageProcessor.register(GeometricViTConfig, image_processor_classes=own, exist_ok=True)
+    module.AutoImageProcessor.register(ViTHeadConfig, image_processor_classes=own, exist_ok=True)
 
 
 def _open_local_backbones(module: ModuleType) -> None:
@@ -100,19 +104,22 @@ def _open_local_backbones(module: ModuleType) -> None:
 
 
 def _register_models_before_use(module: ModuleType) -> None:
-    module.GeometricViTConfig.before_use.append(register_models)
+    module.ViTHeadConfig.before_use.append(register_models)
 
 
 def register_models() -> None:
     """Registers every class that the `auto_map` of a method's pretraining class names; a method that is registered already costs nothing."""
-    if METHODS.keys() <= _REGISTERED:
+    names = {*METHODS, WRAPPER}
+    if names <= _REGISTERED:
         return
     with _LOCK:  # another thread that makes a configuration meanwhile waits until all are there
         import transformers
 
-        for name in METHODS.keys() - _REGISTERED:
-            config_class, model_class = METHODS[name].load("config"), METHODS[name].load("pretraining")
+        for name in sorted(names - _REGISTERED):
+            model_class = METHODS[name].load("pretraining") if name in METHODS else models_of(name)
             package = model_class.__module__.rpartition(".")[0]
+            home, _, class_name = model_class.auto_map["AutoConfig"].partition(".")
+            config_class = getattr(import_module(f"{package}.{home}"), class_name)
             for auto_name, reference in model_class.auto_map.items():
                 if auto_name != "AutoConfig":
                     home, _, class_name = reference.partition(".")

@@ -79,7 +79,7 @@ def render_card(
     environment.filters["plain"], environment.filters["code"] = escape_markdown, as_code
     pretraining = _architecture(config).endswith("ForPreTraining")
     fields = (*_TRUNK_FIELDS, *(method.fields if record or pretraining else ()))
-    rows = {field.replace("_", " "): str(getattr(config, field)) for field in fields}
+    rows = {field.replace("_", " "): str(getattr(config, field)) for field in fields if hasattr(config, field)}
     pictures = [picture for file, picture in run_pictures().items() if (folder / file).is_file()]
     shown = [picture for picture in pictures if not picture.is_curve]  # what a method does says more than its features
     top = headlines(results, record)
@@ -247,13 +247,14 @@ def _metadata(
         "training_type": "pre-training",
         "hardware_used": record.get("hardware"),
     }
+    tags = ["self-supervised-learning", "vision", "vit", config.model_type] if method.paper else ["vision", "vit"]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=_head_of(config)[1],
         license=license,
         datasets=[record["dataset_id"]] if record.get("dataset_id") else None,
         base_model=record.get("base_model"),
-        tags=["self-supervised-learning", "vision", "vit", config.model_type, *method.tags, "custom_code"],
+        tags=[*tags, *method.tags, "custom_code"],
         model_name=_as_name(name) if model_index(results) else None,
         eval_results=model_index(results) or None,
         co2_eq_emissions=emissions if record.get("emissions") else None,

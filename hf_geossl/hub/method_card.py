@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from hf_geossl.methods import METHODS
+from hf_geossl.methods import METHODS, WRAPPER
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MethodCard:
     """What a card says of a method, as a model was trained with it.
 
     Args:
-        paper (`Paper`): Of the method.
+        paper (`Paper`, *optional*): Of the method; None of a head over a trunk of another library.
         about (`str`): What it trains features to be.
         lesson (`str`): The same for people who know no paper, as the rest of "It learned by".
         pooled (`str`): What `pooler_output` is.
@@ -47,7 +47,7 @@ class MethodCard:
         teacher (`bool`): Whether there is a teacher beside the student.
     """
 
-    paper: Paper
+    paper: Paper | None
     about: str
     lesson: str
     pooled: str
@@ -71,6 +71,10 @@ def method_card(config: PreTrainedConfig) -> MethodCard:
     Returns:
         `MethodCard`: The words.
     """
+    if config.model_type == WRAPPER:
+        described = config.trunk_config
+        about = f"The trunk is timm's `{described['architecture']}`." if config.is_of_timm else ""
+        return MethodCard(None, about or f"The trunk is transformers' `{described['model_type']}`.", "", "", ())
     method = METHODS[config.model_type]
     paper = Paper(method.title, method.arxiv, method.paper_title, method.paper_authors)
     card = MethodCard(paper, method.summary, method.lesson, method.pooled, method.trained_fields)

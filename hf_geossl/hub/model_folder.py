@@ -65,7 +65,7 @@ def folder_of(model_or_folder: str | Path | PreTrainedModel) -> Iterator[Path]:
         yield Path(model_or_folder)
         return
     config = getattr(model_or_folder, "config", None)
-    if getattr(config, "model_type", None) not in METHODS:
+    if getattr(config, "model_type", None) not in (*METHODS, WRAPPER):
         raise TypeError(
             f"publish takes a folder, or a model of {', '.join(METHODS)}, got {type(model_or_folder).__name__}; models of "
             "transformers have push_to_hub, which sends the code of composed ones too"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_geossl.methods import METHODS
+from hf_geossl.methods import METHODS, WRAPPER
 
 MANIFEST = "COMPLETE.json"  # of a checkpoint: the list of its files, written last
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -126,7 +126,7 @@ def _check_type(config: dict[str, Any], folder: Path) -> None:
             f"{folder.name} holds {(config.get('architectures') or ['a model'])[0]} over a trunk of this library: "
             f"transformers opens it, and `hf upload USER/NAME {folder.name}` publishes it, for its folder is whole"
         )
-    if config.get("model_type") not in METHODS:
+    if config.get("model_type") not in (*METHODS, WRAPPER):
         raise ValueError(
             f"{folder.name} holds a model of type {config.get('model_type')!r}, and this library's are {', '.join(METHODS)}"
         )

@@ -1,6 +1,7 @@
 """The vision transformer trunk that all methods share: attention, layer, encoder, and the base of all models."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, ClassVar, Unpack, cast
 
@@ -9,11 +10,12 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import TransformersKwargs
 
 from .configuration_vit import GeometricViTConfig
+from .dense_heads import layers_of_maps
 from .positions import Rotation, ViTEmbeddings, rotate
 
 
@@ -352,3 +354,30 @@ def select_states(
     count = len(states)
     chosen = {number % count for number in ([asked] if isinstance(asked, int) else asked) if -count <= number < count}
     return tuple(state if number in chosen else None for number, state in enumerate(states))
+
+
+class PatchTokens:
+    """The patch tokens of what a trunk's `forward` returns, as its heads read them; beside `PreTrainedModel`."""
+
+    config: Any
+    num_prefix_tokens: Any  # tokens before those of the patches
+
+    def patch_tokens(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        """Picks the patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
+        return cast(torch.Tensor, outputs.last_hidden_state)[:, self.num_prefix_tokens :]
+
+    def to_maps(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Patch tokens `(batch, patches, channels)` of images as maps `(batch, channels, rows, columns)`."""
+        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        batch_size, _, channels = tokens.shape
+        return tokens.transpose(1, 2).view(batch_size, channels, rows, columns)
+
+    def layer_maps(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Any, list[torch.Tensor]]:
+        """What `forward` gives, and the patch tokens of four layers as maps, before the final norm; see `layers_of_maps`."""
+        asked = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
+        outputs = cast(Any, self)(pixel_values, output_hidden_states=True, **kwargs)
+        chosen = [outputs.hidden_states[layer + 1] for layer in layers_of_maps(self.config.num_hidden_layers)]
+        maps = [self.to_maps(states[:, self.num_prefix_tokens :], pixel_values) for states in chosen]
+        return replace(outputs, hidden_states=select_states(outputs.hidden_states, asked)), maps

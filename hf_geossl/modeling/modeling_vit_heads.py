@@ -5,11 +5,12 @@ A method's classes inherit from these and from its own base, which gives configu
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
@@ -23,18 +24,17 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from .configuration_vit import GeometricViTConfig
+from .configuration_vit import GeometricViTConfig, ViTHeadConfig
 from .dense_heads import (
     BoxDetector,
     DPTDecoder,
     UPerNetDecoder,
-    layers_of_maps,
     log_metres,
     pixel_cross_entropy,
     silog_loss,
     upsample,
 )
-from .modeling_vit import GeometricViTPreTrainedModel, ViTDropPath, ViTEncoder, select_states
+from .modeling_vit import GeometricViTPreTrainedModel, PatchTokens, ViTDropPath, ViTEncoder
 from .positions import ViTEmbeddings
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 class ViTTrunk(GeometricViTPreTrainedModel):
     """Embeddings, layers and final norm."""
 
+    layers_name: ClassVar[str] = "encoder.layer"  # the list of its layers
+    embedding_names: ClassVar[tuple[str, ...]] = ("embeddings.",)  # how names of parameters before them begin
     encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder  # a method with an initialisation of its own has another
 
     def __init__(self, config: GeometricViTConfig) -> None:
@@ -65,7 +67,7 @@ class ViTTrunk(GeometricViTPreTrainedModel):
         return self.encoder(embedded, rotation=rotation, **kwargs)
 
 
-class ViTTrunkModel(ViTTrunk):
+class ViTTrunkModel(PatchTokens, ViTTrunk):
     """The trunk with its final norm."""
 
     def __init__(self, config: GeometricViTConfig) -> None:
@@ -109,25 +111,10 @@ class ViTTrunkModel(ViTTrunk):
             attentions=encoded.attentions,
         )
 
-    def patch_tokens(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
-        """Picks the patch tokens `(batch, patches, hidden_size)` of what `forward` returned, in raster order."""
-        return cast(torch.Tensor, outputs.last_hidden_state)[:, self.embeddings.num_prefix_tokens :]
-
-    def to_maps(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch tokens `(batch, patches, channels)` of images as maps `(batch, channels, rows, columns)`."""
-        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
-        batch_size, _, channels = tokens.shape
-        return tokens.transpose(1, 2).view(batch_size, channels, rows, columns)
-
-    def layer_maps(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[Any, list[torch.Tensor]]:
-        """What `forward` gives, and the patch tokens of four layers as maps, before the final norm; see `layers_of_maps`."""
-        asked = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
-        outputs: Any = self(pixel_values, output_hidden_states=True, **kwargs)
-        chosen = [outputs.hidden_states[layer + 1] for layer in layers_of_maps(self.config.num_hidden_layers)]
-        maps = [self.to_maps(states[:, self.embeddings.num_prefix_tokens :], pixel_values) for states in chosen]
-        return replace(outputs, hidden_states=select_states(outputs.hidden_states, asked)), maps
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the patches: class token and registers."""
+        return self.embeddings.num_prefix_tokens
 
     def disable_drop_path(self) -> None:
         """Turns stochastic depth off for good, as teachers have none."""
@@ -137,7 +124,7 @@ class ViTTrunkModel(ViTTrunk):
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Gives the feature `(batch, hidden_size)` of an image: the class token, or the mean of the patch tokens."""
-        return tokens[:, 0] if self.pools_class_token else tokens[:, self.embeddings.num_prefix_tokens :].mean(dim=1)
+        return tokens[:, 0] if self.pools_class_token else tokens[:, self.num_prefix_tokens :].mean(dim=1)
 
 
 class ViTTrunkBackbone(BackboneMixin, ViTTrunk):
@@ -202,9 +189,9 @@ class ViTTrunkForLabels(GeometricViTPreTrainedModel):
     """Base of the models that have a head on the trunk."""
 
     accepts_loss_kwargs = False  # the loss is a mean, so a Trainer must average accumulated batches itself
-    trunk_class: type[ViTTrunkModel]
+    trunk_class: type[PreTrainedModel]
 
-    def __init__(self, config: GeometricViTConfig) -> None:
+    def __init__(self, config: ViTHeadConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 0
         setattr(self, self.base_model_prefix, self.trunk_class(config))
@@ -213,7 +200,7 @@ class ViTTrunkForLabels(GeometricViTPreTrainedModel):
 class ViTTrunkForImageClassification(ViTTrunkForLabels):
     """The trunk's `pooler_output`, layer norm, linear classifier."""
 
-    def __init__(self, config: GeometricViTConfig) -> None:
+    def __init__(self, config: ViTHeadConfig) -> None:
         super().__init__(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
@@ -246,7 +233,7 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
 
     auxiliary_weight: ClassVar[float] = 0.4  # of the cross-entropy of UPerNet's auxiliary head
 
-    def __init__(self, config: GeometricViTConfig) -> None:
+    def __init__(self, config: ViTHeadConfig) -> None:
         super().__init__(config)
         if config.decoder_for(type(self).__name__, "linear", "upernet") == "upernet":
             width, channels = config.hidden_size, config.decoder_channels or 64
@@ -295,7 +282,7 @@ class ViTTrunkForSemanticSegmentation(ViTTrunkForLabels):
 class ViTTrunkForDepthEstimation(ViTTrunkForLabels):
     """DPT on four layers, or a linear map of the patch tokens where `config.decoder_type` says so; metres of each pixel."""
 
-    def __init__(self, config: GeometricViTConfig) -> None:
+    def __init__(self, config: ViTHeadConfig) -> None:
         super().__init__(config)
         if config.decoder_for(type(self).__name__, "dpt", "linear") == "linear":
             self.regressor = nn.Linear(config.hidden_size, 1)
@@ -353,7 +340,7 @@ class ViTTrunkObjectDetectionOutput(ModelOutput):
 class ViTTrunkForObjectDetection(ViTTrunkForLabels):
     """torchvision's Faster R-CNN on a simple pyramid of the last layer's patch tokens."""
 
-    def __init__(self, config: GeometricViTConfig) -> None:
+    def __init__(self, config: ViTHeadConfig) -> None:
         super().__init__(config)
         config.decoder_for(type(self).__name__, "rcnn")
         channels = config.decoder_channels or 64

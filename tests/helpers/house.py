@@ -176,10 +176,10 @@ class House:
         return found
 
     def crowded_folders(self) -> list[str]:
-        """Folders with more than 20 modules."""
+        """Folders with more than 20 modules beside their `__init__`."""
         counts: dict[Path, int] = {}
         for module in self.modules.values():
-            counts[module.path.parent] = counts.get(module.path.parent, 0) + 1
+            counts[module.path.parent] = counts.get(module.path.parent, 0) + (module.path.name != "__init__.py")
         return [f"{folder.relative_to(self.root)}: {count}" for folder, count in counts.items() if count > 20]
 
     def long_files(self) -> list[str]:

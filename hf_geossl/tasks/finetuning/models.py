@@ -1,7 +1,8 @@
 """A model with a head over any trunk, fresh or from a folder, and its image processor."""
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,9 @@ from hf_geossl.conversion.adaptation import adapt_source
 from hf_geossl.conversion.checkpoint_file import load_strictly
 from hf_geossl.conversion.source import read_source
 from hf_geossl.conversion.trunk_weights import SourceTrunk, describe_left_out, make_config
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.hub.export import make_image_processor
-from hf_geossl.methods import METHODS, PLAIN_VIT
+from hf_geossl.methods import METHODS, PLAIN_VIT, WRAPPER, models_of
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_geossl.tasks.finetuning.kinds import FineTuningTask
 from hf_geossl.tasks.finetuning.settings import DECODERS, HeadSettings
@@ -30,7 +32,8 @@ class Start:
     """What a fine-tuning starts from.
 
     Args:
-        trunk (`SourceTrunk`): For the size of images that is asked for.
+        trunk (`SourceTrunk`): For the size of images that is asked for; of another library's its fields are those of
+            `ViTWrapperConfig`.
         lines (`tuple[str, ...]`): What was changed of the source, a line each.
     """
 
@@ -41,24 +44,56 @@ class Start:
     def open(
         cls, model: str | Path, image_size: int | None = None, *, revision: str | None = None, trust: bool = False
     ) -> "Start":
-        """Reads the trunk of a model, of any family that `conversion.source.read_source` reads.
+        """Reads the trunk of a model, of any family that `conversion.source.read_source` or else `load_encoder` reads.
 
         Raises:
-            ValueError: If there is no such model, it is no such ViT, or its patches do not divide the size.
+            ValueError: If there is no such model, it is no such ViT, or it takes no images of that size.
         """
-        source = read_source(model, revision=revision, trust_remote_code=trust, whole=False)
+        try:
+            source = read_source(model, revision=revision, trust_remote_code=trust, whole=False)
+        except ValueError as error:
+            return cls._wrap(model, image_size, error, revision, trust)
         side = image_size or max(_sides(source.fields["image_size"]))
-        patch = source.fields["patch_size"]
-        if side < patch or side % patch:
-            below = max(side // patch, 1) * patch
-            raise ValueError(
-                f"image_size must be a multiple of {source.name}'s patch size {patch}, got {side}: choose {below} or "
-                f"{below + patch}"
-            )
+        _check_side(side, source.fields["patch_size"], source.name)
         trunk, lines = adapt_source(source, image_size=side)
         if left_out := describe_left_out(source):
             lines.append(left_out)
         return cls(trunk, tuple(lines))
+
+    @classmethod
+    def _wrap(
+        cls, model: str | Path, image_size: int | None, why: ValueError, revision: str | None, trust: bool
+    ) -> "Start":
+        """A trunk as it is, of what becomes none of this library's; `why` is raised again where evaluation does not read it."""
+        try:
+            encoder = load_encoder(model, device="cpu", trust_remote_code=trust, revision=revision)
+            described = encoder.describe_architecture()
+            channels = next((part.in_channels for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), 3)
+            prefix = encoder.num_prefix_tokens(torch.zeros(1, channels, *encoder.height_width))
+        except (ValueError, TypeError, ImportError):
+            raise why from None
+        side = image_size or max(encoder.height_width)
+        _check_side(side, encoder.patch_size, encoder.name)
+        encoder.num_prefix_tokens(torch.zeros(1, channels, side, side))  # a sentence where it takes no images of that size
+        fields = {
+            "trunk_config": {**described, **_timm_arguments(model, described)},
+            "hidden_size": encoder.width,
+            "num_hidden_layers": encoder.num_layers,
+            "patch_size": encoder.patch_size,
+            "image_size": side,
+            "num_channels": channels,
+            "num_prefix_tokens": prefix,
+            "use_class_token": prefix > 0 and encoder.has_class_token,
+        }
+        of_timm = described["model_type"] == "timm_wrapper"
+        inner = "trunk.timm_model." if of_timm else "trunk."
+        state = {f"{inner}{name}": tensor for name, tensor in encoder.module.state_dict().items()}
+        line = (
+            f"{encoder.name} stays {type(encoder.module).__name__} of {'timm' if of_timm else 'transformers'}, which the fine-tuned "
+            f"model needs to open ({why})"
+        )
+        trunk = SourceTrunk(encoder.name, WRAPPER, fields, state, (), encoder.mean, encoder.std)
+        return cls(trunk, (line,))
 
     @property
     def image_size(self) -> int:
@@ -90,27 +125,52 @@ class Start:
         if decoder not in decoders:
             raise ValueError(f"the decoder of {task.name} must be one of {', '.join(decoders)}, got {decoder!r}")
         fields = task.config_fields(names, replace(settings, decoder=decoder))
-        images, own = self.image_format, METHODS.get(self.trunk.family, METHODS[PLAIN_VIT])
+        images, own = self.image_format, models_of(self.family)
         if not images.is_rgb8 or (images.mean, images.std) != (IMAGENET_MEAN, IMAGENET_STD):
             fields["image_format"] = images.to_dict()
+        given = {} if self.family == WRAPPER else {"drop_path_rate": 0.0}
         trunk = replace(self.trunk, fields={**self.trunk.fields, **fields})
         try:
-            config = make_config(own.load("config"), trunk, None, init_from=self.trunk.name, drop_path_rate=0.0)
+            config = make_config(own.config_class, trunk, None, init_from=self.trunk.name, **given)
+            model: PreTrainedModel = head_class(self.family, task.suffix)(config)
         except StrictDataclassError as error:
             raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
-        model: PreTrainedModel = head_class(own.name, task.suffix)(config)
         load_strictly(model.base_model, self.trunk.state, self.trunk.name)
         return model
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of what is made of it."""
+        return self.trunk.family if self.trunk.family in (*METHODS, WRAPPER) else PLAIN_VIT
+
+
+def _check_side(side: int, patch: int, name: str) -> None:
+    if side < patch or side % patch:
+        below = max(side // patch, 1) * patch
+        raise ValueError(
+            f"image_size must be a multiple of {name}'s patch size {patch}, got {side}: choose {below} or {below + patch}"
+        )
+
+
+def _timm_arguments(model: str | Path, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder of a model of timm says of its making, beside what is described."""
+    config = Path(model) / "config.json"
+    if described["model_type"] != "timm_wrapper" or not config.is_file():
+        return {}
+    content = json.loads(config.read_text(encoding="utf-8"))
+    given = content.get("trunk_config", content).get("model_args") or {}  # of a fine-tuned model, or of timm
+    given = {name: value for name, value in given.items() if name != "num_classes"}  # given by transformers
+    return {"model_args": {**given, **described["model_args"]}}
 
 
 def _sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def head_class(method: str, suffix: str) -> Any:
-    """The class of a method's models with a head, such as `head_class("gtsa", "ForImageClassification")`."""
-    name = f"{METHODS[method].title}{suffix}"
-    return getattr(import_module(METHODS[method].public_names()[name]), name)
+def head_class(model_type: str, suffix: str) -> Any:
+    """The class of models with a head, such as `head_class("gtsa", "ForImageClassification")`."""
+    module, _, name = models_of(model_type).auto_map[f"AutoModel{suffix}"].partition(".")
+    return getattr(import_module(f"hf_geossl.modeling.{module}"), name)
 
 
 def open_model(folder: str | Path, device: torch.device | None = None) -> PreTrainedModel:
@@ -125,7 +185,11 @@ def open_model(folder: str | Path, device: torch.device | None = None) -> PreTra
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} is no model's folder: {' '.join(str(error).split())[:200]}") from None
     architecture = (config.architectures or [""])[0]
-    if config.model_type not in METHODS or "For" not in architecture or architecture.endswith("ForPreTraining"):
+    if (
+        config.model_type not in (*METHODS, WRAPPER)
+        or "For" not in architecture
+        or architecture.endswith("ForPreTraining")
+    ):
         raise ValueError(
             f"{name} holds {architecture or config.model_type}, and no fine-tuned model of this library: `geossl finetune` "
             "makes one"

@@ -56,11 +56,13 @@ def inject_adapters(trunk: PreTrainedModel, rank: int, alpha: float, train_layer
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("lora_rank needs peft: pip install peft") from error
-    layers = "|".join(map(str, layers_of(train_layers, trunk.config.num_hidden_layers)))
+    layers = layers_of(train_layers, trunk.config.num_hidden_layers)
+    parts = tuple(f"{trunk.layers_name}.{layer}." for layer in layers)
+    linear = [name for name, part in trunk.named_modules() if isinstance(part, nn.Linear) and name.startswith(parts)]
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=rf"encoder\.layer\.(?:{layers})\.(?:attention\.(?:qkv|projection)|mlp\.(?:fc1|fc2))",
+        target_modules=linear,
     )
     inject_adapter_in_model(settings, trunk)
 

@@ -1,11 +1,9 @@
 """What of a trunk is trained, at which share of the learning rate, and from which step on."""
 
-import re
+from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
-
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
-_NORMS = re.compile(r"(?:layernorm|embeddings\.norm|encoder\.layer\.\d+\.norm\d)\.")
 
 
 def name_in_trunk(name: str, model: PreTrainedModel) -> str | None:
@@ -26,10 +24,10 @@ def lr_multiplier(name: str, model: PreTrainedModel, layer_decay: float, patch_e
     inner = name.removeprefix(f"{model.base_model_prefix}.")
     if inner == name:
         return 1.0
-    depth = model.config.num_hidden_layers
-    layer = _LAYER.match(inner)
-    above = depth - int(layer[1]) if layer else 0
-    if inner.startswith("embeddings."):
+    depth, trunk = model.config.num_hidden_layers, _trunk_of(model)
+    layer = _layer_of(inner, trunk)
+    above = 0 if layer is None else depth - layer
+    if inner.startswith(trunk.embedding_names):
         above = depth + 1
     multiplier = layer_decay**above
     return multiplier * patch_embed_learning_rate if ".patch_embeddings." in name else multiplier
@@ -51,14 +49,25 @@ def freeze_layers(model: PreTrainedModel, train_layers: str) -> None:
     """Takes what is never trained from the optimizer: no gradient, and no state, which DDP and FSDP2 leave out too."""
     if train_layers == "all":
         return
-    chosen = layers_of(train_layers, model.config.num_hidden_layers)
+    chosen, trunk = layers_of(train_layers, model.config.num_hidden_layers), _trunk_of(model)
+    norms = [name for name, module in trunk.named_modules() if isinstance(module, nn.LayerNorm)]
     for name, parameter in model.named_parameters():
         inner = name_in_trunk(name, model)
         if inner is None:
             continue
-        layer = _LAYER.match(inner)
+        layer = _layer_of(inner, trunk)
         if train_layers == "norms":
-            trained = _NORMS.match(inner) is not None
+            trained = inner.rpartition(".")[0] in norms
         else:
-            trained = int(layer[1]) in chosen if layer else inner.startswith("layernorm.")
+            trained = not inner.startswith(trunk.embedding_names) if layer is None else layer in chosen
         parameter.requires_grad_(parameter.requires_grad and trained)
+
+
+def _trunk_of(model: PreTrainedModel) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def _layer_of(inner: str, trunk: Any) -> int | None:
+    """The number of the layer that a parameter of a trunk is in; None of others."""
+    rest = inner.removeprefix(f"{trunk.layers_name}.")
+    return int(rest.partition(".")[0]) if rest != inner else None
