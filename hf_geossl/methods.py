@@ -346,21 +346,8 @@ METHODS: dict[str, Method] = {
 # whose trunk plain ViTs from elsewhere become, such as DINO's and timm's: it has a class token and resamples positions as DINO does
 PLAIN_VIT = "gtsa"
 
-# the `model_type` of heads over trunks of other libraries that no method's trunk stands for, and the module of its classes
+# the `model_type` of heads over trunks of other libraries that no method's trunk stands for
 WRAPPER = "vit_wrapper"
-WRAPPERS = "hf_geossl.modeling.modeling_vit_wrapper"
-
-
-def models_of(model_type: str) -> Any:
-    """The class of the trunks of a `model_type`, whose `auto_map` names the classes with a head; its module is imported.
-
-    Raises:
-        KeyError: If it is none of this library's.
-    """
-    if model_type == WRAPPER:
-        return import_module(WRAPPERS).ViTWrapperModel
-    return METHODS[model_type].load("model")
-
 
 # families of other libraries that a trunk can be written as
 TARGET_FAMILIES = ("dinov2", "dinov3", "vit", "deit", "ijepa", "clip", "siglip", "timm")

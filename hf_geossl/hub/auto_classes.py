@@ -17,13 +17,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wrapt import when_imported, wrap_function_wrapper
 
-from hf_geossl.methods import METHODS, WRAPPER, models_of
+from hf_geossl.methods import METHODS, WRAPPER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _LOCK = RLock()
 _REGISTERED: set[str] = set()
+
+
+def trunk_class(model_type: str) -> Any:
+    """The class of the trunks of a `model_type`, whose `auto_map` names those with a head; its module is imported."""
+    if model_type == WRAPPER:
+        from hf_geossl.modeling.modeling_vit_wrapper import ViTWrapperModel
+
+        return ViTWrapperModel
+    return METHODS[model_type].load("model")
 
 
 def auto_map_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -33,7 +42,7 @@ def auto_map_of(config: Mapping[str, Any]) -> dict[str, str]:
     """
     pretrains = (config.get("architectures") or [""])[0].endswith("ForPreTraining")
     model_type = config["model_type"]
-    return dict((METHODS[model_type].load("pretraining") if pretrains else models_of(model_type)).auto_map)
+    return dict((METHODS[model_type].load("pretraining") if pretrains else trunk_class(model_type)).auto_map)
 
 
 def register_auto_classes() -> None:
@@ -116,7 +125,7 @@ def register_models() -> None:
         import transformers
 
         for name in sorted(names - _REGISTERED):
-            model_class = METHODS[name].load("pretraining") if name in METHODS else models_of(name)
+            model_class = METHODS[name].load("pretraining") if name in METHODS else trunk_class(name)
             package = model_class.__module__.rpartition(".")[0]
             home, _, class_name = model_class.auto_map["AutoConfig"].partition(".")
             config_class = getattr(import_module(f"{package}.{home}"), class_name)

@@ -26,7 +26,7 @@ from hf_geossl.hub.results import EVAL_RESULTS, RESULTS, eval_results, held_out_
 from hf_geossl.hub.run_folder import CONFIG, PROCESSOR, find_model, is_pretraining, read_config
 from hf_geossl.hub.run_record import ARGUMENTS, RECORD, read_json
 from hf_geossl.hub.written_card import license_of
-from hf_geossl.methods import METHODS, run_pictures
+from hf_geossl.methods import METHODS, WRAPPER, run_pictures
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.modeling.teacher_student import TeacherStudentModel
 

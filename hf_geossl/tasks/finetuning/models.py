@@ -18,8 +18,9 @@ from hf_geossl.conversion.checkpoint_file import load_strictly
 from hf_geossl.conversion.source import read_source
 from hf_geossl.conversion.trunk_weights import SourceTrunk, describe_left_out, make_config
 from hf_geossl.evaluation.loading import load_encoder
+from hf_geossl.hub.auto_classes import trunk_class
 from hf_geossl.hub.export import make_image_processor
-from hf_geossl.methods import METHODS, PLAIN_VIT, WRAPPER, models_of
+from hf_geossl.methods import METHODS, PLAIN_VIT, WRAPPER
 from hf_geossl.modeling.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_geossl.tasks.finetuning.kinds import FineTuningTask
 from hf_geossl.tasks.finetuning.settings import DECODERS, HeadSettings
@@ -74,7 +75,9 @@ class Start:
             raise why from None
         side = image_size or max(encoder.height_width)
         _check_side(side, encoder.patch_size, encoder.name)
-        encoder.num_prefix_tokens(torch.zeros(1, channels, side, side))  # a sentence where it takes no images of that size
+        encoder.num_prefix_tokens(
+            torch.zeros(1, channels, side, side)
+        )  # a sentence where it takes no images of that size
         fields = {
             "trunk_config": {**described, **_timm_arguments(model, described)},
             "hidden_size": encoder.width,
@@ -125,7 +128,7 @@ class Start:
         if decoder not in decoders:
             raise ValueError(f"the decoder of {task.name} must be one of {', '.join(decoders)}, got {decoder!r}")
         fields = task.config_fields(names, replace(settings, decoder=decoder))
-        images, own = self.image_format, models_of(self.family)
+        images, own = self.image_format, trunk_class(self.family)
         if not images.is_rgb8 or (images.mean, images.std) != (IMAGENET_MEAN, IMAGENET_STD):
             fields["image_format"] = images.to_dict()
         given = {} if self.family == WRAPPER else {"drop_path_rate": 0.0}
@@ -169,7 +172,7 @@ def _sides(size: int | Sequence[int]) -> tuple[int, int]:
 
 def head_class(model_type: str, suffix: str) -> Any:
     """The class of models with a head, such as `head_class("gtsa", "ForImageClassification")`."""
-    module, _, name = models_of(model_type).auto_map[f"AutoModel{suffix}"].partition(".")
+    module, _, name = trunk_class(model_type).auto_map[f"AutoModel{suffix}"].partition(".")
     return getattr(import_module(f"hf_geossl.modeling.{module}"), name)
 
 
