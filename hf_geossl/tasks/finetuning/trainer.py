@@ -107,11 +107,10 @@ class FineTuningTrainer(Trainer):
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weights of two or more dimensions, but for tokens and positions."""
+        """Weights of two or more dimensions, but for tokens and positions, as families call them."""
+        undecayed = ("_token", "_tokens", "position_embeddings", "pos_embed", "relative_position_bias_table")
         return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim > 1 and not name.endswith(("_token", "_tokens", "position_embeddings"))
+            name for name, parameter in model.named_parameters() if parameter.ndim > 1 and not name.endswith(undecayed)
         ]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
+from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, SwinConfig, SwinModel
 
 from hf_geossl import GTSAConfig, GTSAModel
 from hf_geossl.tasks.finetuning.kinds import find_task
 from hf_geossl.tasks.finetuning.models import Start, head_class, image_processor_of, open_model
 from hf_geossl.tasks.finetuning.settings import HeadSettings
+from tests.helpers.foreign_trunks import write_foreign_trunk
 
 
 @pytest.fixture
@@ -59,3 +60,35 @@ def test_only_fine_tuned_folders_are_opened(trunk: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="bare lacks weights of GTSAForDepthEstimation"):
         open_model(tmp_path / "bare")
     assert head_class("loca", "ForDepthEstimation").__name__ == "LOCAForDepthEstimation"
+
+
+def test_what_evaluation_reads_and_no_trunk_stands_for_is_taken_as_it_is(tmp_path: Path) -> None:
+    write_foreign_trunk("beit", tmp_path / "beit")
+    write_foreign_trunk("cait", tmp_path / "cait")
+    start = Start.open(tmp_path / "beit")
+    (line,) = start.lines
+    assert line.startswith("beit stays BeitModel of transformers, which the fine-tuned model needs to open (")
+    assert "BEiT has a relative position bias" in line
+    model: Any = start.build(find_task("classification"), ["a", "b"], HeadSettings())
+    assert (model.config.init_from, model.config.get_image_format().mean) == ("beit", (0.5, 0.5, 0.5))
+    assert Start.open(tmp_path / "beit", 48).image_size == 48  # its positions are resampled by its own code
+    with pytest.raises(ValueError, match="cait was made for images of 32 pixels and does not take 48 x 48"):
+        Start.open(tmp_path / "cait", 48)
+    with pytest.raises(ValueError, match="multiple of beit's patch size 8, got 60: choose 56 or 64"):
+        Start.open(tmp_path / "beit", 60)
+    model.save_pretrained(tmp_path / "tuned")
+    again: Any = Start.open(tmp_path / "tuned").build(find_task("depth"), (), HeadSettings(decoder="linear"))
+    assert again.base_model.state_dict().keys() == model.base_model.state_dict().keys()
+    for name, tensor in model.base_model.state_dict().items():
+        assert torch.equal(again.base_model.state_dict()[name], tensor), name
+
+
+def test_what_evaluation_does_not_read_either_is_refused_with_its_reason(tmp_path: Path) -> None:
+    config = SwinConfig(image_size=32, patch_size=2, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    SwinModel(config).save_pretrained(tmp_path / "swin")
+    with pytest.raises(ValueError, match="Swin attends in windows and has no layers of one width"):
+        Start.open(tmp_path / "swin")
+    bands = BeitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, num_channels=5)
+    BeitModel(bands).save_pretrained(tmp_path / "bands")
+    with pytest.raises(ValueError, match="bands takes 5 channels and does not say which"):
+        _ = Start.open(tmp_path / "bands").image_format
