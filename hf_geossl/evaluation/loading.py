@@ -85,16 +85,17 @@ def load_encoder(
         pretraining_model = module
         holder = module if module.teacher is None else module.teacher
         module = getattr(holder, module.base_model_prefix)
-    elif isinstance(module, ViTWrapperModel):
-        module = module.trunk
+    size = 224
+    wrapped = isinstance(module, ViTWrapperModel)  # then size and normalisation are what it was fine-tuned with
+    if isinstance(module, ViTWrapperModel):
+        module, size = module.trunk, module.config.image_size
     if isinstance(module, TimmWrapperModel):
         module = module.timm_model
-    size = 224
-    cfg = getattr(module, "pretrained_cfg", None)
+    cfg = None if wrapped else getattr(module, "pretrained_cfg", None)
     if cfg:
         mean, std = cfg.get("mean") or mean, cfg.get("std") or std
         size = getattr(getattr(module, "patch_embed", None), "img_size", None) or size
-    elif isinstance(module, PreTrainedModel):
+    elif isinstance(module, PreTrainedModel) and not wrapped:
         size = getattr(module.config, "image_size", None) or size
     if getattr(module, "dynamic_img_size", None) is False and not isinstance(module, PreTrainedModel):
         module = _resizable(module)

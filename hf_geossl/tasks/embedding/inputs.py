@@ -14,6 +14,7 @@ from hf_geossl.data.images import decode_image, decode_pixels
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import ModelLike
 from hf_geossl.hub.export import make_image_processor
+from hf_geossl.hub.run_folder import processor_files
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.modeling.image_processing_vit import GeometricImageProcessor
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
@@ -77,7 +78,8 @@ def inputs_of(model: ModelLike, encoder: Encoder, arguments: EmbeddingArguments)
             f"{encoder.name} takes images of {channels} channels and does not say which: its config lacks an image_format"
         )
     size = arguments.image_size
-    if not isinstance(encoder.module, PreTrainedModel):
+    processed = isinstance(model, str | Path) and any(processor_files(Path(model)))
+    if not isinstance(encoder.module, PreTrainedModel) and not processed:
         import timm.data
 
         config = timm.data.resolve_model_data_config(encoder.module)

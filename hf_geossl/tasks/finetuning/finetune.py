@@ -189,7 +189,7 @@ def prepare_finetuning(
     """Reads model and images, and checks that they fit.
 
     Args:
-        model (`str` or `Path`): A folder, Hub id or `timm:NAME` of a ViT, as `conversion.read_source` reads it.
+        model (`str` or `Path`): A folder, Hub id or `timm:NAME` of a ViT, as `conversion.read_source` or `load_encoder` reads it.
         data (`LabelledDataset`): The labelled images.
         task (`str`): One of `settings.TASKS`.
         args (`FineTuningArguments`): How to train; the model goes to `args.output_dir`.

@@ -35,7 +35,9 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(trunk: Path, photographs: Path, tmp_path: Path):
     """Prepares a fine-tuning of 4 steps of 4 images; keywords are those of the arguments and of the head."""
 
-    def prepare(task: str, folder: str = "out", data: LabelledDataset | None = None, **given: object) -> FineTuning:
+    def prepare(
+        task: str, folder: str = "out", data: LabelledDataset | None = None, model: Path = trunk, **given: object
+    ) -> FineTuning:
         head = {name: given.pop(name) for name in list(given) if name in HeadSettings.__dataclass_fields__}
         defaults = {
             "max_steps": 4,
@@ -48,6 +50,6 @@ def make(trunk: Path, photographs: Path, tmp_path: Path):
         args = FineTuningArguments(str(tmp_path / folder), **{**defaults, **given})  # type: ignore[arg-type]
         data = data or LabelledDataset(str(photographs))
         with torch.random.fork_rng(devices=[]):
-            return prepare_finetuning(trunk, data, task, args, HeadSettings(**head))  # type: ignore[arg-type]
+            return prepare_finetuning(model, data, task, args, HeadSettings(**head))  # type: ignore[arg-type]
 
     return prepare

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import hf_geossl
 from hf_geossl.tasks.finetuning.finetune import measure_folder
 from hf_geossl.tasks.finetuning.splits import LabelledDataset
+from tests.helpers.foreign_trunks import write_foreign_trunk
 
 TASKS = {
     "classification": ("GTSAForImageClassification", "accuracy", "image-classification"),
@@ -63,6 +64,24 @@ def test_a_folder_is_measured_again_to_the_last_digit_and_opens_in_a_pipeline(
     for picture_file in ("fine_tuning_curve.png", "fine_tuning_samples.png"):
         assert f"({picture_file})" in card
         assert Image.open(tuning.folder / picture_file).size > (100, 100)
+
+
+def test_a_trunk_of_timm_is_trained_and_measured_again_to_the_last_digit(
+    make: Any, photographs: Path, tmp_path: Path
+) -> None:
+    write_foreign_trunk("cait", tmp_path / "cait")
+    tuning = make("classification", model=tmp_path / "cait", layer_decay=0.5, random_floor=True)
+    before = {name: value.clone() for name, value in tuning.trainer.model.state_dict().items()}
+    entry = tuning.run()["finetuned_classification"]
+    _, _, again = measure_folder(tuning.folder, LabelledDataset(str(photographs)), device="cpu")
+    assert again["accuracy"] == entry["accuracy"]
+    after = load_file(tuning.folder / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert not any(torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
+    card = (tuning.folder / "README.md").read_text()
+    assert "The trunk is timm's `cait_xxs24_224`." in card
+    assert "With transformers and timm alone" in card
+    assert "random_weights" in entry["details"]["floors"]["accuracy"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=["all", "lora"])

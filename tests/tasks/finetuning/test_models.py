@@ -8,6 +8,7 @@ import torch
 from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, SwinConfig, SwinModel
 
 from hf_geossl import GTSAConfig, GTSAModel
+from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.tasks.finetuning.kinds import find_task
 from hf_geossl.tasks.finetuning.models import Start, head_class, image_processor_of, open_model
 from hf_geossl.tasks.finetuning.settings import HeadSettings
@@ -77,6 +78,9 @@ def test_what_evaluation_reads_and_no_trunk_stands_for_is_taken_as_it_is(tmp_pat
     with pytest.raises(ValueError, match="multiple of beit's patch size 8, got 60: choose 56 or 64"):
         Start.open(tmp_path / "beit", 60)
     model.save_pretrained(tmp_path / "tuned")
+    image_processor_of(model, find_task("classification")).save_pretrained(tmp_path / "tuned")
+    encoder = load_encoder(tmp_path / "tuned")
+    assert (type(encoder.module).__name__, encoder.mean, encoder.image_size) == ("BeitModel", (0.5, 0.5, 0.5), 32)
     again: Any = Start.open(tmp_path / "tuned").build(find_task("depth"), (), HeadSettings(decoder="linear"))
     assert again.base_model.state_dict().keys() == model.base_model.state_dict().keys()
     for name, tensor in model.base_model.state_dict().items():
