@@ -85,10 +85,10 @@ def load_encoder(
         pretraining_model = module
         holder = module if module.teacher is None else module.teacher
         module = getattr(holder, module.base_model_prefix)
-    size = 224
+    size: Any = 224
     wrapped = isinstance(module, ViTWrapperModel)  # then size and normalisation are what it was fine-tuned with
     if isinstance(module, ViTWrapperModel):
-        module, size = module.trunk, module.config.image_size
+        size, module = module.config.image_size, module.trunk
     if isinstance(module, TimmWrapperModel):
         module = module.timm_model
     cfg = None if wrapped else getattr(module, "pretrained_cfg", None)

@@ -75,9 +75,8 @@ class Start:
             raise why from None
         side = image_size or max(encoder.height_width)
         _check_side(side, encoder.patch_size, encoder.name)
-        encoder.num_prefix_tokens(
-            torch.zeros(1, channels, side, side)
-        )  # a sentence where it takes no images of that size
+        if side != max(encoder.height_width):  # a sentence where it takes no images of that size
+            encoder.num_prefix_tokens(torch.zeros(1, channels, side, side))
         fields = {
             "trunk_config": {**described, **_timm_arguments(model, described)},
             "hidden_size": encoder.width,
