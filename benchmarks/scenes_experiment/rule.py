@@ -127,7 +127,7 @@ class Gate:
 
     Args:
         arm (`str`): Which.
-        knn, random_knn, thumbnail (`float`, *optional*): Accuracy of the arm, of random weights and of an RGB thumbnail, in
+        knn, random_knn, thumbnail (`float`, *optional*): Accuracy of the arm, of random weights and of a thumbnail, in
             per cent.
         iou, random_iou (`float`, *optional*): Mean IoU of linear segmentation of the arm and of random weights.
         diversity (`list[float]`, *optional*): Of the predictions in the last two quarters of the run, in nats.
@@ -185,7 +185,7 @@ def gate(arm: str, result: dict[str, Any], random: dict[str, Any]) -> Gate:
     floors = tasks.get("knn", {}).get("details", {}).get("floors", {}).get("accuracy", {})
     if random_knn is not None:  # another method pools otherwise: its own random twin counts where it is better
         random_knn = max(random_knn, 100 * floors.get("random weights", 0.0))
-    thumbnail = floors.get("RGB thumbnail")
+    thumbnail = floors.get("thumbnail")
     return Gate(
         arm,
         accuracy(tasks),

@@ -92,7 +92,7 @@ def evaluate(argv: Sequence[str]) -> int:
     if measured and options.report is not None:
         write_report(measured, options.report)
         print(f"Report: {options.report}")
-    if measured and (steps := _what_next(options, argv, measured)):
+    if any_task and (steps := _what_next(options, argv, measured)):
         print(next_steps(*steps))
     return status
 

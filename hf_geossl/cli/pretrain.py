@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
 from hf_geossl.cli.usage import UsageError, hide_loading_bars, next_steps, require_if_local
+from hf_geossl.evaluation.registry import TASKS
 from hf_geossl.methods import run_pictures
 
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ def _what_next(trainer: "TeacherStudentTrainer", folder: Path) -> list[tuple[str
     place = shlex.quote(str(folder))
     steps = [(f"geossl demo {place}", "look at it in your browser")] if find_spec("gradio") else []
     if trainer.model.config.get_image_format().is_rgb8:
-        command = f"geossl evaluate {place} --tasks knn,linear,rotation --limit 2000"
+        install = "pip install 'hf_geossl[eval]' && " if TASKS["linear"].missing_requirement else ""
+        command = f"{install}geossl evaluate {place} --tasks knn,linear,rotation --limit 2000"
         steps.append((command, "numbers beside random weights, on scenes"))
     return [*steps, (f"geossl publish {place} user/name --dry_run", "what would be sent")]

@@ -97,7 +97,8 @@ def duration_line(
     train, test = (count or 0 for count in counts)
     modes = 2 if data.is_scenes and data.mode != "topdown" else 1
     tokens = (data.size // encoder.patch_size) ** 2
-    scale = Scale(train, test, encoder.width, tokens, data.size**2, modes)
+    channels = data.image_format.num_channels if data.image_format else 3
+    scale = Scale(train, test, encoder.width, tokens, data.size**2, channels, modes)
     seconds = estimate({name: own.work(scale) for name, own in known.items()}, speed)
     parts = ", ".join(f"{name} {_in_words(value)}" for name, value in seconds.items())
     total = f"about {_in_words(sum(seconds.values()))}"

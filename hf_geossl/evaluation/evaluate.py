@@ -89,10 +89,13 @@ def evaluate_model(
         seed, and under `"failed"` in a sentence each which tasks could not be measured.
 
     Raises:
+        ImportError: If every task needs a package that is missing.
         ValueError: If there is no such model, dataset, task or setting, or the file holds other results.
     """
     arguments, names = EvaluationArguments(**keywords), named_tasks(tasks)
     chosen, failed, shorter = _choose(names, settings or {}, arguments)
+    if not chosen:
+        raise ImportError(next(iter(failed.values())))
     file = _checked_output(default_output(model) if output is None else Path(output))
     options = arguments.options
     encoder = load_encoder(

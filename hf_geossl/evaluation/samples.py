@@ -289,7 +289,7 @@ def load_samples(
     if image_format is not None:
         if dataset == SCENES:
             raise ValueError(
-                f"the scenes are RGB of 8 bits, and the model takes {image_format.describe()}: name other data"
+                f"the scenes are RGB of 8 bits, and the model takes {image_format.describe()}: name a dataset of your own, by --dataset"
             )
         description["image_format"] = image_format.to_dict()
     if dataset == SCENES:

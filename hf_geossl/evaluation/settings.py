@@ -65,13 +65,14 @@ _RANGES = ("scales", "reference_scale", "focal_scale")  # from the smaller to th
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What the work of a task grows with: training and test images, the trunk's width, patches and pixels, modes of scenes that are seen."""
+    """What the work of a task grows with: training and test images, the trunk's width, patches, pixels and channels, modes of scenes that are seen."""
 
     train: int
     test: int
     width: int
     tokens: int
     pixels: int
+    channels: int = 3
     modes: int = 1
 
     @property

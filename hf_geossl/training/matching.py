@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from hf_geossl.data.wording import counted
 from hf_geossl.methods import Method
 from hf_geossl.modeling.configuration_vit import GeometricViTConfig
 from hf_geossl.modeling.image_format import ImageFormat
@@ -74,8 +75,8 @@ def record_images(config: GeometricViTConfig, views: Views) -> None:
     check_images(config, views)
     if not views.image_format.is_rgb:
         logger.warning(
-            f"the {views.image_format.num_channels} channels are not red, green and blue: hue, saturation, grey and "
-            "solarisation of the views are left out"
+            f"the images are not red, green and blue ({counted(views.image_format.num_channels, 'channel')}): hue, "
+            "saturation, grey and solarisation of the views are left out"
         )
     if config.image_format is None and not views.image_format.is_rgb8:
         config.update({"image_format": views.image_format.to_dict()})

@@ -504,6 +504,18 @@ def test_a_task_that_fails_is_told_and_the_others_go_on(
     assert strict(folder / "results.json")["about"]["failed"] == {}
 
 
+def test_packages_that_all_tasks_lack_are_said_once_and_nothing_is_written(
+    quick: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(name: str) -> EvaluationProtocol:
+        raise ImportError(f"{name} needs a_package")
+
+    monkeypatch.setattr("hf_geossl.evaluation.evaluate.load_protocol", lacking)
+    with pytest.raises(ImportError, match="^good needs a_package$"):
+        quick("odd,good")
+    assert not (folder / "results.json").exists()
+
+
 def test_a_task_that_fails_with_new_settings_has_no_numbers_of_old_ones(
     quick: Callable[..., Any],
     fakes: Fakes,

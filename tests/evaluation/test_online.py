@@ -32,7 +32,7 @@ def test_online_knn_and_its_floors_are_those_of_an_evaluation(tmp_path: Path) ->
     floors = results["knn"]["details"]["floors"]["accuracy"]
     assert trainer.parts.probes.floors["knn_accuracy"] == {
         "random weights": floors["random weights"],
-        "thumbnail": floors["RGB thumbnail"],
+        "thumbnail": floors["thumbnail"],
         "chance": floors["most frequent class"],
     }
 

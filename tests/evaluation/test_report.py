@@ -234,7 +234,7 @@ def test_a_table_for_a_terminal_has_no_html_entities(tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_numbers_beside_their_floors_in_80_columns(tmp_path: Path) -> None:
-    floors = {"accuracy": {"most frequent class": 0.1, "random weights": 0.2, "RGB thumbnail": 0.25}}
+    floors = {"accuracy": {"most frequent class": 0.1, "random weights": 0.2, "thumbnail": 0.25}}
     entry = {"accuracy": 0.7, "mean_per_class_accuracy": 0.5, "intervals": {"accuracy": [0.6, 0.8]}}
     file = write(tmp_path, "geossl-quickstart", {"knn": {**entry, "details": {"floors": floors}}})
     assert terminal_table(read_measured([file])).splitlines() == [

@@ -166,7 +166,7 @@ def floors(encoder: Encoder, column: str, seed: int) -> list[tuple[str, Encoder,
 
     They are those of the same architecture with random weights, and the colours of a 12 x 12 thumbnail.
     """
-    return [(RANDOM_WEIGHTS, encoder.random_twin(seed), column), ("RGB thumbnail", encoder, "thumbnail")]
+    return [(RANDOM_WEIGHTS, encoder.random_twin(seed), column), ("thumbnail", encoder, "thumbnail")]
 
 
 def both_splits(data: EvaluationData, mode: str | None = None) -> tuple[Samples, Samples]:
@@ -215,7 +215,7 @@ def measure_classifier(
     title: str,
     predict: Callable[[Encoder, str], Predicted],
 ) -> TaskResult:
-    """Accuracy of a classifier of features, and its floors: the most frequent class, random weights, an RGB thumbnail.
+    """Accuracy of a classifier of features, and its floors: the most frequent class, random weights, a thumbnail.
 
     `predict` trains on features of a model, by their column (see `labelled_features`); training images may name the classes.
     """

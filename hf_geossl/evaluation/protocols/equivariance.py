@@ -2,7 +2,7 @@
 
 Two leaks make such numbers worthless: pixels that come in at the border reveal a motion, and gravity reveals the angle in the
 transformed image alone. So scenes are seen from above, rendered larger and cut after the transformation; and beside each
-number stand those of the transformed image alone, random weights, a grey and an RGB thumbnail. The paper's protocol, images
+number stand those of the transformed image alone, random weights, a grey and a thumbnail. The paper's protocol, images
 with padding, is measured to compare with it.
 
 A rotation between images whose directions are all alike cannot be predicted by ridge regression on both images' features side
@@ -22,7 +22,7 @@ from PIL import Image
 
 from hf_geossl.evaluation.bootstrap import metric_intervals
 from hf_geossl.evaluation.encoders import Encoder
-from hf_geossl.evaluation.features import compute_features, grey
+from hf_geossl.evaluation.features import THUMBNAIL_SIDE, compute_features, grey
 from hf_geossl.evaluation.fitting.classifiers import hold_out
 from hf_geossl.evaluation.fitting.perceptrons import Perceptrons
 from hf_geossl.evaluation.fitting.regression import BilinearRidge, Pairs, Ridge
@@ -40,7 +40,7 @@ from hf_geossl.evaluation.protocols.transformations import (
 from hf_geossl.evaluation.settings import INTERVAL, PASS, ProtocolSettings, Scale, Work
 
 MODEL = "model"
-FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "RGB thumbnail")
+FLOORS = ("transformed image alone", "random weights", "grey thumbnail", "thumbnail")
 ANGLE_BINS = 9
 ANGLES = (np.arange(ANGLE_BINS) + 0.5) * 2 * ROTATION / ANGLE_BINS - ROTATION  # in the middle of the bins
 MEAN_ANGLE = "mean angle"  # the same prediction for every pair
@@ -101,14 +101,15 @@ class EquivarianceSettings(ProtocolSettings):
         fits = len(self.transformations) + (len(self.transformations) + moving if self.padded else 0)
         repeats = self.transformations_per_image
         encoded = 2 * (train + test) * (1 + self.padded + repeats * fits)
-        widths = (4 * scale.width, 2 * scale.width, 4 * scale.width, *(2 * pixels for pixels in (144, 432)))
+        thumbnails = (THUMBNAIL_SIDE**2, scale.channels * THUMBNAIL_SIDE**2)
+        widths = (4 * scale.width, 2 * scale.width, 4 * scale.width, *(2 * pixels for pixels in thumbnails))
         hidden = self.mlp_hidden_size
         perceptrons = 6.0 * self.mlp_epochs * train * sum(width * hidden + hidden**2 for width in widths)
         products = self.components**2 + 2 * self.components
         factors = 2 / 3 * (len(self.penalties) + 1)  # in float64, which takes twice as long, one by one
         solving = factors * sum(width**3 + products**3 for width in widths)
         moments = 4.0 * repeats * (train + test) * sum(width**2 + products**2 for width in widths)
-        moved = MOVED * PASS * 3 * larger_size(math.isqrt(scale.pixels)) ** 2 * encoded
+        moved = MOVED * PASS * scale.channels * larger_size(math.isqrt(scale.pixels)) ** 2 * encoded
         steps = fits * self.mlp_epochs * max(1, train // self.mlp_batch_size)
         steps += INTERVAL * (2 + bool(self.components)) * (fits + len(FLOORS) * len(self.transformations))
         kinds = {"from above, larger": train + test, **({"images": train + test} if self.padded else {})}
@@ -190,7 +191,7 @@ class _Bench:
                     targets.append(after["target"])
                     colours = before["thumbnail"], after["thumbnail"]
                     parts["transformed image alone"].append((after[column],))
-                    parts["RGB thumbnail"].append(colours)
+                    parts["thumbnail"].append(colours)
                     parts["grey thumbnail"].append((grey(colours[0]), grey(colours[1])))
         return {name: Pairs(part, targets) for name, part in parts.items()}
 
@@ -243,7 +244,16 @@ def measure_equivariance(
     The details hold the floors of each number, in `beats_all_floors` for each transformation and regression whether the model
     is above 0 and all of them by more than chance, and of scenes the `mode` of those without borders and the `padded_mode` of
     the others.
+
+    Raises:
+        ValueError: If colours are to be changed of images that are not red, green and blue.
     """
+    if "color" in settings.transformations and data.image_format is not None and not data.image_format.is_rgb:
+        others = ",".join(name for name in settings.transformations if name != "color")
+        raise ValueError(
+            f"color changes red, green and blue, and the model's images are {data.image_format.describe()}"
+            + (f": leave it out, by --set equivariance.transformations=[{others}]" if others else "")
+        )
     report = _Report(options)
     details: dict[str, Any] = {"settings": asdict(settings), "floors": report.floors, "beats_all_floors": {}}
     if data.is_scenes:

@@ -87,7 +87,7 @@ def measure_multilabel(
     """Mean average precision of one logistic regression for each of `multi_label`.
 
     That of each label is in the details. Floors: equal scores for all images (the mean share of positives), random weights,
-    an RGB thumbnail.
+    a thumbnail.
     """
     splits = both_splits(data)
 
@@ -211,7 +211,7 @@ def measure_rotation(
     """Accuracy of the predicted quarter turns.
 
     With scenes of another mode than "topdown" also `accuracy_topdown`, from above, where nothing but chance is to be expected;
-    its details lie in `details["topdown"]`. Floors: chance (0.25), random weights, an RGB thumbnail (gravity and sky are seen
+    its details lie in `details["topdown"]`. Floors: chance (0.25), random weights, a thumbnail (gravity and sky are seen
     in it).
     """
     result, details = _measure_turns(encoder, data, options, settings, data.mode)

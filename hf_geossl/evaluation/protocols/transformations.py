@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.encoders import unit_images
 from hf_geossl.evaluation.features import Transform, thumbnailed, thumbnails
 from hf_geossl.views.transformation_path import TransformationParameters, TransformationPath
@@ -69,11 +68,6 @@ class SampledTransform:
 
         def apply(batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             images = unit_images(batch["image"].to(device))
-            if self.transformation == "color" and images.shape[1] != 3:
-                raise ValueError(
-                    f"color changes red, green and blue, and these images have {counted(images.shape[1], 'channel')}: leave "
-                    "it out, by --set equivariance.transformations=[rotation,translation,blur]"
-                )
             path = TransformationPath(self.transformation, 0, padding_mode=self.padding, path_blur_sigma=BLUR)
             chunks, rows = batch["index"] // CHUNK, batch["index"] % CHUNK
             uniform = torch.empty(len(rows), 4)

@@ -37,7 +37,7 @@ class FakeArms:
             "settings": runs.settings_digest(name, seed, preset),
             "training": {"prediction_diversity": [1.0, 1.0], "images_per_second": 10.0},
             "tasks": {
-                "knn": {"accuracy": value, "details": {"floors": {"accuracy": {"RGB thumbnail": 0.3}}}},
+                "knn": {"accuracy": value, "details": {"floors": {"accuracy": {"thumbnail": 0.3}}}},
                 "segmentation": {"mean_iou": value},
                 "equivariance": {**r2, "details": beaten},
             },

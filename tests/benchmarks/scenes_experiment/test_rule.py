@@ -40,7 +40,7 @@ RIDGE = CONTROL.format("ridge")
 def _result(
     knn: float, iou: float, rotation_r2: float, diversity: list[float] | None, beaten: bool = True, **tasks: Any
 ) -> dict[str, Any]:
-    floors = {"accuracy": {"RGB thumbnail": 0.37}}
+    floors = {"accuracy": {"thumbnail": 0.37}}
     return {
         "arm": "some",
         "training": {} if diversity is None else {"prediction_diversity": diversity},

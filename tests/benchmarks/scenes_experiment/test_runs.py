@@ -45,7 +45,7 @@ def test_an_arm_goes_on_from_its_weights_and_comes_to_the_same_line(
     images = RenderedScenes(render_scenes(tmp_path / "scenes", "scene", 40, preset.train_images))
     line = runs.run_arm("loca_cluster", 0, preset, images, tmp_path)
     assert 0 <= line["tasks"]["knn"]["accuracy"] <= 1
-    assert "RGB thumbnail" in line["tasks"]["knn"]["details"]["floors"]["accuracy"]
+    assert "thumbnail" in line["tasks"]["knn"]["details"]["floors"]["accuracy"]
     assert len(line["training"]["prediction_diversity"]) == 2
     assert len(line["training"]["loss"]) == 2
     monkeypatch.setattr(runs, "pretrain", None)

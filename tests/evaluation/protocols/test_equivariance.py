@@ -21,6 +21,7 @@ from hf_geossl.evaluation.protocols.equivariance import (
     r2_by_angle,
 )
 from hf_geossl.evaluation.samples import Samples
+from tests.helpers.demo_models import BANDS
 from tests.helpers.supervised import (
     RenderedData,
     measure_quietly,
@@ -181,12 +182,20 @@ def test_padding_gives_translation_away_and_borderless_images_do_not(tmp_path: P
     for name in ("translation_r2_ridge", "translation_r2_ridge_reflection"):
         assert result.metrics[name] < 0.2
     assert result.details["floors"]["translation_r2_ridge_zeros"]["transformed image alone"] > 0.75
-    assert result.details["floors"]["translation_r2_ridge"]["RGB thumbnail"] < 0.2
+    assert result.details["floors"]["translation_r2_ridge"]["thumbnail"] < 0.2
     assert list(tmp_path.iterdir())
     again = measure_equivariance(encoder, data, options, settings)
     plain = measure_equivariance(encoder, data, replace(options, cache_dir=None, batch_size=48), settings)
     assert again.metrics == result.metrics
     assert plain.metrics == pytest.approx(result.metrics, abs=2e-3)
+
+
+def test_colours_of_bands_are_refused_before_anything_is_read() -> None:
+    data = EvaluationData(image_format=BANDS)
+    with pytest.raises(
+        ValueError, match=r"images are 5 channels: .*: leave it out, by .*=\[rotation,translation,blur\]"
+    ):
+        measure_equivariance(load_encoder(small_model()), data, QUIET, EquivarianceSettings())
 
 
 def test_settings_out_of_range_are_told() -> None:

@@ -86,7 +86,7 @@ def test_quarter_turns_show_gravity_from_the_side_and_nothing_from_above(measure
     assert result.metrics["accuracy"] > floors["accuracy"]["random weights"] + 0.05
     assert floors["accuracy"]["random weights"] > 0.35  # the horizon is seen without any training
     assert 0.18 < result.metrics["accuracy_topdown"] < 0.36
-    assert 0.18 < floors["accuracy_topdown"]["RGB thumbnail"] < 0.34
+    assert 0.18 < floors["accuracy_topdown"]["thumbnail"] < 0.34
 
 
 def test_quarter_turns_are_measured_in_the_mode_of_the_data() -> None:
@@ -96,12 +96,12 @@ def test_quarter_turns_are_measured_in_the_mode_of_the_data() -> None:
         mode: linear.measure_rotation(encoder, EvaluationData(size=32, limit=24, config_name=mode), options, settings)
         for mode in (None, "scene", "object", "topdown")
     }
-    floors = {mode: result.details["floors"]["accuracy"]["RGB thumbnail"] for mode, result in results.items()}
+    floors = {mode: result.details["floors"]["accuracy"]["thumbnail"] for mode, result in results.items()}
     assert set(results["topdown"].metrics) == {"accuracy"}
     for mode in (None, "scene", "object"):
         # another part of the same result: what is measured from above beside the data's own mode
         assert results[mode].metrics["accuracy_topdown"] == results["topdown"].metrics["accuracy"]
-        assert results[mode].details["floors"]["accuracy_topdown"]["RGB thumbnail"] == floors["topdown"]
+        assert results[mode].details["floors"]["accuracy_topdown"]["thumbnail"] == floors["topdown"]
     assert floors[None] == floors["scene"]
     assert len({floors[mode] for mode in ("scene", "object", "topdown")}) == 3
 
