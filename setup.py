@@ -15,10 +15,9 @@ EVAL = [
     "scipy>=1.13",
 ]
 IMAGES = ["imagecodecs>=2024.6.1", "pydicom>=3.0", "tifffile>=2024.7.2"]  # TIFF of any layout, 16 bits, DICOM
+NOTEBOOKS = [*EVAL, *IMAGES, "ipykernel>=6.29", "ipywidgets>=8.1", "scikit-image>=0.22"]  # those of examples/
 TEST = [
-    *EVAL,
-    *IMAGES,
-    "ipykernel>=6.29",  # the notebooks of examples/
+    *NOTEBOOKS,
     "lightly>=1.6",
     "onnx>=1.19",
     "onnxruntime>=1.23",
@@ -28,7 +27,6 @@ TEST = [
     "pycocotools>=2.0.11",  # what the metrics are compared with, and torchmetrics
     "pytest>=8",
     "pytest-xdist>=3.6",
-    "scikit-image>=0.22",
     "timm>=1.0",
     "torchdata>=0.11",
     "torchmetrics>=1.9",
@@ -83,6 +81,7 @@ setup(
         "eval": EVAL,
         "docs": DOCS,
         "images": IMAGES,
+        "notebooks": NOTEBOOKS,
         "space": SPACE,
         "demo-test": [*SPACE, "playwright>=1.50"],
         "timm": ["timm>=1.0"],

@@ -53,7 +53,7 @@ CLEARER = {
     "save_steps": "Steps between two checkpoints; below 1 a share of the run.",
     "save_total_limit": "How many checkpoints are left on the disk.",
     "eval_strategy": "steps to measure on eval_dataset every eval_steps, or no.",
-    "report_to": "Trackers: tensorboard, trackio, wandb; several with commas between.",
+    "report_to": "Trackers: tensorboard, trackio, wandb, mlflow; several with commas between.",
     "push_to_hub": "Publish the model when it is saved.",
     "hub_model_id": "The repository, user/name.",
 }

@@ -19,6 +19,7 @@ def test_there_are_five() -> None:
 def test_it_runs_and_shows_pictures(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # outputs are the reader's
+    assert '`pip install -e ".[notebooks]"`' in notebook.cells[0].source
     assert "STEPS = 300" in notebook.cells[1].source
     notebook.cells[1].source = notebook.cells[1].source.replace("STEPS = 300", "STEPS = 2")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -1,4 +1,4 @@
-"""Sends the pictures of a run to the trackers that show pictures: TensorBoard, trackio and wandb."""
+"""Sends the pictures of a run to the trackers that show pictures: TensorBoard, trackio, wandb and MLflow."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,11 +38,19 @@ def _send_to_wandb(callback: Any, pictures: Pictures, step: int) -> None:
     wandb.log({**images, "train/global_step": step})
 
 
+def _send_to_mlflow(callback: Any, pictures: Pictures, step: int) -> None:
+    import mlflow
+
+    for file in pictures.values():
+        mlflow.log_artifact(str(file))
+
+
 # transformers' callback -> what sends pictures where it sends numbers
 SENDERS: dict[str, Callable[[Any, Pictures, int], None]] = {
     "TensorBoardCallback": _send_to_tensorboard,
     "TrackioCallback": _send_to_trackio,
     "WandbCallback": _send_to_wandb,
+    "MLflowCallback": _send_to_mlflow,
 }
 
 

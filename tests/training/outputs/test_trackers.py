@@ -30,6 +30,10 @@ class WandbCallback(TrainerCallback):
     """Its module is replaced in the test."""
 
 
+class MLflowCallback(TrainerCallback):
+    """Its module is replaced in the test."""
+
+
 class TrackioCallback(TrainerCallback):
     """Its module is replaced in the test."""
 
@@ -40,12 +44,14 @@ def test_learning_curve_and_features_are_sent(
     logged: list[dict[str, Any]] = []
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=Path, log=logged.append))
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=None, log=None))
+    artifacts: list[str] = []
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(log_artifact=artifacts.append))
     board = TensorBoardCallback()
     with caplog.at_level(logging.WARNING):
         make_trainer(
             tmp_path,
             images,
-            [board, WandbCallback(), TrackioCallback()],
+            [board, WandbCallback(), MLflowCallback(), TrackioCallback()],
             max_steps=2,
             probe_every_steps=2,
             picture=True,
@@ -63,4 +69,5 @@ def test_learning_curve_and_features_are_sent(
             "train/global_step": 2,
         }
     ]
+    assert sorted(artifacts) == [str(tmp_path / name) for name in ("features.png", "learning_curve.png", "turns.png")]
     assert "pictures for TrackioCallback could not be made (TypeError" in caplog.text
