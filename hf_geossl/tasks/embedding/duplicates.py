@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_geossl.data.contact_sheet import draw_rows
 from hf_geossl.data.wording import counted
-from hf_geossl.tasks.embedding.agreement import LEAST_AGREEMENT, LEAST_CONTENT, SIDE, agreement, content, spectra
+from hf_geossl.tasks.embedding.agreement import LEAST_PLACES, compared_pixels, differences, prominent_places
 from hf_geossl.tasks.embedding.embed import Embedding
 from hf_geossl.tasks.embedding.features import THUMBNAIL
 from hf_geossl.tasks.embedding.neighbours import compared_column
@@ -40,7 +40,7 @@ def find_duplicates(embedding: Embedding) -> pd.DataFrame:
     Returns:
         `pandas.DataFrame`: A row for each copy, in the order of the table: `group` from 1, `key`, `copy_of` (the image before
         it that it is most like), the corners of both where images were cut into tiles, `difference` of their pixels (0 of
-        equal ones, 1 of unrelated ones; see `agreement`), and `similarity`, the cosine of their features. `attrs["plain"]`
+        equal ones, at most 0.4; see `agreement.differences`), and `similarity`, the cosine of their features. `attrs["plain"]`
         is how many images without content look like another image.
     """
     thumbnails = [block[THUMBNAIL] for block in read_blocks(embedding.files, [THUMBNAIL])]
@@ -100,11 +100,13 @@ class _SmallImages:
         for number, place in places.items():
             numbers.setdefault(place, []).append(number)
         self._pixels: dict[int, torch.Tensor] = {}
+        self._sides: dict[int, float] = {}
         self._digests: dict[int, bytes] = {}
         for place, picture in pictures_of(embedding.images, embedding.inputs, numbers):
-            small = torch.from_numpy(np.array(picture.resize((SIDE, SIDE), Image.Resampling.BOX)))  # (24, 24, 3)
+            small, side = torch.from_numpy(compared_pixels(picture)), float(min(picture.size))
             self._pixels |= dict.fromkeys(numbers[place], small)
-            if content(spectra(small[None])) < LEAST_CONTENT:
+            self._sides |= dict.fromkeys(numbers[place], side)
+            if prominent_places(small[None], torch.tensor([side])) < LEAST_PLACES:
                 described = f"{picture.size}".encode() + picture.tobytes()
                 self._digests |= dict.fromkeys(numbers[place], hashlib.sha256(described).digest())
 
@@ -125,12 +127,11 @@ class _SmallImages:
                 shown.append((first, second))
         for start in range(0, len(shown), _PAIRS_AT_ONCE):
             some = shown[start : start + _PAIRS_AT_ONCE]
-            one, other = (
-                spectra(torch.stack([self._pixels[number] for number in side])) for side in zip(*some, strict=True)
-            )
-            for (first, second), agreed in zip(some, agreement(one, other).tolist(), strict=True):
-                if agreed >= LEAST_AGREEMENT:
-                    same.append((first, second, max(0.0, 1 - agreed)))
+            one, other = (torch.stack([self._pixels[number] for number in side]) for side in zip(*some, strict=True))
+            sides = torch.tensor([min(self._sides[first], self._sides[second]) for first, second in some])
+            for (first, second), difference in zip(some, differences(one, other, sides).tolist(), strict=True):
+                if difference < np.inf:
+                    same.append((first, second, difference))
         return same
 
 

@@ -13,7 +13,7 @@ import torch
 from hf_geossl.evaluation.features import THUMBNAIL_SIDE
 
 _ROWS = 4096  # of a block
-_PARTNERS = 8  # of a row in each block that are looked at: among thousands of equal images not every pair counts
+_PARTNERS = 32  # of a row in each block that are looked at: among thousands of dark images a copy is not the nearest
 NOISE = 9.0  # squared levels of 255: what compression and rounding change in images without structure
 
 
@@ -92,7 +92,7 @@ def similar_pairs(thumbnails: np.ndarray, limit: float, device: torch.device) ->
         device (`torch.device`): Where products are computed.
 
     Returns:
-        `numpy.ndarray` of shape `(pairs, 2)`: Numbers of rows, the smaller first, in order; of more than 8 partners of a row
+        `numpy.ndarray` of shape `(pairs, 2)`: Numbers of rows, the smaller first, in order; of more than 32 partners of a row
         in a block of 4096 the nearest.
     """
     found = [np.empty((0, 2), np.int64)]

@@ -68,7 +68,7 @@ def test_images_without_content_are_copies_only_of_equal_pixels(tmp_path):
     data.mkdir()
     draw = np.random.default_rng(0)
     for number in range(6):
-        pixels = np.full((64, 64, 3), 235) + draw.integers(-2, 3, (64, 64, 1))
+        pixels = np.full((64, 64, 3), 235) + draw.integers(-1, 2, (64, 64, 1))
         Image.fromarray(pixels.astype(np.uint8)).save(data / f"{number}.png")
         Image.new("RGB", (64, 64), (250, 250, 250 - number // 3)).save(data / f"blank_{number}.png")
     made = embed(model, data, tmp_path / "out.parquet", EmbeddingArguments(num_workers=0))
