@@ -30,8 +30,9 @@ IMAGES, STEPS, SAVED = 6, 5, 2  # images of a step; steps of a run; step of the 
 SHARED = ("kept_query_tokens", "visible_reference_tokens")
 RUNS: dict[str, ModuleType] = {"gtsa": gtsa_run, "loca": loca_run}
 RUNS |= dict.fromkeys(("ibot", "dinov2", "vicreg"), equicoherent_run)
-# one process in two micro-batches is the same where no statistic is taken of the micro-batches' images together
-IN_MICRO_BATCHES = ("gtsa", "ibot")
+# whose checkpoints the other layouts go on from, one mechanism each: views of many sizes with shared draws of tokens;
+# prototypes that have no optimizer state yet and a centre; statistics of batch norm. What is saved is compared for all.
+RESUMED = ("loca", "ibot", "vicreg")
 # adapters in the last layer, which start late, and an anchor
 ADAPTED = {
     "lora_rank": 2,
@@ -222,8 +223,8 @@ def main(folder: Path, layout: str) -> None:
             continue
         pretraining_equicoherent.koleo_loss = halves if method == "dinov2" else koleo_loss
         train(f"one_{method}", method, folder)
-        if method in IN_MICRO_BATCHES:
-            train(f"micro_{method}", method, folder, **micro)
+        if method == "ibot":  # the same, where no statistic is taken of the micro-batches' images together
+            train("micro_ibot", method, folder, **micro)
     adapted, accumulated = f"{'micro' if layout == 'alone' else layout}_adapted", micro if layout == "alone" else {}
     accumulated |= {"gradient_checkpointing": layout == "fsdp"}  # which changes nothing
     train(adapted, "ibot", folder, **ADAPTED, **accumulated)
@@ -242,18 +243,16 @@ def main(folder: Path, layout: str) -> None:
     if layout == "alone":
         for other in ("ddp", "fsdp"):
             wait_for(other)
-            for method in IN_MICRO_BATCHES:
-                train(f"micro_from_{other}_{method}", method, folder, checkpoint(f"{other}_{method}"), **micro)
+            train(f"micro_from_{other}_ibot", "ibot", folder, checkpoint(f"{other}_ibot"), **micro)
             messages[f"one from {other}"] = refusal("gtsa", folder, checkpoint(f"{other}_gtsa"))
     else:
         train(f"{layout}_half", "gtsa", folder, bf16=True)
         wait_for("alone")
-        for method in IN_MICRO_BATCHES:
-            train(f"{layout}_from_micro_{method}", method, folder, checkpoint(f"micro_{method}"))
+        train(f"{layout}_from_micro_ibot", "ibot", folder, checkpoint("micro_ibot"))
         messages[f"{layout} from one"] = refusal("gtsa", folder, checkpoint("one_gtsa"))
         other = "fsdp" if layout == "ddp" else "ddp"
         wait_for(other)
-        for method in RUNS:
+        for method in RESUMED:
             train(f"{layout}_from_{other}_{method}", method, folder, checkpoint(f"{other}_{method}"))
             if layout == "fsdp":
                 train(f"fsdp_bits_{method}", method, folder, checkpoint(f"fsdp_{method}"))
