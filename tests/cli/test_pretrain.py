@@ -24,9 +24,17 @@ from hf_geossl.cli.pretrain_arguments import parse_pretrain
 from hf_geossl.cli.pretrain_model import make_config
 from hf_geossl.cli.usage import UsageError
 from hf_geossl.modeling.image_format import ImageFormat
+from tests.helpers import forked
 from tests.helpers.photographs import pieces, write_folder
 from tests.helpers.small_recipes import SMALL, SMALL_EQUICOHERENT, SMALL_LOCA, error_line
 
+COMMAND = """
+import os, sys
+from hf_geossl.cli.main import main
+
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+main(sys.argv[1:])
+"""
 OPEN_ELSEWHERE = """
 import sys
 sys.modules["hf_geossl"] = None  # not importable
@@ -430,16 +438,16 @@ def test_trackers_know_a_run_by_its_folder_unless_it_has_a_name() -> None:
 
 
 def test_lines_of_a_redirected_run_arrive_while_it_trains(tmp_path: Path, recipe: Path) -> None:
-    command = [sys.executable, "-m", "hf_geossl.cli", "pretrain", str(recipe), "--max_steps", "100000"]
-    command += ["--dataset", "scenes", "--dataset_config", "scene-48", "--picture", "false", "--logging_steps", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
+    words = ["pretrain", str(recipe), "--max_steps", "100000", "--dataset", "scenes", "--dataset_config", "scene-48"]
+    os.mkfifo(tmp_path / "pipe")
+    process = forked.start(COMMAND, *words, "--picture", "false", "--logging_steps", "1", output=tmp_path / "pipe")
     try:
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert process.poll() is None  # 100,000 steps are not done
+        with (tmp_path / "pipe").open() as pipe:
+            lines = [line for line, _ in zip(pipe, range(3), strict=False)]
+            assert process.is_alive()  # 100,000 steps are not done
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert lines[0].startswith(f"{tmp_path / 'run'}: ")
     assert [line.split(":")[0] for line in lines[1:]] == ["step 1", "step 2"]
 

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from hf_geossl.evaluation.protocol import EvaluationProtocol, TaskResult, load_p
 from hf_geossl.evaluation.registry import TASKS, Task
 from hf_geossl.hub.model_folder import model_files
 from hf_geossl.hub.results import eval_results, load_results, model_index, read_results
-from tests.helpers.golden import ROOT
+from tests.helpers import forked
 
 FAKES = "hf_geossl.evaluation.protocols.fakes"
 TOKEN = "hf_" + "aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY"
@@ -340,25 +339,21 @@ sys.exit(main(["evaluate", sys.argv[1], "--tasks", "quick,slow", "--limit", "4"]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-def test_an_interrupt_loses_nothing_finished(folder: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_an_interrupt_loses_nothing_finished(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    process = forked.start(INTERRUPTED, str(folder), output=tmp_path / "pipe")
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "measuring\n"
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
+        with (tmp_path / "pipe").open() as pipe:
+            assert "measuring\n" in iter(pipe.readline, "")
+            start = time.monotonic()
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+            told = pipe.read()
+        process.join(30)
     finally:
         process.kill()
     assert time.monotonic() - start < 20
-    assert process.returncode == 130
+    assert process.exitcode == 130
     assert "interrupted" in told
     assert "Traceback" not in told
     kept = strict(folder / "results.json")

@@ -1,7 +1,6 @@
 """A run that is killed and resumed beside one that is not; and the program that is killed."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
+from tests.helpers.forked import FORKSERVER
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
@@ -41,9 +41,7 @@ def _train_and_die(make_trainer: Callable[..., Any], settings: dict[str, Any]) -
 
 def _forked(make_trainer: Callable[..., Any], settings: dict[str, Any]) -> int | None:
     """Trains in a process forked from one that has imported all, which takes seconds; gives its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.helpers.chaos_run"])
-    process = context.Process(target=_train_and_die, args=(make_trainer, settings))
+    process = FORKSERVER.Process(target=_train_and_die, args=(make_trainer, settings))
     process.start()
     process.join(240)
     return process.exitcode

@@ -1,11 +1,9 @@
 """kill -9 ten times in a row, of one process or of all: the weights and images of the run that nobody disturbed."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +15,12 @@ import torch
 
 from hf_geossl.training.checkpoints.files import list_checkpoints, newest_whole_checkpoint
 from tests.helpers import chaos_run
+from tests.helpers.forked import FORKSERVER, free_port
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
 pytestmark = pytest.mark.slow
 
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["tests.helpers.chaos_run"])  # a start costs a fork instead of seconds of imports
 SAVE = 3
 
 
@@ -37,12 +34,6 @@ def _settings(folder: Path, data: str, **more: Any) -> dict[str, Any]:
     return {"output_dir": str(folder), "data": data, "dataloader_num_workers": 0, **defaults, **more}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _launch(
     settings: dict[str, Any],
     world_size: int = 1,
@@ -51,7 +42,7 @@ def _launch(
     step: int = -1,
 ) -> list[int | None]:
     """Runs all processes until they end; where one is killed the others follow, as a launcher sees to."""
-    port = _free_port()
+    port = free_port()
     tasks = [(settings, rank, world_size, port, point if rank in victims else None, step) for rank in range(world_size)]
     started = [_start(task) for task in tasks]
     deadline = time.monotonic() + 120
@@ -71,7 +62,7 @@ def _launch(
 def _start(task: tuple[Any, ...]) -> tuple[Any, int]:
     """
     A process as a function that gives its exit code, and its id: forked from one that has imported all; anew where it has
-    workers, for in forks of forks of a fork server the queues of a loader were seen to wake up after 5 seconds only.
+    workers.
     """
     if task[0]["dataloader_num_workers"] == 0:
         forked = FORKSERVER.Process(target=chaos_run.run, args=task)

@@ -5,7 +5,6 @@ checkpoints. Real processes on loopback, which `accelerate launch` starts with t
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 import hf_geossl
 from tests.helpers.distributed_run import RESUMED, RUNS, SAVED, STEPS
+from tests.helpers.forked import free_port
 from tests.helpers.golden import ROOT
 from tests.helpers.photographs import write_folder
 
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.slow
 
 CONFIGURATIONS = Path(hf_geossl.__file__).parent / "training" / "accelerate"
 TOLERANCE = 1e-5
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = {"alone": [sys.executable, script]}
     for layout, file in (("ddp", "ddp.yaml"), ("fsdp", "fsdp2.yaml")):
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGURATIONS / file)]
-        commands[layout] = [*launch, "--num_processes", "2", "--main_process_port", str(_free_port()), script]
+        commands[layout] = [*launch, "--num_processes", "2", "--main_process_port", str(free_port()), script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes, logs = {}, {layout: folder / f"{layout}.log" for layout in commands}
     for layout, command in commands.items():

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from hf_geossl.training.checkpoints.files import (
     newest_whole_checkpoint,
     why_not_whole,
 )
+from tests.helpers import forked
 from tests.helpers.exact_resume import different_weights
-from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer, small_arguments, small_config, small_views
 
 pytestmark = pytest.mark.slow
@@ -166,9 +164,7 @@ def test_a_limit_on_the_size_of_files_is_a_lack_of_space(images: Any, tmp_path: 
 TWO = """
 import errno, json, sys
 from pathlib import Path
-import torch
 from tests.helpers.gtsa_run import make_trainer
-torch.set_num_threads(1)
 folder, data = sys.argv[1:]
 trainer = make_trainer(folder, data, max_steps=6, save_steps=2, logging_steps=2)
 rank = trainer.args.process_index
@@ -189,15 +185,7 @@ def test_a_full_disk_of_one_process_gives_up_the_save_of_both(tmp_path: Path) ->
     from tests.helpers.photographs import write_folder
 
     data = write_folder(tmp_path / "images", 48)
-    (tmp_path / "script.py").write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    paths = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-    process = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path / "run"), str(data)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
+    forked.run(TWO, str(tmp_path / "run"), str(data), output=tmp_path / "output.txt", world_size=2)
     assert [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(2)] == [[1, 6], [1, 6]]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2", "checkpoint-6"]
 

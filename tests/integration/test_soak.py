@@ -20,6 +20,7 @@ from PIL import Image
 
 from hf_geossl import load_stream
 from hf_geossl.data.broken import BrokenImages
+from tests.helpers import forked
 from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer
 from tests.helpers.hub_server import HubServer
@@ -266,11 +267,9 @@ def test_a_run_on_a_failing_hub_sees_the_same_samples(tmp_path: Path) -> None:
 
 GROWTH = """
 import ctypes, gc, json, sys
-import torch
 from tests.helpers.gtsa_run import make_trainer
 from transformers import TrainerCallback
 
-torch.set_num_threads(1)
 sizes = {}
 
 
@@ -299,13 +298,8 @@ print("SIZES" + json.dumps(sizes))
 def test_memory_does_not_grow_over_500_steps(tmp_path: Path) -> None:
     for index, content in enumerate(pieces(60, side=48)):
         (tmp_path / f"{index:02d}.jpg").write_bytes(content)
-    child = subprocess.run(
-        [sys.executable, "-c", GROWTH, str(tmp_path / "run"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert "SIZES" in child.stdout, child.stderr[-3000:]
-    sizes = json.loads(child.stdout.split("SIZES")[1].splitlines()[0])
+    output = forked.run(GROWTH, str(tmp_path / "run"), str(tmp_path), output=tmp_path / "output.txt")
+    sizes = json.loads(output.split("SIZES")[1].splitlines()[0])
     print(sizes)
     assert sizes["700"] < 1.005 * sizes["200"]  # 10 kB a step; 1.0007 over twice as many
     assert sizes["450"] < 1.005 * sizes["200"]

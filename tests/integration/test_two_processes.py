@@ -1,15 +1,12 @@
 """Two real processes on loopback: disjoint images, equal teachers, losses meant over both, and an exact resume."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.golden import ROOT
+from tests.helpers import forked
 from tests.helpers.photographs import write_folder
 
 pytestmark = pytest.mark.slow
@@ -17,7 +14,6 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import importlib, json, os, signal, sys
 import torch
-torch.set_num_threads(1)
 
 
 def run(method, stop_at, resume, report, **settings):
@@ -92,18 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs += [settings, {**settings, **resumed}]
     stopped = {"output_dir": str(folder / "stopped"), "report": str(folder / "gtsa_stopped"), "stop_at": 2}
     runs.append({**runs[0], **stopped})
-    (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [*command, str(folder / "script.py"), json.dumps(runs)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    forked.run(SCRIPT, json.dumps(runs), output=folder / "output.txt", world_size=2)
     return folder
 
 

@@ -4,8 +4,6 @@ The formulas are written out slowly and in float64. Where lightly's definition i
 """
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from hf_geossl.modeling import objectives as hosts
 from hf_geossl.modeling.modeling_equicoherent import indices_of
 from hf_geossl.modeling.objectives import sinkhorn
+from tests.helpers import forked
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
 VIEWS, GLOBALS, BATCH, PROTOTYPES = 5, 2, 6, 11
@@ -314,9 +313,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from hf_geossl.modeling import objectives as hosts
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo")
+rank, folder = torch.distributed.get_rank(), sys.argv[1]
 given = load_file(f"{folder}/given.safetensors")
 images = slice(4 * rank, 4 * rank + 4)
 first, second, masks, teacher = (given[name][images] for name in ("first", "second", "masks", "teacher"))
@@ -353,12 +351,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     given |= {"patches": _normal(8, 9, 5, seed=4), "teacher_patches": _normal(8, 9, 7, seed=5).softmax(-1)}
     given["logits"] = _normal(13, 7, seed=6).clamp(-1, 1)
     save_file(given, tmp_path / "given.safetensors")
-    processes = [subprocess.Popen([sys.executable, "-c", _TWO_PROCESSES, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    forked.run(_TWO_PROCESSES, str(tmp_path), output=tmp_path / "output.txt", world_size=2)
     found = [load_file(tmp_path / f"found_{rank}.safetensors") for rank in (0, 1)]
 
     first, second, masks, teacher = (given[name] for name in ("first", "second", "masks", "teacher"))

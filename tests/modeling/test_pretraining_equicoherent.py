@@ -1,8 +1,6 @@
 """EquiCoherent's pretraining against its formulas, written out image by image: hosts, split, reconstruction, centers."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers import AutoModel
 from hf_geossl import EquiCoherentForPreTraining, EquiCoherentModel
 from hf_geossl.hub.export import export_model
 from hf_geossl.modeling.teacher_student import ReconstructionDecoder
+from tests.helpers import forked
 from tests.helpers.equicoherent_model import make_batch as _batch
 from tests.helpers.equicoherent_model import make_config as _config
 from tests.helpers.equicoherent_model import make_model as _model
@@ -776,9 +775,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from hf_geossl import EquiCoherentForPreTraining
 
-rank, folder, arms = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo")
+rank, folder, arms = torch.distributed.get_rank(), sys.argv[1], sys.argv[2:]
 for arm in arms:
     model = EquiCoherentForPreTraining.from_pretrained(f"{folder}/{arm}").train()
     batch = load_file(f"{folder}/{arm}.safetensors")
@@ -811,13 +809,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
         models[arm], batches[arm] = model.train(), _batch(model, 4)
         batches[arm]["bool_masked_pos"][2:] = False
         save_file(batches[arm], tmp_path / f"{arm}.safetensors")
-    command = [sys.executable, "-c", _TWO_PROCESSES]
-    processes = [subprocess.Popen([*command, str(rank), str(tmp_path), *arms]) for rank in (0, 1)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    forked.run(_TWO_PROCESSES, str(tmp_path), *arms, output=tmp_path / "output.txt", world_size=2)
     for arm, model in models.items():
         outputs = model(**batches[arm])
         outputs.loss.backward()

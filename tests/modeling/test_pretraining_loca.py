@@ -1,7 +1,5 @@
 """LOCA against numbers of the authors' program (JAX), within the tolerances that separate right from wrong."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from hf_geossl import LOCAForPreTraining
 from hf_geossl.modeling.objectives import sinkhorn
 from hf_geossl.modeling.positions import resample_positions
+from tests.helpers import forked
 from tests.helpers.golden import SHARED
 from tests.helpers.loca_golden import golden_batch, golden_config, golden_model, load_golden, part, to_flax, to_torch
 from tests.helpers.loca_run import small_config
@@ -203,9 +202,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from hf_geossl.modeling.objectives import patch_cluster_losses, sinkhorn
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo")
+rank, folder = torch.distributed.get_rank(), sys.argv[1]
 given = load_file(f"{folder}/given.safetensors")
 weight = given["weight"].requires_grad_()
 logits = given["features"].chunk(2)[rank] @ weight
@@ -237,8 +235,7 @@ def test_sinkhorn_and_mean_entropy_over_two_processes(golden: Golden, tmp_path: 
     assignments = torch.rand(12, 7, generator=generator).softmax(-1)
     given = {"values": golden[0]["sinkhorn/in"], "features": features, "weight": weight, "assignments": assignments}
     save_file(given, tmp_path / "given.safetensors")
-    processes = [subprocess.Popen([sys.executable, "-c", _TWO_PROCESSES, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    forked.run(_TWO_PROCESSES, str(tmp_path), output=tmp_path / "output.txt", world_size=2)
     found = [load_file(tmp_path / f"found_{rank}.safetensors") for rank in (0, 1)]
 
     expected = golden[0]["sinkhorn/out_two_replicas"]

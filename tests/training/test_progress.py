@@ -1,8 +1,6 @@
 import itertools
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import pytest
 from transformers import TrainerCallback
 
 from hf_geossl.training.progress import ImagesProgressCallback
-from tests.helpers.golden import ROOT
+from tests.helpers import forked
 from tests.helpers.gtsa_run import make_trainer, small_arguments
 
 
@@ -47,15 +45,14 @@ def test_a_clock_that_is_set_in_between_changes_no_speed(
 
 # ---- What a terminal and a pipe show ----
 
+WITHOUT_STDERR = "import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2)"
 CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-import torch
 from transformers import TrainerCallback
 from tests.helpers.gtsa_run import make_trainer
 
-torch.set_num_threads(1)
 folder, bar, wait = Path(sys.argv[1]), sys.argv[2] == "bar", sys.argv[3] == "wait"
 generator = np.random.default_rng(0)
 images = [{"image": generator.integers(0, 256, (48, 40, 3), dtype=np.uint8)} for _ in range(24)]
@@ -80,23 +77,18 @@ print("trained" if not wait or (folder / "seen").exists() else "nobody has seen 
 """
 
 
-def _start(folder: Path, *words: str, stderr: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONUNBUFFERED", None)
-    command = [sys.executable, "-c", CHILD, str(folder), *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT)
-
-
 def test_a_pipe_gets_each_line_when_it_is_written(tmp_path: Path) -> None:
     """The run waits in its third step until the line of its second has been read."""
-    process = _start(tmp_path, "no bar", "wait", stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
+    os.mkfifo(tmp_path / "pipe")
+    process = forked.start(f"{WITHOUT_STDERR}\n{CHILD}", str(tmp_path), "no bar", "wait", output=tmp_path / "pipe")
     lines = []
-    for line in process.stdout:
-        lines.append(line.decode().rstrip())
-        if lines[-1].startswith("step 2: loss "):
-            (tmp_path / "seen").touch()
-    assert process.wait(60) == 0
+    with (tmp_path / "pipe").open() as pipe:
+        for line in pipe:
+            lines.append(line.rstrip())
+            if lines[-1].startswith("step 2: loss "):
+                (tmp_path / "seen").touch()
+    process.join(60)
+    assert process.exitcode == 0
     assert lines[-1] == "trained"
     starts = [line.split(",")[0].rsplit(" ", 1)[0] for line in lines[:3]]
     assert starts == ["step 1: loss", "step 2: loss", "step 3: loss"]
@@ -126,9 +118,7 @@ def _screen(output: str) -> list[str]:
 
 def test_messages_do_not_tear_the_bar(tmp_path: Path) -> None:
     """Log lines and a warning of a step that is left out, all in one terminal: each on lines of its own, whole."""
-    process = _start(tmp_path, "bar", "go on", stderr=subprocess.STDOUT)
-    output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 0, output[-2000:]
+    output = forked.run(CHILD, str(tmp_path), "bar", "go on", output=tmp_path / "output.txt")
     assert "pretraining:" in output
     rows = _screen(output)
     assert len([row for row in rows if re.match(r"step [1-5]: (loss|1 step left out)", row)]) == 5, rows

@@ -4,9 +4,6 @@ import itertools
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,8 @@ from transformers import TrainerCallback
 from hf_geossl import GTSATrainer
 from hf_geossl.training.checkpoints.files import newest_whole_checkpoint
 from hf_geossl.training.monitors.nonfinite import NonFiniteLossError
+from tests.helpers import forked
 from tests.helpers.exact_resume import different_weights
-from tests.helpers.golden import ROOT
 from tests.helpers.gtsa_run import make_trainer
 
 
@@ -190,9 +187,7 @@ def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights
 
 TWO = """
 import json, sys
-import torch
 from tests.helpers.gtsa_run import make_trainer
-torch.set_num_threads(1)
 folder, data = sys.argv[1:]
 trainer = make_trainer(folder, data, max_steps=6, logging_steps=1, save_steps=100)
 rank = trainer.args.process_index
@@ -215,19 +210,8 @@ def test_what_one_process_finds_not_finite_all_leave_out(tmp_path: Path) -> None
     from tests.helpers.photographs import write_folder
 
     data = write_folder(tmp_path / "images", 48)
-    (tmp_path / "script.py").write_text(TWO)
     (tmp_path / "run").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-    }
-    process = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path / "run"), str(data)],
-        env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
+    forked.run(TWO, str(tmp_path / "run"), str(data), output=tmp_path / "output.txt", world_size=2)
     first, second = (json.loads((tmp_path / f"run/report_{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first["skipped"] == 2
