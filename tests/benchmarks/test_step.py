@@ -77,7 +77,7 @@ def test_the_plain_step_moves_weights_and_teacher_as_ours(method: str, monkeypat
     assert sum(value.norm() > 1e-4 for value in moved[0].values()) > 0.8 * len(moved[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["gtsa", "loca"])  # loca's line has a comparison of its own
 def test_the_command_prints_one_line_of_what_it_measured(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,7 +80,7 @@ class _FreeAt(TrainerCallback):
             self.ballast.unlink()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.98])
 def test_a_full_disk_costs_the_save_and_nothing_else(
     share: float, images: Any, tmp_path: Path, small_disk: Any, checkpoint_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -32,11 +32,18 @@ def method(request: pytest.FixtureRequest) -> Method:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["Model", "Backbone", "ForImageClassification", "ForSemanticSegmentation"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("gtsa", kind) for kind in ("Model", "Backbone", "ForImageClassification", "ForSemanticSegmentation")),
+        ("loca", "ForImageClassification"),  # without a class token
+        ("equicoherent", "Model"),
+    ],
+)
 def test_a_model_exported_with_a_free_batch_gives_the_same_for_every_batch(
-    method: Method, kind: str, size: tuple[int, int]
+    name: str, kind: str, size: tuple[int, int]
 ) -> None:
-    model = method.model(kind, num_hidden_layers=2, num_labels=3, **OPTIONS)
+    model = METHODS[name].model(kind, num_hidden_layers=2, num_labels=3, **OPTIONS)
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(model, (images(2, 3, *size),), dynamic_shapes={"pixel_values": {0: batch}})
     for batch_size in (1, 2, 7):
@@ -50,13 +57,19 @@ def test_a_model_exported_with_a_free_batch_gives_the_same_for_every_batch(
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("trunk", TRUNKS, ids=["own", "antialias", "rotary"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("name", "size", "trunk"),
+    [
+        *(("gtsa", size, trunk) for size in SIZES for trunk in TRUNKS),
+        ("loca", SIZES[1], {}),  # without a class token
+        ("equicoherent", SIZES[1], {}),
+    ],
+)
 def test_a_model_exported_with_free_sides_gives_the_same_for_every_size(
-    method: Method, size: tuple[int, int], trunk: dict[str, Any]
+    name: str, size: tuple[int, int], trunk: dict[str, Any]
 ) -> None:
     """As transformers' ViT (with `interpolate_pos_encoding`) and DINOv2; the table's own size among the others."""
-    model = method.model("ForSemanticSegmentation", num_hidden_layers=1, num_labels=3, **OPTIONS, **trunk)
+    model = METHODS[name].model("ForSemanticSegmentation", num_hidden_layers=1, num_labels=3, **OPTIONS, **trunk)
     sides = {2: 8 * torch.export.Dim("rows", min=1, max=64), 3: 8 * torch.export.Dim("columns", min=1, max=64)}
     exported = torch.export.export(model, (images(2, 3, *size),), dynamic_shapes={"pixel_values": sides}).module()
     for other in [*SIZES, (16, 88), (72, 32)]:

@@ -33,10 +33,9 @@ def _logged(trainer: LOCATrainer) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_after_kill_continues_bit_for_bit(workers: int, tmp_path: Path) -> None:
+def test_resume_after_kill_continues_bit_for_bit(tmp_path: Path) -> None:
     """With stochastic depth and tokens drawn from the global generator."""
-    undisturbed, resumed = undisturbed_and_resumed(make_trainer, tmp_path, workers)
+    undisturbed, resumed = undisturbed_and_resumed(make_trainer, tmp_path, workers=0)
     assert different_weights(undisturbed.model, resumed.model) == []
     names = ("loss", "location_loss", "cluster_loss", "mean_entropy_loss", "location_accuracy", "grad_norm", "step")
     found, expected = ([tuple(line[name] for name in names) for line in _logged(t)] for t in (resumed, undisturbed))
