@@ -372,34 +372,35 @@ def test_new_models_from_a_configuration(method: Method) -> None:
         assert type(model) is method.kind(kind)
 
 
-ORDERS = """
+# each of these in a process of its own, forked from one that has imported what both need and neither is about
+IMPORTS = """
+import json, os, sys, traceback
+import datasets, numpy, PIL.Image, scipy.optimize, torch, torchvision
+
+assert not {"transformers", "hf_geossl"} & set(sys.modules)
+codes, running = json.loads(sys.argv[1]), {}
+for name, code in codes.items():
+    process = os.fork()
+    if process == 0:
+        sys.argv[1:] = json.loads(sys.argv[2])
+        try:
+            exec(code, {"__name__": "__main__"})
+        except BaseException:
+            print(name, traceback.format_exc(), file=sys.stderr, flush=True)
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    running[name] = process
+print(json.dumps({name: os.waitpid(process, 0)[1] for name, process in running.items()}))
+"""
+OPEN = """
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-order, folders = sys.argv[1], sys.argv[2:]
-if order == "before":
-    import hf_geossl
-    assert "torch" not in sys.modules
-elif order == "after":
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
-    import hf_geossl
-elif order == "between":  # the modules of Auto classes one by one
-    from transformers import AutoConfig
-    import hf_geossl
-    from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
-elif order == "unpickled":
-    import pickle
-    import hf_geossl
-    code = "import hf_geossl, pickle, sys; sys.stdout.buffer.write(pickle.dumps(hf_geossl.GTSAConfig(num_hidden_layers=1)))"
-    import subprocess
-    config = pickle.loads(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
-    from transformers import AutoModel
-    assert type(AutoModel.from_config(config)).__module__ == "hf_geossl.modeling.modeling_gtsa"
-elif order == "threads":  # transformers itself cannot be imported by several threads at once, its Auto classes can
-    import transformers
-    import hf_geossl
-started = threading.Barrier(len(folders) if order == "threads" else 1)
+{first}
+folders = sys.argv[1:]
+started = threading.Barrier({threads})
 
 
 def open_folder(folder):
@@ -417,29 +418,73 @@ def open_folder(folder):
     ]
 
 
-with ThreadPoolExecutor(len(folders) if order == "threads" else 1) as executor:
+with ThreadPoolExecutor({threads}) as executor:
     for found in executor.map(open_folder, folders):
         assert all(name.startswith(("hf_geossl.modeling.", "SegformerImageProcessor")) for name in found), found
 """
+ORDERS = {
+    "before": "import hf_geossl\nassert 'transformers' not in sys.modules",
+    "after": """
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
+import hf_geossl
+""",
+    # the modules of Auto classes one by one
+    "between": """
+from transformers import AutoConfig
+import hf_geossl
+from hf_geossl.modeling.pretraining_loca import LOCAForPreTraining
+""",
+    "unpickled": """
+import os
+import pickle
+import hf_geossl
+read, write = os.pipe()
+if os.fork() == 0:
+    os.write(write, pickle.dumps(hf_geossl.GTSAConfig(num_hidden_layers=1)))
+    os._exit(0)
+os.close(write)
+config = pickle.loads(open(read, "rb").read())
+from transformers import AutoModel
+assert type(AutoModel.from_config(config)).__module__ == "hf_geossl.modeling.modeling_gtsa"
+""",
+    "threads": "import transformers\nimport hf_geossl",  # not transformers itself, which several threads cannot import
+}
+PROCESSOR = """
+import hf_geossl
+from transformers import {first}
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
+found = get_image_processor_class_from_name("GeometricImageProcessor").__module__
+assert found == "hf_geossl.modeling.image_processing_vit", found
+"""
+PROCESSORS = ("SegformerImageProcessor", "ViTImageProcessor", "AutoImageProcessor")
 
 
-@pytest.mark.parametrize("order", ["before", "after", "between", "unpickled", "threads"])
-def test_registration_is_there_in_every_order_of_imports(order: str, all_folders: Path) -> None:
-    """In fresh processes: the package before transformers, after it, in between, in a worker's, and from threads."""
+@pytest.fixture(scope="module")
+def imported(all_folders: Path) -> tuple[dict[str, int], str]:
+    """Exit codes by name, and what was told."""
     folders = [str(all_folders / name / "pretraining") for name in METHODS]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    threads = {order: len(folders) if order == "threads" else 1 for order in ORDERS}
+    codes = {order: OPEN.format(first=first, threads=threads[order]) for order, first in ORDERS.items()}
+    codes |= {first: PROCESSOR.format(first=first) for first in PROCESSORS}
     process = subprocess.run(
-        [sys.executable, "-c", ORDERS, order, *folders], env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", IMPORTS, json.dumps(codes), json.dumps(folders)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1]), process.stderr
 
 
-@pytest.mark.parametrize("first", ["SegformerImageProcessor", "ViTImageProcessor", "AutoImageProcessor"])
-def test_processors_are_registered_whichever_is_imported_first(first: str) -> None:
-    code = (
-        f"import hf_geossl\nfrom transformers import {first}\n"
-        "from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name\n"
-        "print(get_image_processor_class_from_name('GeometricImageProcessor').__module__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["hf_geossl.modeling.image_processing_vit"]
+@pytest.mark.parametrize("order", ORDERS)
+def test_registration_is_there_in_every_order_of_imports(order: str, imported: tuple[dict[str, int], str]) -> None:
+    """In fresh processes: the package before transformers, after it, in between, in a worker's, and from threads."""
+    codes, told = imported
+    assert codes[order] == 0, told[-6000:]
+
+
+@pytest.mark.parametrize("first", PROCESSORS)
+def test_processors_are_registered_whichever_is_imported_first(
+    first: str, imported: tuple[dict[str, int], str]
+) -> None:
+    codes, told = imported
+    assert codes[first] == 0, told[-6000:]
