@@ -121,8 +121,8 @@ def _tiles(model: TaskModel, image: OpenedImage, tiling: Tiling, batch_size: int
             if one is None:
                 yield np.zeros((channels, *size), np.float32)
                 continue
-            resized = F.interpolate(next(raw), size, mode="bilinear", align_corners=False)
-            yield _final(model, resized)[0].cpu().numpy()
+            # under no name, under which it would stay beside the next one
+            yield _final(model, F.interpolate(next(raw), size, mode="bilinear", align_corners=False))[0].cpu().numpy()
 
 
 def _batches(boxes: Sequence[Box], size: int) -> Iterator[Sequence[Box]]:

@@ -118,12 +118,13 @@ def blend(tiling: Tiling, tiles: Iterable[np.ndarray]) -> Iterator[tuple[Box, np
     """
     coming = iter(tiles)
     row_spans, column_spans = tiling.rows.spans(), tiling.columns.spans()
-    waiting: np.ndarray | None = None  # below the part of the row above that is finished: (channels, rows, width)
+    # what the row above adds below its finished part, (channels, rows, width); as it is taken, this row's takes its place
+    waiting: np.ndarray | None = None
+    deepest = max(end - fall_from for _, _, fall_from, end in row_spans)
     for row, top in enumerate(tiling.rows.starts):
         first, rise_to, fall_from, end = row_spans[row]
         vertical = tiling.rows.shares(row)[first - top : end - top]
         right: np.ndarray | None = None  # of the finished part of the tile at the left
-        below: np.ndarray | None = None
         for column, left in enumerate(tiling.columns.starts):
             start, _, finished, stop = column_spans[column]
             values = next(coming)
@@ -135,10 +136,9 @@ def blend(tiling: Tiling, tiles: Iterable[np.ndarray]) -> Iterator[tuple[Box, np
             right = values[:, :, finished - start :].copy()
             values = values[:, :, : finished - start]
             if waiting is not None:
-                values[:, : rise_to - first] += waiting[:, :, start:finished]
+                values[:, : rise_to - first] += waiting[:, : rise_to - first, start:finished]
             if fall_from < end:
-                if below is None:
-                    below = np.empty((values.shape[0], end - fall_from, tiling.columns.length), np.float32)
-                below[:, :, start:finished] = values[:, fall_from - first :]
+                if waiting is None:
+                    waiting = np.zeros((values.shape[0], deepest, tiling.columns.length), np.float32)
+                waiting[:, : end - fall_from, start:finished] = values[:, fall_from - first :]
             yield (first, start, fall_from - first, finished - start), values[:, : fall_from - first]
-        waiting = below

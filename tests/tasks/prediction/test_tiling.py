@@ -1,5 +1,7 @@
 """Tiles cover an image, their shares add up to one, and what is blended of an image's own parts is the image."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,14 @@ def test_the_outer_quarters_of_an_overlap_are_of_one_tile() -> None:
 def test_an_overlap_of_more_than_a_third_is_refused() -> None:
     with pytest.raises(ValueError, match="tile_overlap must be 0 to 20, a third of the tile of 60 pixels, got 21"):
         Axis(100, 60, 21)
+
+
+def test_what_waits_for_the_next_row_is_in_memory_once():
+    tiling = Tiling.of((2048, 4096), (256, 256), 64)
+    tiles = (np.ones((16, 256, 256), np.float32) for _ in tiling.boxes)
+    tracemalloc.start()
+    for _ in blend(tiling, tiles):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * tiling.mixed_values() * 16 * 4  # by which the settings refuse what would not fit
