@@ -190,41 +190,40 @@ class FlaxFile:
             ValueError: If it holds anything but float arrays under names.
         """
         begin, found = self._top[key], dict[str, Any]()
-        unpacker = self._unpacker(begin)
-
-        def walk(path: str) -> None:
-            if len(path) > _MAXIMUM_PATH or len(found) > _MAXIMUM_ENTRIES:
-                raise ValueError(
-                    f"{self.name} has over {_MAXIMUM_ENTRIES} arrays, or paths of over {_MAXIMUM_PATH} characters, in {key}"
-                )
-            if (size := _size(unpacker.read_map_header)) is not None:
-                for _ in range(size):
-                    walk(f"{path}/{self._name(unpacker, path)}")
-            elif (size := _size(unpacker.read_array_header)) is not None:
-                for index in range(size):
-                    walk(f"{path}/{index}")
-            with self._reading(path):
-                if size is None:
-                    value = unpacker.unpack()
-                    if isinstance(value, FlaxArray):
-                        start, *rest = value.pieces[0]
-                        value = FlaxArray(value.shape, ((begin + unpacker.tell() + start, *rest),))
-                    elif not isinstance(value, int):  # the shape of a chunked array has integers
-                        raise ValueError(f"{type(value).__name__}, expected an array")
-                elif f"{path}/{_CHUNKED}" in found:
-                    value = _join_chunks(found, path)
-                else:
-                    return
-                if path in found:
-                    raise ValueError("it is there twice")
-                found[path] = value
-
-        walk(key)
+        self._find_arrays(key, self._unpacker(begin), begin, found)
         for path, value in found.items():
             with self._reading(path):
                 if not isinstance(value, FlaxArray):
                     raise ValueError(f"{type(value).__name__}, expected an array")
         return {path.removeprefix(f"{key}/"): array for path, array in found.items()}
+
+    def _find_arrays(self, path: str, unpacker: msgpack.Unpacker, begin: int, found: dict[str, Any]) -> None:
+        """Notes what lies at a path of the value that begins there: arrays, and the integers of a chunked array's shape."""
+        if len(path) > _MAXIMUM_PATH or len(found) > _MAXIMUM_ENTRIES:
+            raise ValueError(
+                f"{self.name} has over {_MAXIMUM_ENTRIES} arrays, or paths of over {_MAXIMUM_PATH} characters, in {path.partition('/')[0]}"
+            )
+        if (size := _size(unpacker.read_map_header)) is not None:
+            for _ in range(size):
+                self._find_arrays(f"{path}/{self._name(unpacker, path)}", unpacker, begin, found)
+        elif (size := _size(unpacker.read_array_header)) is not None:
+            for index in range(size):
+                self._find_arrays(f"{path}/{index}", unpacker, begin, found)
+        with self._reading(path):
+            if size is None:
+                value = unpacker.unpack()
+                if isinstance(value, FlaxArray):
+                    start, *rest = value.pieces[0]
+                    value = FlaxArray(value.shape, ((begin + unpacker.tell() + start, *rest),))
+                elif not isinstance(value, int):  # the shape of a chunked array has integers
+                    raise ValueError(f"{type(value).__name__}, expected an array")
+            elif f"{path}/{_CHUNKED}" in found:
+                value = _join_chunks(found, path)
+            else:
+                return
+            if path in found:
+                raise ValueError("it is there twice")
+            found[path] = value
 
     def read(self, array: FlaxArray) -> torch.Tensor:
         """Reads an array.
