@@ -46,8 +46,21 @@ _OF_OTHERS = ("label_smoothing_factor", "neftune_noise_alpha", "use_liger_kernel
 _LEARNING_RATE = TrainingArguments.__dataclass_fields__["learning_rate"].default
 
 
+class RecomputationNames:
+    """Training arguments that call recomputed layers as users do and as transformers does."""
+
+    def name_recomputation(self) -> None:
+        """Gives `gradient_checkpointing` the name that transformers has for it from 5.24 on, which warns of the old one."""
+        for old, new in (
+            ("gradient_checkpointing", "activation_checkpointing"),
+            ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+        ):
+            if getattr(self, new, False) is None:
+                setattr(self, new, getattr(self, old))
+
+
 @dataclass
-class TeacherStudentTrainingArguments(TrainingArguments):
+class TeacherStudentTrainingArguments(RecomputationNames, TrainingArguments):
     """`TrainingArguments` for teacher-student pretraining on streams.
 
     Defaults that differ from transformers': AdamW with weight decay 0.04, warm-up over a tenth of the run and a cosine,
@@ -179,6 +192,7 @@ class TeacherStudentTrainingArguments(TrainingArguments):
         if self.torch_compile is None and not compiles:
             compiles = torch.cuda.is_available() and not self.use_cpu
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        self.name_recomputation()
         super().__post_init__()
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = bool(compiles), backend, mode
         self.block_compilation = BlockCompilation(backend or "inductor", mode) if compiles else None
@@ -268,6 +282,8 @@ class TeacherStudentTrainingArguments(TrainingArguments):
     def recompute_layers(self) -> dict[str, Any]:
         """Turns `gradient_checkpointing` on, for the rest of a run; gives its settings."""
         self.gradient_checkpointing = True
+        if hasattr(self, "activation_checkpointing"):  # else saved arguments would say both yes and no, and mean no
+            self.activation_checkpointing = True
         given = self.gradient_checkpointing_kwargs
         return given if isinstance(given, dict) else {"use_reentrant": False}
 

@@ -15,13 +15,14 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_geossl.data.wording import counted
 from hf_geossl.tasks.finetuning.settings import DEFAULTS, EPOCHS, MIN_STEPS, AdaptationSettings
+from hf_geossl.training.arguments import RecomputationNames
 
 logger = logging.getLogger(__name__)
 OWN_METRIC = "the task's own"  # the best checkpoint's metric where none is named
 
 
 @dataclass
-class FineTuningArguments(AdaptationSettings, TrainingArguments):
+class FineTuningArguments(AdaptationSettings, RecomputationNames, TrainingArguments):
     """`TrainingArguments` for fine-tuning, with the defaults of `settings.DEFAULTS` and the fields of `AdaptationSettings`.
 
     Raises:
@@ -74,6 +75,7 @@ class FineTuningArguments(AdaptationSettings, TrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = OWN_METRIC
         self.dataloader_pin_memory &= torch.accelerator.is_available()  # without one torch warns, and pins nothing
+        self.name_recomputation()
         super().__post_init__()
 
     def for_run(self, images: int, metrics: Mapping[str, bool] = MappingProxyType({"loss": False})) -> Self:

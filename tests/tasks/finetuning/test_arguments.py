@@ -5,6 +5,7 @@ from transformers import TrainingArguments
 
 from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
 from hf_geossl.tasks.finetuning.settings import DEFAULTS
+from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 
 
 def test_a_run_is_as_long_as_was_said_and_otherwise_500_steps_or_5_passes() -> None:
@@ -29,6 +30,17 @@ def test_what_happens_every_epoch_happens_every_so_many_steps() -> None:
         3,
         5,
     )
+
+
+def test_layers_are_computed_twice_without_a_warning_of_the_arguments_name(recwarn: pytest.WarningsRecorder) -> None:
+    for kind in (FineTuningArguments, TeacherStudentTrainingArguments):
+        args = kind("out", use_cpu=True, gradient_checkpointing=True, max_steps=1)
+        assert args.gradient_checkpointing is getattr(args, "activation_checkpointing", True) is True
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
+    again = TeacherStudentTrainingArguments("out", use_cpu=True, max_steps=1)
+    again.recompute_layers()
+    kept = {name: value for name, value in again.to_dict().items() if name.endswith("_checkpointing")}
+    assert TeacherStudentTrainingArguments("out", use_cpu=True, max_steps=1, **kept).gradient_checkpointing
 
 
 def test_defaults_are_those_that_the_command_line_shows() -> None:

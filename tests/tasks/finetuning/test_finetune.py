@@ -84,6 +84,41 @@ def test_a_trunk_of_timm_is_trained_and_measured_again_to_the_last_digit(
     assert "random_weights" in entry["details"]["floors"]["accuracy"]
 
 
+class Killed(BaseException):
+    """As kill -9 it passes by everything that ends a run well."""
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(make: Any) -> None:
+    settings = {"save_steps": 2, "logging_steps": 1}
+    whole = make("segmentation", "whole", **settings)
+    whole.run()
+    killed = make("segmentation", "killed", **settings)
+    step = killed.trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = step(*args, **kwargs)
+        if killed.trainer.state.global_step == 2:  # gradients of the third step are there
+            raise Killed
+        return loss
+
+    killed.trainer.training_step = training_step
+    with pytest.raises(Killed):
+        killed.run()
+    assert [path.name for path in killed.folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    torch.manual_seed(5)
+    resumed = make("segmentation", "killed", **settings)
+    resumed.run(resume_from_checkpoint=True)
+    first, second = (load_file(one.folder / "model.safetensors") for one in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    logs = [[entry["loss"] for entry in one.trainer.state.log_history if "loss" in entry] for one in (whole, resumed)]
+    assert len(logs[0]) == 4
+    assert logs[0] == logs[1]
+    results = [
+        json.loads((one.folder / "results.json").read_text())["finetuned_segmentation"] for one in (whole, resumed)
+    ]
+    assert results[0]["mean_iou"] == results[1]["mean_iou"]
+
+
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=["all", "lora"])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(make: Any, settings: dict[str, Any]) -> None:
     whole = make("classification", "whole", save_steps=2, **settings)
