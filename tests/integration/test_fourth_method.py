@@ -50,6 +50,7 @@ from hf_geossl.cli import main
 for command in json.loads(sys.argv[1]):
     print("+", *command, flush=True)
     assert main(command) == 0, command
+print("+ python")
 """
 READER = """
 import sys, torch
@@ -61,18 +62,16 @@ print(type(model).__name__, [*model(torch.zeros(1, 3, 32, 32)).last_hidden_state
 assert not any(name.partition(".")[0] == "hf_geossl" for name in sys.modules)
 """
 PYTHON = """
-import sys, torch
+import torch
 import hf_geossl
 from hf_geossl import BYOLConfig, BYOLForImageClassification, BYOLTrainer, BYOLViews  # public names of its own
 from transformers import AutoModelForPreTraining
 
 assert set("BYOLModel BYOLBackbone BYOLForSemanticSegmentation BYOLForPreTraining".split()) <= set(hf_geossl.__all__)
-model = AutoModelForPreTraining.from_pretrained(sys.argv[1])
+model = AutoModelForPreTraining.from_pretrained("run/checkpoint-4")
 assert type(model).__module__ == "hf_geossl.modeling.pretraining_byol"
 assert any(not torch.equal(a, b) for a, b in zip(model.teacher.byol.parameters(), model.byol.parameters()))
 print("ok")
-from hf_geossl.cli import main
-
 main(["pretrain", "byol.yaml", "--help_all"])
 """
 DEMO = """
@@ -125,7 +124,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(checkout: Path, place: Path, hub: HubServer) -> str:
-    """What pretrain, evaluate and publish print."""
+    """What pretrain, evaluate and publish print, and then the checks in Python."""
     make_images(place / "images")
     (place / "byol.yaml").write_text(RECIPE.format(images=place / "images"))
     commands = [
@@ -134,7 +133,7 @@ def output(checkout: Path, place: Path, hub: HubServer) -> str:
         ["publish", "run", "tester/byol", "--dry_run"],
         ["publish", "run", "tester/byol", "--license", "mit"],
     ]
-    return _run(place, checkout, "-c", COMMANDS, json.dumps(commands), hub=hub)
+    return _run(place, checkout, "-c", COMMANDS + PYTHON, json.dumps(commands), hub=hub)
 
 
 def test_it_breaks_no_rule_of_the_house(checkout: Path) -> None:
@@ -175,8 +174,8 @@ def test_publish_lists_and_sends_it(output: str, hub: HubServer, place: Path) ->
     assert printed == "BYOLModel [1, 17, 32] [1, 32, 4, 4]"
 
 
-def test_public_names_auto_classes_and_help_know_it(output: str, checkout: Path, place: Path) -> None:
-    ok, _, text = _run(place, checkout, "-c", PYTHON, str(place / "run" / "checkpoint-4")).partition("\n")
+def test_public_names_auto_classes_and_help_know_it(output: str) -> None:
+    ok, _, text = output.split("+ python\n")[1].partition("\n")
     assert ok == "ok"
     for name, value in (("projection_size", "16"), ("global_scale", "0.08 1"), ("teacher_momentum", "0.996")):
         assert re.search(rf"--{name} .*\(default: {re.escape(value)}\)", text), name
