@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import PIL
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 from hf_geossl.modeling.geometry import overlap_boxes
 from hf_geossl.views.crops import cut_crops, make_random
 from hf_geossl.views.gtsa import GTSAViews
+from tests.helpers import forked
 from tests.helpers.golden import ROOT
 from tests.helpers.image_settings import IMAGE_SETTINGS
 
@@ -199,7 +198,7 @@ def fingerprint(sample):
     ]
 
 
-def test_image_and_seed_alone_decide(photo):
+def test_image_and_seed_alone_decide(photo, tmp_path):
     views = GTSAViews(**SMALL)
     first = views(photo, 5)
     torch.manual_seed(1)
@@ -212,7 +211,7 @@ def test_image_and_seed_alone_decide(photo):
         "photo = Image.fromarray(skimage.data.astronaut()).resize((320, 240));"
         "print(fingerprint(GTSAViews(global_size=32, local_size=16)(photo, 5)))"
     )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    out = forked.run(program, output=tmp_path / "output.txt")
     assert json.loads(out) == fingerprint(first)
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import torch
 from hf_geossl import LOCAForPreTraining
 from hf_geossl.views.gtsa import GTSAViews
 from hf_geossl.views.loca import LOCAViews
-from tests.helpers.golden import ROOT
+from tests.helpers import forked
 from tests.helpers.image_settings import CHANNELS, IMAGE_SETTINGS
 from tests.helpers.photographs import photographs
 
@@ -137,7 +135,7 @@ FINGERPRINT = (
 )
 
 
-def test_image_and_seed_alone_decide(photo):
+def test_image_and_seed_alone_decide(photo, tmp_path):
     views = LOCAViews(**SMALL)
     first = views(photo, 5)
     torch.manual_seed(1)
@@ -150,7 +148,7 @@ def test_image_and_seed_alone_decide(photo):
         "image = (np.arange(240 * 320 * 3) ** 2 // 1000 % 256).astype(np.uint8).reshape(240, 320, 3)\n"
         f"print(fingerprint(LOCAViews(**{SMALL})(image, 5)))"
     )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    out = forked.run(program, output=tmp_path / "output.txt")
     names: dict = {}
     exec(FINGERPRINT, names)
     image = (np.arange(240 * 320 * 3) ** 2 // 1000 % 256).astype(np.uint8).reshape(240, 320, 3)

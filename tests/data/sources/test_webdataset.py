@@ -4,8 +4,6 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from hf_geossl.data.sources.webdataset import webdataset_rows, webdataset_source
 from hf_geossl.data.streams import ImageStream, load_stream
 from hf_geossl.evaluation.options import EvaluationData
 from hf_geossl.evaluation.truth import Columns
+from tests.helpers import forked
 from tests.helpers.images import ROWS, encoded, first, write_parquet, write_tar, write_tars
 
 
@@ -85,10 +84,8 @@ for path in sys.argv[1:]:
         paths.append(tmp_path / name.replace(".", "_"))
         paths[-1].mkdir()
         os.mkfifo(paths[-1] / name)
-    child = subprocess.run(
-        [sys.executable, "-c", program, *map(str, paths)], capture_output=True, text=True, timeout=60, check=False
-    )
-    image, tar, parquet = child.stdout.splitlines()
+    printed = forked.run(program, *map(str, paths), output=tmp_path / "output.txt", timeout=60)
+    image, tar, parquet = printed.splitlines()
     assert "photo.jpg: the file cannot be read (it is no regular file)" in image
     assert "none of the tars of photos_tar can be read: photos.tar (it is no regular file)" in tar
     assert "photos.parquet in photos_parquet is no readable parquet file" in parquet

@@ -94,15 +94,15 @@ def test_intervals_of_average_precision_are_those_of_metrics_over_drawn_images()
 def test_things_are_detected_sooner_by_who_learned_their_names() -> None:
     """Of one large thing an image, since small ones take longer than a test may."""
     settings: dict[str, Any] = {
-        "steps": 300,
+        "steps": 200,
         "warmup_steps": 8,
         "learning_rate": 1e-3,
         "layer_decay": 0.5,
         "masks": False,
     }
     smaller = {"channels": 32, "head_width": 64, "regions": 16, "proposals": 50}
-    data = SingleThings(size=32, limit=128)
+    data = SingleThings(size=32, limit=96)
     result = measure_quietly("detection", naming_encoder(), data, random_floor=True, **settings, **smaller)
     random = floors_by_metric(list(result.metrics), result.details["floors"])["box_ap"][RANDOM_WEIGHTS]
     assert random < 0.16
-    assert result.metrics["box_ap"] > random + 0.06  # .23, .21 over .12, .10
+    assert result.metrics["box_ap"] > random + 0.06  # .23, .22 over .10
