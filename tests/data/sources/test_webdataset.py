@@ -85,7 +85,7 @@ for path in sys.argv[1:]:
         paths[-1].mkdir()
         os.mkfifo(paths[-1] / name)
     printed = forked.run(program, *map(str, paths), output=tmp_path / "output.txt", timeout=60)
-    image, tar, parquet = printed.splitlines()
+    image, tar, parquet = printed.splitlines()[-3:]  # behind the lines of the log
     assert "photo.jpg: the file cannot be read (it is no regular file)" in image
     assert "none of the tars of photos_tar can be read: photos.tar (it is no regular file)" in tar
     assert "photos.parquet in photos_parquet is no readable parquet file" in parquet
