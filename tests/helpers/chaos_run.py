@@ -5,6 +5,7 @@ Called in a process that was forked (`run(...)`), or as a program: python chaos_
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -96,6 +97,7 @@ def run(settings: dict[str, Any], rank: int, world_size: int, port: int, point: 
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
+    gc.freeze()  # what has been imported is no garbage
     if world_size > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
         os.environ.update({name: str(value) for name, value in {**places, "MASTER_PORT": port}.items()})

@@ -3,6 +3,7 @@ What test_distributed.py runs in processes of its own, `distributed_run.py FOLDE
 masks and dropped tokens, undisturbed and from the checkpoints of the other layouts, which run at the same time.
 """
 
+import gc
 import json
 import os
 import sys
@@ -200,6 +201,7 @@ def halves(features: torch.Tensor) -> torch.Tensor:
 
 
 def main(folder: Path, layout: str) -> None:
+    gc.freeze()  # each of many trainings collects garbage: what has been imported is none
     torch.set_num_threads(1)
     allow_fsdp_on_cpu()
     set_seed(int(os.environ.get("RANK", 0)))

@@ -6,6 +6,7 @@ after 5 seconds only), and whose environment variables are not read while a libr
 """
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -36,6 +37,7 @@ def _run(program: str, words: tuple[str, ...], output: Path, environment: dict[s
         io.BufferedWriter(io.FileIO(1, "w", closefd=False))
     )  # as Python opens what is no terminal
     sys.argv = ["-c", *words]
+    gc.freeze()  # what has been imported is no garbage, of which each training run collects
     os.environ.update(environment)
     torch.set_num_threads(1)
     try:
