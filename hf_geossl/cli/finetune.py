@@ -111,7 +111,12 @@ def _print_end(tuning: "FineTuning", results: dict[str, Any]) -> None:
     print(f"Measure it again:\n  {tuning.measured_by}")
     place = shlex.quote(str(folder))
     steps = [(f"geossl demo {place}", "look at it in your browser")] if find_spec("gradio") else []
-    print(f"\n{next_steps(*steps, (f'geossl publish {place} user/name --dry_run', 'what would be sent'))}")
+    if tuning.publication is not None:
+        print(f"Published: {tuning.publication.url}")
+    else:
+        steps.append((f"geossl publish {place} user/name --dry_run", "what would be sent"))
+    if steps:
+        print(f"\n{next_steps(*steps)}")
 
 
 def print_result(entry: dict[str, Any]) -> None:

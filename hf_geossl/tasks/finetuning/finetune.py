@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, set_seed
 
 from hf_geossl.data.sources.opening import SCENES
 from hf_geossl.evaluation.loading import find_device
-from hf_geossl.hub.push import publish
+from hf_geossl.hub.push import Publication, publish
+from hf_geossl.hub.repository import check_write_access
 from hf_geossl.hub.run_record import installed_versions, is_hub_id, measured_losses, shared_arguments
 from hf_geossl.modeling.image_format import ImageFormat
 from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
@@ -48,6 +49,7 @@ class FineTuning:
     command: str | None = None
     measured_by: str | None = None
     trainer: FineTuningTrainer = field(init=False)
+    publication: Publication | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.trainer = self._trainer(self._build(random=False), self.args)
@@ -73,7 +75,12 @@ class FineTuning:
         Returns:
             `dict` or `None`: What `results.json` holds; None where a signal has stopped the run, or on processes that do
             not save.
+
+        Raises:
+            PublishError: Before anything is trained, if the model is to be pushed where the token may not write.
         """
+        if self.args.push_to_hub and self.trainer.args.should_save:  # not after hours that the push fails
+            check_write_access(self._repository, self.args.hub_token)
         started = time.monotonic()
         self.trainer.train(resume_from_checkpoint)
         seconds = time.monotonic() - started
@@ -104,13 +111,16 @@ class FineTuning:
             self.args.per_device_eval_batch_size,
         )
         if self.args.push_to_hub:
-            repo, remedy = (
-                self.args.hub_model_id or self.folder.absolute().name,
-                f"`geossl publish {self.folder}` sends it",
-            )
-            private, token = bool(self.args.hub_private_repo), self.args.hub_token
-            attempt("the push to the Hub", publish, remedy, self.folder, repo, private=private, token=token)
+            attempt("the push to the Hub", self._push, f"`geossl publish {self.folder} {self._repository}` sends it")
         return content
+
+    @property
+    def _repository(self) -> str:
+        return self.args.hub_model_id or self.folder.absolute().name
+
+    def _push(self) -> None:
+        private, token = bool(self.args.hub_private_repo), self.args.hub_token
+        self.publication = publish(self.folder, self._repository, private=private, token=token)
 
     def _measure(self, folder: Path, *, progress: bool = False) -> Measured:
         model = open_model(folder, self.trainer.args.device)

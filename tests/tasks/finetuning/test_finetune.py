@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_geossl
+from hf_geossl.hub.repository import PublishError
+from hf_geossl.tasks.finetuning import finetune
 from hf_geossl.tasks.finetuning.finetune import measure_folder
 from hf_geossl.tasks.finetuning.splits import LabelledDataset
 from tests.helpers.foreign_trunks import write_foreign_trunk
@@ -167,3 +169,24 @@ def test_random_weights_are_trained_for_comparison(make: Any) -> None:
     assert floors.keys() == {"constant", "random_weights"}
     assert floors["random_weights"] != entry["mean_iou"]
     assert not (tuning.folder / "random_weights").exists()
+
+
+def test_a_push_that_cannot_succeed_is_refused_before_the_training_and_one_that_fails_leaves_the_folder(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, photographs: Path
+) -> None:
+    def refuse(repo: str, token: str | None) -> None:
+        raise PublishError(f"the token {token} may not write to {repo}")
+
+    tuning = make("classification", max_steps=1, push_to_hub=True, hub_model_id="me/tuned", hub_token="hf_secret")
+    monkeypatch.setattr(finetune, "check_write_access", refuse)
+    with pytest.raises(PublishError, match="may not write to me/tuned"):
+        tuning.run()
+    assert tuning.trainer.state.global_step == 0
+    monkeypatch.setattr(finetune, "check_write_access", lambda repo, token: repo)
+    monkeypatch.setattr(finetune, "publish", lambda folder, repo, private, token: refuse(repo, "of today"))
+    results = tuning.run()["finetuned_classification"]
+    assert "`geossl publish" in caplog.text
+    assert tuning.publication is None
+    _, _, again = measure_folder(tuning.folder, LabelledDataset(str(photographs)), device="cpu")
+    assert again["accuracy"] == results["accuracy"]
+    assert not [file for file in tuning.folder.rglob("*") if file.is_file() and b"hf_secret" in file.read_bytes()]
