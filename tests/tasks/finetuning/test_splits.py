@@ -5,8 +5,10 @@ import logging
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 
+from hf_geossl.tasks.finetuning.kinds import find_task
 from hf_geossl.tasks.finetuning.splits import LabelledDataset
 
 
@@ -69,3 +71,28 @@ def test_images_without_truth_are_left_out_and_counted(
         table.write_text("\n".join(json.dumps({"file_name": row["file_name"]}) for row in rows))
     with pytest.raises(ValueError, match="has no 'label', which this task needs"):
         LabelledDataset(str(tmp_path / "some")).open("label", (16, 16), None)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_boolean_labels_are_false_and_true_in_this_order(photographs: Path, tmp_path: Path, ending: str) -> None:
+    folder, labels = tmp_path / "train", [number in (0, 4, 5) for number in range(6)]
+    folder.mkdir()
+    names = [f"{number:03d}.png" for number in range(6)]
+    for name in names:
+        shutil.copy(photographs / "train" / name, folder / name)
+    if ending == "csv":
+        rows = [f"{name},{str(label).lower()}" for name, label in zip(names, labels, strict=True)]
+        (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    elif ending == "jsonl":
+        rows = [json.dumps({"file_name": name, "label": label}) for name, label in zip(names, labels, strict=True)]
+        (folder / "metadata.jsonl").write_text("\n".join(rows))
+    else:
+        images = [{"bytes": (folder / name).read_bytes(), "path": None} for name in names]
+        table = datasets.Dataset.from_dict({"image": images, "label": labels})
+        assert table.features["label"] == datasets.Value("bool")
+        table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "train" / "rows.parquet")
+        for name in names:
+            (folder / name).unlink()
+    train, test = LabelledDataset(str(tmp_path), test_split="train").open("label", (16, 16), None)
+    assert [int(train[number]["label"]) for number in range(6)] == [1, 0, 0, 0, 1, 1]
+    assert find_task("classification").class_names(train, test, None) == ("False", "True")
