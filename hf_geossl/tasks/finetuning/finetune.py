@@ -261,7 +261,9 @@ def measure_folder(
     task, config = task_of((model.config.architectures or [""])[0]), model.config
     images: ImageFormat = config.get_image_format()
     split = data.open_test(task.target, config.image_height_width[0], None if images.is_rgb8 else images)
+    names = [name for _, name in sorted((config.id2label or {}).items())]
+    if task.target != "depth":
+        split = split.numbered_as(task.target, names)
     collate = Collator(images.mean, images.std, task.labels)
     measured = measure(model, task, split, collate, batch_size, progress=True)
-    names = [name for _, name in sorted((config.id2label or {}).items())]
     return task, split, as_result(task, measured, split, names, {}, model.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from hf_geossl.data.images import BrokenImageError
@@ -182,6 +183,40 @@ class Split(Dataset):
         """Those at some places."""
         return Split(self.samples, self.rows, [self.indices[int(place)] for place in places], held_out=held_out)
 
+    def numbered_as(self, target: str, names: Sequence[str]) -> "Split":
+        """The same with classes numbered as a model numbers them, by their names: in other data some may be missing.
+
+        Args:
+            target (`str`): The truth.
+            names (`Sequence[str]`): The model's classes. Where none of the data's is among them and there are as many, the
+                model's are new names of the same, in their order.
+
+        Raises:
+            ValueError: If the data has a class that the model does not know.
+        """
+        key = "categories" if target == "boxes" else target
+        own = self.samples.names.get(key)
+        if own is None or list(own) == list(names):
+            return self
+        unknown = [name for name in own if name not in names]
+        if unknown and len(own) == len(names):
+            if len(unknown) < len(own):
+                logger.warning(
+                    "%s: classes are taken by their numbers, as %s of it is called otherwise in the model",
+                    self.name, ", ".join(map(repr, unknown[:5])),
+                )  # fmt: skip
+            return self
+        if unknown:
+            raise ValueError(
+                f"{self.name} has the class {unknown[0]!r}, which the model does not know: it knows {', '.join(names[:20])}"
+            )
+        return Split(
+            self.samples,
+            _Renumbered(self.rows, key, [list(names).index(name) for name in own]),
+            self.indices,
+            held_out=self.held_out,
+        )
+
     @property
     def name(self) -> str:
         """Which images they are, in words."""
@@ -202,3 +237,19 @@ class _Reading:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples.read(index, self.samples.rows[index])
+
+
+class _Renumbered:
+    """Samples whose classes have other numbers; what is no class stays as it is."""
+
+    def __init__(self, rows: Any, key: str, numbers: Sequence[int]) -> None:
+        self.rows, self.key, self.numbers = rows, key, torch.tensor(numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.rows[index]
+        if self.key not in sample:
+            return sample
+        given = torch.as_tensor(sample[self.key])
+        known = (given >= 0) & (given < len(self.numbers))
+        numbers = torch.where(known, self.numbers[given.long().clamp(0, len(self.numbers) - 1)], given.long())
+        return {**sample, self.key: numbers.to(given.dtype)}

@@ -96,3 +96,30 @@ def test_boolean_labels_are_false_and_true_in_this_order(photographs: Path, tmp_
     train, test = LabelledDataset(str(tmp_path), test_split="train").open("label", (16, 16), None)
     assert [int(train[number]["label"]) for number in range(6)] == [1, 0, 0, 0, 1, 1]
     assert find_task("classification").class_names(train, test, None) == ("False", "True")
+
+
+def test_classes_that_other_data_lacks_keep_the_numbers_of_the_model(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The numbers of ultralytics 13936: folders of fewer classes were numbered anew."""
+    names = ("disc", "square", "triangle")
+    every = LabelledDataset(str(photographs)).open_test("label", 16, None)
+    shutil.copytree(photographs / "test", tmp_path / "test")
+    table = tmp_path / "test" / "metadata.jsonl"
+    rows = [row for row in map(json.loads, table.read_text().splitlines()) if row["label"] != "disc"]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    some = LabelledDataset(str(tmp_path)).open_test("label", 16, None)
+    wanted = [int(every[place]["label"]) for place in range(len(every)) if int(every[place]["label"])]
+    assert sorted(set(wanted)) == [1, 2]
+    assert [int(some[place]["label"]) for place in range(len(some))] != wanted
+    mended = some.numbered_as("label", names)
+    assert [int(mended[place]["label"]) for place in range(len(mended))] == wanted
+    assert every.numbered_as("label", names) is every
+    assert some.numbered_as("label", ("box", "wedge")) is some  # called otherwise, in this order
+    with pytest.raises(
+        ValueError, match="has the class 'square', which the model does not know: it knows disc, triangle, star"
+    ):
+        some.numbered_as("label", ("disc", "triangle", "star"))
+    boxes = LabelledDataset(str(tmp_path)).open_test("boxes", 16, None)
+    mended = boxes.numbered_as("boxes", ("triangle", *boxes.samples.names["categories"]))
+    assert mended[0]["categories"].tolist() == [number + 1 for number in boxes[0]["categories"].tolist()]
