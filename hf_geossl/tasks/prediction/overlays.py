@@ -54,11 +54,20 @@ def mask_overlay(picture: Image.Image, classes: np.ndarray, count: int, no_value
     return Image.fromarray(np.round(painted).astype(np.uint8))
 
 
+def _called(name: str) -> str:
+    """A class in a legend, where a name that is a number would read as one."""
+    return f"class {name}" if name.isdigit() else name
+
+
 def mask_legend(shares: Sequence[float], names: Sequence[str]) -> list[Entry]:
     """The classes that occur with their shares of the pixels, largest first."""
     colors = class_colors(len(names)).tolist()
     order = sorted(range(len(names)), key=lambda index: -shares[index])
-    return [(f"{names[index]} {_percent(shares[index])}", tuple(colors[index])) for index in order if shares[index] > 0]
+    return [
+        (f"{_called(names[index])} {_percent(shares[index])}", tuple(colors[index]))
+        for index in order
+        if shares[index] > 0
+    ]
 
 
 def depth_overlay(picture: Image.Image, depth: np.ndarray) -> tuple[Image.Image, tuple[float, float]]:
@@ -141,7 +150,7 @@ def boxes_legend(objects: Objects, names: Sequence[str]) -> list[Entry]:
     counts = np.bincount(objects.labels, minlength=len(names))
     order = sorted(range(len(names)), key=lambda index: -counts[index])
     found: list[Entry] = [
-        (f"{names[index]}: {counts[index]}", tuple(colors[index])) for index in order if counts[index]
+        (f"{_called(names[index])}: {counts[index]}", tuple(colors[index])) for index in order if counts[index]
     ]
     return found or [("nothing found", None)]
 
@@ -149,7 +158,7 @@ def boxes_legend(objects: Objects, names: Sequence[str]) -> list[Entry]:
 def label_legend(probabilities: np.ndarray, names: Sequence[str], most: int = 5) -> list[Entry]:
     """The surest classes with their probabilities."""
     order = np.argsort(-probabilities, kind="stable")[:most]
-    return [(f"{names[index]} {_percent(float(probabilities[index]))}", None) for index in order]
+    return [(f"{_called(names[index])} {_percent(float(probabilities[index]))}", None) for index in order]
 
 
 def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:

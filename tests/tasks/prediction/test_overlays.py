@@ -30,6 +30,7 @@ def test_classes_have_the_colours_of_the_legend_and_opaque_borders() -> None:
     np.testing.assert_allclose(painted[10, 400], (colors[2] + 100) / 2, atol=1)
     np.testing.assert_array_equal(painted[10, 200], colors[2])
     np.testing.assert_allclose(painted[350, 10], (140 + 100) / 2, atol=1)
+    assert [text for text, _ in mask_legend([0.25, 0.75], ["0", "11"])] == ["class 11 75.0 %", "class 0 25.0 %"]
     assert mask_legend([0.25, 0, 0.75], NAMES) == [
         ("tree 75.0 %", tuple(colors[2])),
         ("road 25.0 %", tuple(colors[0])),
