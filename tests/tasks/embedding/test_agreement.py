@@ -62,14 +62,14 @@ def test_equal_images_differ_by_nothing_and_others_have_no_number():
     assert difference(first, Image.eval(first, lambda level: min(255, level + 30))) == math.inf
 
 
-def test_a_bright_corner_elsewhere_is_no_copy():
+def test_a_bright_corner_of_another_size_is_no_copy():
     pictures = []
-    for side in (20, 26):
+    for side in (40, 43):
         image = Image.new("RGB", (64, 64))
         ImageDraw.Draw(image).polygon([(64 - side, 0), (64, 0), (64, side)], fill=(200, 80, 50))
         pictures.append(image.filter(ImageFilter.GaussianBlur(1)))
     assert difference(*pictures) == math.inf
-    assert difference(pictures[0], recompressed(pictures[0], 0.8, 60)) < 0.15
+    assert difference(pictures[0], recompressed(pictures[0], 0.8, 60)) < 0.3
 
 
 def test_one_colour_noise_and_a_slope_are_no_content():
