@@ -95,7 +95,7 @@ class TransformersTrunk(Trunk):
         config = module.config
         depth = getattr(config, "num_hidden_layers", None)
         lists = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
-        if not lists or not hasattr(config, "patch_size"):
+        if not lists or not hasattr(config, "patch_size") or not hasattr(config, "hidden_size"):
             raise TypeError(
                 f"the model must be a plain vision transformer (patches, layers of one width), got {type(module).__name__}"
             )
@@ -169,7 +169,7 @@ class TimmTrunk(Trunk):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         blocks, embedding = getattr(module, "blocks", None), getattr(module, "patch_embed", None)
-        if blocks is None or embedding is None:
+        if blocks is None or embedding is None or not hasattr(module, "embed_dim"):
             raise TypeError(
                 f"the model must be a vision transformer of timm or transformers, got {type(module).__name__}"
             )

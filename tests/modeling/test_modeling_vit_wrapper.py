@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Aimv2VisionConfig, Aimv2VisionModel
 
 from hf_geossl.modeling.configuration_vit import ViTWrapperConfig
 from hf_geossl.modeling.modeling_vit_wrapper import ViTWrapperForSemanticSegmentation, ViTWrapperModel
@@ -17,7 +18,7 @@ from hf_geossl.tasks.finetuning.models import Start
 from hf_geossl.tasks.finetuning.settings import HeadSettings
 from hf_geossl.training.adaptation.adapters import inject_adapters
 from hf_geossl.training.adaptation.trunk import freeze_layers, lr_multiplier
-from tests.helpers.foreign_trunks import DEPTH, SIDE, WRITERS, own_features, write_foreign_trunk
+from tests.helpers.foreign_trunks import DEPTH, PATCH, SIDE, WRITERS, own_features, write_foreign_trunk
 
 
 def _with_head(folder: Path, **settings: Any) -> Any:
@@ -102,6 +103,22 @@ def test_layers_are_known_by_their_depth(name: str, theirs: dict[str, Any]) -> N
     }
     assert not any(".embeddings." in parameter or "patch_embed" in parameter for parameter in trained)
     assert "classifier.weight" in trained
+
+
+def test_rms_norms_are_norms(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+    }
+    Aimv2VisionModel(Aimv2VisionConfig(num_hidden_layers=2, **sizes)).save_pretrained(tmp_path / "aimv2")
+    model = _with_head(tmp_path / "aimv2")
+    freeze_layers(model, "norms")
+    trained = [name for name, value in model.base_model.named_parameters() if value.requires_grad]
+    assert len(trained) == 6  # two of each layer, one before and one after them
+    assert all("norm" in name for name in trained)
 
 
 def test_adapters_are_in_every_linear_layer_of_the_layers(theirs: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ class Start:
             described = encoder.describe_architecture()
             channels = next((part.in_channels for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), 3)
             prefix = encoder.num_prefix_tokens(torch.zeros(1, channels, *encoder.height_width))
-        except (ValueError, TypeError, ImportError):
+        except (ValueError, TypeError, ImportError, RuntimeError, AssertionError):  # it may fail on squares
             raise why from None
         side = image_size or max(encoder.height_width)
         _check_side(side, encoder.patch_size, encoder.name)

@@ -50,7 +50,7 @@ def freeze_layers(model: PreTrainedModel, train_layers: str) -> None:
     if train_layers == "all":
         return
     chosen, trunk = layers_of(train_layers, model.config.num_hidden_layers), _trunk_of(model)
-    norms = [name for name, module in trunk.named_modules() if isinstance(module, nn.LayerNorm)]
+    norms = [name for name, module in trunk.named_modules() if _is_norm(module)]
     for name, parameter in model.named_parameters():
         inner = name_in_trunk(name, model)
         if inner is None:
@@ -61,6 +61,11 @@ def freeze_layers(model: PreTrainedModel, train_layers: str) -> None:
         else:
             trained = not inner.startswith(trunk.embedding_names) if layer is None else layer in chosen
         parameter.requires_grad_(parameter.requires_grad and trained)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a layer norm, or an RMS norm, of which each library has classes of its own."""
+    return isinstance(module, nn.LayerNorm) or "rmsnorm" in type(module).__name__.lower()
 
 
 def _trunk_of(model: PreTrainedModel) -> Any:

@@ -4,8 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, SwinConfig, SwinModel
+from timm.models import save_for_hf
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    ConvNextConfig,
+    ConvNextModel,
+    Dinov2Config,
+    Dinov2Model,
+    SwinConfig,
+    SwinModel,
+)
 
 from hf_geossl import GTSAConfig, GTSAModel
 from hf_geossl.evaluation.loading import load_encoder
@@ -92,6 +103,21 @@ def test_what_evaluation_does_not_read_either_is_refused_with_its_reason(tmp_pat
     SwinModel(config).save_pretrained(tmp_path / "swin")
     with pytest.raises(ValueError, match="Swin attends in windows and has no layers of one width"):
         Start.open(tmp_path / "swin")
+    ConvNextModel(ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4)).save_pretrained(tmp_path / "convnext")
+    sizes = {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}
+    save_for_hf(timm.create_model("hiera_tiny_224", num_classes=0, **sizes), tmp_path / "hiera", model_args=sizes)
+    sizes = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    save_for_hf(timm.create_model("beit_base_patch16_224", num_classes=0, **sizes), tmp_path / "wide", model_args=sizes)
+    for name, words in (
+        ("convnext", "ConvNeXt has convolutions and no tokens"),
+        ("hiera", "must be a plain VisionTransformer, got Hiera"),
+        ("wide", "has unknown blocks.0.attn.relative_position_bias_table"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Start.open(tmp_path / name)
+    for name in ("convnext", "hiera"):
+        with pytest.raises(TypeError, match="must be a (plain )?vision transformer"):
+            load_encoder(tmp_path / name)
     bands = BeitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, num_channels=5)
     BeitModel(bands).save_pretrained(tmp_path / "bands")
     with pytest.raises(ValueError, match="bands takes 5 channels and does not say which"):
