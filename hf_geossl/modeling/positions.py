@@ -72,7 +72,7 @@ def _resampling_matrices(
     grid: tuple[int, int], sizes: tuple[int, int], offset: float, mode: str, device: torch.device
 ) -> list[torch.Tensor]:
     """Makes the matrices `(new, old)` of rows and columns of what `interpolate` does, in tensors alone, for any size."""
-    steps = [torch.arange(size, device=device) for size in sizes]
+    steps = [torch.arange(size, device=device).float() for size in sizes]
     counts = [step[-1] + 1 for step in steps]
     changes = [count != old for old, count in zip(grid, counts, strict=True)]
     if mode == "bicubic":  # a grid that stays is not resampled; with antialiasing, a side that stays
