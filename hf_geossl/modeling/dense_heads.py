@@ -377,15 +377,15 @@ class BoxDetector(nn.Module):
         if self.training:
             return torch.stack([*losses.values(), *of_regions.values()]).sum(), no_logits, no_boxes
         most = max(max(len(one["scores"]) for one in found), 1)
-        logits = last.new_full((count, most, self.num_categories + 1), math.log(1e-9), dtype=torch.float32)
-        logits[..., -1] = 0.0  # no object
-        boxes = last.new_zeros(count, most, 4, dtype=torch.float32)
-        for index, one in enumerate(found):
-            places, scores = torch.arange(len(one["scores"]), device=last.device), one["scores"].clamp(1e-9, 1 - 1e-7)
-            logits[index, places, one["labels"] - 1] = scores.log()
-            logits[index, places, -1] = (1 - scores).log()
-            boxes[index, places] = to_centers(one["boxes"] / side)
-        return None, logits, boxes
+        shares, boxes = [], []  # of each image: the score of the category found, 0 of the others and where nothing is
+        for one in found:
+            scores = one["scores"].clamp(1e-9, 1 - 1e-7)[:, None] * F.one_hot(one["labels"] - 1, self.num_categories)
+            missing = (0, 0, 0, most - len(scores))
+            shares.append(F.pad(scores, missing))
+            boxes.append(F.pad(to_centers(one["boxes"] / side), missing))
+        share = torch.stack(shares)
+        logits = torch.cat([share.clamp(min=1e-9), 1 - share.sum(dim=-1, keepdim=True)], dim=-1).log()
+        return None, logits, torch.stack(boxes)
 
 
 def to_corners(boxes: torch.Tensor) -> torch.Tensor:

@@ -364,15 +364,19 @@ class ViTTrunkForObjectDetection(ViTTrunkForLabels):
     ) -> ViTTrunkObjectDetectionOutput:
         """Finds objects in normalised images `(batch, channels, height, width)`; labels and results as of `BoxDetector`.
 
+        Traced, it serves one image of the example's size.
+
         Raises:
-            NotImplementedError: Where it is traced or exported.
+            NotImplementedError: Where it is exported by torch.export, or traced with several images.
         """
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or (torch.jit.is_tracing() and pixel_values.shape[0] != 1):
             raise NotImplementedError(
-                f"{type(self).__name__} cannot be traced or exported: torchvision's detector takes the images of a batch one "
-                "by one, so that their number, and that of what is found, would be those of the example; export the trunk, "
-                "model.base_model"
+                f"{type(self).__name__} is traced, also to ONNX (dynamo=False), with one image alone, and torch.export cannot "
+                "take it: torchvision's detector takes the images of a batch one by one and asks how many boxes there are; "
+                "give an example of batch 1, or export the trunk, model.base_model"
             )
+        if torch.jit.is_tracing():  # anchors are those of this size: another is to fail, not to be answered
+            pixel_values = pixel_values.expand([int(side) for side in pixel_values.shape])
         trunk: Any = self.base_model
         outputs = trunk(pixel_values, **kwargs)
         last = trunk.to_maps(trunk.patch_tokens(outputs), pixel_values)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+import hf_geossl
 from tests.helpers.methods import METHODS, images
+from tests.helpers.task_folders import TRUNK
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="comes with the extra `test`, as onnx and onnxscript do")
 pytest.importorskip("onnxscript")
@@ -34,6 +36,51 @@ def assert_same_for_every_input(exported: bytes, model: Any) -> None:
             assert ours.shape == tuple(theirs.shape)
             scale = max(1.0, theirs.abs().max().item())
             np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("trunk", [{}, ROTARY], ids=["own", "rotary"])
+def test_a_traced_file_with_nothing_free_is_that_of_the_example(trunk: dict[str, Any]) -> None:
+    """What torch.onnx.export does where nobody asks for more; of a constant number of patches it once made float64."""
+    model = METHODS["loca"].model("ForSemanticSegmentation", **OPTIONS, **trunk)
+    file, pixels = io.BytesIO(), images(2, 3, 40, 24, seed=1)
+    torch.onnx.export(model, (images(2, 3, 40, 24),), file, dynamo=False, input_names=["pixel_values"])
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(pixels).logits
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"pixel_values": pixels.numpy()})[0]), expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_traced_detector_serves_each_image_of_its_size_and_refuses_others() -> None:
+    """In each image is another number of objects, in one none: the file must not keep the number of the example's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = hf_geossl.GTSAForObjectDetection(hf_geossl.GTSAConfig(**TRUNK, num_labels=3)).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.06)
+    model.decoder.roi_heads.score_thresh = 0.8
+    file, example = io.BytesIO(), images(1, 3, 32, 40)
+    traced = torch.jit.trace(model, example, strict=False)
+    free = {"pixel_values": {2: "height", 3: "width"}}
+    settings: dict[str, Any] = {"dynamo": False, "input_names": ["pixel_values"], "opset_version": 18}
+    torch.onnx.export(model, (example,), file, dynamic_axes=free, **settings)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    numbers = []
+    for seed in range(6):
+        pixels = images(1, 3, 32, 40, seed=seed) * seed
+        with torch.no_grad():
+            expected, same = model(pixels), traced(pixels)
+        logits, boxes = (torch.from_numpy(one) for one in session.run(None, {"pixel_values": pixels.numpy()}))
+        numbers.append(logits.shape[1])
+        known = slice(0, logits.shape[1])  # where nothing is found the model has one row that says so, the file none
+        torch.testing.assert_close(logits.softmax(-1), expected.logits[:, known].softmax(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(boxes, expected.pred_boxes[:, known], atol=1e-4, rtol=0)
+        torch.testing.assert_close(same["pred_boxes"], expected.pred_boxes[:, known])
+    assert numbers[0] == 0
+    assert len(set(numbers)) >= 4
+    with pytest.raises(Exception, match="invalid expand shape"):
+        session.run(None, {"pixel_values": images(1, 3, 40, 32).numpy()})
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
