@@ -18,7 +18,7 @@ MINIMUM_DEPTH = 1e-3  # metres; nearer pixels have no truth
 LEVELS = ("0", "1", "2", "3")  # of the pyramid that regions are pooled from
 SCALES = (4.0, 2.0, 1.0, 0.5)  # their positions a patch, along an axis
 BOX_SIDE = 7  # positions along an axis that regions are pooled to
-ANCHOR_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the image's side: 32 to 512 at 1024 pixels, as on COCO
+ANCHOR_SIDES = (2, 8)  # positions of a map: of images of few patches, coarse maps have too few; 8 as on COCO
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height by width
 
 
@@ -237,19 +237,19 @@ class SimplePyramid(nn.Module):
 class PatchAnchors(nn.Module):
     """Anchors `(anchors, 4)` of each image, x1, y1, x2, y2 in pixels, around the exact positions of a pyramid over patches."""
 
-    def __init__(self, patch_size: int, size: int | None = None) -> None:
+    def __init__(self, patch_size: int) -> None:
         super().__init__()
-        self.size = size  # side of the images in pixels that anchors are shares of; their own where it is not given
         self.strides = [patch_size / scale for scale in (*SCALES, SCALES[-1] / 2)]  # not rounded, as torchvision's
 
     def forward(self, image_list: Any, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Anchors level by level, those of a position next to each other, for each image of torchvision's `ImageList`."""
-        side, device = self.size or max(image_list.tensors.shape[-2:]), feature_maps[0].device
+        device = feature_maps[0].device
         offsets = [stride / 2 for stride in (*self.strides[:-1], self.strides[-2])]  # "pool" has every second position
         anchors = []
-        for maps, stride, offset, share in zip(feature_maps, self.strides, offsets, ANCHOR_SHARES, strict=True):
-            heights = side * share * torch.tensor(ANCHOR_RATIOS, dtype=torch.float64).sqrt()
-            widths = (side * share) ** 2 / heights
+        for maps, stride, offset in zip(feature_maps, self.strides, offsets, strict=True):
+            sides = stride * torch.tensor(ANCHOR_SIDES, dtype=torch.float64)
+            heights = torch.tensor(ANCHOR_RATIOS, dtype=torch.float64).sqrt()[:, None] * sides
+            widths, heights = (sides.square() / heights).flatten(), heights.flatten()
             cells = (torch.stack([-widths, -heights, widths, heights], dim=1) / 2 + offset).float().to(device)
             down, right = (torch.arange(length, device=device) * stride for length in maps.shape[-2:])
             y, x = torch.meshgrid(down, right, indexing="ij")
@@ -316,7 +316,7 @@ def region_detector(
     counts = {"training": proposals, "testing": proposals}
     rpn = parts.RegionProposalNetwork(
         anchors,
-        parts.RPNHead(channels, len(ANCHOR_RATIOS)),
+        parts.RPNHead(channels, len(ANCHOR_SIDES) * len(ANCHOR_RATIOS)),
         *(0.7, 0.3, 256, 0.5),  # overlaps of objects and of background, anchors an image, share of objects among them
         {key: 2 * count for key, count in counts.items()},
         counts,

@@ -34,10 +34,11 @@ def test_anchors_are_torchvisions_around_the_middle_of_each_position() -> None:
     levels = [torch.zeros(1, 4, side, side) for side in (32, 16, 8, 4, 2)]
     images = ImageList(torch.zeros(2, 3, 128, 128), [(128, 128)] * 2)
     ours = PatchAnchors(16)(images, levels)
-    sizes = tuple((128 * share,) for share in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2))
+    # the larger ones are those of torchvision's detectors, of images of any size
+    sizes = tuple((side // 4, side) for side in (32, 64, 128, 256, 512))
     generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
     theirs = generator(images, levels)[0]
-    counts = [3 * side**2 for side in (32, 16, 8, 4, 2)]
+    counts = [6 * side**2 for side in (32, 16, 8, 4, 2)]
     offsets = torch.cat(
         [torch.full((count, 1), half) for count, half in zip(counts, (2.0, 4.0, 8.0, 16.0, 16.0), strict=True)]
     )

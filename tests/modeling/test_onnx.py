@@ -55,11 +55,11 @@ def test_a_traced_file_with_nothing_free_is_that_of_the_example(trunk: dict[str,
 def test_a_traced_detector_serves_each_image_of_its_size_and_refuses_others() -> None:
     """In each image is another number of objects, in one none: the file must not keep the number of the example's."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.manual_seed(9)
         model = hf_geossl.GTSAForObjectDetection(hf_geossl.GTSAConfig(**TRUNK, num_labels=3)).eval()
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.06)
-    model.decoder.roi_heads.score_thresh = 0.8
+    model.decoder.roi_heads.score_thresh = 0.9
     file, example = io.BytesIO(), images(1, 3, 32, 40)
     traced = torch.jit.trace(model, example, strict=False)
     free = {"pixel_values": {2: "height", 3: "width"}}

@@ -73,7 +73,7 @@ def build_detector(
     heads = box_heads(channels, head_width, num_categories)
     if masks:
         heads |= {"mask_roi_pool": PatchPool(MASK_SIDE, encoder.patch_size), **mask_heads(channels, num_categories)}
-    anchors, pool = PatchAnchors(encoder.patch_size, size), PatchPool(BOX_SIDE, encoder.patch_size)
+    anchors, pool = PatchAnchors(encoder.patch_size), PatchPool(BOX_SIDE, encoder.patch_size)
     rpn, roi_heads = region_detector(channels, anchors, pool, heads, regions, proposals)
     # images keep their size
     transform = GeneralizedRCNNTransform(

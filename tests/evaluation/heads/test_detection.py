@@ -16,14 +16,14 @@ def test_anchors_and_pools_lie_where_patches_of_14_pixels_do() -> None:
     detector = build_detector(encoder, 98, 3, masks=True, channels=8, head_width=8, regions=64, proposals=300).eval()
     images = torch.zeros(1, 3, 98, 98)
     maps = detector.backbone(images)
-    anchors = PatchAnchors(14, 98)(ImageList(images, [(98, 98)]), list(maps.values()))[0]
+    anchors = PatchAnchors(14)(ImageList(images, [(98, 98)]), list(maps.values()))[0]
     middles, sizes = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
-    assert len(anchors) == 3 * (28**2 + 14**2 + 7**2 + 4**2 + 2**2)
+    assert len(anchors) == 6 * (28**2 + 14**2 + 7**2 + 4**2 + 2**2)
     # the finest map has four positions a patch, of 3.5 pixels
-    torch.testing.assert_close(middles[: 3 * 28 : 3, 0], torch.arange(28) * 3.5 + 1.75)
-    torch.testing.assert_close(middles[3 * 28 * 27 :: 3 * 28, 1][:1], torch.tensor([27 * 3.5 + 1.75]))
-    torch.testing.assert_close(sizes[:3].prod(dim=1), torch.full((3,), (98 / 32) ** 2))
-    torch.testing.assert_close(sizes[:3, 1] / sizes[:3, 0], torch.tensor([0.5, 1.0, 2.0]))
+    torch.testing.assert_close(middles[: 6 * 28 : 6, 0], torch.arange(28) * 3.5 + 1.75)
+    torch.testing.assert_close(middles[6 * 28 * 27 :: 6 * 28, 1][:1], torch.tensor([27 * 3.5 + 1.75]))
+    torch.testing.assert_close(sizes[:6].prod(dim=1), torch.tensor([(2 * 3.5) ** 2, (8 * 3.5) ** 2] * 3))
+    torch.testing.assert_close(sizes[:6:2, 1] / sizes[:6:2, 0], torch.tensor([0.5, 1.0, 2.0]))
     # a region is pooled from the place that it covers: maps that hold their own x
     coordinates = {
         str(level): ((torch.arange(side) + 0.5) * 98 / side).expand(1, 1, side, side)

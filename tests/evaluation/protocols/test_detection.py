@@ -29,7 +29,7 @@ OPTIONS = EvaluationOptions(batch_size=16, bootstrap=20, cache_dir=None, progres
 
 
 BY_HEART = DetectionSettings(
-    steps=90, warmup_steps=10, batch_size=2, learning_rate=2e-3, layer_decay=1.0, channels=32, head_width=64
+    steps=150, warmup_steps=10, batch_size=2, learning_rate=2e-3, layer_decay=1.0, channels=32, head_width=64
 )
 
 
@@ -94,7 +94,7 @@ def test_intervals_of_average_precision_are_those_of_metrics_over_drawn_images()
 def test_things_are_detected_sooner_by_who_learned_their_names() -> None:
     """Of one large thing an image, since small ones take longer than a test may."""
     settings: dict[str, Any] = {
-        "steps": 200,
+        "steps": 160,
         "warmup_steps": 8,
         "learning_rate": 1e-3,
         "layer_decay": 0.5,
@@ -105,4 +105,4 @@ def test_things_are_detected_sooner_by_who_learned_their_names() -> None:
     result = measure_quietly("detection", naming_encoder(), data, random_floor=True, **settings, **smaller)
     random = floors_by_metric(list(result.metrics), result.details["floors"])["box_ap"][RANDOM_WEIGHTS]
     assert random < 0.16
-    assert result.metrics["box_ap"] > random + 0.06  # .23, .22 over .10
+    assert result.metrics["box_ap"] > random + 0.12  # .31 over .09
