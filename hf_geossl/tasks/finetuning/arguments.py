@@ -42,6 +42,7 @@ class FineTuningArguments(AdaptationSettings, RecomputationNames, TrainingArgume
     eval_steps: float | None = DEFAULTS["eval_steps"]
     remove_unused_columns: bool = DEFAULTS["remove_unused_columns"]
     train_sampling_strategy: str = DEFAULTS["train_sampling_strategy"]
+    ddp_find_unused_parameters: bool | None = DEFAULTS["ddp_find_unused_parameters"]
     num_train_epochs: float = -1  # not transformers' 3, which looks the same as a 3 that was asked for
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "eval_steps": 0.1,
     "remove_unused_columns": False,
     "train_sampling_strategy": "sequential",
+    "ddp_find_unused_parameters": True,  # decoders read layers before the final norm, which then has no gradient
 }
 MIN_STEPS, EPOCHS = 500, 5  # of a run whose length is not given: the longer of the two
 

@@ -1,8 +1,10 @@
 """How long a run is, and values that make no sense."""
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
+from hf_geossl import GTSAConfig, GTSAForSemanticSegmentation
 from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
 from hf_geossl.tasks.finetuning.settings import DEFAULTS
 from hf_geossl.training.arguments import TeacherStudentTrainingArguments
@@ -89,3 +91,14 @@ def test_the_best_checkpoint_is_that_of_a_measured_number_whose_direction_is_kno
 def test_values_that_make_no_sense_are_refused(given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FineTuningArguments("out", use_cpu=True, **given)
+
+
+def test_processes_do_not_wait_for_gradients_that_a_decoder_does_not_give() -> None:
+    """UPerNet and DPT read layers before the final norm; transformers does not look for such weights where layers are recomputed."""
+    config = GTSAConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8, decoder_type="upernet"
+    )
+    model = GTSAForSemanticSegmentation(config)
+    model(torch.randn(2, 3, 32, 32), labels=torch.zeros(2, 32, 32, dtype=torch.long)).loss.backward()
+    assert {name for name, value in model.named_parameters() if value.grad is None} >= {"gtsa.layernorm.weight"}
+    assert FineTuningArguments("out", gradient_checkpointing=True, use_cpu=True).ddp_find_unused_parameters
