@@ -75,7 +75,7 @@ class Start:
             raise why from None
         side = image_size or max(encoder.height_width)
         _check_side(side, encoder.patch_size, encoder.name)
-        if side != max(encoder.height_width):  # a sentence where it takes no images of that size
+        if (side, side) != encoder.height_width:  # a sentence where it takes no images of that size
             encoder.num_prefix_tokens(torch.zeros(1, channels, side, side))
         fields = {
             "trunk_config": {**described, **_timm_arguments(model, described)},
@@ -90,12 +90,16 @@ class Start:
         of_timm = described["model_type"] == "timm_wrapper"
         inner = "trunk.timm_model." if of_timm else "trunk."
         state = {f"{inner}{name}": tensor for name, tensor in encoder.module.state_dict().items()}
-        line = (
+        height, width = encoder.height_width
+        lines = (
+            [] if height == width else [f"{encoder.name} was made for {height} x {width} pixels: {side} x {side} here"]
+        )
+        lines.append(
             f"{encoder.name} stays {type(encoder.module).__name__} of {'timm' if of_timm else 'transformers'}, which the fine-tuned "
             f"model needs to open ({why})"
         )
         trunk = SourceTrunk(encoder.name, WRAPPER, fields, state, (), encoder.mean, encoder.std)
-        return cls(trunk, (line,))
+        return cls(trunk, tuple(lines))
 
     @property
     def image_size(self) -> int:

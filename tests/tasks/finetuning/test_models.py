@@ -118,6 +118,9 @@ def test_what_evaluation_does_not_read_either_is_refused_with_its_reason(tmp_pat
     for name in ("convnext", "hiera"):
         with pytest.raises(TypeError, match="must be a (plain )?vision transformer"):
             load_encoder(tmp_path / name)
+    wide = BeitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=(32, 48), patch_size=8)
+    BeitModel(wide).save_pretrained(tmp_path / "wide")
+    assert Start.open(tmp_path / "wide").lines[0] == "wide was made for 32 x 48 pixels: 48 x 48 here"
     bands = BeitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, num_channels=5)
     BeitModel(bands).save_pretrained(tmp_path / "bands")
     with pytest.raises(ValueError, match="bands takes 5 channels and does not say which"):
