@@ -12,6 +12,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from hf_geossl.evaluation.encoders import Encoder, mixed_precision
 from hf_geossl.evaluation.heads.operations import count_operations
 from hf_geossl.modeling.dense_heads import (
+    ANCHOR_RATIOS,
+    ANCHOR_SIDES,
     BOX_SIDE,
     PatchAnchors,
     PatchPool,
@@ -104,7 +106,7 @@ def detector_operations(
 
     def run() -> None:
         levels = SimplePyramid(width, channels)(torch.empty(1, width, side, side))
-        RPNHead(channels, 3)(list(levels.values()))
+        RPNHead(channels, len(ANCHOR_SIDES) * len(ANCHOR_RATIOS))(list(levels.values()))
         for heads, count, pooled in (
             (box_heads(channels, head_width, num_categories), regions, BOX_SIDE),
             (mask_heads(channels, num_categories), masks, MASK_SIDE),
