@@ -32,15 +32,20 @@ def images_of(document: Mapping[str, Any], place: Place) -> list[dict[str, Any]]
             objects.
     """
     names = {category["id"]: category.get("name", category["id"]) for category in document.get("categories", [])}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            place.warn(f"{count} categories are called {name!r}: they are one class")
     objects: dict[Any, dict[str, list[Any]]] = {
         image["id"]: {"bbox": [], "category": []} for image in document["images"]
     }
     sizes = {image["id"]: (image.get("width"), image.get("height")) for image in document["images"]}
     keypoints = any("keypoints" in entry for entry in document["annotations"])
     changes: Counter[str] = Counter()
+    without = 0
     for entry in document["annotations"]:
         own, category = objects.get(entry.get("image_id")), entry.get("category_id")
-        if "bbox" not in entry:
+        if not entry.get("bbox"):
+            without += 1
             continue
         if own is None or (names and category not in names):
             changes["of images or categories that are not listed left out"] += 1
@@ -58,6 +63,8 @@ def images_of(document: Mapping[str, Any], place: Place) -> list[dict[str, Any]]
         own["category"].append(names.get(category, category))
         if keypoints:
             own.setdefault("keypoints", []).append(entry.get("keypoints", []))
+    if without:
+        place.warn(f"{counted(without, 'annotation')} without a bbox left out")
     for change, count in changes.items():
         if count:
             place.warn(f"{counted(count, 'box', 'boxes')} {change}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_geossl.data.sources.coco import is_coco_name, objects_beside
+from hf_geossl.data.sources.coco import is_coco_name, objects_beside, objects_of_document
 from hf_geossl.data.streams import load_stream
 from hf_geossl.data.wording import Place
 from hf_geossl.evaluation.options import EvaluationData
@@ -101,3 +101,20 @@ def test_annotations_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load_samples(str(tmp_path), "train", size=9)
     assert len(list(load_stream(str(tmp_path)).one_epoch())) == 4
     assert not is_coco_name("annotations/captions_val2017.json")
+
+
+def test_annotations_without_a_box_and_categories_of_one_name_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "car"}, {"id": 7, "name": "car"}, {"id": 8, "name": "dog"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]},
+            {"image_id": 1, "category_id": 8, "segmentation": [[1, 1, 3, 1, 3, 3]]},
+        ],
+    }
+    objects = objects_of_document(document, Place(str(tmp_path), "folder"))
+    assert objects == {"a.jpg": {"bbox": [[1, 1, 2, 2]], "category": ["car"]}}
+    assert "2 categories are called 'car': they are one class" in caplog.text
+    assert "1 annotation without a bbox left out" in caplog.text
