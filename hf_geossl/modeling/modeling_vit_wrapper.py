@@ -72,6 +72,15 @@ class ViTWrapperModel(PatchTokens, ViTWrapperPreTrainedModel):
         self.given = {"interpolate_pos_encoding": True} if resamples else {}
         self.post_init()
 
+    def train(self, mode: bool = True) -> "ViTWrapperModel":
+        """Parts that are frozen whole stay in eval mode: their batch statistics do not move, and nothing of them is dropped."""
+        super().train(mode)
+        for part in self.trunk.modules():
+            own = list(part.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                part.eval()
+        return self
+
     def _find_layers(self) -> str:
         depth = self.config.num_hidden_layers
         lists = (name for name, part in self.named_modules() if isinstance(part, nn.ModuleList) and len(part) == depth)

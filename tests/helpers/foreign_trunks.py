@@ -40,6 +40,11 @@ def _of_timm(name: str) -> Callable[[Path], nn.Module]:
     return write
 
 
+def write_xcit(folder: Path) -> None:
+    """A trunk with batch norms, in patch embedding and layers."""
+    save_for_hf(_shaken(timm.create_model("xcit_tiny_12_p8_224", num_classes=0, **SIZES)), folder, model_args=SIZES)
+
+
 def _shaken(model: Any) -> Any:
     """With weights that are zero nowhere, so that none can be lost unnoticed."""
     with torch.no_grad():

@@ -14,11 +14,12 @@ from transformers import Aimv2VisionConfig, Aimv2VisionModel
 from hf_geossl.modeling.configuration_vit import ViTWrapperConfig
 from hf_geossl.modeling.modeling_vit_wrapper import ViTWrapperForSemanticSegmentation, ViTWrapperModel
 from hf_geossl.tasks.finetuning.kinds import find_task
+from hf_geossl.tasks.finetuning.layers import choose_layers
 from hf_geossl.tasks.finetuning.models import Start
 from hf_geossl.tasks.finetuning.settings import HeadSettings
 from hf_geossl.training.adaptation.adapters import inject_adapters
 from hf_geossl.training.adaptation.trunk import freeze_layers, lr_multiplier
-from tests.helpers.foreign_trunks import DEPTH, PATCH, SIDE, WRITERS, own_features, write_foreign_trunk
+from tests.helpers.foreign_trunks import DEPTH, PATCH, SIDE, WRITERS, own_features, write_foreign_trunk, write_xcit
 
 
 def _with_head(folder: Path, **settings: Any) -> Any:
@@ -103,6 +104,19 @@ def test_layers_are_known_by_their_depth(name: str, theirs: dict[str, Any]) -> N
     }
     assert not any(".embeddings." in parameter or "patch_embed" in parameter for parameter in trained)
     assert "classifier.weight" in trained
+
+
+def test_what_is_frozen_is_in_eval_mode(tmp_path: Path) -> None:
+    """XCiT's batch norms: three in the patch embedding of patches of 8, one a layer."""
+    write_xcit(tmp_path / "xcit")
+    for train_layers, moving in {"head": 0, "last:1": 1, "all": 3 + DEPTH}.items():
+        model = _with_head(tmp_path / "xcit")
+        choose_layers(model, train_layers, 0, 16)
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        model.train()(torch.randn(4, 3, SIDE, SIDE))
+        moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+        assert sum(name.endswith("running_mean") for name in moved) == moving
+        assert all("running" in name or "batches" in name for name in moved)
 
 
 def test_rms_norms_are_norms(tmp_path: Path) -> None:
