@@ -1,7 +1,7 @@
 """The labelled images of a fine-tuning: which are trained on and which are measured, decoded once."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class LabelledDataset:
         """The split that is measured; None where it is held out of the training images."""
         if self.test_split is not None or self.dataset == SCENES:
             return self.test_split or TEST_SPLITS[0]
+        split = next(self._default_splits(), None)
+        return None if split == self.train_split else split
+
+    def _default_splits(self) -> Iterator[str]:
+        """Those of `TEST_SPLITS` that there are."""
         for split in TEST_SPLITS:
             try:
                 open_rows(
@@ -70,8 +75,7 @@ class LabelledDataset:
                 )
             except ValueError:
                 continue
-            return None if split == self.train_split else split
-        return None
+            yield split
 
     def open(self, target: str, sizes: tuple[int, int], image_format: ImageFormat | None) -> "tuple[Split, Split]":
         """Decodes the images that are trained on and those that are measured.
@@ -93,7 +97,7 @@ class LabelledDataset:
                     f"{train.samples.name}: the images that are measured are those that are trained on: the number says nothing "
                     "about others"
                 )
-            return train, read(test_split, sizes[1])
+            return train, self._read_test(read, test_split, sizes[1])
         held_out = hold_out(len(train), HELD_OUT, seed=0)
         test = train if sizes[0] == sizes[1] else read(self.train_split, sizes[1])
         logger.warning(
@@ -107,7 +111,18 @@ class LabelledDataset:
         split = self.find_test_split()
         if split is None:
             return self.open(target, (size, size), image_format)[1]
-        return self._reader(target, image_format, (split, split))(split, size)
+        read = self._reader(target, image_format, (self.train_split, split))  # which decide together what truth means
+        return self._read_test(read, split, size)
+
+    def _read_test(self, read: "Callable[[str, int], Split]", split: str, size: int) -> "Split":
+        """Reads what is measured; where that was nobody's choice, an error names the other split: tests often lack their truth."""
+        try:
+            return read(split, size)
+        except ValueError as error:
+            other = next((name for name in self._default_splits() if name != split), None)
+            if self.test_split is not None or self.dataset == SCENES or other is None:
+                raise
+            raise ValueError(f"{error}, or measure the other split: --test_split {other}") from error
 
     def _reader(
         self, target: str, image_format: ImageFormat | None, splits: tuple[str, str]

@@ -3,10 +3,12 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
+from PIL import Image
 
 from hf_geossl.tasks.finetuning.kinds import find_task
 from hf_geossl.tasks.finetuning.splits import LabelledDataset
@@ -33,6 +35,43 @@ def test_only_a_test_split_that_is_the_training_split_is_said(
         assert "are those that are trained on" not in _lines(caplog)
         LabelledDataset(str(photographs), test_split="train").open("label", (16, 16), None)
         assert "are those that are trained on" in _lines(caplog)
+
+
+def _boxes(place: Path, split: str, corner: int, names: list[str]) -> None:
+    """Objects of 40 pixels a side in some images of 96, from a corner on, by their opposite corners."""
+    box = [corner, corner, corner + 40, corner + 40]
+    rows = [{"file_name": name, "objects": {"bbox": [box], "category": ["thing"]}} for name in names]
+    (place / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_what_truth_means_is_decided_as_in_training(photographs: Path, tmp_path: Path) -> None:
+    """Boxes by corners, of which those of the test split alone could be COCO's: read so, they had another size."""
+    names = ["000.png", "001.png"]
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for name in names:
+            Image.open(photographs / split / name).resize((96, 96)).save(tmp_path / split / name)
+    _boxes(tmp_path, "train", 50, names)
+    _boxes(tmp_path, "test", 8, names)
+    data = LabelledDataset(str(tmp_path))
+    for split in (data.open("boxes", (48, 48), None)[1], data.open_test("boxes", 48, None)):
+        assert split[0]["boxes"].tolist() == [[4, 4, 24, 24]]
+
+
+def test_a_test_split_without_truth_is_refused_by_the_name_of_the_other(photographs: Path, tmp_path: Path) -> None:
+    for split, source in (("train", "train"), ("validation", "test"), ("test", "test")):
+        shutil.copytree(photographs / source, tmp_path / split)
+    rows = [json.loads(line) for line in (tmp_path / "test" / "metadata.jsonl").read_text().splitlines()]
+    (tmp_path / "test" / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": row["file_name"]}) for row in rows)
+    )
+    data = LabelledDataset(str(tmp_path))
+    for read in (lambda: data.open("label", (16, 16), None), lambda: data.open_test("label", 16, None)):
+        with pytest.raises(
+            ValueError, match=r"\(test\) has no 'label'.*measure the other split: --test_split validation"
+        ):
+            read()
+    assert len(replace(data, test_split="validation").open("label", (16, 16), None)[1]) == 6
 
 
 def test_a_fifth_is_held_out_where_there_is_no_other_split(
