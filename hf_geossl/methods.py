@@ -46,7 +46,8 @@ LEARNING_CURVE = Picture(
     "Learning curve",
     "hf_geossl.training.pictures.learning_curve:LearningCurve",
     "What the features were good for while training, measured on the same images each time. Dashed: the same model with random "
-    "weights, an image shrunk to 12 x 12 pixels, and guessing. A line that stays below its dashed ones has not been learned.",
+    "weights, an image shrunk to 12 x 12 pixels, and guessing. A line that stays below its dashed ones has not been learned. RankMe, LiDAR and "
+    "alpha-ReQ say how many different directions the features use; feature spread, how different images are to the model.",
     is_curve=True,
 )
 
@@ -56,14 +57,14 @@ FINE_TUNING_CURVE = Picture(
     "fine_tuning_curve.png",
     "Fine-tuning",
     "hf_geossl.tasks.finetuning.curve:draw_curve",
-    "Loss and metric over the steps of the fine-tuning. Dashed: what guessing reaches.",
+    "Loss and metric over the steps of the fine-tuning. A dashed line is what guessing reaches.",
     is_curve=True,
 )
 FINE_TUNING_SAMPLES = Picture(
     "fine_tuning_samples.png",
     "Predictions",
     "hf_geossl.tasks.finetuning.measuring:picture_of",
-    "Some of the images that were measured: the image, the truth, and what the model says.",
+    "Some of the images that were measured, with the truth and what the model says.",
 )
 
 

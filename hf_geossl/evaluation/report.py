@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hf_geossl.evaluation.registry import ABOUT, FAILED
 from hf_geossl.evaluation.results import numbers
 from hf_geossl.evaluation.settings import QUICK_MEANING
-from hf_geossl.hub.headlines import COLUMNS, floor_columns, lower_is_better
+from hf_geossl.hub.headlines import COLUMNS, floor_columns, lower_is_better, metric_words, question_of
 from hf_geossl.hub.redaction import escape_markdown, redact_values
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -186,7 +186,7 @@ def markdown_table(models: Sequence[Measured], *, escape: bool = True) -> str:
                 if number.interval is not None:
                     cell += f" ({_written(number.interval[0])} to {_written(number.interval[1])})"
                 cells[number.model] = cell
-            lines.append(f"| {text(task)} | {text(_words(metric))} | {' | '.join(cells)} |")
+            lines.append(f"| {text(task)} | {text(metric_words(metric))} | {' | '.join(cells)} |")
     for model in models:
         for task, reason in model.about.get(FAILED, {}).items():
             lines.append(f"\n{text(task)} of {text(model.name)} was not measured: {text(reason)}")
@@ -216,7 +216,7 @@ def terminal_table(models: Sequence[Measured]) -> str:
                 cells[number.model] = f"{_written(number.value)}{ends}{' best' if number.best else ''}"
             reached = floor_columns(list(measured[0].floors.items()), metric)
             rows.append(
-                [f"  {_words(metric)}", *cells, *(_written(reached[n]) if n in reached else "" for n in floors)]
+                [f"  {metric_words(metric)}", *cells, *(_written(reached[n]) if n in reached else "" for n in floors)]
             )
     filled = [column for column in range(len(rows[0])) if column == 0 or any(row[column] for row in rows[1:])]
     widths = [max(len(row[column]) for row in rows) for column in filled]
@@ -245,7 +245,7 @@ def html_page(models: Sequence[Measured]) -> str:
             shared = [_floors(number, scale) for number in row]
             metrics.append(
                 {
-                    "name": _words(metric),
+                    "name": metric_words(metric),
                     "lower": lower_is_better(metric),
                     "rows": [_bar(number, models, scale) for number in row],
                     "floors": shared[0] if all(floors == shared[0] for floors in shared) else [],
@@ -259,7 +259,9 @@ def html_page(models: Sequence[Measured]) -> str:
             for model in models
             if (picture := model.pictures.get(task, {}).get(name)) is not None
         ]
-        tasks.append({"id": task, "name": _words(task), "metrics": metrics, "pictures": shown})
+        tasks.append(
+            {"id": task, "name": _words(task), "about": question_of(task), "metrics": metrics, "pictures": shown}
+        )
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined

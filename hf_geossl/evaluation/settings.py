@@ -20,8 +20,8 @@ INTERVAL = 40  # steps that a confidence interval takes as long as
 BATCHES = ("batch_size", "images_per_step")  # what settings call the images of a step
 QUICK_IMAGES, QUICK_STEPS = 64, 30  # images of each split, and optimizer steps, of a quick evaluation
 QUICK_MEANING = (
-    f"quick: at most {QUICK_IMAGES} images and {QUICK_STEPS} steps of training, which shows that all runs and gross "
-    "differences, no number to publish"
+    f"quick: at most {QUICK_IMAGES} images and a few steps of training: enough to see that everything runs, "
+    "and large differences; no number to publish"
 )
 
 # what settings of these names must be, in every protocol that has them; of those with several values each of them

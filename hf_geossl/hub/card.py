@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def render_card(
     )
     environment.filters["plain"], environment.filters["code"] = escape_markdown, as_code
     pretraining = _architecture(config).endswith("ForPreTraining")
-    fields = (*_TRUNK_FIELDS, *(method.fields if record or pretraining else ()))
+    fields = (*_TRUNK_FIELDS, *(method.fields if (record and not head) or pretraining else ()))
     rows = {field.replace("_", " "): str(getattr(config, field)) for field in fields if hasattr(config, field)}
     pictures = [picture for file, picture in run_pictures().items() if (folder / file).is_file()]
     shown = [picture for picture in pictures if not picture.is_curve]  # what a method does says more than its features
@@ -103,6 +104,8 @@ def render_card(
             auto_class=auto_class,
             head=head,
             pretraining=pretraining,
+            size="(image.height, image.width)" if config.get_image_format().is_rgb8 else "stored.shape[:2]",
+            recipe=_recipe_to_go_on(config.model_type),
             with_heads=with_heads or pretraining,
             image_size=height if height == width else (height, width),
             rows=_rows(record, rows, weights_dtypes(folder)),
@@ -207,7 +210,7 @@ def _rows(record: Mapping[str, Any], fields: Mapping[str, str], dtypes: Sequence
         "data": record.get("data"),
         "converted from": record.get("converted_from"),
         "started from": record.get("init_from") or record.get("base_model"),
-        "trained of the trunk": record.get("trained_of_trunk"),
+        "trained": record.get("trained_of_trunk"),
         "optimizer steps": steps,
         "images seen": None if images is None else f"{images:,}",
         "training time": _duration(seconds) if seconds else None,
@@ -225,6 +228,11 @@ def _rows(record: Mapping[str, Any], fields: Mapping[str, str], dtypes: Sequence
     weights = ", ".join([*dtypes, *([other_step] if other_step else [])])
     rows = {**run, "weights": weights or None, **fields, "software": software or None}
     return {label: str(value) for label, value in rows.items() if value is not None}
+
+
+def _recipe_to_go_on(model_type: str) -> str:
+    recipe = f"{model_type}_posttrain"
+    return recipe if (files("hf_geossl.training.recipes") / f"{recipe}.yaml").is_file() else "RECIPE"
 
 
 def _duration(seconds: float) -> str:

@@ -40,8 +40,20 @@ _QUESTIONS = {
     "position_accuracy": "Which quarter of an image a piece shows",
     "correspondence_accuracy": "Where a square of a turned piece lies",
 }
+# and its number, where the metric's own name does not say it
+_NUMBERS = {
+    "mean_iou": "overlap with the truth, mean IoU",
+    "abs_rel": "mean error as a share of the depth",
+    "box_ap": "found and well placed, box AP, at most 1",
+}
+_SPELT = {"ap": "AP", "iou": "IoU"}
 _LOWER = re.compile(r"error|rmse|abs_rel|distance|loss|_std$")  # metrics of which less is better
 _SHARE = re.compile(r"accuracy|iou")
+
+
+def metric_words(metric: str) -> str:
+    """A metric as people write it: `mean IoU`, `box AP50`."""
+    return re.sub(r"\b(ap|iou)(?=\d*\b)", lambda name: _SPELT[name[0]], metric.replace("_", " "))
 
 
 def lower_is_better(metric: str) -> bool:
@@ -124,20 +136,25 @@ def _row(result: Result) -> Headline:
             f" ({_written(low, share, unit='')}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{_written(high, share, unit='')})"
         )
     return Headline(
-        _question(result, share),
+        _question(result),
         measured,
         {name: _written(value, share) for name, value in columns.items()},
         better,
     )
 
 
-def _question(result: Result, share: bool) -> str:
-    own = {task.name: task.summary for method in METHODS.values() for task in method.tasks}
-    question = _QUESTIONS.get(result.task) or own.get(result.task) or result.task.replace("_", " ")
+def question_of(task: str) -> str:
+    """What a task measures, for people who know none of them."""
+    own = {one.name: one.summary for method in METHODS.values() for one in method.tasks}
+    return _QUESTIONS.get(task) or own.get(task) or task.replace("_", " ")
+
+
+def _question(result: Result) -> str:
+    question = question_of(result.task)
     if result.metric in (result.task, "accuracy"):
         return question
     arrow = ", less is better" if lower_is_better(result.metric) else ""
-    return f"{question} ({result.metric.replace('_', ' ').replace('iou', 'IoU')}{arrow})"
+    return f"{question} ({_NUMBERS.get(result.metric, metric_words(result.metric))}{arrow})"
 
 
 def _written(value: float, share: bool, unit: str = "\N{NO-BREAK SPACE}%") -> str:

@@ -31,7 +31,7 @@ def test_a_number_is_bold_where_its_interval_lies_beyond_all_floors() -> None:
 def test_of_an_error_less_is_better_and_of_several_guesses_the_best_counts() -> None:
     floors = (("constant", 0.5), ("other constant", 0.4), ("random weights", 0.3))
     row = headlines([Result("depth", "abs_rel", 0.2, interval=(0.1, 0.29), floors=floors)], {})[0]
-    assert row.question == "How far away each pixel is, linear map (abs rel, less is better)"
+    assert row.question == "How far away each pixel is, linear map (mean error as a share of the depth, less is better)"
     assert row.floors == {"guessing": "0.4", "random weights": "0.3"}
     assert row.better
     row = headlines([Result("depth", "abs_rel", 0.2, interval=(0.1, 0.31), floors=floors)], {})[0]

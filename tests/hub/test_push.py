@@ -149,7 +149,7 @@ def test_others_go_on_from_heads_and_teacher(hub: HubServer, run: Path, capsys: 
     assert not any(path.startswith("pretraining/") and path.endswith((".md", ".pt", ".pth")) for path in files)
     card = files["README.md"].decode()
     assert "On images of your own it goes on, with its heads and teacher, which are here too, by" in card
-    assert "\ngeossl pretrain RECIPE --init_from tester/m --dataset path/to/images\n" in card
+    assert "\ngeossl pretrain loca_posttrain --init_from tester/m --dataset path/to/images\n" in card
     model = load_for_pretraining("loca", "tester/m")
     newest = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[-1]
     expected = load_file(newest / "model.safetensors")

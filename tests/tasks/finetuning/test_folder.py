@@ -1,11 +1,14 @@
 """What lies in a folder: a model whole or absent, and results that its card knows to be of these weights."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from hf_geossl.hub.card import render_card
 from hf_geossl.hub.results import measured_results, read_results
@@ -56,6 +59,29 @@ def test_the_card_has_the_number_with_its_interval_and_floor(saved: Path) -> Non
     assert "geossl finetune tuned scenes --evaluate_only" in card
     (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes() + b" ")
     assert measured_results(saved) is None  # other weights
+
+
+@pytest.mark.parametrize("name", ["classification", "segmentation", "depth", "detection"])
+def test_the_code_of_the_card_says_what_is_in_a_picture(
+    name: str, trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its size: a picture is not as large as what the model sees."""
+    monkeypatch.chdir(tmp_path)
+    task = find_task(name)
+    save_folder(
+        Start.open(trunk).build(task, [] if name == "depth" else ["cat", "dog"], HeadSettings()), task, Path("m")
+    )
+    Image.effect_noise((60, 44), 80).save("photo.jpg")
+    card, found = render_card(Path("m"), "m"), dict[str, Any]()
+    with torch.no_grad():
+        exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], found)
+    if name == "classification":
+        assert found["label"] in ("cat", "dog")
+    elif name == "detection":
+        assert {"scores", "labels", "boxes"} == found["found"].keys()
+        assert "Finds objects of 2 classes in an image" in card
+    else:
+        assert found["classes" if name == "segmentation" else "depth"].shape == (44, 60)
 
 
 def _split() -> Any:
