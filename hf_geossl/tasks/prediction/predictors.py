@@ -17,6 +17,11 @@ from hf_geossl.tasks.prediction.tiling import Tiling, blend
 
 Part = tuple[Box, np.ndarray]  # a box, and the values of its pixels (channels, height, width), float32
 
+_RESIZED = {
+    "segmentation": "bilinear",
+    "depth": "bicubic",
+}  # by transformers' post_process_..._segmentation, ..._depth_estimation
+_CUBIC = -0.75  # the slope of bicubic weights at a pixel's distance, torch's
 _BAND = 2**24  # values of a map that are made at a time
 _AT_EDGE = 2  # pixels from the edge of a tile within which a box counts as cut
 _COVERED = 0.6  # share of a cut box which, covered by a whole one of its class, makes it a part of that
@@ -86,8 +91,8 @@ def predict_map(
 ) -> Iterator[Part]:
     """Predicts a value of each pixel: probabilities of classes, or depth.
 
-    What a model gives is resized bilinearly to the size of what it was given, an image or a tile, as transformers does it;
-    probabilities are taken after that.
+    What a model gives is resized to the size of what it was given, an image or a tile, as the processors of transformers do it:
+    logits bilinearly, depths bicubically. Probabilities are taken after that.
 
     Args:
         model ([`TaskModel`]): of segmentation or depth.
@@ -106,13 +111,13 @@ def predict_map(
     rows = max(1, _BAND // (raw.shape[1] * image.width))
     for top in range(0, image.height, rows):
         height = min(rows, image.height - top)
-        band = _final(model, resized_rows(raw, image.height, image.width, top, height))
+        band = _final(model, resized_rows(raw, image.height, image.width, top, height, _RESIZED[model.kind]))
         yield (top, 0, height, image.width), band[0].cpu().numpy()
 
 
 def _tiles(model: TaskModel, image: OpenedImage, tiling: Tiling, batch_size: int) -> Iterator[np.ndarray]:
     channels = max(1, len(model.names))
-    size = (tiling.rows.size, tiling.columns.size)
+    size, mode = (tiling.rows.size, tiling.columns.size), _RESIZED[model.kind]
     for boxes in _batches(tiling.boxes, batch_size):
         read = [_tile_input(model, image, box) for box in boxes]
         inputs = [one for one in read if one is not None]
@@ -122,7 +127,7 @@ def _tiles(model: TaskModel, image: OpenedImage, tiling: Tiling, batch_size: int
                 yield np.zeros((channels, *size), np.float32)
                 continue
             # under no name, under which it would stay beside the next one
-            yield _final(model, F.interpolate(next(raw), size, mode="bilinear", align_corners=False))[0].cpu().numpy()
+            yield _final(model, F.interpolate(next(raw), size, mode=mode, align_corners=False))[0].cpu().numpy()
 
 
 def _batches(boxes: Sequence[Box], size: int) -> Iterator[Sequence[Box]]:
@@ -150,24 +155,44 @@ def _final(model: TaskModel, values: torch.Tensor) -> torch.Tensor:
     return values.div_(values.sum(dim=1, keepdim=True))
 
 
-def resized_rows(values: torch.Tensor, height: int, width: int, top: int, rows: int) -> torch.Tensor:
-    """Some rows of a map that is resized bilinearly, without making the others.
+def resized_rows(
+    values: torch.Tensor, height: int, width: int, top: int, rows: int, mode: str = "bilinear"
+) -> torch.Tensor:
+    """Some rows of a map that is resized, without making the others.
 
     Args:
         values (`torch.Tensor` of shape `(batch, channels, h, w)`): float32.
         height, width (`int`): that it is resized to.
         top, rows (`int`): the first row, and how many.
+        mode (`str`): `"bilinear"` or `"bicubic"`.
 
     Returns:
         `torch.Tensor` of shape `(batch, channels, rows, width)`: those rows of `interpolate(..., align_corners=False)`.
     """
+    last = values.shape[2] - 1
     places = torch.arange(top, top + rows, device=values.device, dtype=torch.float64)
-    places = ((places + 0.5) * (values.shape[2] / height) - 0.5).clamp(0, values.shape[2] - 1)
+    places = (places + 0.5) * (values.shape[2] / height) - 0.5
+    places = places if mode == "bicubic" else places.clamp(0, last)
     above = places.floor().long()
     share = (places - above).float()[:, None]
-    below = (above + 1).clamp_max(values.shape[2] - 1)
-    mixed = values[:, :, above] * (1 - share) + values[:, :, below] * share
-    return F.interpolate(mixed, (rows, width), mode="bilinear", align_corners=False)
+    if mode == "bicubic":
+        weights = {-1: _far(1 + share), 0: _near(share), 1: _near(1 - share), 2: _far(2 - share)}
+    else:
+        weights = {0: 1 - share, 1: share}
+    mixed = torch.zeros_like(values[:, :, :1]).expand(-1, -1, rows, -1)
+    for step, weight in weights.items():
+        mixed = mixed + values[:, :, (above + step).clamp(0, last)] * weight
+    return F.interpolate(mixed, (rows, width), mode=mode, align_corners=False)
+
+
+def _near(distance: torch.Tensor) -> torch.Tensor:
+    """The weight of a bicubic neighbour at up to a pixel (Keys 1981, "Cubic convolution interpolation", eq. 15)."""
+    return ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance.square() + 1
+
+
+def _far(distance: torch.Tensor) -> torch.Tensor:
+    """That of one at 1 to 2 pixels."""
+    return ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC
 
 
 def predict_objects(

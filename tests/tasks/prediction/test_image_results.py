@@ -8,7 +8,12 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForDepthEstimation,
+    AutoModelForSemanticSegmentation,
+    DPTImageProcessor,
+)
 
 from hf_geossl.tasks.prediction.image_results import predict_image
 from hf_geossl.tasks.prediction.opened_images import open_image
@@ -59,11 +64,11 @@ def test_a_depth_is_that_of_transformers_at_the_size_of_the_image(folder_of: Fol
     model = AutoModelForDepthEstimation.from_pretrained(folder_of("dpt")).eval()
     processor = AutoImageProcessor.from_pretrained(folder_of("dpt"))
     with torch.no_grad():
-        depth = model(**processor(Image.open(tmp_path / "a.jpg"), return_tensors="pt")).predicted_depth
-    expected = torch.nn.functional.interpolate(depth[None], (50, 70), mode="bilinear")[0, 0].numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        outputs = model(**processor(Image.open(tmp_path / "a.jpg"), return_tensors="pt"))
+    expected = DPTImageProcessor().post_process_depth_estimation(outputs, [(50, 70)])[0]["predicted_depth"].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert expected.std() > 0
-    assert record["range"] == pytest.approx([expected.min(), expected.max()], abs=1e-5)
+    assert record["range"] == pytest.approx([expected.min(), expected.max()], rel=1e-5)
 
 
 def test_a_map_of_a_geotiff_lies_where_the_image_lies_and_has_no_class_where_there_is_no_value(

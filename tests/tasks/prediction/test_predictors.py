@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForDepthEstimation,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
+    DPTImageProcessor,
 )
 
 from hf_geossl.tasks.prediction import predictors
@@ -65,9 +66,13 @@ def test_away_from_the_seams_a_tile_has_what_transformers_gives_for_it_as_an_ima
             tile = Image.fromarray(pixels[top : top + 40, left : left + 40])
             with torch.no_grad():
                 outputs = theirs(**processor(tile, return_tensors="pt"))
-            raw = outputs.predicted_depth[:, None] if model.kind == "depth" else outputs.logits
-            resized = torch.nn.functional.interpolate(raw, (40, 40), mode="bilinear")
-            expected = (resized if model.kind == "depth" else resized.softmax(1))[0].numpy()
+            if model.kind == "depth":
+                made = DPTImageProcessor().post_process_depth_estimation(outputs, [(40, 40)])[0]["predicted_depth"][
+                    None
+                ]
+            else:
+                made = torch.nn.functional.interpolate(outputs.logits, (40, 40), mode="bilinear")[0].softmax(0)
+            expected = made.numpy()
             alone = np.outer(tiling.rows.shares(row), tiling.columns.shares(column)) == 1
             found = tiled[:, top : top + 40, left : left + 40]
             assert np.abs(found - expected)[:, alone].max() <= 1e-4 * max(1, np.abs(expected).max())
@@ -75,12 +80,13 @@ def test_away_from_the_seams_a_tile_has_what_transformers_gives_for_it_as_an_ima
     assert compared > 0.5 * pixels.shape[0] * pixels.shape[1]
 
 
-def test_rows_of_a_resized_map_are_those_of_torch() -> None:
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_rows_of_a_resized_map_are_those_of_torch(mode: str) -> None:
     draw = torch.Generator().manual_seed(0)
     for height, width in ((7, 9), (50, 31), (3, 2), (200, 90)):
         values = torch.randn(1, 2, 11, 13, generator=draw)
-        expected = torch.nn.functional.interpolate(values, (height, width), mode="bilinear", align_corners=False)
-        rows = [resized_rows(values, height, width, top, min(4, height - top)) for top in range(0, height, 4)]
+        expected = torch.nn.functional.interpolate(values, (height, width), mode=mode, align_corners=False)
+        rows = [resized_rows(values, height, width, top, min(4, height - top), mode) for top in range(0, height, 4)]
         torch.testing.assert_close(torch.cat(rows, dim=2), expected, atol=1e-5, rtol=0)
 
 
