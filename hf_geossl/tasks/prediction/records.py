@@ -30,7 +30,7 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
 
     Returns:
         `dict[str, Path]`: by their names below the folder, sorted; where several are given and two names are the same, the later
-        ones have a number before them.
+        ones have a number before them, again where that is a name too.
 
     Raises:
         FileNotFoundError: if there is no image.
@@ -66,7 +66,9 @@ def find_images(paths: Sequence[str], output: Path) -> dict[str, Path]:
         for name in images:
             if name not in maps:
                 key = as_text(name)
-                found[key if key not in found else f"{number}/{key}"] = Path(root, name)
+                while key in found:
+                    key = f"{number}/{key}"
+                found[key] = Path(root, name)
     if not found:
         raise FileNotFoundError(
             f"there is no image file in {some_of(list(paths))}: images are taken from files, folders, globs and lists of files, not "

@@ -29,6 +29,9 @@ def test_images_are_found_and_what_is_none_is_said(tmp_path: Path, caplog: pytes
     assert "1 hidden file or folder left out" in caplog.text
     several = find_images([str(data / "b.jpg"), str(touch(tmp_path / "b.jpg"))], tmp_path / "out")
     assert list(several) == ["1/b.jpg", "b.jpg"]
+    numbered = touch(tmp_path / "numbered" / "1" / "b.jpg"), touch(tmp_path / "numbered" / "b.jpg")
+    every = find_images([str(tmp_path / "numbered"), str(tmp_path / "b.jpg")], tmp_path / "out")
+    assert sorted(every.values()) == sorted([*numbered, tmp_path / "b.jpg"])  # none in the place of another
     assert list(find_images([f"{data}/*/*.png"], data / "out")) == ["photos/c.png", "train/a.png"]
     with pytest.raises(FileNotFoundError, match="'none' does not exist"):
         find_images(["none"], tmp_path)
