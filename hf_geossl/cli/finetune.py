@@ -110,24 +110,27 @@ def _print_end(tuning: "FineTuning", results: dict[str, Any]) -> None:
             print(f"{picture.caption}: {folder / picture.file}")
     print(f"Measure it again:\n  {tuning.measured_by}")
     place = shlex.quote(str(folder))
-    steps = [(f"geossl demo {place}", "look at it in your browser")] if find_spec("gradio") else []
+    steps = [(f"geossl predict {place} path/to/images --output_dir predictions", "what it says of your images")]
+    steps += [(f"geossl demo {place}", "look at it in your browser")] if find_spec("gradio") else []
     if tuning.publication is not None:
         print(f"Published: {tuning.publication.url}")
     else:
         steps.append((f"geossl publish {place} user/name --dry_run", "what would be sent"))
-    if steps:
-        print(f"\n{next_steps(*steps)}")
+    print(f"\n{next_steps(*steps)}")
 
 
 def print_result(entry: dict[str, Any]) -> None:
-    """Prints numbers to the last digit, with intervals and floors."""
+    """Prints numbers with intervals and floors, in four digits; `results.json` has all."""
+    from hf_geossl.hub.headlines import floor_columns
+
     floors = entry.get("details", {}).get("floors", {})
     for name, value in entry.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             interval = entry.get("intervals", {}).get(name)
             said = [f"95 % interval {interval[0]:.4g} to {interval[1]:.4g}"] if interval else []
-            said += [f"{floor.replace('_', ' ')} {number:.4g}" for floor, number in floors.get(name, {}).items()]
-            print(f"{name} {value!r}" + (f" ({', '.join(said)})" if said else ""))
+            reached = floor_columns(list(floors.get(name, {}).items()), name)
+            said += [f"{floor} {number:.4g}" for floor, number in reached.items()]
+            print(f"{name} {value:.4g}" + (f" ({', '.join(said)})" if said else ""))
 
 
 def _evaluate(options: Namespace) -> int:

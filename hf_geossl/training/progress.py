@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 from transformers import (
@@ -18,7 +18,6 @@ from transformers import (
 
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
-from hf_geossl.training.arguments import TeacherStudentTrainingArguments
 from hf_geossl.training.monitors.instruments import INSTRUMENTS
 
 
@@ -36,12 +35,21 @@ class MonotonicBar(tqdm):
         self.start_t = self.last_print_t = self._time()
 
 
+class _CountsImages(Protocol):
+    """Training arguments that know how many images a step takes."""
+
+    disable_tqdm: bool | None
+
+    @property
+    def global_batch_size(self) -> int: ...
+
+
 class ImagesProgressCallback(ProgressCallback):
     """transformers' progress bar, with the loss and images a second beside it; its log lines in words."""
 
-    def __init__(
-        self, args: TeacherStudentTrainingArguments, metrics: Sequence[str] = (), quantities: Sequence[str] = ()
-    ) -> None:
+    doing = "pretraining"  # what the bar says
+
+    def __init__(self, args: _CountsImages, metrics: Sequence[str] = (), quantities: Sequence[str] = ()) -> None:
         super().__init__()
         self.training_bar: Any = None
         self.images_per_step, self.show_bar = args.global_batch_size, not args.disable_tqdm
@@ -55,7 +63,7 @@ class ImagesProgressCallback(ProgressCallback):
         self.current_step = state.global_step
         if state.is_world_process_zero and self.show_bar:
             self.training_bar = MonotonicBar(
-                desc="pretraining", total=state.max_steps, initial=state.global_step, unit=" steps", dynamic_ncols=True
+                desc=self.doing, total=state.max_steps, initial=state.global_step, unit=" steps", dynamic_ncols=True
             )
 
     def on_step_end(

@@ -85,7 +85,8 @@ def depth_samples(images: ArrayLike, truths: ArrayLike, predictions: ArrayLike, 
     depths = LogNorm(near, far, clip=True)
     errors = np.ma.masked_array(np.abs(predictions - truths), unknown)
     worst = Normalize(0, max(float(np.ma.filled(errors, 0).max()), 1e-6))
-    figure, grid = new_grid(4, len(images), title, extra=0.7)
+    handles = [Patch(facecolor=UNKNOWN, edgecolor=INK, linewidth=0.4, label="no truth")] if unknown.any() else []
+    figure, grid = new_grid(4, len(images), title, extra=0.7, handles=handles)
     rows: tuple[tuple[str, Any, Any], ...] = (
         ("image", images, None),
         ("truth", np.ma.masked_array(truths, unknown), ("viridis_r", depths)),
@@ -98,8 +99,8 @@ def depth_samples(images: ArrayLike, truths: ArrayLike, predictions: ArrayLike, 
             bar = figure.colorbar(shown, ax=list(grid[1:3].flat) if label == "predicted" else list(axes), pad=0.01)
             bar.set_label("metres", fontsize=8)
             if label == "predicted":
-                bar.set_ticks([tick for tick in (0.1, 0.3, 1, 3, 10, 30, 100) if near <= tick <= far])
-                bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda depth, place: f"{depth:g}"))
+                bar.set_ticks(np.geomspace(near, far, 4).tolist())
+                bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda depth, place: f"{depth:.2g}"))
                 bar.ax.yaxis.set_minor_formatter(NullFormatter())
             bar.ax.tick_params(labelsize=7.5)
             bar.outline.set_visible(False)
@@ -212,7 +213,11 @@ def point_samples(
 def _draw_boxes(axes: Axes, objects: Objects, colours: Mapping[int, np.ndarray]) -> None:
     labels, scores = np.asarray(objects["labels"]).ravel(), objects.get("scores")
     stroke = [withStroke(linewidth=2.6, foreground="white", alpha=0.85)]
-    for number, (left, top, right, bottom) in enumerate(np.asarray(objects["boxes"], dtype=float).reshape(-1, 4)):
+    boxes = np.asarray(objects["boxes"], dtype=float).reshape(-1, 4)
+    width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
+    written: list[tuple[float, float]] = []  # places of scores, which one that is less sure does not cover
+    for number in range(len(boxes)) if scores is None else np.argsort(-np.asarray(scores, dtype=float), kind="stable"):
+        left, top, right, bottom = boxes[number]
         colour = tuple(colours[int(labels[number])])
         axes.add_patch(
             Rectangle(
@@ -220,7 +225,9 @@ def _draw_boxes(axes: Axes, objects: Objects, colours: Mapping[int, np.ndarray])
                 path_effects=stroke,
             )
         )  # fmt: skip
-        if scores is not None:
+        free = all(abs(left - x) > 0.14 * width or abs(top - y) > 0.09 * height for x, y in written)
+        if scores is not None and free:
+            written.append((left, top))
             score = f"{float(np.asarray(scores)[number]):.2f}".removeprefix("0")
             axes.text(
                 left, max(0.0, top - 1), score, fontsize=7, color=INK, va="bottom" if top > 8 else "top",

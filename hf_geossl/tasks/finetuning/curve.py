@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from hf_geossl.hub.headlines import GUESSING, metric_words
 from hf_geossl.tasks.finetuning.kinds import FineTuningTask
 from hf_geossl.training.pictures.learning_curve import Panel, draw_curves
 
@@ -18,15 +19,15 @@ def draw_curve(history: Sequence[Mapping[str, Any]], task: FineTuningTask, resul
         result (`Mapping`): As `results.json` has it, for the floors.
     """
     floors = result.get("details", {}).get("floors", {}).get(task.metric, {})
-    named = {name.replace("_", " "): value for name, value in floors.items()}
+    named = {name.replace("_", " ").replace("constant", GUESSING): value for name, value in floors.items()}
     shown = []
     for key, title, levels in (
         ("loss", "training loss", {}),
         ("eval_loss", "test loss", {}),
-        (f"eval_{task.metric}", task.metric.replace("_", " "), named),
+        (f"eval_{task.metric}", metric_words(task.metric), named),
     ):
         points = [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
         points = [(step, value) for step, value in points if value == value]  # not NaN
         if points:
             shown.append(Panel(title, points, levels, is_share=key == "eval_accuracy"))
-    return draw_curves(shown, "this model")
+    return draw_curves(shown)

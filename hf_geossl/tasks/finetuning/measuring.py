@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
@@ -20,7 +21,7 @@ from hf_geossl.tasks.finetuning.kinds import FineTuningTask
 from hf_geossl.tasks.finetuning.kinds.base import Floors
 from hf_geossl.tasks.finetuning.splits import Split
 
-SHOWN = 8  # images in a picture
+SHOWN = 6  # images in a picture, spread over all that are measured
 REPEATS, FEW_REPEATS = 1000, 100  # resamples for intervals; of average precision, which is slow
 
 
@@ -62,6 +63,7 @@ def measure(
     metric, started, was_training = task.make_metric(model.config), time.monotonic(), model.training
     parts, shown, predicted, losses = [], list[Sample](), list[Any](), list[float]()
     model.eval()
+    at = set(np.linspace(0, len(split) - 1, min(SHOWN, len(split))).round().astype(int).tolist())
     for start in tqdm(
         range(0, len(split), batch_size), desc=f"measuring {split.name}", leave=False, disable=not progress
     ):
@@ -73,9 +75,9 @@ def measure(
             losses += [float(outputs.loss)] * len(samples)
         predictions = task.predictions(outputs)
         parts.append(task.rows_of(metric, predictions, samples))
-        for place in range(min(SHOWN - len(shown), len(samples))):
-            shown.append(samples[place])
-            predicted.append(predictions[place])
+        for place in sorted(at.intersection(range(start, start + len(samples)))):
+            shown.append(samples[place - start])
+            predicted.append(predictions[place - start])
     model.train(was_training)
     loss = sum(losses) / len(losses) if losses else float("nan")
     return Measured(metric, metric.join(parts), shown, predicted, loss, time.monotonic() - started)

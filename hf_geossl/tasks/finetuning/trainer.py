@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import TrainOutput
 
+from hf_geossl.hub.headlines import metric_words
 from hf_geossl.tasks.finetuning.arguments import FineTuningArguments
 from hf_geossl.tasks.finetuning.examples import Collator, TrainingExamples, vary
 from hf_geossl.tasks.finetuning.kinds import FineTuningTask
@@ -20,7 +21,22 @@ from hf_geossl.training.adaptation.trunk import lr_multiplier
 from hf_geossl.training.callbacks import PreemptionCallback
 from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer, Resumed
 from hf_geossl.training.checkpoints.files import read_optimizer, read_weights, write_json, write_optimizer
+from hf_geossl.training.progress import ImagesProgressCallback, count_of, progress_of_transformers
 from hf_geossl.training.sharding import gather_state
+
+
+class FineTuningProgress(ImagesProgressCallback):
+    """The bar and the log lines of pretraining, for a model with a head."""
+
+    doing = "fine-tuning"
+
+    def describe(self, step: int, logs: Mapping[str, float]) -> str | None:
+        """A log line in words; of a measurement all numbers."""
+        if "eval_images" not in logs:
+            return super().describe(step, logs)
+        numbers = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        images = count_of(int(numbers.pop("images")), "test image")
+        return f"step {step}, {images}: " + ", ".join(f"{metric_words(n)} {v:.3f}" for n, v in numbers.items())
 
 
 class FineTuningTrainer(Trainer):
@@ -87,6 +103,8 @@ class FineTuningTrainer(Trainer):
         super().__init__(
             model=model, args=args, train_dataset=examples, eval_dataset=test, data_collator=self.collate, **kwargs
         )
+        if any([self.pop_callback(kind) for kind in progress_of_transformers()]):  # noqa: C419
+            self.add_callback(FineTuningProgress(args))
         self.preemption = PreemptionCallback()
         self.add_callback(self.preemption)
         self.checkpointer = Checkpointer(args, self.accelerator)

@@ -18,7 +18,7 @@ COLUMNS, WIDTH, HEIGHT, SCALE = 5, 210, 190, 2  # panels in a row, and their siz
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 26, 24  # around the axes of a panel
 TEXT, SMALL = 13, 10  # sizes of type
 CURVE, INK, GRID = "#1f5fa8", "#222222", "#dddddd"
-FLOORS = {"random weights": "#c05a1c", "thumbnail": "#2d8a4e", "chance": "#777777", "constant": "#777777"}
+FLOORS = {"random weights": "#c05a1c", "thumbnail": "#2d8a4e", "chance": "#777777", "guessing": "#777777"}
 LEFT_OUT = ("target_spread",)  # says of collapse alone
 
 
@@ -47,8 +47,8 @@ def panels(history: Sequence[Mapping[str, float]], floors: Mapping[str, Mapping[
     return found
 
 
-def draw_curves(shown: Sequence[Panel], curve: str = "teacher's features") -> Image.Image:
-    """Draws panels in rows of five, floors as dashed lines; `curve` is what the legend calls the line."""
+def draw_curves(shown: Sequence[Panel]) -> Image.Image:
+    """Draws panels in rows of five, floors as dashed lines."""
     rows, columns = -(-len(shown) // COLUMNS), min(len(shown), COLUMNS)
     sheet = Image.new("RGB", (columns * WIDTH * SCALE, (rows * HEIGHT + 20) * SCALE), "white")
     draw = ImageDraw.Draw(sheet)
@@ -56,7 +56,7 @@ def draw_curves(shown: Sequence[Panel], curve: str = "teacher's features") -> Im
         _draw_panel(draw, panel, place % COLUMNS * WIDTH, place // COLUMNS * HEIGHT)
     x, y = 12, rows * HEIGHT + 2
     drawn = {name for panel in shown for name in panel.floors}
-    for name, colour in {curve: CURVE, **{name: FLOORS[name] for name in FLOORS if name in drawn}}.items():
+    for name, colour in {"this model": CURVE, **{name: FLOORS[name] for name in FLOORS if name in drawn}}.items():
         _line(draw, [(x, y + 7), (x + 24, y + 7)], colour, dashed=name in FLOORS)
         draw.text(((x + 30) * SCALE, y * SCALE), name, INK, _font(SMALL))
         x += 44 + round(_font(SMALL).getlength(name) / SCALE)

@@ -18,7 +18,7 @@ from hf_geossl.tasks.finetuning.kinds.classification import display
 from hf_geossl.tasks.finetuning.settings import HeadSettings
 from hf_geossl.tasks.finetuning.splits import Split
 
-SURE = 0.3  # the score from which on pictures show predicted objects
+SURE = 0.5  # the score from which on pictures show predicted objects, as `geossl predict` does
 
 
 class ObjectDetection(FineTuningTask):
