@@ -67,9 +67,10 @@ def inspect(argv: Sequence[str]) -> int:
         return 128 + stopped
     values = as_values(inspection)
     _write(folder / RESULTS, json.dumps(values, indent=1))
-    sheet = draw_sheet(
-        inspection.thumbnails, total_of(inspection).values, f"{_name_of(options.dataset)}: {values['images']:,} images"
-    )
+    shown = len(inspection.thumbnails.found)
+    some = f", {shown} of them here" if shown < values["images"] else ""
+    title = f"{_name_of(options.dataset)}: {values['images']:,} images{some}"
+    sheet = draw_sheet(inspection.thumbnails, total_of(inspection).values, title)
     sheet.save(folder / SHEET)
     _write(folder / RECIPE, recipe_for(options, values))
     inspection.state_file.unlink()

@@ -14,7 +14,7 @@ from hf_geossl.data.pixel_values import color_places
 from hf_geossl.data.rasters import Raster
 
 SIDE, COLUMNS, MOST = 128, 8, 48
-_GAP, _CAPTION = 6, 14
+_GAP, _CAPTION = 6, 16
 _BACKGROUND, _INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -134,7 +134,7 @@ def draw_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str) -> 
     sheet = Image.new(
         "RGB", (columns * cell_width + _GAP, max(1, len(rows)) * cell_height + _CAPTION + 2 * _GAP), _BACKGROUND
     )
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     pen.text((_GAP, _GAP), _fitting(title, sheet.width - 2 * _GAP, font), _INK, font)
     for number, row in enumerate(rows):
         for column, (caption, picture) in enumerate(row):

@@ -17,6 +17,7 @@ from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.hub.run_folder import find_model, first_line, is_pretraining, processor_files
 from hf_geossl.methods import METHODS
 from hf_geossl.modeling.image_format import ImageFormat
+from hf_geossl.tasks.prediction.task_models import without_load_report
 from hf_geossl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 
 _CACHED = 32  # pictures whose tokens are cached
@@ -147,14 +148,15 @@ def open_model(folder: Path) -> DemoModel:
 
 def _load(auto_class: type[AutoModel] | type[AutoModelForPreTraining], folder: Path) -> PreTrainedModel:
     try:
-        model, info = auto_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="eager",  # the one that returns its weights
-            output_loading_info=True,
-        )
+        with without_load_report():  # a fine-tuned model's head is no part of its trunk
+            model, info = auto_class.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="eager",  # the one that returns its weights
+                output_loading_info=True,
+            )
     except Exception as error:  # transformers, safetensors and huggingface_hub raise a dozen kinds
         raise ValueError(f"the model in {str(folder)!r} cannot be opened: {first_line(error)}") from error
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})

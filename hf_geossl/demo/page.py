@@ -155,7 +155,7 @@ class Page:
         if model is None:
             return f"# {self.name}: what the model predicts\n\n{about_task(self.task)}" if self.task is not None else ""
         taught = "Nobody told this model what pictures show." if self.task is None else about_task(self.task)
-        lines = [f"# {model.name}: what the model sees"]
+        lines = [f"# {model.name if self.task is None else self.task.name}: what the model sees"]
         lines.append(f"{taught} **Choose pictures, or upload yours, and see what it makes of them.**")
         if model.image_format is not None:
             lines.append(

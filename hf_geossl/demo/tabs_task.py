@@ -36,7 +36,7 @@ def about_task(task: TaskModel) -> str:
     """What a fine-tuned model does, for the head of the page."""
     more = len(task.names) - 8
     named = ", ".join(task.names[:8]) + (f" and {more} more" if more > 0 else "")
-    return _DOES[task.kind] + (f" Its classes: {named}." if task.names else "")
+    return _DOES[task.kind] + (f" Its {'class' if len(task.names) == 1 else 'classes'}: {named}." if task.names else "")
 
 
 def describe_task(task: TaskModel) -> str:
@@ -56,7 +56,15 @@ def task_tab(task: TaskModel) -> Tab:
     gr.Markdown(f"{about} **Choose or upload picture A.**")
     sliders: list[Any] = []
     if task.kind == "detection":
-        sliders = [gr.Slider(0.05, 0.95, value=0.5, step=0.05, label="Show objects from this score on")]
+        sliders = [
+            gr.Slider(
+                0.05,
+                0.95,
+                value=0.5,
+                step=0.05,
+                label="Show objects that the model is at least so sure of (1: certain)",
+            )
+        ]
     area, below = plain_area(), plain_area()
 
     def show(chosen: Chosen, score: float = 0.5) -> list[str]:
@@ -68,7 +76,7 @@ def task_tab(task: TaskModel) -> Tab:
             drawn = drawn.crop((drawn.width - (drawn.width - 8) // 2, 0, drawn.width, drawn.height))
         shown = [Figure(picture, "Picture A")]
         if task.kind != "classification":
-            shown.append(Figure(drawn, name))
+            shown.insert(0, Figure(drawn, name))  # what a phone shows without scrolling
         size = f"The model sees the picture at {task.sides[1]} \u00d7 {task.sides[0]} pixels."
         return [figures(*shown, columns=2, narrow=1), legend(entries) + said(size)]
 

@@ -89,7 +89,9 @@ def draw_duplicates(embedding: Embedding, table: pd.DataFrame) -> Image.Image:
     shown = [row[:_MOST_SHOWN] for row in list(groups.values())[:_MOST_GROUPS]]
     pictures = small_pictures(embedding.images, embedding.inputs, {place for row in shown for _, place in row})
     rows = [[(caption, pictures[place]) for caption, place in row if place in pictures] for row in shown]
-    return draw_rows(rows, f"{len(table):,} copies in {len(groups):,} groups; each row: an image and its copies")
+    return draw_rows(
+        rows, f"{len(table):,} copies in {len(groups):,} groups; each row: an image and its copies (0: no difference)"
+    )
 
 
 class _SmallImages:

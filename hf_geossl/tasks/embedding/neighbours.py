@@ -81,4 +81,6 @@ def draw_neighbours(embedding: Embedding, table: pd.DataFrame) -> Image.Image:
             if own == query and place in pictures:
                 row.append((f"{score:.3f} {place[0]}", pictures[place]))
         rows.append(row)
-    return draw_rows(rows, f"nearest by {compared_column(embedding)}: a query and its neighbours in each row")
+    return draw_rows(
+        rows, f"each row: an image, then those most like it by {compared_column(embedding)} features (1: the same)"
+    )

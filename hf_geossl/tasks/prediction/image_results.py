@@ -195,4 +195,4 @@ class MapSketch:
             painted = mask_overlay(picture, self.sketch, count, int(self.kind.nodata))
             return painted, mask_legend(self.shares, self.model.names)
         painted, ends = depth_overlay(picture, self.sketch)
-        return painted, depth_legend(ends)
+        return painted, depth_legend(ends, self.model.depth_unit)

@@ -92,12 +92,12 @@ def depth_overlay(picture: Image.Image, depth: np.ndarray) -> tuple[Image.Image,
     return both, (near, far)
 
 
-def depth_legend(ends: tuple[float, float]) -> list[Entry]:
-    """Five depths from one end of the scale to the other with their colours."""
+def depth_legend(ends: tuple[float, float], unit: str = "") -> list[Entry]:
+    """Five depths from one end of the scale to the other with their colours, and their unit where it is known."""
     places = np.linspace(0, 1, 5)
     colors = _depth_colors(places).tolist()
     return [
-        (f"{ends[0] + place * (ends[1] - ends[0]):.3g}", tuple(color))
+        (f"{ends[0] + place * (ends[1] - ends[0]):.3g}{unit}", tuple(color))
         for place, color in zip(places, colors, strict=True)
     ]
 
@@ -105,7 +105,7 @@ def depth_legend(ends: tuple[float, float]) -> list[Entry]:
 def depth_scale() -> list[Entry]:
     """Which colours many depths have side by side, each picture on a scale of its own."""
     near, far = _depth_colors(np.array([0.0, 1.0])).tolist()
-    return [("smallest", tuple(near)), ("largest depth of each picture", tuple(far))]
+    return [("smallest", tuple(near)), ("largest depth in each picture", tuple(far))]
 
 
 def _depth_colors(places: np.ndarray) -> np.ndarray:
@@ -163,6 +163,8 @@ def label_legend(probabilities: np.ndarray, names: Sequence[str], most: int = 5)
 
 def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     """Puts a legend below a picture; where there is too little room its entries are cut, and those beyond 40 counted."""
+    if not entries:
+        return picture
     left_out = len(entries) - _MOST_ENTRIES
     entries = [*entries[:_MOST_ENTRIES], *([(f"and {left_out} more", None)] if left_out > 0 else [])]
     times = _scale(picture.width)

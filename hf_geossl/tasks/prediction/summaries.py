@@ -111,16 +111,20 @@ def _write_boxes(model: TaskModel, done: Sequence[Record], folder: Path) -> None
 
 def _draw_contact_sheet(model: TaskModel, done: Sequence[Record], records: Records) -> Image.Image:
     """Pictures of up to 48 images, with the classes' colours below."""
-    chosen = sorted((record for record in done if "shown" in record), key=lambda record: rank_of(record["image"]))[
-        :MOST
-    ]
+    most = MOST // 2 if model.kind == "depth" else MOST
+    chosen = sorted((one for one in done if "shown" in one), key=lambda one: rank_of(one["image"]))[:most]
     thumbnails = Thumbnails()
     for record in chosen:
         path = next(records.path_of(name) for name in record["files"] if name.startswith(f"{OVERLAYS}/"))
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB").crop((0, 0, *record["shown"])))
-        thumbnails.add(_caption(model, record), Raster(pixels, "PNG"))
-    sheet = draw_sheet(thumbnails, {}, f"{model.name}: {counted(len(done), 'image')}")
+        name = _caption(model, record)
+        if model.kind == "depth":  # whose overlay is two pictures
+            thumbnails.add(f"{name}: depth", Raster(pixels[:, -(pixels.shape[1] // 2 - 4) :], "PNG"))
+            pixels = pixels[:, : pixels.shape[1] // 2 - 4]
+        thumbnails.add(name, Raster(pixels, "PNG"))
+    some = f", {len(chosen)} of them here" if len(chosen) < len(done) else ""
+    sheet = draw_sheet(thumbnails, {}, f"{model.name}: {counted(len(done), 'image')}{some}")
     return with_legend(sheet, _legend(model, done))
 
 
@@ -128,7 +132,7 @@ def _caption(model: TaskModel, record: Record) -> str:
     if model.kind != "classification":
         return str(record["image"])
     best = int(np.argmax(record["probabilities"]))
-    return f"{record['image']} {model.names[best]}"
+    return f"{record['image']}: {model.names[best]}"
 
 
 def _legend(model: TaskModel, done: Sequence[Record]) -> list[Entry]:

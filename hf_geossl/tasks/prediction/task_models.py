@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_geossl.data.rasters import BrokenImageError
 from hf_geossl.evaluation.loading import find_device
+from hf_geossl.methods import METHODS, WRAPPER
 from hf_geossl.modeling.image_format import ImageFormat
 
 # how the name of a class of transformers ends -> what its models predict
@@ -27,6 +29,17 @@ KINDS = {
     "ForObjectDetection": "detection",
 }
 Inputs = dict[str, torch.Tensor]
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Leaves out transformers' table of weights that a folder has too many or too few: who opens it says it in a sentence."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 @dataclass
@@ -53,6 +66,13 @@ class TaskModel:
     def device(self) -> torch.device:
         """Where its weights are."""
         return self.module.device
+
+    @property
+    def depth_unit(self) -> str:
+        """What stands behind a depth: metres of models of this library, and of others that say so."""
+        config = self.module.config
+        ours = config.model_type in METHODS or config.model_type == WRAPPER
+        return " m" if ours or getattr(config, "depth_estimation_type", None) == "metric" else ""
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -170,16 +190,13 @@ def open_task_model(model: str | Path, *, device: str | None = None, trust_remot
             f"{', '.join(KINDS)}, such as geossl finetune makes of a trunk"
         )
     auto: Any = getattr(transformers, f"AutoModel{ending}")
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what is missing is said below, in one sentence
     try:
-        module, info = auto.from_pretrained(
-            path, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
-        )
+        with without_load_report():
+            module, info = auto.from_pretrained(
+                path, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # transformers, safetensors and huggingface_hub raise a dozen kinds
         raise ValueError(f"the model in {name} cannot be opened: {_line(error)}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     wrong = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
     if wrong:
         raise ValueError(

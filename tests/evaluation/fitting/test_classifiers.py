@@ -1,12 +1,14 @@
 """Logistic regression against scikit-learn, and the result of a classification."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from hf_geossl.evaluation.fitting.classifiers import LogisticClassifier, classification_result, hold_out
 from hf_geossl.evaluation.options import EvaluationOptions
@@ -57,3 +59,19 @@ def test_result_tells_accuracy_and_confusion_and_draws_images_with_their_repeats
     # four copies of an image know no more than one
     assert repeated.intervals["accuracy"] == pytest.approx(once.intervals["accuracy"])
     assert repeated.pictures["confusion_matrix"]().size[0] > 100
+
+
+def test_small_fits_take_one_thread_of_the_matrix_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On busy cores two took eight times as long as one: they wait for each other at each of many short products."""
+    threads, fit = list[int](), LogisticRegression.fit
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        threads.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", counted)
+    features, labels = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 2
+    with threadpool_limits(2, "blas"):
+        LogisticClassifier(features, labels, np.arange(40) < 8, [1.0], 2, 50)
+    assert threads
+    assert set(threads) == {1}
