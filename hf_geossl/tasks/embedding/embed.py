@@ -26,7 +26,7 @@ from hf_geossl.data.wording import counted
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.loading import ModelLike, load_encoder
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
-from hf_geossl.tasks.embedding.features import Encoded, columns_of, encode, row_bytes
+from hf_geossl.tasks.embedding.features import THUMBNAIL, Encoded, columns_of, encode, row_bytes
 from hf_geossl.tasks.embedding.images import DatasetImages, open_images
 from hf_geossl.tasks.embedding.inputs import ImageInputs, inputs_of
 from hf_geossl.tasks.embedding.loader import Decoded, Decoder, Shard, decoded_ahead, plan
@@ -140,8 +140,8 @@ def embed(
     Returns:
         [`Embedding`]: The table. Its columns are `key` (which image: a path, a place in an archive, a row), `height` and
         `width` in pixels, with tiles `box` (x1, y1, x2, y2 in pixels), the dataset's own columns, the features as lists of
-        fixed length (`patches` in raster order, `(rows * columns, width)`), and `thumbnail` (12 x 12 pixels of what the model
-        has seen, channel by channel).
+        fixed length (`patches` in raster order, `(rows * columns, width)`), and `thumbnail` (12 x 12 pixels of the
+        whole image or tile, channel by channel).
 
     Raises:
         ValueError: If model, dataset, output or arguments do not fit.
@@ -208,7 +208,7 @@ class _Run:
         images.without(list(self.own_columns))
         if images.left_out and not processes.rank:
             on_progress(f"columns not carried along: {', '.join(images.left_out)} (--columns names those that are)")
-        last = [name for name in self.own_columns if name in (*arguments.features, "thumbnail")]
+        last = [name for name in self.own_columns if name in (*arguments.features, THUMBNAIL)]
         first = {name: kind for name, kind in self.own_columns.items() if name not in last}
         self.features = datasets.Features(
             {**first, **images.features, **{name: self.own_columns[name] for name in last}}
@@ -347,6 +347,7 @@ class _Sink:
                 columns = {name: np.concatenate([batch[name] for batch in arrays]) for name in columns}
             finite = [_finite_rows(values) for values in columns.values()]
             not_finite = int((~np.logical_and.reduce(finite)).sum())
+            columns = {**columns, THUMBNAIL: np.stack(entry.thumbnails)}
             self._writer.add(self._table(entry, columns))
         images = len(entry.images) + len(entry.broken)
         self._writer.facts.add(ShardFacts(images, entry.work.last, entry.broken, notes, not_finite))

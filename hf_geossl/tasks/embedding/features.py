@@ -1,15 +1,13 @@
-"""What is written of an image: features in the chosen precision, and a thumbnail of what the model has seen."""
+"""What is written of an image: features in the chosen precision, and a thumbnail."""
 
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from hf_geossl.evaluation.encoders import Encoder
 from hf_geossl.evaluation.features import THUMBNAIL_SIDE
-from hf_geossl.modeling.dense_heads import full_precision
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
 
 THUMBNAIL = "thumbnail"
@@ -49,21 +47,12 @@ def encode(encoder: Encoder, pixel_values: torch.Tensor, arguments: EmbeddingArg
         tensors["patches"] = tensors["patches"].flatten(1, 2)  # (B, h, w, D) -> (B, h * w, D)
     dtype = getattr(torch, arguments.dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    tensors[THUMBNAIL] = thumbnails_of(encoder, pixel_values)
     if encoder.device.type != "cuda":
         return Encoded({name: tensor.cpu() for name, tensor in tensors.items()})
     copied = torch.cuda.Event()
     host = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
     copied.record()
     return Encoded(host, copied)
-
-
-def thumbnails_of(encoder: Encoder, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Small versions of a model's input, `(batch, channels * 12 * 12)`, uint8: means of areas, channel by channel."""
-    with full_precision(encoder.device):
-        small = F.adaptive_avg_pool2d(pixel_values.float(), THUMBNAIL_SIDE)
-        mean, std = small.new_tensor(encoder.mean)[:, None, None], small.new_tensor(encoder.std)[:, None, None]
-        return (small * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8).flatten(1)
 
 
 def columns_of(

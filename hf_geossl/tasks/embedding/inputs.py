@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 from hf_geossl.data.images import decode_image, decode_pixels
 from hf_geossl.evaluation.encoders import Encoder
+from hf_geossl.evaluation.features import THUMBNAIL_SIDE
 from hf_geossl.evaluation.loading import ModelLike
 from hf_geossl.hub.export import make_image_processor
 from hf_geossl.hub.run_folder import processor_files
@@ -22,6 +25,7 @@ from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
 logger = logging.getLogger(__name__)
 
 Picture = Image.Image | torch.Tensor
+_SCALED = 8 * THUMBNAIL_SIDE  # pixels of a side before the means are taken
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,20 @@ class ImageInputs:
             return values
         made = self.process(picture, return_tensors="pt", **self.options)["pixel_values"]
         return made[0]
+
+
+def thumbnail_of(picture: Picture) -> np.ndarray:
+    """A small version of a whole image, whatever of it a model is shown: `(channels * 12 * 12,)`, uint8, means of areas."""
+    sides = (_SCALED, _SCALED)
+    if isinstance(picture, Image.Image):
+        scaled = picture.resize(sides, Image.Resampling.BICUBIC, reducing_gap=1.0)
+        values = torch.from_numpy(np.array(scaled, np.float32)).permute(2, 0, 1)
+    else:
+        values = picture.float() * (1 if picture.dtype == torch.uint8 else 255)
+        values = F.interpolate(values[None], sides, mode="bilinear", antialias=True)[0]
+    small = F.avg_pool2d(values, _SCALED // THUMBNAIL_SIDE)
+    made: np.ndarray = small.round().clamp(0, 255).to(torch.uint8).flatten().numpy()
+    return made
 
 
 def inputs_of(model: ModelLike, encoder: Encoder, arguments: EmbeddingArguments) -> ImageInputs:

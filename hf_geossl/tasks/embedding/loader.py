@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -17,7 +18,7 @@ from hf_geossl.data.images import BrokenImageError
 from hf_geossl.data.notes import Note, collect_notes
 from hf_geossl.data.wording import without_arguments
 from hf_geossl.tasks.embedding.images import DatasetImages, Row
-from hf_geossl.tasks.embedding.inputs import ImageInputs, Picture
+from hf_geossl.tasks.embedding.inputs import ImageInputs, Picture, thumbnail_of
 from hf_geossl.tasks.embedding.tiles import Box, tile_boxes
 
 # what a user can mend keeps its type and message when it comes from a worker
@@ -57,6 +58,7 @@ class Decoded:
         work ([`Work`]): Without the rows' values.
         keys (`list[str]`), sizes (`list[(int, int)]`, height and width), boxes (`list[Box]`), carried (`list[dict]`): One a
             tile; an image that is not cut is one.
+        thumbnails (`list[numpy.ndarray]`): Of each tile, see `thumbnail_of`.
         images (`list[int]`): How many tiles each image has.
         pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`, *optional*): None where all are broken.
         broken (`list[(str, str)]`): Key and reason.
@@ -68,6 +70,7 @@ class Decoded:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     carried: list[dict[str, Any]] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
     broken: list[tuple[str, str]] = field(default_factory=list)
@@ -121,7 +124,9 @@ class Decoder(Dataset):
             boxes = tile_boxes(width, height, self.tile, self.tile_overlap)
             carried = self.images.carried_of(values)
             for box in boxes:
-                made.append(self.inputs.pixel_values(_cut(picture, box) if len(boxes) > 1 else picture))
+                part = _cut(picture, box) if len(boxes) > 1 else picture
+                made.append(self.inputs.pixel_values(part))
+                decoded.thumbnails.append(thumbnail_of(part))
                 decoded.keys.append(key)
                 decoded.sizes.append((height, width))
                 decoded.boxes.append(box)

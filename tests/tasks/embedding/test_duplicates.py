@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from transformers import BitImageProcessor
 
 from hf_geossl.data import scene_image
 from hf_geossl.tasks import embed
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
 from hf_geossl.tasks.embedding.duplicates import describe_duplicates, draw_duplicates, find_duplicates
-from tests.helpers.embedding_models import own_folder
+from tests.helpers.embedding_models import foreign_folder, own_folder
 from tests.helpers.images import write_parquet
 
 SCENES, PLANTED = 120, 60
@@ -45,6 +46,22 @@ def test_planted_copies_are_found_by_a_random_trunk(tmp_path):
     sheet = draw_duplicates(made, table)
     assert sheet.width > 4 * 128
     assert sheet.height > 12 * 128
+
+
+def test_stretched_copies_are_found_by_a_model_that_is_shown_the_middle(tmp_path):
+    """DINOv2's, CLIP's and timm's processors scale the shorter side and cut the middle out: another one of each copy."""
+    model, data = foreign_folder(tmp_path / "model"), tmp_path / "data"
+    BitImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}).save_pretrained(model)
+    data.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(16):  # coarse textures
+        image = Image.fromarray(draw.integers(0, 256, (12, 18, 3), dtype=np.uint8)).resize((90, 60))
+        image.save(data / f"{number:02d}.png")
+        image.resize((106, 60)).save(data / f"{number:02d}_copy.png")
+    made = embed(model, data, tmp_path / "out.parquet", EmbeddingArguments(num_workers=0))
+    table = find_duplicates(made)
+    assert table["key"].tolist() == [f"{number:02d}_copy.png" for number in range(16)]
+    assert [key[:2] for key in table["copy_of"]] == [f"{number:02d}" for number in range(16)]
 
 
 def test_equal_images_are_one_group_and_none_is_a_table_too(tmp_path):

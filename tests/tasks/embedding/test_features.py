@@ -6,16 +6,8 @@ import torch
 
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
-from hf_geossl.tasks.embedding.features import columns_of, encode, row_bytes, thumbnails_of
+from hf_geossl.tasks.embedding.features import columns_of, encode, row_bytes
 from tests.helpers.tiny_models import timm_encoder, tiny_loca
-
-
-def test_a_thumbnail_is_the_mean_of_areas_of_the_input():
-    encoder = timm_encoder(16, 48)
-    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    made = thumbnails_of(encoder, encoder.normalize(images)).view(2, 3, 12, 12)
-    expected = images.float().reshape(2, 3, 12, 4, 12, 4).mean(dim=(3, 5))
-    assert (made - expected).abs().max() <= 0.51
 
 
 def test_columns_have_the_lengths_of_the_features():
@@ -31,7 +23,6 @@ def test_columns_have_the_lengths_of_the_features():
     assert {name: (array.shape, array.dtype) for name, array in made.items()} == {
         "patches": ((2, 9, 192), np.float16),
         "class_token": ((2, 192), np.float16),
-        "thumbnail": ((2, 432), np.uint8),
     }
 
 

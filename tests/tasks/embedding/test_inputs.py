@@ -9,7 +9,7 @@ from transformers import BitImageProcessor
 
 from hf_geossl.evaluation.loading import load_encoder
 from hf_geossl.tasks.embedding.arguments import EmbeddingArguments
-from hf_geossl.tasks.embedding.inputs import inputs_of
+from hf_geossl.tasks.embedding.inputs import inputs_of, thumbnail_of
 from tests.helpers.embedding_models import foreign_folder
 from tests.helpers.tiny_models import timm_encoder
 
@@ -50,3 +50,15 @@ def test_a_folder_without_a_processor_is_scaled_as_the_model_and_says_so(tmp_pat
     inputs = inputs_of(folder, load_encoder(folder), EmbeddingArguments())
     assert "has no image processor: images are scaled to 64 x 64" in caplog.text
     assert tuple(inputs.pixel_values(PICTURE).shape) == (3, 64, 64)
+
+
+@pytest.mark.parametrize("side", [96, 960])
+def test_a_thumbnail_is_the_mean_of_areas_of_the_whole_image(side):
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((side, side), Image.Resampling.BILINEAR))
+    expected = pixels.reshape(12, side // 12, 12, side // 12, 3).mean(axis=(1, 3)).transpose(2, 0, 1).reshape(-1)
+    units = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    for picture in (Image.fromarray(pixels), units):
+        made = thumbnail_of(picture)
+        assert made.dtype == np.uint8
+        assert np.abs(made - expected).max() <= 1
