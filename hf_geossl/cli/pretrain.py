@@ -105,10 +105,22 @@ def make_trainer(given: Pretraining, command: str) -> "tuple[TeacherStudentTrain
 
 
 def make_training_arguments(given: Pretraining) -> "TeacherStudentTrainingArguments":
-    """Makes the training arguments; trackers know the run by its folder's name unless the user gave another."""
+    """Makes the training arguments; trackers know the run by its folder's name unless the user gave another.
+
+    Raises:
+        UsageError: If bfloat16 is asked for, as recipes for GPUs do, where no GPU computes in it.
+    """
     values = dict(given.training)
     values.setdefault("run_name", Path(str(values.get("output_dir", ""))).name)
-    args: TeacherStudentTrainingArguments = given.method.load("arguments")(**values)
+    try:
+        args: TeacherStudentTrainingArguments = given.method.load("arguments")(**values)
+    except ValueError as error:
+        if "bf16/gpu" not in str(error):
+            raise
+        raise UsageError(
+            "bf16 is set, and no GPU here computes in it: --bf16 false trains in float32 on what there is; on a CPU that takes "
+            "long, and the quickstarts are sized for one"
+        ) from error
     return args
 
 

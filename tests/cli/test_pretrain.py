@@ -223,6 +223,14 @@ def test_wrong_arguments_give_one_line(
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
+def test_bf16_without_a_gpu_is_said_with_what_to_do(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    message = error_line(capsys, "pretrain", str(recipe), "--bf16", "true", "--use_cpu", "false")
+    assert "no GPU here computes in it: --bf16 false trains in float32" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
