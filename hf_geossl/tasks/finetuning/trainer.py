@@ -50,7 +50,8 @@ class FineTuningTrainer(Trainer):
         **kwargs: As `Trainer`.
 
     Raises:
-        ValueError: If the arguments name a metric that is not measured, or smooth labels that are no classes of images.
+        ValueError: If the arguments name a metric that is not measured, or smooth labels that are no classes of images; or
+            the decoder cannot be trained on one image at a time.
 
     Attributes:
         trained (`str`): How much of the model is trained, in a line.
@@ -75,6 +76,11 @@ class FineTuningTrainer(Trainer):
         if args.label_smoothing_factor and task.name != "classification":  # transformers' is over the last dimension
             raise ValueError(
                 f"label_smoothing_factor is of classification alone, got {args.label_smoothing_factor} for {task.name}"
+            )
+        if args.per_device_train_batch_size == 1 and getattr(model.config, "decoder_type", None) == "upernet":
+            raise ValueError(
+                "the decoder upernet has batch norms over maps of one pixel, which need two images at a time: give "
+                "--per_device_train_batch_size 2, or --decoder linear"
             )
         self.task, self.train_split, self.test_split = task, train, test
         images = model.config.get_image_format()

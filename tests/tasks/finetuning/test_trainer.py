@@ -65,6 +65,15 @@ def test_smoothed_labels_are_of_classes_of_images(make: Any) -> None:
         make("segmentation", label_smoothing_factor=0.1)
 
 
+def test_batch_norms_of_one_pixel_take_more_than_one_image(make: Any) -> None:
+    make("segmentation", decoder="upernet", per_device_train_batch_size=2, max_steps=1).trainer.train()
+    with pytest.raises(
+        ValueError, match="need two images at a time: give --per_device_train_batch_size 2, or --decoder linear"
+    ):
+        make("segmentation", decoder="upernet", per_device_train_batch_size=1)
+    make("segmentation", per_device_train_batch_size=1)
+
+
 def test_the_curve_is_measured_on_a_part_of_the_test_images(make: Any) -> None:
     tuning = make("classification", curve_images=3, eval_steps=2)
     tuning.trainer.train()

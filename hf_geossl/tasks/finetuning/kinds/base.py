@@ -116,7 +116,8 @@ def name_classes(
         `tuple[str, ...]`: By number; numbers as texts where nobody has named them.
 
     Raises:
-        ValueError: If training has fewer than two classes, or a class has no name.
+        ValueError: If training has fewer than two classes, a class has no name, or the user names the data's own classes in
+            another order, or more or fewer.
     """
     largest = max((number for part in present for number in part), default=-1)
     names = tuple(given or known or map(str, range(largest + 1)))
@@ -124,6 +125,12 @@ def name_classes(
         where = "--class_names" if given else splits[0].samples.name
         raise ValueError(
             f"{where} names {counted(len(names), 'class', 'classes')}, and the truth has the class {largest}"
+        )
+    if given and known and (len(given) != len(known) or (set(given) == set(known) and tuple(given) != tuple(known))):
+        raise ValueError(
+            f"{splits[0].samples.name} names its {counted(len(known), 'class', 'classes')} {', '.join(known[:NAMED])}"
+            f"{', ...' if len(known) > NAMED else ''}, and --class_names are {', '.join(given[:NAMED])}"
+            f"{', ...' if len(given) > NAMED else ''}: give another name for each, in this order, or leave --class_names out"
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -32,6 +32,9 @@ def test_names_are_numbers_where_nobody_gives_them() -> None:
 def test_classes_without_a_name_of_their_own_are_refused() -> None:
     with pytest.raises(ValueError, match=r"made \(train\) names 2 classes, and the truth has the class 2"):
         name_classes([{0: 1, 2: 1}, {}], (TRAIN, TEST), ["a", "b"], None)
+    for given in (["b", "a"], ["c", "d", "e"]):  # by which the model would be measured as another one
+        with pytest.raises(ValueError, match=f"names its 2 classes a, b, and --class_names are {', '.join(given)}:"):
+            name_classes([{0: 1, 1: 1}, {1: 1}], (TRAIN, TEST), ["a", "b"], given)
     with pytest.raises(ValueError, match="two classes are named 'a'"):
         name_classes([{0: 1}, {}], (TRAIN, TEST), ["a", "a"], None)
 
