@@ -18,6 +18,7 @@ IMAGES = ["imagecodecs>=2024.6.1", "pydicom>=3.0", "tifffile>=2024.7.2"]  # TIFF
 NOTEBOOKS = [*EVAL, *IMAGES, "ipykernel>=6.29", "ipywidgets>=8.1", "scikit-image>=0.22"]  # those of examples/
 TEST = [
     *NOTEBOOKS,
+    "faiss-cpu>=1.15",
     "lightly>=1.6",
     "onnx>=1.19",
     "onnxruntime>=1.23",
@@ -31,6 +32,8 @@ TEST = [
     "torchdata>=0.11",
     "torchmetrics>=1.9",
 ]
+# what the pages of docs/ name and nothing here imports: an environment of its own runs those blocks
+PAGES = ["mlflow>=3.17", "tensorboard>=2.21", "torchao>=0.18", "trackio>=0.43", "wandb>=0.31"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"]  # the site: mkdocs build --strict
 SPACE = ["gradio>=6.31,<7"]  # wants Pillow < 13, which rounds otherwise than the golden pixels: not among the tests
 
@@ -83,6 +86,7 @@ setup(
         "images": IMAGES,
         "notebooks": NOTEBOOKS,
         "space": SPACE,
+        "pages": [*PAGES, *SPACE],
         "demo-test": [*SPACE, "playwright>=1.50"],
         "timm": ["timm>=1.0"],
     },

@@ -12,6 +12,7 @@ from hf_geossl.cli.arguments import TAKEN_BACK, Argument, add_arguments, kind_of
 from hf_geossl.cli.evaluate import COLUMNS, add_columns
 from hf_geossl.cli.pretrain import resume_from
 from hf_geossl.cli.usage import (
+    GO_ON,
     Parser,
     UsageError,
     hide_loading_bars,
@@ -78,7 +79,7 @@ def finetune(argv: Sequence[str]) -> int:
     if (signal := tuning.trainer.preemption.signal) is not None:
         if args.process_index == 0:
             print(f"stopped at step {tuning.trainer.state.global_step}. Go on with:")
-            print(f"  {command} --resume_from_checkpoint true")
+            print(f"  {command.replace(GO_ON, '')}{GO_ON}")
         return 128 + signal
     if results is not None:
         _print_end(tuning, results)

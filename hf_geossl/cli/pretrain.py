@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hf_geossl.cli.arguments import DataArguments
 from hf_geossl.cli.pretrain_arguments import Pretraining, parse_pretrain
-from hf_geossl.cli.usage import UsageError, hide_loading_bars, next_steps, require_if_local
+from hf_geossl.cli.usage import GO_ON, UsageError, hide_loading_bars, next_steps, require_if_local
 from hf_geossl.evaluation.registry import TASKS
 from hf_geossl.methods import run_pictures
 
@@ -55,7 +55,7 @@ def pretrain(argv: Sequence[str]) -> int:
         finish(trainer)
     elif trainer.is_world_process_zero():
         print(f"stopped at step {trainer.state.global_step}. Go on with:")
-        print(f"  {command} --resume_from_checkpoint true")
+        print(f"  {command.replace(GO_ON, '')}{GO_ON}")
     trainer.end_processes()
     return 0 if stopped is None else 128 + stopped
 

@@ -35,6 +35,7 @@ _MENDS = {
     errno.EEXIST: "something else lies there already{file}: choose another place",
     errno.EMFILE: "too many files are open{file}: raise the limit (ulimit -n), or take fewer --num_workers",
 }
+GO_ON = " --resume_from_checkpoint true"  # at the end of the command of a run that was stopped
 _LISTED = 24  # words, in a line that is still read
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
@@ -258,13 +257,7 @@ def test_a_folder_with_a_file_alone_names_the_file(tmp_path: Path) -> None:
 def test_a_hub_id_is_read_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = [make("Dinov2Model", num_hidden_layers=layers) for layers in (1, 2)]
     with HubServer(tmp_path / "hub") as server:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        server.take_client(monkeypatch)
         repository, commits = Repository("tester/dinov2"), []
         repository.open(private=True)
         for model in theirs:

@@ -1,43 +1,104 @@
 """README and docs/ say what is so: their code runs, the messages and functions that they name exist."""
 
 import gc
+import os
 import re
 import runpy
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import timm
+import torch
 import yaml
+from safetensors.torch import save
 
 from hf_geossl.cli.main import main
+from hf_geossl.methods import METHODS, Method
+from tests.helpers.flax_files import flax_file
 from tests.helpers.golden import ROOT
-from tests.helpers.pages import PAGES, blocks, literals, run_block, small
+from tests.helpers.hub_server import WRITE_TOKEN, HubServer, Token
+from tests.helpers.pages import PAGES, QUICK, blocks, literals, run_block, small
+from tests.helpers.plain_vits import authors_state, vit_of
+from tests.helpers.small_recipes import SMALL
+from tests.helpers.vit_families import make
+
+MODELS = {
+    "facebook/dinov2-base": "Dinov2Model",
+    "facebook/dinov2-small": "Dinov2Model",
+    "facebook/dinov3-vits16-pretrain-lvd1689m": "DINOv3ViTModel",
+}
+TIMM = "vit_small_patch16_224"
+tiny_timm = partial(timm.models.vit_small_patch16_224, img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=2)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader of the pages has: what docs/practice.py makes, and a trained folder."""
+    """What a reader of the pages has: what docs/practice.py makes, trained folders, and files of the methods' authors."""
     root = tmp_path_factory.mktemp("world")
     runpy.run_path(str(ROOT / "docs/practice.py"))["make"](root, images=12, side=48)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
+    mine = SMALL | QUICK | {"dataset": "path/to/images", "output_dir": "mine", "logging_steps": 1}
+    (root / "my.yaml").write_text(yaml.safe_dump(mine))
+    torch.save({"model": authors_state(vit_of())}, root / "checkpoint-99.pth")
+    flax_file(root / "loca_vbase_imnet1k")
+    with pytest.MonkeyPatch.context() as moved:
+        moved.chdir(root)
         words = ["pretrain", "quickstart", "--dataset", "path/to/images", "--output_dir", "run"]
         assert main([*small(words), "--num_hidden_layers", "4"]) == 0
     gc.collect()
     gc.freeze()  # a run collects garbage three times: what this one has imported need not be visited in the others
-    for copy in ("run-a", "run-b", "geossl-quickstart"):
+    for copy in ("run-a", "run-b", "geossl-quickstart", "geossl-loca_quickstart"):
         shutil.copytree(root / "run", root / copy)
     return root
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_blocks_of_code_run(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def hub(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A Hub with what the pages name, tiny: models of others, a model and a dataset of the reader's."""
+    folder = tmp_path_factory.mktemp("models")
+    with HubServer(tmp_path_factory.mktemp("hub"), tokens={WRITE_TOKEN: Token("user")}) as server:
+        for name, kind in MODELS.items():
+            make(kind).save_pretrained(folder / name)
+            server.add_folder(name, folder / name)
+        server.add(f"timm/{TIMM}.dino", {"model.safetensors": save(tiny_timm(num_classes=0).state_dict())}, "model")
+        server.add_folder("user/model", world / "run")
+        server.add_folder("user/dataset", world / "path/to/images", "dataset")
+        yield server
+    assert not server.errors
+
+
+def marks(page: Path) -> list[pytest.MarkDecorator]:
+    needs = any(block.needs for block in blocks(page))
+    slow = any(block.starts_processes for block in blocks(page))
+    return [pytest.mark.packages] * needs + [pytest.mark.slow] * slow
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=marks(p), id=str(p.relative_to(ROOT))) for p in PAGES if blocks(p)],
+)
+def test_blocks_of_code_run(
+    page: Path, world: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(world, tmp_path / "world")
     monkeypatch.chdir(tmp_path / "world")
-    namespace: dict[str, object] = {"__name__": page.stem}
-    for block in blocks(page):
-        run_block(block, namespace, monkeypatch)
+    hub.take_client(monkeypatch)
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, TIMM, tiny_timm)
+    namespace = {
+        "__name__": page.stem,
+        "METHODS": dict(METHODS),
+        "Method": Method,
+    }  # the last two for a row of methods.py
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    with patch.dict(os.environ):  # trackers and gradio leave something in it
+        for block in blocks(page):
+            run_block(block, namespace, monkeypatch)
+    if lacking := [f"{block.place} needs {', '.join(block.lacks)}" for block in blocks(page) if block.lacks]:
+        pytest.skip(f"all blocks ran but {'; '.join(lacking)}: pip install -e '.[pages]'")
 
 
 def test_recipes_that_pages_show_are_read(tmp_path: Path) -> None:

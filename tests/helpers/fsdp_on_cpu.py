@@ -1,9 +1,15 @@
-"""FSDP2 in processes without a GPU, for tests: accelerate would take DDP there without a word."""
+"""FSDP2 in processes without a GPU, for tests: accelerate would take DDP there without a word.
 
+As a program, `python -m tests.helpers.fsdp_on_cpu pretrain ...`, it is `geossl` with that.
+"""
+
+import sys
 from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+
+from hf_geossl.cli.main import main
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -20,3 +26,8 @@ def allow_fsdp_on_cpu() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = initialise_with_fsdp
+
+
+if __name__ == "__main__":
+    allow_fsdp_on_cpu()
+    sys.exit(main(sys.argv[1:]))

@@ -894,6 +894,27 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._listener.server_port}"
         threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
 
+    def take_client(self, patch: Any) -> None:
+        """Points huggingface_hub and datasets of this process at this server, with the token that may write.
+
+        Args:
+            patch (`pytest.MonkeyPatch`): takes it back.
+        """
+        import datasets
+        from huggingface_hub import HfFileSystem, constants
+
+        # Few functions ask for an endpoint only here (ModelCard.validate); the addresses of files begin with it.
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + template)
+        patch.setattr(constants, "ENDPOINT", self.url)
+        patch.setattr(constants, "HF_HUB_CACHE", str(self.root / "cache"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(datasets.config, "HF_ENDPOINT", self.url)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        patch.setenv("HF_TOKEN", WRITE_TOKEN)
+        HfFileSystem.clear_instance_cache()
+
     def close(self) -> None:
         """Stops at once: open connections are cut, paused requests released."""
         self._listener.shutdown()
@@ -968,6 +989,11 @@ class HubServer:
             head = found.resolve("main")
             new = {path: found.file(c, found.is_large(head, path, len(c), c[:512])) for path, c in files.items()}
             return found.commit("main", {**head["files"], **new}, "Add files", "", repo.split("/")[0])
+
+    def add_folder(self, repo: str, folder: Path, kind: str = "model") -> str:
+        """Plants all files of a folder."""
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return self.add(repo, files, kind)
 
     def files(self, repo: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
         """All contents of a revision by path, .gitattributes included."""

@@ -25,7 +25,6 @@ from huggingface_hub import (
     ModelCard,
     ModelCardData,
     RepoCard,
-    constants,
     file_download,
 )
 from huggingface_hub.errors import (
@@ -62,12 +61,7 @@ def pauses(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = SimpleNamespace(**{**vars(time), "sleep": waited.append})
     monkeypatch.setattr(_http, "time", clock)
     monkeypatch.setattr(file_download, "time", clock)
-    # Few functions ask for an endpoint only here (ModelCard.validate); the addresses of files begin with it.
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.take_client(monkeypatch)
     return waited
 
 

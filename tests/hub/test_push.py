@@ -64,12 +64,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         monkeypatch.setattr(_http, "time", clock)
         monkeypatch.setattr(retries, "sleep", lambda seconds: None)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        server.take_client(monkeypatch)
         yield server
     assert not server.errors
 

@@ -5,23 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from hf_geossl.data import retries
 from hf_geossl.hub.repository import PublishError, Repository, is_same, size_of
-from tests.helpers.hub_server import WRITE_TOKEN, HubServer
+from tests.helpers.hub_server import HubServer
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer(tmp_path / "hub") as server:
         monkeypatch.setattr(retries, "sleep", lambda seconds: None)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        server.take_client(monkeypatch)
         yield server
 
 
