@@ -93,6 +93,7 @@ def test_blocks_of_code_run(
         "METHODS": dict(METHODS),
         "Method": Method,
     }  # the last two for a row of methods.py
+    gc.freeze()  # what other pages have imported (torch's exporters, trackers) is no garbage either
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     with patch.dict(os.environ):  # trackers and gradio leave something in it
         for block in blocks(page):
