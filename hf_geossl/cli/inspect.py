@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hf_geossl.cli.recipes import read_recipe, recipes
-from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, print_wrapped, require_if_local
+from hf_geossl.cli.usage import Parser, UsageError, nearest, next_steps, require_if_local
 
 if TYPE_CHECKING:
     from hf_geossl.data.inspection import Inspection
@@ -49,6 +49,7 @@ def inspect(argv: Sequence[str]) -> int:
     from hf_geossl.data.contact_sheet import draw_sheet
     from hf_geossl.data.inspection import DatasetArguments, Inspection
     from hf_geossl.data.inspection_report import as_lines, as_values, total_of
+    from hf_geossl.data.wording import folded
 
     datasets.disable_progress_bars()  # of reading rows, which are no images
     arguments = DatasetArguments(
@@ -74,7 +75,8 @@ def inspect(argv: Sequence[str]) -> int:
     sheet.save(folder / SHEET)
     _write(folder / RECIPE, recipe_for(options, values))
     inspection.state_file.unlink()
-    print_wrapped(as_lines(values))
+    for line in as_lines(values):
+        print(folded(line))
     print(f"\nAll numbers: {folder / RESULTS}; pictures: {folder / SHEET}")
     print(next_steps((f"geossl pretrain {shlex.quote(str(folder / RECIPE))}", "pretrains on it")))
     return 0

@@ -5,13 +5,10 @@ import difflib
 import errno
 import os
 import re
-import shutil
 import socket
-import sys
-import textwrap
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -202,17 +199,6 @@ def require_reachable(*names: str) -> None:
                     f"there is no file or folder {ids[0]}, and {host} cannot be asked for it: {error}"
                 ) from error
             time.sleep(pause)
-
-
-def print_wrapped(lines: Iterable[str]) -> None:
-    """Prints lines, in a terminal broken between words at its width; elsewhere, where programs read them, as they are."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line in lines:
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        folded = width > 20 and textwrap.fill(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-        print(folded or line)
 
 
 def sentence_of(error: BaseException) -> str:

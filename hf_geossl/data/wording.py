@@ -3,6 +3,9 @@
 import logging
 import os
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +16,16 @@ logger = logging.getLogger(__name__)
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Puts a number before its noun: "1 file", "2 files", "1,280,000 images"; `plural` where an s does not make it."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def folded(line: str) -> str:
+    """A line as a terminal shows it, broken between words at its width; elsewhere, where programs read it, as it is."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    wrapped = width > 20 and textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapped or line
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:

@@ -18,6 +18,7 @@ from transformers import (
 
 from hf_geossl.data.evaluation_batches import FirstImages
 from hf_geossl.data.streams import ImageStream
+from hf_geossl.data.wording import folded
 from hf_geossl.training.monitors.instruments import INSTRUMENTS
 
 
@@ -63,7 +64,12 @@ class ImagesProgressCallback(ProgressCallback):
         self.current_step = state.global_step
         if state.is_world_process_zero and self.show_bar:
             self.training_bar = MonotonicBar(
-                desc=self.doing, total=state.max_steps, initial=state.global_step, unit=" steps", dynamic_ncols=True
+                desc=self.doing,
+                total=state.max_steps,
+                initial=state.global_step,
+                unit=" steps",
+                dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",  # it fits 80 columns
             )
 
     def on_step_end(
@@ -89,9 +95,8 @@ class ImagesProgressCallback(ProgressCallback):
         line = self.describe(state.global_step, logs or {})
         if line is not None and state.is_world_process_zero:
             with tqdm.external_write_mode():
-                print(
-                    line, flush=True
-                )  # a pipe or a file gets each line when it is written, and before the bar comes back
+                # a pipe or a file gets each line when it is written, and before the bar comes back
+                print(folded(line), flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
