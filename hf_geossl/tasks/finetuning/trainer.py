@@ -39,6 +39,31 @@ class FineTuningProgress(ImagesProgressCallback):
         return f"step {step}, {images}: " + ", ".join(f"{metric_words(n)} {v:.3f}" for n, v in numbers.items())
 
 
+# training arguments that say what the weights become: a run goes on with its own
+_OF_THE_RUN = (
+    *(
+        "max_steps",
+        "seed",
+        "data_seed",
+        "mirror",
+        "train_layers",
+        "lora_rank",
+        "lora_alpha",
+        "layer_decay",
+        "learning_rate",
+    ),
+    *(
+        "weight_decay",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "max_grad_norm",
+        "label_smoothing_factor",
+    ),
+    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+
+
 class FineTuningTrainer(Trainer):
     """Trains a model with a head on labelled images. Everything not named here is transformers' `Trainer`.
 
@@ -87,18 +112,14 @@ class FineTuningTrainer(Trainer):
         self.collate = Collator(images.mean, images.std, task.labels)
         self.trained = choose_layers(model, args.train_layers, args.lora_rank, args.lora_alpha)
         size, min_crop = model.config.image_height_width[0], task.min_crop if args.min_crop is None else args.min_crop
+        chosen = {name: getattr(args, name) for name in _OF_THE_RUN}
         self.settings = {
             "task": task.name,
-            "data": train.samples.fingerprint,
+            "training data": f"{train.name}, {train.samples.fingerprint[:16]}",
             "images": len(train),
             "global_batch": args.global_batch_size,
-            "max_steps": args.max_steps,
-            "seed": args.seed,
             "min_crop": min_crop,
-            "mirror": args.mirror,
-            "train_layers": args.train_layers,
-            "lora_rank": args.lora_rank,
-            "optim": str(getattr(args.optim, "value", args.optim)),
+            **{name: getattr(value, "value", value) for name, value in chosen.items()},
         }
         examples = TrainingExamples(
             train,

@@ -146,8 +146,12 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(make: Any, settings: dict
     assert all(torch.equal(first[name], second[name]) for name in first)
     logs = [[entry["loss"] for entry in one.trainer.state.log_history if "loss" in entry] for one in (whole, resumed)]
     assert logs[0] == logs[1]
-    with pytest.raises(RuntimeError, match="trained with other settings: seed was 42 and is 7"):
-        make("classification", "stopped", save_steps=2, seed=7, **settings).run(resume_from_checkpoint=True)
+    others = {"seed": (42, 7), "data_seed": (None, 7), "lora_alpha": (16.0, 4.0), "weight_decay": (0.05, 0.5)}
+    others |= {"warmup_steps": (0.1, 0.5), "lr_scheduler_type": ("cosine", "constant"), "learning_rate": (5e-4, 1e-6)}
+    for name, (before, now) in others.items():
+        other = make("classification", "stopped", save_steps=2, **{**settings, name: now})
+        with pytest.raises(RuntimeError, match=f"other settings: {name} was {before!r} and is {now!r}; resume with"):
+            other.trainer.find_checkpoint(True)
 
 
 def test_the_processor_makes_of_an_image_what_was_measured(make: Any, photographs: Path) -> None:
