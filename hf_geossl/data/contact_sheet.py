@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from hf_geossl.data.fonts import Font, font_for
 from hf_geossl.data.measuring.channel_statistics import ChannelStatistics
 from hf_geossl.data.pixel_values import color_places
 from hf_geossl.data.rasters import Raster
@@ -134,7 +135,7 @@ def draw_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str) -> 
     sheet = Image.new(
         "RGB", (columns * cell_width + _GAP, max(1, len(rows)) * cell_height + _CAPTION + 2 * _GAP), _BACKGROUND
     )
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    pen, font = ImageDraw.Draw(sheet), font_for(12, title, *(caption for row in rows for caption, _ in row))
     pen.text((_GAP, _GAP), _fitting(title, sheet.width - 2 * _GAP, font), _INK, font)
     for number, row in enumerate(rows):
         for column, (caption, picture) in enumerate(row):
@@ -147,7 +148,7 @@ def draw_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str) -> 
     return sheet
 
 
-def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _fitting(text: str, width: int, font: Font) -> str:
     """The end of a text, which tells images apart, as far as there is room for it."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     if font.getlength(text) <= width:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from hf_geossl.data.fonts import font_for
 from hf_geossl.tasks.prediction.map_files import class_colors
 from hf_geossl.tasks.prediction.predictors import Objects
 
@@ -128,7 +129,7 @@ def boxes_overlay(picture: Image.Image, objects: Objects, names: Sequence[str], 
     shown = picture.resize(shown_size(picture), Image.Resampling.BILINEAR)
     times = _scale(shown.width)
     text_size, line = round(_TEXT * times), round(2 * times)
-    pen, font = ImageDraw.Draw(shown), ImageFont.load_default(text_size)
+    pen, font = ImageDraw.Draw(shown), font_for(text_size, *names)
     colors = class_colors(len(names)).tolist()
     scale = np.array([shown.width / size[0], shown.height / size[1]] * 2)
     for box, label, score in list(zip(objects.boxes, objects.labels, objects.scores, strict=True))[::-1]:
@@ -169,7 +170,7 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     entries = [*entries[:_MOST_ENTRIES], *([(f"and {left_out} more", None)] if left_out > 0 else [])]
     times = _scale(picture.width)
     gap, swatch = round(_GAP * times), round(_SWATCH * times)
-    font = ImageFont.load_default(round(_TEXT * times))
+    font = font_for(round(_TEXT * times), *(text for text, _ in entries))
     width = max(picture.width, 240)
     rows: list[list[tuple[Entry, int]]] = [[]]  # entries and where they begin
     used = gap
