@@ -112,7 +112,7 @@ class Records:
     def __init__(self, folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         self.folder, self.file = folder, folder / STATE
         self.by_image: dict[str, Record] = {}
-        self._taken: dict[str, str] = {}  # file -> image
+        self._taken: dict[str, str] = {}  # file, in small letters -> image
         lines = self._lines() if self.file.exists() else []
         if overwrite:
             self._remove([name for record in lines[1:] for name in record["files"]])
@@ -120,7 +120,7 @@ class Records:
             self._compare(lines[0], settings)
             for record in lines[1:]:
                 self.by_image[record["image"]] = record
-                self._taken.update(dict.fromkeys(record["files"], record["image"]))
+                self._taken |= {name.casefold(): record["image"] for name in record["files"]}
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.file) as file:  # without a line that was cut
             text = "".join(json.dumps(line) + "\n" for line in [settings, *self.by_image.values()])
@@ -161,12 +161,14 @@ class Records:
         return self.folder / as_file(name)
 
     def name_for(self, image: str, folder: str, ending: str) -> str:
-        """A name for a file of an image's predictions: that of the image, with its ending too where another has that name."""
-        stem = os.path.splitext(image)[0]
-        for name in (f"{folder}/{stem}{ending}", f"{folder}/{image}{ending}"):
-            if self._taken.setdefault(name, image) == image:
-                return name
-        raise ValueError(f"{image}: two other images have its name")  # three files cannot share both
+        """A name for a file of an image's predictions: that of the image, with its ending too where another has that name.
+
+        Names that differ in capitals alone are the same on some disks, and are taken for the same.
+        """
+        name = stem = os.path.splitext(image)[0]
+        while self._taken.setdefault((path := f"{folder}/{name}{ending}").casefold(), image) != image:
+            name = image if name == stem else f"{name}_"
+        return path
 
     def add(self, record: Record) -> None:
         """Adds the record of an image whose files are written."""

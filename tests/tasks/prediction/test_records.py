@@ -61,6 +61,9 @@ def test_what_is_done_is_known_and_what_changed_is_not(tmp_path: Path) -> None:
     name = records.name_for("a.png", "masks", ".png")
     assert name == "masks/a.png"
     assert records.name_for("a.jpg", "masks", ".png") == "masks/a.jpg.png"
+    assert records.name_for("A.bmp", "masks", ".png") == "masks/A.bmp.png"  # the same as a.png on some disks
+    assert records.name_for("a.jpg.jpg", "masks", ".png") == "masks/a.jpg.jpg.png"
+    assert records.name_for("A.jpg", "masks", ".png") == "masks/A.jpg_.png"
     touch(out / name)
     records.add({"image": "a.png", "state": state_of(image), "files": [name]})
     with open(out / STATE, "a") as file:
