@@ -121,7 +121,7 @@ def _print_end(tuning: "FineTuning", results: dict[str, Any]) -> None:
 
 
 def print_result(entry: dict[str, Any]) -> None:
-    """Prints numbers with intervals and floors, in four digits; `results.json` has all."""
+    """Prints numbers to the last digit, with intervals and floors."""
     from hf_geossl.hub.headlines import floor_columns
 
     floors = entry.get("details", {}).get("floors", {})
@@ -131,7 +131,7 @@ def print_result(entry: dict[str, Any]) -> None:
             said = [f"95 % interval {interval[0]:.4g} to {interval[1]:.4g}"] if interval else []
             reached = floor_columns(list(floors.get(name, {}).items()), name)
             said += [f"{floor} {number:.4g}" for floor, number in reached.items()]
-            print(f"{name} {value:.4g}" + (f" ({', '.join(said)})" if said else ""))
+            print(f"{name} {value!r}" + (f" ({', '.join(said)})" if said else ""))
 
 
 def _evaluate(options: Namespace) -> int:
