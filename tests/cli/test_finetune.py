@@ -39,6 +39,9 @@ def test_the_number_at_the_end_is_measured_again(
     assert "0 of the trunk's" in said
     numbers = re.findall(r"^(?:accuracy|mean_per_class_accuracy) \S+", said, re.MULTILINE)
     assert len(numbers) == 2
+    saved = json.loads((folder / "results.json").read_text()).values()
+    entry = next(value for value in saved if "accuracy" in value)
+    assert all(float(number) == entry[name] for name, number in map(str.split, numbers))  # to the last digit
     command = said.partition("Measure it again:\n")[2].splitlines()[0].split()
     assert command[:2] == ["geossl", "finetune"]
     assert main(command[1:]) == 0
