@@ -21,7 +21,7 @@ from hf_geossl.tasks.finetuning.kinds import FineTuningTask
 from hf_geossl.tasks.finetuning.kinds.base import Floors
 from hf_geossl.tasks.finetuning.splits import Split
 
-SHOWN = 6  # images in a picture, spread over all that are measured
+SHOWN = 4  # images in a picture, as many as are seen on a phone; spread over all that are measured
 REPEATS, FEW_REPEATS = 1000, 100  # resamples for intervals; of average precision, which is slow
 
 
