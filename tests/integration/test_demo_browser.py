@@ -390,7 +390,7 @@ def test_a_fine_tuned_model_shows_what_it_predicts_of_an_upload(
     assert all(re.fullmatch(r"(road|house|tree) (< 0\.1|\d+\.\d) %", text) for text in first), first
     visit.page.locator("input[type=file]").first.set_input_files(files=[png(10, 200, 30)])
     visit.page.wait_for_selector("button[data-index='-1'][aria-pressed=true]")
-    visit.wait(lambda: visit.image(0).shape == (30, 50, 3))  # in its own shape
-    visit.wait(lambda: visit.image(1).shape == (270, 450, 3))
+    visit.wait(lambda: visit.image(0).shape == (270, 450, 3))
+    visit.wait(lambda: visit.image(1).shape == (30, 50, 3))  # in its own shape
     assert legend.count() >= 1
     visit.finish()
