@@ -73,7 +73,7 @@ def read_earlier(file: Path | None, about: Mapping[str, Any], overwrite: bool) -
     ]
     if not other:
         return content
-    if overwrite:
+    if overwrite or not content.keys() - {ABOUT}:  # or nothing could be measured
         return {}
     raise ValueError(
         f"{file.name} holds results of another measurement ({', '.join(other[:3])}): name another file, or replace them by "

@@ -72,3 +72,5 @@ def test_earlier_results_are_read_where_they_are_of_the_same_measurement(tmp_pat
     with pytest.raises(ValueError, match=r"another measurement \(seed 1 instead of 2\)"):
         read_earlier(file, {**about, "seed": 2}, False)
     assert read_earlier(file, {**about, "seed": 2}, True) == {}
+    write_json(file, {"about": about})  # nothing could be measured, so nothing is lost
+    assert read_earlier(file, {**about, "seed": 2}, False) == {}
