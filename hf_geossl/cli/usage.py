@@ -38,7 +38,7 @@ _LISTED = 24  # words, in a line that is still read
 
 def nearest(word: str, valid: Sequence[str], prefix: str = "") -> str:
     """Ends an error message: with the valid word that is closest to a wrong one, or with some of the valid ones."""
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"
     names = [prefix + name for name in sorted(valid)]

@@ -39,7 +39,7 @@ def test_says_how_many_and_what_is_broken(tmp_path, model, capsys):
     [
         (["nowhere/at/all", "DATA", "OUT"], "there is no file or folder nowhere/at/all"),
         (["MODEL", "/nowhere", "OUT"], "there is no file or folder /nowhere"),
-        (["MODEL", "DATA", "OUT", "--features", "cls"], "there is no 'cls'; did you mean"),
+        (["MODEL", "DATA", "OUT", "--features", "cls"], "there is no 'cls'; valid are class_token, patches, pooled"),
         (["MODEL", "DATA", "OUT", "--tile_overlap", "3"], "means nothing without tile"),
         (["MODEL", "DATA", "OUT", "--batchsize", "3"], "unknown argument --batchsize; did you mean '--batch_size'?"),
         (["MODEL", "DATA", "OUT", "--image_size", "30"], "do not divide into"),
