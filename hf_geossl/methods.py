@@ -331,7 +331,7 @@ METHODS: dict[str, Method] = {
             "a part of the patch features, which therefore keep what the transformation did."
         ),
         lesson=(
-            "redrawing the images on the way from one view of an image to another: it keeps how an image was moved, turned or "
+            "redrawing the images between one view of an image and another: it keeps how an image was moved, turned or "
             "recoloured."
         ),
         pooled="the class token",

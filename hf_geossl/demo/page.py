@@ -154,7 +154,11 @@ class Page:
         model = self.model
         if model is None:
             return f"# {self.name}: what the model predicts\n\n{about_task(self.task)}" if self.task is not None else ""
-        taught = "Nobody told this model what pictures show." if self.task is None else about_task(self.task)
+        taught = (
+            "This model has learned from pictures alone, without names for what they show."
+            if self.task is None
+            else about_task(self.task)
+        )
         lines = [f"# {model.name if self.task is None else self.task.name}: what the model sees"]
         lines.append(f"{taught} **Choose pictures, or upload yours, and see what it makes of them.**")
         if model.image_format is not None:

@@ -12,6 +12,7 @@ from hf_geossl.demo.markup import Figure, figures, legend, said
 from hf_geossl.demo.tabs import Chosen, Tab, TabMaker, plain_area
 from hf_geossl.tasks.prediction.image_results import show_prediction
 from hf_geossl.tasks.prediction.opened_images import DecodedImage
+from hf_geossl.tasks.prediction.overlays import depth_halves
 from hf_geossl.tasks.prediction.settings import PredictionSettings
 from hf_geossl.tasks.prediction.task_models import TaskModel
 
@@ -73,7 +74,7 @@ def task_tab(task: TaskModel) -> Tab:
         drawn, entries = show_prediction(task, image, settings)
         picture = chosen.displayed(chosen.first)
         if task.kind == "depth":  # which has the picture beside it
-            drawn = drawn.crop((drawn.width - (drawn.width - 8) // 2, 0, drawn.width, drawn.height))
+            drawn = depth_halves(drawn)[1]
         shown = [Figure(picture, "Picture A")]
         if task.kind != "classification":
             shown.insert(0, Figure(drawn, name))  # what a phone shows without scrolling

@@ -367,10 +367,10 @@ class ViTTrunkForObjectDetection(ViTTrunkForLabels):
         Traced, it serves one image of the example's size.
 
         Raises:
-            NotImplementedError: Where it is exported by torch.export, or traced with several images.
+            ValueError: Where it is exported by torch.export, or traced with several images.
         """
         if torch.compiler.is_exporting() or (torch.jit.is_tracing() and pixel_values.shape[0] != 1):
-            raise NotImplementedError(
+            raise ValueError(
                 f"{type(self).__name__} is traced, also to ONNX (dynamo=False), with one image alone, and torch.export cannot "
                 "take it: torchvision's detector takes the images of a batch one by one and asks how many boxes there are; "
                 "give an example of batch 1, or export the trunk, model.base_model"

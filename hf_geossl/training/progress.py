@@ -22,9 +22,14 @@ from hf_geossl.data.wording import folded
 from hf_geossl.training.monitors.instruments import INSTRUMENTS
 
 
-def progress_of_transformers() -> tuple[type[TrainerCallback], ...]:
-    """The callbacks of transformers that show progress: its bar, its lines, and in a notebook its table, which counts epochs."""
-    return trainer.DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback
+def take_progress(owner: trainer.Trainer, callback: TrainerCallback) -> None:
+    """Puts a callback in the place of those of transformers that show progress, where a trainer has them.
+
+    They are its bar, its lines, and in a notebook its table, which counts epochs.
+    """
+    kinds = (trainer.DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback)
+    if any([owner.pop_callback(kind) for kind in kinds]):  # noqa: C419
+        owner.add_callback(callback)
 
 
 class MonotonicBar(tqdm):

@@ -30,7 +30,7 @@ from hf_geossl.training.optimization import OptimizerPlan
 from hf_geossl.training.outputs.exporter import Exporter, HubPublisher
 from hf_geossl.training.outputs.run_description import describe_run
 from hf_geossl.training.parts import TrainerParts
-from hf_geossl.training.progress import ImagesProgressCallback, describe_evaluation, progress_of_transformers
+from hf_geossl.training.progress import ImagesProgressCallback, describe_evaluation, take_progress
 from hf_geossl.training.resources import training_context
 from hf_geossl.views.base import Views
 
@@ -113,8 +113,7 @@ class TeacherStudentTrainer(Trainer):
         self.exporter = Exporter(args, self.processing_class, self.pictures, self.publisher, lambda: describe_run(self))
         for callback in self.parts.callbacks(self.method_callbacks(), self.chance_losses(), self.callback_handler):
             self.add_callback(callback)
-        if any([self.pop_callback(kind) for kind in progress_of_transformers()]):  # noqa: C419
-            self.add_callback(ImagesProgressCallback(args, self.metrics, self.quantities))
+        take_progress(self, ImagesProgressCallback(args, self.metrics, self.quantities))
 
     # ---- What a method says about itself
     def default_views(self, model: TeacherStudentModel | None) -> Views:

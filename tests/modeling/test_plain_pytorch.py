@@ -121,7 +121,7 @@ def test_a_traced_trunk_gives_the_same_for_every_batch_and_size(
 @pytest.mark.parametrize("trace", [torch.jit.trace, torch.export.export])
 def test_a_detector_refuses_to_be_traced_with_a_batch_in_one_sentence(trace: Callable[..., object]) -> None:
     model = METHODS["gtsa"].model("ForObjectDetection", 0.05, num_hidden_layers=1, decoder_channels=8)
-    with pytest.raises(NotImplementedError, match=r"GTSAForObjectDetection is traced.* one image alone.* the trunk"):
+    with pytest.raises(ValueError, match=r"GTSAForObjectDetection is traced.* one image alone.* the trunk"):
         trace(model, (images(2, 3, 32, 32),))
 
 

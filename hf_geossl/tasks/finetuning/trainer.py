@@ -21,7 +21,7 @@ from hf_geossl.training.adaptation.trunk import lr_multiplier
 from hf_geossl.training.callbacks import PreemptionCallback
 from hf_geossl.training.checkpoints.checkpointer import FORMAT, Checkpointer, Resumed
 from hf_geossl.training.checkpoints.files import read_optimizer, read_weights, write_json, write_optimizer
-from hf_geossl.training.progress import ImagesProgressCallback, count_of, progress_of_transformers
+from hf_geossl.training.progress import ImagesProgressCallback, count_of, take_progress
 from hf_geossl.training.sharding import gather_state
 
 
@@ -41,26 +41,25 @@ class FineTuningProgress(ImagesProgressCallback):
 
 # training arguments that say what the weights become: a run goes on with its own
 _OF_THE_RUN = (
-    *(
-        "max_steps",
-        "seed",
-        "data_seed",
-        "mirror",
-        "train_layers",
-        "lora_rank",
-        "lora_alpha",
-        "layer_decay",
-        "learning_rate",
-    ),
-    *(
-        "weight_decay",
-        "warmup_steps",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "max_grad_norm",
-        "label_smoothing_factor",
-    ),
-    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    "max_steps",
+    "seed",
+    "data_seed",
+    "mirror",
+    "train_layers",
+    "lora_rank",
+    "lora_alpha",
+    "layer_decay",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
 )
 
 
@@ -130,8 +129,7 @@ class FineTuningTrainer(Trainer):
         super().__init__(
             model=model, args=args, train_dataset=examples, eval_dataset=test, data_collator=self.collate, **kwargs
         )
-        if any([self.pop_callback(kind) for kind in progress_of_transformers()]):  # noqa: C419
-            self.add_callback(FineTuningProgress(args))
+        take_progress(self, FineTuningProgress(args))
         self.preemption = PreemptionCallback()
         self.add_callback(self.preemption)
         self.checkpointer = Checkpointer(args, self.accelerator)

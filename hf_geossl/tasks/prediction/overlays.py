@@ -93,6 +93,12 @@ def depth_overlay(picture: Image.Image, depth: np.ndarray) -> tuple[Image.Image,
     return both, (near, far)
 
 
+def depth_halves(overlay: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The image and the depth that `depth_overlay` has put side by side."""
+    width = (overlay.width - _GAP) // 2
+    return overlay.crop((0, 0, width, overlay.height)), overlay.crop((width + _GAP, 0, overlay.width, overlay.height))
+
+
 def depth_legend(ends: tuple[float, float], unit: str = "") -> list[Entry]:
     """Five depths from one end of the scale to the other with their colours, and their unit where it is known."""
     places = np.linspace(0, 1, 5)

@@ -17,10 +17,8 @@ from hf_geossl.tasks.prediction.tiling import Tiling, blend
 
 Part = tuple[Box, np.ndarray]  # a box, and the values of its pixels (channels, height, width), float32
 
-_RESIZED = {
-    "segmentation": "bilinear",
-    "depth": "bicubic",
-}  # by transformers' post_process_..._segmentation, ..._depth_estimation
+# as transformers' post_process_semantic_segmentation and post_process_depth_estimation do
+_RESIZED = {"segmentation": "bilinear", "depth": "bicubic"}
 _CUBIC = -0.75  # the slope of bicubic weights at a pixel's distance, torch's
 _BAND = 2**24  # values of a map that are made at a time
 _AT_EDGE = 2  # pixels from the edge of a tile within which a box counts as cut

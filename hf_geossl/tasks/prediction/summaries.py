@@ -14,7 +14,7 @@ from hf_geossl.data.rasters import Raster
 from hf_geossl.data.wording import counted
 from hf_geossl.tasks.prediction.image_results import OVERLAYS
 from hf_geossl.tasks.prediction.map_files import PNG_LEVEL, class_colors, whole_file
-from hf_geossl.tasks.prediction.overlays import Entry, depth_scale, with_legend
+from hf_geossl.tasks.prediction.overlays import Entry, depth_halves, depth_scale, with_legend
 from hf_geossl.tasks.prediction.records import Record, Records
 from hf_geossl.tasks.prediction.task_models import TaskModel
 
@@ -117,12 +117,12 @@ def _draw_contact_sheet(model: TaskModel, done: Sequence[Record], records: Recor
     for record in chosen:
         path = next(records.path_of(name) for name in record["files"] if name.startswith(f"{OVERLAYS}/"))
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB").crop((0, 0, *record["shown"])))
+            shown = picture.convert("RGB").crop((0, 0, *record["shown"]))
         name = _caption(model, record)
         if model.kind == "depth":  # whose overlay is two pictures
-            thumbnails.add(f"{name}: depth", Raster(pixels[:, -(pixels.shape[1] // 2 - 4) :], "PNG"))
-            pixels = pixels[:, : pixels.shape[1] // 2 - 4]
-        thumbnails.add(name, Raster(pixels, "PNG"))
+            shown, depth = depth_halves(shown)
+            thumbnails.add(f"{name}: depth", Raster(np.asarray(depth), "PNG"))
+        thumbnails.add(name, Raster(np.asarray(shown), "PNG"))
     some = f", {len(chosen)} of them here" if len(chosen) < len(done) else ""
     sheet = draw_sheet(thumbnails, {}, f"{model.name}: {counted(len(done), 'image')}{some}")
     return with_legend(sheet, _legend(model, done))
